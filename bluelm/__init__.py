@@ -1,0 +1,1 @@
+"""The model: config, checkpoint, tokenizer and the float decoder."""

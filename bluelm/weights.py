@@ -1,0 +1,43 @@
+"""What the decoder, calibration and judging need of any checkpoint, float or quantized."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from bluelm.config import ModelConfig
+
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+class Weights(Protocol):
+    """A decoder's weights, read a piece at a time. All tensors float32."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        """Tensors of one block by local name: `self_attn.q_proj.weight` [out, in], `input_layernorm.weight` [hidden]."""
+        ...
+
+    def embedding(self) -> Tensor:
+        """Token embedding [rows, hidden] with the embedding LayerNorm, if the model has one, folded in."""
+        ...
+
+    def final_norm(self) -> Tensor:
+        """Weight of the last RMSNorm [hidden]."""
+        ...
+
+    def head(self) -> Tensor:
+        """Output projection [rows, hidden]; the embedding where the two are tied."""
+        ...

@@ -1,0 +1,1 @@
+"""Calibration texts, token windows, and running the model block by block."""

@@ -1,0 +1,1 @@
+"""Rounding, GPTQ and AWQ, and the store of quantized checkpoints."""

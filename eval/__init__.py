@@ -1,0 +1,1 @@
+"""Measurements on artifacts, budgets, verdicts and reports."""

@@ -1,0 +1,1 @@
+"""Lowering a quantized checkpoint to the files of one runtime."""

@@ -1,0 +1,1 @@
+"""SoCs, their limits, vendors' compilers, and runtimes that execute artifacts."""
