@@ -1,0 +1,158 @@
+"""What a run found, as report.json and as tables on the terminal."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bluelm.errors import InputError
+from bluelm.files import write_text
+from eval.budget import Check, Verdict
+from eval.measurement import Measurement
+
+FILE = "report.json"
+TOOLS = (
+    "bluelm-export",
+    "torch",
+    "numpy",
+    "safetensors",
+    "sentencepiece",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-qnn",
+)
+SUBJECTS = {
+    "npu": "NPU artifact",
+    "cpu": "CPU artifact",
+    "reference": "float32 model",
+}  # columns of the table
+
+
+class Stage(BaseModel):
+    """A step of the run: its folder, how long it took, and whether an earlier run's result was taken."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    seconds: float
+    reused: bool
+
+
+class Report(BaseModel):
+    """Everything that a reader needs to believe, repeat or refuse a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    schema_version: Literal[1] = 1
+    passed: bool
+    title: str
+    target: str
+    configuration: dict[str, Any]
+    inputs: dict[str, str] = Field(description="SHA-256 of what went in")
+    versions: dict[str, str]
+    stages: tuple[Stage, ...]
+    measurements: tuple[Measurement, ...]
+    budget: dict[str, Any]
+    checks: tuple[Check, ...]
+    details: dict[str, Any] = Field(default={}, description="what the stages say of themselves")
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the report of a finished run.
+
+        Raises:
+            InputError: there is none, or it was written by another version.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            fix = "name the folder of a finished run, e.g. dist/<run>"
+            raise InputError(
+                "this is not the folder of a finished run: it holds no report", where=path, fix=fix
+            )
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            fix = "run bluelm-export again with this version"
+            raise InputError("the report cannot be read", where=path, fix=fix) from error
+
+    def save(self, folder: Path) -> Path:
+        """Write `folder`/report.json, all or nothing."""
+        path = folder / FILE
+        write_text(path, self.model_dump_json(indent=2) + "\n")
+        return path
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of Python, the system and the packages that shape a result."""
+    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for tool in TOOLS:
+        try:
+            versions[tool] = version(tool)
+        except PackageNotFoundError:
+            versions[tool] = "not installed"
+    return versions
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the verdict, then the figures."""
+    show_verdict(report.title, Verdict(report.checks), console)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning[/] {escape(warning)}")
+    console.print(_accuracy_table(report.measurements))
+    console.print(_figures_table(report.measurements))
+
+
+def show_verdict(title: str, verdict: Verdict, console: Console) -> None:
+    """Print whether the budget holds, and each limit that failed or, if none did, each that held."""
+    word = "[bold green]PASSED[/]" if verdict.passed else "[bold red]FAILED[/]"
+    console.print(f"\n{word}  {escape(title)}", highlight=False)
+    for check in verdict.checks:
+        mark = "[green]ok  [/]" if check.passed else "[red]FAIL[/]"
+        console.print(f"  {mark} {escape(str(check))}", highlight=False, soft_wrap=True)
+
+
+def _accuracy_table(measurements: Sequence[Measurement]) -> Table:
+    """One row a metric, one column an artifact."""
+    shown = [m for m in measurements if m.subject in SUBJECTS]
+    subjects = [s for s in SUBJECTS if any(m.subject == s for m in shown)]
+    table = Table(title="Accuracy on held-out text (± one standard error)", title_justify="left")
+    table.add_column("figure")
+    for subject in subjects:
+        table.add_column(SUBJECTS[subject], justify="right")
+    for name in dict.fromkeys(m.name for m in shown):
+        row = {m.subject: m for m in shown if m.name == name}
+        unit = next(iter(row.values())).unit
+        cells = [format_value(row[s]) if s in row else "" for s in subjects]
+        table.add_row(f"{_words(name)} {f'[dim]{unit}[/]' if unit else ''}", *cells)
+    return table
+
+
+def _figures_table(measurements: Sequence[Measurement]) -> Table:
+    """Speed, size and memory: one row a figure, with how it was got."""
+    table = Table(title="Speed, size and memory", title_justify="left")
+    for heading in ("figure", "of", "value", "unit", "how", "note"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    for m in measurements:
+        if m.subject not in SUBJECTS:
+            how = m.how if m.how == "measured" else f"[yellow]{m.how}[/]"
+            table.add_row(_words(m.name), m.subject, format_value(m), m.unit, how, escape(m.note))
+    return table
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def format_value(m: Measurement) -> str:
+    """Value and error as a reader wants them: bytes in MB, the rest to four digits."""
+    if m.unit == "bytes":
+        return f"{m.value / 1e6:,.1f} M"
+    value = f"{m.value:,.0f}" if m.value >= 10_000 or float(m.value).is_integer() else f"{m.value:,.4g}"
+    return value if m.error is None else f"{value} ± {m.error:.2g}"

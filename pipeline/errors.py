@@ -1,0 +1,108 @@
+"""From errors to messages and exit codes: the one place where it is decided.
+
+| code | meaning |
+|---|---|
+| 0 | passed |
+| 1 | internal error: a short message, the traceback in a log file |
+| 2 | bad input or configuration |
+| 3 | a budget failed |
+| 4 | the target cannot hold this model |
+| 5 | a device, an emulator or an SDK is not available |
+| 6 | interrupted; the same command resumes |
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import click
+
+from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
+
+_PLACE_ERRORS = {
+    errno.ENOSPC: "free some space, or name another --out folder",
+    errno.EDQUOT: "free some space, or name another --out folder",
+    errno.EACCES: "give the permission, or name another folder",
+    errno.EPERM: "give the permission, or name another folder",
+    errno.EROFS: "name a folder that can be written to",
+}
+
+
+def guard(command: Callable[[], int | None], resume: str) -> int:
+    """Run a command; tell what went wrong on stderr; return the exit code.
+
+    Args:
+        command: does the work; returns the exit code (None is 0).
+        resume: the command line that goes on where an interrupted one stopped.
+
+    Unexpected exceptions pass through, to `crash` (installed as sys.excepthook), which exits with 1.
+    """
+    try:
+        return command() or 0
+    except ExportError as error:
+        return _tell(error)
+    except click.ClickException as error:  # wrong usage: unknown option, missing value
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        fix = f"type the same command again; what is finished is kept:\n         {resume}"
+        return _tell(InterruptedRun("interrupted", fix=fix))
+    except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        fix = f"pip install 'bluelm-export[{extra}]'"
+        return _tell(UnavailableError(f"the package {error.name} is not installed", fix=fix))
+    except OSError as error:
+        if error.errno not in _PLACE_ERRORS:
+            raise
+        fix = _PLACE_ERRORS[error.errno]
+        return _tell(InputError(f"{error.strerror}", where=error.filename, fix=fix))
+
+
+_EXTRAS = {
+    "onnxruntime_qnn": "qualcomm",
+    "executorch": "executorch",
+    "coremltools": "apple",
+    "litert_torch": "litert",
+    "ai_edge_litert": "litert",
+    "pyarrow": "parquet",
+    "tokenizers": "tokenizers",
+}
+
+
+def crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A sys.excepthook: the traceback goes into a log file, a short message to stderr."""
+    path = _log_file()
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(kind, error, trace)))
+    print(f"\ninternal error: {kind.__name__}: {error}", file=sys.stderr)
+    print(f"  where: the traceback is in {path}", file=sys.stderr)
+    print("  fix:   please report it with that file", file=sys.stderr)
+
+
+def _tell(error: ExportError) -> int:
+    logging.getLogger("bluelm_export").error("%s", error)
+    print(f"\nerror: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _log_file() -> Path:
+    """The log of the run under way, or a fresh file in the system's temporary folder."""
+    for handler in logging.getLogger("bluelm_export").handlers:
+        if isinstance(handler, logging.FileHandler):
+            return Path(handler.baseFilename)
+    descriptor, name = tempfile.mkstemp(prefix="bluelm-export-", suffix=".log")
+    os.close(descriptor)
+    return Path(name)
