@@ -29,7 +29,7 @@ class SpeedLimit(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     at_least: Positive
-    on: Literal["soc", "host"] = "soc"
+    where: Literal["soc", "host"] = "soc"
     accept: Kinds = ("measured",)
 
 
@@ -150,9 +150,9 @@ def judge(budget: Budget, measurements: Iterable[Measurement], artifacts: Sequen
             checks += [_check(key, s, unit, float(limit), figures.get((name, s))) for s in subjects]
     speed = budget.min_decode_tokens_per_s
     if speed is not None:
-        figure = figures.get(("decode_tokens_per_s", speed.on))
+        figure = figures.get(("decode_tokens_per_s", speed.where))
         checks.append(
-            _check("min_decode_tokens_per_s", speed.on, "tokens/s", speed.at_least, figure, speed.accept)
+            _check("min_decode_tokens_per_s", speed.where, "tokens/s", speed.at_least, figure, speed.accept)
         )
     return Verdict(tuple(checks))
 
@@ -178,8 +178,8 @@ def _check(
 
 
 def _explain(error: ValidationError, path: Path) -> InputError:
-    """The first thing that pydantic found wrong, in the user's words."""
-    first = error.errors()[0]
+    """The first thing that pydantic found wrong, an unknown key before all else, in the user's words."""
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     path_of_key = [str(part) for part in first["loc"]]
     key = ".".join(path_of_key)
     where = f"{path}, key {key}"
@@ -188,5 +188,7 @@ def _explain(error: ValidationError, path: Path) -> InputError:
         near = difflib.get_close_matches(path_of_key[-1], known, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return InputError("the budget has an unknown key", where=where, fix=fix)
+    if first["type"] == "missing":
+        return InputError("the budget lacks a value", where=where, fix=f"give {path_of_key[-1]}")
     problem = f"the budget's {key} cannot be {first['input']!r}: {first['msg']}"
     return InputError(problem, where=where, fix="mend the value")

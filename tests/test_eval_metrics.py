@@ -1,0 +1,120 @@
+"""Metrics against sums written out in plain Python, and standard errors against simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from eval import metrics
+
+LOGITS = hnp.arrays(np.float32, (4, 7), elements=st.floats(-30, 30, width=32))
+
+
+def plain_log_softmax(row: list[float]) -> list[float]:
+    """log p_i = x_i - log(sum exp x_j), with math.fsum: an independent float64 computation."""
+    top = max(row)
+    total = math.log(math.fsum(math.exp(x - top) for x in row)) + top
+    return [x - total for x in row]
+
+
+@settings(max_examples=50, deadline=None)
+@given(LOGITS, LOGITS)
+def test_kl_and_likelihood_equal_the_sums_written_out(p_logits: np.ndarray, q_logits: np.ndarray) -> None:
+    p, q = metrics.log_softmax(p_logits), metrics.log_softmax(q_logits)
+    targets = np.array([0, 6, 3, 1])
+    kl = metrics.kl_divergence(p, q)
+    nll = metrics.negative_log_likelihood(q, targets)
+    for i in range(4):
+        log_p, log_q = plain_log_softmax(p_logits[i].tolist()), plain_log_softmax(q_logits[i].tolist())
+        expected = math.fsum(math.exp(a) * (a - b) for a, b in zip(log_p, log_q, strict=True))
+        assert kl[i] == pytest.approx(max(expected, 0), abs=1e-12, rel=1e-9)
+        assert nll[i] == pytest.approx(-log_q[targets[i]], rel=1e-12, abs=1e-12)
+
+
+def test_known_kl() -> None:
+    p, q = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
+    expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    assert metrics.kl_divergence(metrics.log_softmax(p), metrics.log_softmax(q))[0] == pytest.approx(expected)
+
+
+def test_kl_is_exact_for_logits_that_float32_cannot_tell_apart() -> None:
+    """A shift of 1e-4 beside logits of 1e4: float32 softmax would lose it."""
+    p = np.array([[1e4, 1e4 + 1e-4]])
+    q = np.array([[1e4, 1e4]])
+    a = 1 / (1 + math.exp(1e-4))
+    expected = a * math.log(a / 0.5) + (1 - a) * math.log((1 - a) / 0.5)
+    assert metrics.kl_divergence(metrics.log_softmax(p), metrics.log_softmax(q))[0] == pytest.approx(
+        expected, rel=1e-3
+    )
+
+
+def test_uniform_model_has_the_vocabulary_as_perplexity() -> None:
+    nll = metrics.negative_log_likelihood(metrics.log_softmax(np.zeros((10, 50))), np.arange(10))
+    perplexity = metrics.exp_mean(nll, np.arange(10))
+    assert perplexity.value == pytest.approx(50)
+    assert perplexity.error == pytest.approx(0, abs=1e-9)
+
+
+def test_agreement_counts_equal_tops() -> None:
+    a = np.array([[1, 2, 3], [3, 2, 1], [1, 5, 2]])
+    b = np.array([[0, 0, 9], [0, 0, 9], [1, 2, 0]])
+    assert metrics.top1_agreement(a, b).tolist() == [1, 0, 1]
+
+
+def test_non_finite_logits_give_a_non_finite_kl() -> None:
+    bad = np.array([[np.nan, 1.0]])
+    assert math.isnan(
+        metrics.kl_divergence(metrics.log_softmax(np.zeros((1, 2))), metrics.log_softmax(bad))[0]
+    )
+
+
+def correlated(generator: np.random.Generator, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values that share an effect within their cluster; clusters of 5 to 40 values."""
+    sizes = generator.integers(5, 41, groups)
+    clusters = np.repeat(np.arange(groups), sizes)
+    effects = generator.normal(0, 1, groups)
+    return effects[clusters] + generator.normal(2, 1, len(clusters)), clusters
+
+
+def test_clustered_error_is_the_spread_of_repeated_draws() -> None:
+    generator = np.random.default_rng(0)
+    draws = [metrics.mean(*correlated(generator, 40)) for _ in range(800)]
+    spread = np.std([d.value for d in draws])
+    told = np.sqrt(np.mean([d.error**2 for d in draws if d.error is not None]))
+    assert told == pytest.approx(spread, rel=0.1)
+    values, clusters = correlated(generator, 40)
+    naive = values.std() / math.sqrt(len(values))
+    clustered = metrics.mean(values, clusters).error
+    assert clustered is not None
+    assert clustered > 2 * naive  # what ignoring the clusters would hide
+
+
+def test_perplexity_error_is_the_spread_of_repeated_draws() -> None:
+    generator = np.random.default_rng(1)
+    draws = [metrics.exp_mean(*correlated(generator, 60)) for _ in range(600)]
+    told = np.median([d.error for d in draws if d.error is not None])
+    spread = np.subtract(*np.percentile([d.value for d in draws], [84.13, 15.87])) / 2
+    assert told == pytest.approx(spread, rel=0.12)
+
+
+def test_quantile_error_is_the_spread_of_repeated_draws() -> None:
+    generator = np.random.default_rng(2)
+    draws = []
+    for _ in range(300):
+        values, clusters = correlated(generator, 150)
+        draws.append(metrics.quantile(np.exp(values), clusters, 0.9))
+    told = np.mean([d.error for d in draws if d.error is not None])
+    assert told == pytest.approx(np.std([d.value for d in draws]), rel=0.15)
+
+
+def test_singleton_clusters_give_the_textbook_error() -> None:
+    values = np.random.default_rng(3).normal(size=100)
+    found = metrics.mean(values, np.arange(100))
+    assert found.error == pytest.approx(values.std(ddof=1) / 10)
+
+
+def test_one_cluster_has_no_error() -> None:
+    assert metrics.mean(np.ones(9), np.zeros(9, dtype=np.int64)).error is None
