@@ -1,0 +1,111 @@
+"""What to do to the weights: a recipe, from a preset by name, a YAML file or options."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bluelm.errors import InputError
+
+PRESETS = Path(__file__).parent / "presets"
+
+Bits = Literal[4, 8]
+GroupSize = Literal[32, 64, 128, -1]
+
+
+class Recipe(BaseModel):
+    """How a checkpoint is quantized. Everything that the codes depend on, but for checkpoint and text, is here.
+
+    Attributes:
+        method: rtn (round to nearest), gptq or awq, for the linears of the blocks.
+        bits: width of the blocks' linears.
+        group_size: columns that share a scale; -1 for one scale a row.
+        symmetric: zero points all in the middle.
+        grid: how scales are chosen. minmax: the group's extremes. mse: the span that loses least in the layer's
+            output. rtn is plain minmax unless told otherwise; gptq and awq search.
+        head_bits, head_group_size: lm_head. One scale a row by default: NPUs have no blocks of 8-bit weights.
+        embed_bits: the embedding table, one scale a row, symmetric.
+        damping: first share of the Hessian's mean diagonal that GPTQ adds to it.
+        act_order: GPTQ rounds the columns of the most excited inputs first; groups stay in place.
+        samples, length, seed: calibration windows, tokens in each, and the seed that picks them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    method: Literal["gptq", "awq", "rtn"] = "gptq"
+    bits: Bits = 4
+    group_size: GroupSize = 32
+    symmetric: bool = True
+    grid: Literal["minmax", "mse"] = "mse"
+    head_bits: Bits = 8
+    head_group_size: GroupSize = -1
+    embed_bits: Bits = 8
+    damping: float = Field(0.01, gt=0, le=1)
+    act_order: bool = True
+    samples: int = Field(128, ge=1)
+    length: int = Field(512, ge=2)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_rounding_searches_nothing(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") == "rtn":
+            return {"grid": "minmax", **values}
+        return values
+
+    @classmethod
+    def make(cls, values: dict[str, Any], where: object = None) -> Self:
+        """A recipe from plain values.
+
+        Raises:
+            InputError: an unknown key (with the nearest known one) or a value out of range.
+        """
+        for key in values:
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                known = "known keys: " + ", ".join(cls.model_fields)
+                fix = f"did you mean '{near[0]}'? {known}" if near else known
+                raise InputError(f"a recipe has no key '{key}'", where=where, fix=fix)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            message = f"recipe: {key} = {first['input']!r}: {first['msg']}"
+            raise InputError(message, where=where, fix=f"give {key} a value that it can take") from None
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, **overrides: Any) -> Self:
+        """A preset by name (`w4-g32`) or a YAML file, with options laid over it.
+
+        Raises:
+            InputError: no such preset or file, not YAML, an unknown key or a bad value.
+        """
+        path = PRESETS / f"{name_or_path}.yaml"
+        if not path.is_file():
+            path = Path(name_or_path)
+        if not path.is_file():
+            raise InputError(
+                f"no recipe '{name_or_path}'", fix=f"presets: {', '.join(presets())}; or give the path of a YAML file"
+            )
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"the recipe is not YAML: {error}", where=path) from None
+        if not isinstance(values, dict):
+            raise InputError("a recipe is a table of keys and values", where=path, fix="write lines like `bits: 4`")
+        return cls.make({**values, **overrides}, where=path)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of every value."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def presets() -> list[str]:
+    """Names of the recipes that ship."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
