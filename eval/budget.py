@@ -102,7 +102,8 @@ class Check:
             return f"{title}: {self.note}; the budget asks for {asked}"
         relative = abs(self.margin) / self.limit if self.limit else math.inf
         side = "within" if self.passed else "beyond"
-        return f"{title}: {self.value:,.6g}, {asked}: {side} by {abs(self.margin):,.4g} ({relative:.2%})"
+        text = f"{title}: {self.value:,.6g}, {asked}: {side} by {abs(self.margin):,.4g} ({relative:.2%})"
+        return f"{text}; {self.note}" if self.note else text
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,13 @@ def _check(
     if not math.isfinite(figure.value):
         note = f"the figure is {figure.value}"
         return Check(key, subject, None, unit, limit, None, False, figure.how, note=note)
-    margin = limit - figure.value if key.startswith("max_") else figure.value - limit
-    return Check(key, subject, figure.value, unit, limit, margin, margin >= 0, figure.how, figure.error)
+    if key.startswith("max_"):
+        margin = limit - figure.value
+        return Check(key, subject, figure.value, unit, limit, margin, margin >= 0, figure.how, figure.error)
+    sure = figure.value if figure.low is None else figure.low  # the gate takes the interval's lower end
+    note = "" if figure.low is None else f"lower end of the interval around {figure.value:,.4g} {unit}"
+    margin = sure - limit
+    return Check(key, subject, sure, unit, limit, margin, margin >= 0, figure.how, figure.error, note)
 
 
 def _explain(error: ValidationError, path: Path) -> InputError:

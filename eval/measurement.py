@@ -22,6 +22,8 @@ class Measurement:
         note: one line for the reader: the method, the interval, the source.
         subject: what was judged: "npu", "cpu" (the artifacts), "reference" (the float model), "soc"
             (the phone's chip), "host" (this machine), "files", "run".
+        low, high: the figure's interval in the same unit; None where there is none. A speed limit is held
+            against `low`.
     """
 
     name: str
@@ -32,3 +34,5 @@ class Measurement:
     n: int | None = None
     note: str = ""
     subject: str = ""
+    low: float | None = None
+    high: float | None = None

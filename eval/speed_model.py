@@ -228,4 +228,6 @@ def as_measurement(phase: Phase, interval: Interval, note: str = "", subject: st
         error=interval.value * spread,
         note=f"{text}; {note}" if note else text,
         subject=subject,
+        low=interval.low,
+        high=interval.high,
     )
