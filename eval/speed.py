@@ -38,7 +38,9 @@ def host_speed(
     with PeakMemory() as memory:
         turns = [_turn(runtime, tokens, decode_steps, clock) for _ in range(repeats + 1)][1:]
         first, prefill, decode = (Repeats(tuple(values)) for values in zip(*turns, strict=True))
-        prompt, behind = f"{len(tokens)} tokens", f"{decode_steps} tokens behind {len(tokens)}"
+        name = runtime.name
+        prompt = f"{name}, {len(tokens)} tokens"
+        behind = f"{name}, {decode_steps} tokens behind {len(tokens)}"
         figures = [
             prefill.measurement("prefill_tokens_per_s", "tokens/s", "measured", "host", prompt),
             decode.measurement("decode_tokens_per_s", "tokens/s", "measured", "host", behind),
@@ -74,7 +76,7 @@ def _at_depth(
         runtime.reset()
         runtime.prefill(prompt)
         rates.append(steps / _seconds(clock, lambda: _decode(runtime, prompt[-1], steps)))
-    name, text = f"decode_tokens_per_s@{depth}", f"{steps} tokens behind {depth}"
+    name, text = f"decode_tokens_per_s@{depth}", f"{runtime.name}, {steps} tokens behind {depth}"
     return Repeats(tuple(rates[1:])).measurement(name, "tokens/s", "measured", "host", text)
 
 

@@ -1,0 +1,94 @@
+"""What a phone says of itself: chip, memory, system, NPU libraries, heat."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from bluelm.errors import UnavailableError
+from targets.adb import Device, Server
+
+# android.os.PowerManager.THERMAL_STATUS_*
+THERMAL_STATUS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+NPU_LIBRARIES = {
+    "QNN": "/vendor/lib64/libQnnHtp.so",
+    "FastRPC": "/vendor/lib64/libcdsprpc.so",
+    "NeuroPilot": "/vendor/lib64/libneuron_adapter_mgvi.so",
+    "NeuroPilot (system)": "/system_ext/lib64/libneuronusdk_adapter.mtk.so",
+    "NNAPI": "/apex/com.android.neuralnetworks/lib64/libneuralnetworks.so",
+}
+
+
+@dataclass(frozen=True)
+class Thermal:
+    """How hot a device is: the system's status (0 to 6; None: it does not say), degrees Celsius by sensor."""
+
+    status: int | None
+    temperatures: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        name = "unknown" if self.status is None else THERMAL_STATUS[self.status]
+        hottest = max(self.temperatures.values(), default=None)
+        return name if hottest is None else f"{name}, hottest sensor {hottest:.0f} °C"
+
+
+@dataclass(frozen=True)
+class Phone:
+    """A device as `bluelm-export devices` lists it; memory in bytes, None where it does not say."""
+
+    serial: str
+    state: str
+    model: str = ""
+    soc: str = ""
+    memory: int | None = None
+    system: str = ""
+    runtimes: tuple[str, ...] = ()
+    thermal: Thermal = Thermal(None)
+
+
+def parse_thermal(text: str) -> Thermal:
+    """`dumpsys thermalservice`: its status, and the temperatures that the HAL reports now."""
+    status = re.search(r"^Thermal Status:\s*(\d)", text, re.MULTILINE)
+    _, _, current = text.rpartition("Current temperatures from HAL:")
+    found = re.findall(r"Temperature\{mValue=(-?[\d.]+),.*?mName=([^,}]+)", current or text)
+    number = int(status[1]) if status else None
+    known = number is not None and number < len(THERMAL_STATUS)
+    return Thermal(number if known else None, {name: float(value) for value, name in found})
+
+
+def thermal(device: Device) -> Thermal:
+    """The device's heat now; unknown where the system has no thermal service (Android 9 or older)."""
+    result = device.shell("dumpsys thermalservice")
+    return parse_thermal(result.stdout) if result.exit_code == 0 else Thermal(None)
+
+
+def describe(device: Device) -> Phone:
+    """Ask one device for everything that the list shows."""
+    properties = dict(re.findall(r"^\[([^\]]+)\]: \[([^\]]*)\]", device.check("getprop"), re.MULTILINE))
+    memory = re.search(r"MemTotal:\s*(\d+) kB", device.check("cat /proc/meminfo"))
+    present = device.shell("ls -d " + " ".join(NPU_LIBRARIES.values())).stdout.split()
+    api = properties.get("ro.build.version.sdk", "?")
+    return Phone(
+        serial=device.serial,
+        state="device",
+        model=properties.get("ro.product.model", ""),
+        soc=properties.get("ro.soc.model") or properties.get("ro.board.platform", ""),
+        memory=int(memory[1]) * 1024 if memory else None,
+        system=f"Android {properties.get('ro.build.version.release', '?')} (API {api})",
+        runtimes=tuple(name for name, path in NPU_LIBRARIES.items() if path in present),
+        thermal=thermal(device),
+    )
+
+
+def phones(server: Server) -> list[Phone]:
+    """Every device that the adb server sees; those that cannot be asked are listed with their state."""
+    found = []
+    for listed in server.devices():
+        if listed.state != "device":
+            found.append(Phone(listed.serial, listed.state, listed.facts.get("model", "")))
+            continue
+        try:
+            found.append(describe(Device(server, listed.serial)))
+        except UnavailableError as error:  # one that drops out while it is asked must not hide the others
+            found.append(Phone(listed.serial, error.problem, listed.facts.get("model", "")))
+    return found

@@ -1,0 +1,177 @@
+"""The adb client against a server process of the real wire protocol; Debian's own adb judges that server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bluelm.errors import InputError, UnavailableError
+from targets.adb import CHUNK, Server
+from targets.phone import parse_thermal, phones
+from tests.phone import FakePhone, running_phone
+
+BIG = os.urandom(5 * CHUNK + 17)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakePhone]:
+    with running_phone(tmp_path_factory.mktemp("phone")) as phone:
+        yield phone
+
+
+@pytest.fixture
+def phone(shared: FakePhone) -> FakePhone:
+    shared.fault()
+    shared.heat(0)
+    return shared
+
+
+def adb(phone: FakePhone, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Android's own client against our server: if that were not adb's protocol, it would not work."""
+    command = ["adb", "-P", str(phone.server.port), "-s", phone.serial, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_the_real_adb_accepts_our_server(phone, tmp_path):
+    listed = subprocess.run(
+        ["adb", "-P", str(phone.server.port), "devices", "-l"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert phone.serial in listed.stdout and "model:V2309A" in listed.stdout
+    assert adb(phone, "shell", "-T", "echo out; echo err >&2; exit 7").returncode == 7
+    local = tmp_path / "big"
+    local.write_bytes(BIG)
+    pushed = adb(phone, "push", str(local), "/data/local/tmp/by_adb")
+    assert pushed.returncode == 0, pushed.stdout + pushed.stderr
+    assert adb(phone, "pull", "/data/local/tmp/by_adb", str(tmp_path / "back")).returncode == 0
+    assert (tmp_path / "back").read_bytes() == BIG
+    phone.fault(disk_bytes=CHUNK)
+    full = adb(phone, "push", str(local), "/data/local/tmp/full")
+    assert full.returncode != 0 and "No space left" in full.stdout + full.stderr
+
+
+def test_version_and_devices(phone):
+    assert phone.server.version() == 41
+    (listed,) = phone.server.devices()
+    assert (listed.serial, listed.state, listed.facts["model"]) == (phone.serial, "device", "V2309A")
+
+
+def test_shell_tells_both_streams_and_the_exit_code_apart(phone):
+    result = phone.server.device(phone.serial).shell("echo out; echo err >&2; exit 7")
+    assert (result.stdout, result.stderr, result.exit_code) == ("out\n", "err\n", 7)
+
+
+def test_shell_with_long_output(phone):
+    result = phone.server.device(phone.serial).shell("seq 1 100000")
+    assert result.stdout.splitlines()[-1] == "100000"
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("features", ["shell_v2,stat_v2", "shell_v2"])
+@pytest.mark.parametrize("content", [b"", b"x", BIG[:CHUNK], BIG])
+def test_push_stat_pull(phone, tmp_path, content, features):
+    phone.fault(features=features)
+    device = phone.server.device(phone.serial)
+    local, back = tmp_path / "a b", tmp_path / "back"
+    local.write_bytes(content)
+    sent: list[int] = []
+    device.push(local, "/data/local/tmp/a b", 0o755, sent.append)
+    assert sum(sent) == len(content)
+    found = device.stat("/data/local/tmp/a b")
+    assert found is not None and found.size == len(content) and found.mode & 0o777 == 0o755
+    assert device.stat("/data/local/tmp/none") is None
+    device.pull("/data/local/tmp/a b", back)
+    assert back.read_bytes() == content
+
+
+def test_disconnect_in_the_middle_of_a_push(phone, tmp_path):
+    phone.fault(disconnect_push_after=2 * CHUNK)
+    local = tmp_path / "big"
+    local.write_bytes(BIG)
+    with pytest.raises(UnavailableError, match=r"connection (broke|closed)") as raised:
+        phone.server.device(phone.serial).push(local, "/data/local/tmp/half")
+    assert raised.value.exit_code == 5
+
+
+def test_full_disk_is_told_with_the_devices_own_reason(phone, tmp_path):
+    phone.fault(disk_bytes=CHUNK)
+    local = tmp_path / "big"
+    local.write_bytes(BIG * 40)  # 13 MB: more than any socket buffer, so the answer comes while we send
+    with pytest.raises(UnavailableError, match="No space left on device"):
+        phone.server.device(phone.serial).push(local, "/data/local/tmp/full")
+
+
+def test_disconnect_while_a_command_runs(phone):
+    phone.fault(disconnect_shell="runner")
+    with pytest.raises(UnavailableError, match="closed in the middle"):
+        phone.server.device(phone.serial).shell("./runner")
+
+
+def test_what_answers_is_not_adb(phone):
+    phone.fault(garbage=True)
+    with pytest.raises(UnavailableError, match="not an adb server"):
+        phone.server.devices()
+
+
+def test_a_missing_file_is_not_pulled_and_leaves_nothing(phone, tmp_path):
+    with pytest.raises(UnavailableError, match="No such file"):
+        phone.server.device(phone.serial).pull("/data/local/tmp/none", tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("state", ["offline", "unauthorized"])
+def test_a_device_that_is_not_ready(phone, state):
+    phone.fault(state=state)
+    with pytest.raises(UnavailableError, match=state):
+        phone.server.device(phone.serial)
+    assert [p.state for p in phones(phone.server)] == [state]
+
+
+def test_unknown_serial_lists_the_known_ones(phone):
+    with pytest.raises(UnavailableError, match=phone.serial):
+        phone.server.device("nobody")
+
+
+def test_no_server_says_what_to_do():
+    with pytest.raises(UnavailableError, match="start-server") as raised:
+        Server("127.0.0.1", 1).devices()
+    assert raised.value.exit_code == 5
+
+
+def test_a_port_that_is_none(monkeypatch):
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "high")
+    with pytest.raises(InputError, match="ANDROID_ADB_SERVER_PORT"):
+        Server()
+
+
+def test_an_old_android_without_shell_v2(phone):
+    phone.fault(features="cmd")
+    with pytest.raises(UnavailableError, match="shell v2"):
+        phone.server.device(phone.serial).shell("true")
+
+
+def test_list_tells_chip_memory_system_libraries_and_heat(phone):
+    phone.heat(2)
+    (found,) = phones(phone.server)
+    own = int(
+        next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    )
+    assert (found.soc, found.model, found.system) == ("MT6989", "V2309A", "Android 14 (API 34)")
+    assert found.memory == own * 1024  # the phone's /proc/meminfo is this machine's
+    assert found.runtimes == ("NeuroPilot",)
+    assert str(found.thermal) == "moderate, hottest sensor 42 °C"
+
+
+def test_thermal_texts():
+    assert parse_thermal("Permission denial").status is None
+    assert parse_thermal("Thermal Status: 9\n").status is None
+    now = "Current temperatures from HAL:\n\tTemperature{mValue=-5.5, mType=3, mName=skin}"
+    found = parse_thermal(f"Thermal Status: 3\n{now}")
+    assert (found.status, found.temperatures) == (3, {"skin": -5.5})
