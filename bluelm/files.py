@@ -1,13 +1,18 @@
-"""Writing that never leaves a half-written file: a temporary name in the same folder, then one rename."""
+"""Files: writing that never leaves a half-written one, and reading that stays inside a checkpoint's folder.
+
+Writing goes to a temporary name in the same folder, then one rename.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bluelm.errors import InputError
 
@@ -32,7 +37,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         InputError: `path` exists and is a file.
     """
     if path.exists() and not path.is_dir():
-        raise InputError("the output exists and is not a folder", where=path, fix="name another output folder")
+        raise InputError(
+            "the output exists and is not a folder", where=path, fix="name another output folder"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -61,3 +68,49 @@ def sha256(path: Path) -> str:
 def demo_checkpoint() -> Path:
     """Folder of the small trained BlueLM that ships with the package."""
     return Path(__file__).parent / "demo"
+
+
+def member(folder: Path, name: str) -> Path:
+    """The regular file `name` of a checkpoint folder, links resolved.
+
+    A link (or a name with `..`) may not lead out of the folder. The one exception is the layout of the
+    Hugging Face hub's cache, `<repo>/snapshots/<revision>/file -> <repo>/blobs/<hash>`.
+
+    Raises:
+        InputError: the file is missing, is no regular file, or lies outside.
+    """
+    path = folder / name
+    root = folder.resolve()
+    try:
+        resolved = path.resolve(strict=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"the file {name!r} is missing", where=folder, fix="complete the checkpoint"
+        ) from None
+    except (OSError, RuntimeError, ValueError) as error:  # link loops, names too long, zero bytes in names
+        raise InputError(f"the file {name!r} cannot be opened: {error}", where=folder) from None
+    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    if not any(resolved.is_relative_to(home) for home in homes):
+        raise InputError(
+            f"{name!r} points outside the checkpoint's folder, to {resolved}",
+            where=path,
+            fix="copy the file into the folder",
+        )
+    if not resolved.is_file():
+        raise InputError("this is not a regular file", where=path)
+    return resolved
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        InputError: the file cannot be read or is not a JSON object in UTF-8.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"not readable as JSON: {error}", where=path, fix="fetch the file again") from None
+    if not isinstance(data, dict):
+        raise InputError(f"expected a JSON object, found {type(data).__name__}", where=path)
+    return data

@@ -27,7 +27,7 @@ class Weights(Protocol):
     def config(self) -> ModelConfig: ...
 
     def block(self, index: int) -> dict[str, Tensor]:
-        """Tensors of one block by local name: `self_attn.q_proj.weight` [out, in], `input_layernorm.weight` [hidden]."""
+        """Tensors of one block by local name, e.g. `mlp.up_proj.weight` [out, in]; norms are [hidden]."""
         ...
 
     def embedding(self) -> Tensor:

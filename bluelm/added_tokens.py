@@ -1,0 +1,82 @@
+"""Tokens that a checkpoint adds to its tokenizer's own pieces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bluelm.errors import InputError
+from bluelm.files import member, read_json
+
+MAX_ID = 2**24
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """Text that is always one token; `lstrip` and `rstrip` let it swallow the white space beside it."""
+
+    text: str
+    id: int
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+def optional_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of the folder, or {} where there is none."""
+    return read_json(member(folder, name)) if (folder / name).exists() else {}
+
+
+def read_added_tokens(folder: Path) -> list[AddedToken]:
+    """From added_tokens.json (text -> id) and tokenizer_config.json's added_tokens_decoder (id -> token).
+
+    Raises:
+        InputError: a value that is not as these files have it, or one id or text that is given twice.
+    """
+    where = folder / "added_tokens.json"
+    found = [
+        _token(text, {"content": text}, number, where)
+        for text, number in optional_json(folder, where.name).items()
+    ]
+    where = folder / "tokenizer_config.json"
+    decoder = optional_json(folder, where.name).get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise InputError("added_tokens_decoder must be an object", where=where)
+    found += [
+        _token(key, token, int(key) if key.isdecimal() else None, where) for key, token in decoder.items()
+    ]
+    texts: dict[str, AddedToken] = {}
+    ids: dict[int, str] = {}
+    for token in found:  # the decoder knows more about a token and comes last
+        if texts.get(token.text, token).id != token.id or ids.get(token.id, token.text) != token.text:
+            raise InputError(
+                f"added token {token.text!r} (id {token.id}) is given twice, differently", where=folder
+            )
+        texts[token.text], ids[token.id] = token, token.text
+    return sorted(texts.values(), key=lambda token: token.id)
+
+
+def _token(name: str, token: Any, number: Any, where: Path) -> AddedToken:
+    text = token.get("content") if isinstance(token, dict) else None
+    good_id = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_ID
+    if not isinstance(text, str) or not text or not good_id:
+        raise InputError(
+            f"added token {name!r} must have a text and an id", where=where, fix="fetch the file again"
+        )
+    return AddedToken(text, number, token.get("lstrip") is True, token.get("rstrip") is True)
+
+
+def splitter(tokens: Sequence[AddedToken]) -> re.Pattern[str] | None:
+    """A pattern that finds the tokens, the longest first; its last group is the text. None without tokens."""
+    if not tokens:
+        return None
+    longest_first = sorted(tokens, key=lambda token: (-len(token.text), token.text))
+    space = r"\s*"
+    return re.compile(
+        "|".join(
+            f"{space * t.lstrip}(?P<t{i}>{re.escape(t.text)}){space * t.rstrip}"
+            for i, t in enumerate(longest_first)
+        )
+    )

@@ -1,0 +1,199 @@
+"""A checkpoint folder opened lazily: names and shapes are checked, tensors read only when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError
+from bluelm.files import member, sha256
+from bluelm.fold import fold_layer_norm
+from bluelm.tensorfiles import TensorInfo, list_tensors, load_tensor
+from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
+
+EMBED, EMBED_NORM, FINAL_NORM, HEAD = (
+    "model.embed_tokens.weight",
+    "model.embed_layer_norm",
+    "model.norm.weight",
+    "lm_head.weight",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The `Weights` of a Hugging Face folder.
+
+    Attributes:
+        config: config.json's, with vocab_size replaced by the rows of the embedding.
+        tensors: every tensor of the model by its name in the file.
+    """
+
+    folder: Path
+    config: ModelConfig
+    tensors: Mapping[str, TensorInfo]
+
+    @staticmethod
+    def open(folder: Path | str) -> Checkpoint:
+        """Read config.json and the headers of the tensor files, and check every name and shape.
+
+        Raises:
+            InputError: anything missing, left over, wrongly shaped, damaged or outside the folder.
+        """
+        folder = Path(folder)
+        config = ModelConfig.from_folder(folder)
+        tensors = {
+            name: info
+            for name, info in list_tensors(folder).items()
+            if not name.endswith("rotary_emb.inv_freq")
+        }
+        if EMBED not in tensors:
+            raise InputError(
+                f"{EMBED} is missing", where=folder, fix="the folder must hold the whole language model"
+            )
+        config = replace(config, vocab_size=_rows(tensors[EMBED]))
+        _check(config, tensors, folder)
+        return Checkpoint(folder, config, tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as float32, a copy of its own, read through a memory map.
+
+        Raises:
+            InputError: there is no such tensor, or it has NaN or infinite values.
+        """
+        if name not in self.tensors:
+            raise InputError(f"there is no tensor {name}", where=self.folder)
+        return load_tensor(name, self.tensors[name])
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        """Tensors of one block, float32, by their names below `model.layers.<index>.`."""
+        return {name: self.tensor(f"model.layers.{index}.{name}") for name in block_shapes(self.config)}
+
+    def embedding(self) -> Tensor:
+        """float32 [rows, hidden], the embedding LayerNorm folded in."""
+        table = self.tensor(EMBED)
+        if not self.config.embedding_layer_norm:
+            return table
+        weight, bias = self.tensor(f"{EMBED_NORM}.weight"), self.tensor(f"{EMBED_NORM}.bias")
+        return fold_layer_norm(table, weight, bias, self.config.rms_norm_eps)
+
+    def final_norm(self) -> Tensor:
+        """float32 [hidden]."""
+        return self.tensor(FINAL_NORM)
+
+    def head(self) -> Tensor:
+        """float32 [rows, hidden]; where tied the embedding as stored, before its LayerNorm.
+
+        Raises:
+            InputError: the config ties head and embedding, but the files hold two that differ.
+        """
+        if not self.config.tie_word_embeddings:
+            return self.tensor(HEAD)
+        table = self.tensor(EMBED)
+        if HEAD in self.tensors and not torch.equal(self.tensor(HEAD), table):
+            raise InputError(
+                f"tie_word_embeddings is true, but {HEAD} differs from {EMBED}",
+                where=self.folder,
+                fix="set tie_word_embeddings to false in config.json if the head was trained on its own",
+            )
+        return table
+
+    def tokenizer(self) -> Tokenizer:
+        """The folder's tokenizer, checked to fit the embedding's rows."""
+        tokenizer = Tokenizer.from_folder(self.folder)
+        tokenizer.check_rows(self.config.vocab_size)
+        return tokenizer
+
+    def digest(self) -> str:
+        """Hex SHA-256 over names and contents of config.json, the tokenizer's and the tensor files."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        files = {
+            name: member(self.folder, name)
+            for name in ("config.json", *TOKENIZER_FILES)
+            if (self.folder / name).exists()
+        }
+        files |= {info.file.name: info.file for info in self.tensors.values()}
+        lines = (f"{sha256(files[name])}  {name}\n" for name in sorted(files))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of one block by local name; linears are [out, in]."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (wide, hidden),
+        "self_attn.k_proj.weight": (narrow, hidden),
+        "self_attn.v_proj.weight": (narrow, hidden),
+        "self_attn.o_proj.weight": (hidden, wide),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+
+
+def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a checkpoint of this config holds, by its name in the file."""
+    rows, hidden = config.vocab_size, config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {EMBED: (rows, hidden)}
+    if config.embedding_layer_norm:
+        shapes |= {f"{EMBED_NORM}.weight": (hidden,), f"{EMBED_NORM}.bias": (hidden,)}
+    for index in range(config.num_layers):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in block_shapes(config).items()}
+    shapes[FINAL_NORM] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes[HEAD] = (rows, hidden)
+    return shapes
+
+
+def _rows(embedding: TensorInfo) -> int:
+    if len(embedding.shape) != 2 or not embedding.shape[0]:
+        raise InputError(
+            f"{EMBED} has shape {list(embedding.shape)}, not [rows, hidden]", where=embedding.file
+        )
+    return embedding.shape[0]
+
+
+def _check(config: ModelConfig, tensors: Mapping[str, TensorInfo], folder: Path) -> None:
+    shapes = model_shapes(config)
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        tied = "; set tie_word_embeddings to true if the head is the embedding" if missing == [HEAD] else ""
+        more = f" (and {len(missing) - 1} more tensors)" if len(missing) > 1 else ""
+        raise InputError(f"{missing[0]} is missing{more}", where=folder, fix=f"complete the checkpoint{tied}")
+    if config.tie_word_embeddings:
+        shapes[HEAD] = shapes[EMBED]  # may be there all the same; then it must be the embedding
+    extra = sorted(name for name in tensors if name not in shapes)
+    if extra:
+        raise InputError(
+            f"{extra[0]} does not belong to this model"
+            + (f" (and {len(extra) - 1} more)" if extra[1:] else ""),
+            where=tensors[extra[0]].file,
+            fix=_extra_fix(extra[0]),
+        )
+    for name, info in tensors.items():
+        if info.shape != shapes[name]:
+            raise InputError(
+                f"{name} has shape {list(info.shape)}, config.json makes it {list(shapes[name])}",
+                where=info.file,
+                fix="use the config.json that belongs to these weights",
+            )
+
+
+def _extra_fix(name: str) -> str:
+    if name.startswith(EMBED_NORM):
+        return "set use_stable_embedding to true in config.json (BlueLMForCausalLM)"
+    if name.rpartition(".")[2] in ("qweight", "qzeros", "scales", "g_idx"):
+        return "this is a quantized checkpoint; give the float one it was made from"
+    return "use the config.json that belongs to these weights, or remove the tensor"

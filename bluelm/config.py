@@ -1,0 +1,287 @@
+"""What config.json says about a model, checked field by field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from bluelm.errors import InputError
+from bluelm.files import member, read_json
+
+ARCHITECTURES = {"BlueLMForCausalLM": "BlueLM", "LlamaForCausalLM": "llama"}  # architecture -> model_type
+RopeKind = Literal["ntkmixed", "linear", "dynamic", "llama3"]
+MAX_SIZE = 2**24  # no width, row count or context is larger; keeps nonsense from allocating
+MAX_LAYERS = 4096
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed for long contexts; the formulas are in `bluelm/rope.py`.
+
+    `power` belongs to ntkmixed; the last three fields to llama3.
+    """
+
+    kind: RopeKind
+    factor: float
+    power: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a BlueLM or Llama decoder.
+
+    Attributes:
+        vocab_size: rows of the embedding; config.json's until a `Checkpoint` replaces it by the rows found.
+        num_kv_heads: `num_heads` for MHA, 1 for MQA, a divisor of `num_heads` for GQA.
+        embedding_layer_norm: BlueLM's `use_stable_embedding`, a LayerNorm behind the token embedding.
+        eos_token_ids: every token that ends an answer; may be empty.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    embedding_layer_norm: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+    @property
+    def shares_table(self) -> bool:
+        """True when one table [vocab, hidden] is embedding and head: tied, and no LayerNorm folded in."""
+        return self.tie_word_embeddings and not self.embedding_layer_norm
+
+    @staticmethod
+    def from_folder(folder: Path) -> ModelConfig:
+        """Read `folder`/config.json.
+
+        Raises:
+            InputError: no folder or config.json, unknown architecture or rope type, wrong or missing value.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(
+                "no such checkpoint folder", where=folder, fix="give the folder that holds config.json"
+            )
+        if not (folder / "config.json").exists():
+            raise InputError(
+                "the folder has no config.json",
+                where=folder,
+                fix="give the folder of a Hugging Face checkpoint",
+            )
+        path = member(folder, "config.json")
+        return ModelConfig.from_dict(read_json(path), path)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], where: object = "config.json") -> ModelConfig:
+        """Check a config.json that is already parsed; `where` is named in errors."""
+        fields = _Fields(data, where)
+        architecture = _architecture(fields)
+        _refuse_unsupported(fields)
+        hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+        head_dim = fields.optional_size("head_dim")
+        if head_dim is None and hidden % heads:
+            raise fields.error(f"hidden_size {hidden} is not divisible by num_attention_heads {heads}")
+        kv_heads = fields.optional_size("num_key_value_heads") or heads
+        if heads % kv_heads:
+            raise fields.error(
+                f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}"
+            )
+        head_dim = head_dim or hidden // heads
+        if head_dim % 2:
+            raise fields.error(f"the head dimension {head_dim} is odd; rotary embeddings turn pairs")
+        max_position = fields.size("max_position_embeddings", 2048)
+        theta, scaling = _rope(fields, max_position, head_dim)
+        return ModelConfig(
+            architecture=architecture,
+            vocab_size=fields.size("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=fields.size("intermediate_size"),
+            num_layers=fields.size("num_hidden_layers", maximum=MAX_LAYERS),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            max_position_embeddings=max_position,
+            tie_word_embeddings=fields.flag("tie_word_embeddings"),
+            embedding_layer_norm=architecture == "BlueLMForCausalLM" and fields.flag("use_stable_embedding"),
+            bos_token_id=fields.token("bos_token_id"),
+            eos_token_ids=fields.tokens("eos_token_id"),
+            pad_token_id=fields.token("pad_token_id"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as a config.json that `from_dict` reads back to an equal ModelConfig."""
+        return {
+            "architectures": [self.architecture],
+            "model_type": ARCHITECTURES[self.architecture],
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": self._rope_dict(),
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "use_stable_embedding": self.embedding_layer_norm,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": list(self.eos_token_ids)
+            if len(self.eos_token_ids) != 1
+            else self.eos_token_ids[0],
+            "pad_token_id": self.pad_token_id,
+        }
+
+    def _rope_dict(self) -> dict[str, Any] | None:
+        scaling = self.rope_scaling
+        if scaling is None:
+            return None
+        values = {
+            "type": scaling.kind,
+            **{k: v for k, v in vars(scaling).items() if k != "kind" and v is not None},
+        }
+        if scaling.kind == "llama3":  # transformers insists on the newer spelling for it
+            values["rope_type"] = values.pop("type")
+        return values
+
+
+class _Fields:
+    """Typed access to one JSON object; every mistake is an InputError that names file and field."""
+
+    def __init__(self, data: Mapping[str, Any], where: object) -> None:
+        self.data, self.where = data, where
+
+    def error(self, problem: str, fix: str | None = None) -> InputError:
+        return InputError(problem, where=self.where, fix=fix)
+
+    def integer(self, name: str, default: int | None, minimum: int, maximum: int) -> int:
+        value = self.data.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise self.error(f"{name} is missing", fix="take config.json from the original checkpoint")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise self.error(
+                f"{name} must be a whole number from {minimum} to {maximum}, found {_short(value)}"
+            )
+        return value
+
+    def size(self, name: str, default: int | None = None, maximum: int = MAX_SIZE) -> int:
+        return self.integer(name, default, 1, maximum)
+
+    def optional_size(self, name: str) -> int | None:
+        return None if self.data.get(name) is None else self.size(name)
+
+    def number(self, name: str, default: float | None = None, minimum: float = 0.0) -> float:
+        """A finite number above 0 and not below `minimum`."""
+        value = self.data.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise self.error(f"{name} is missing")
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not minimum <= value <= 1e30 or value <= 0 or math.isnan(value):
+            least = f"at least {minimum:g}" if minimum else "above 0"
+            raise self.error(f"{name} must be a number {least}, found {_short(value)}")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.data.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(f"{name} must be true or false, found {_short(value)}")
+        return bool(value)
+
+    def token(self, name: str) -> int | None:
+        """A token id; null, or -1 in old configurations, means that there is none."""
+        value = self.data.get(name)
+        return None if value is None or value == -1 else self.integer(name, None, 0, MAX_SIZE)
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        value = self.data.get(name)
+        if not isinstance(value, list):
+            one = self.token(name)
+            return () if one is None else (one,)
+        return tuple(_Fields({name: item}, self.where).integer(name, None, 0, MAX_SIZE) for item in value)
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge number"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _architecture(fields: _Fields) -> str:
+    found = fields.data.get("architectures")
+    if found is None:  # older configurations name the model type alone
+        kinds = {kind: name for name, kind in ARCHITECTURES.items()}
+        found = [kinds.get(str(fields.data.get("model_type")), fields.data.get("model_type"))]
+    if isinstance(found, list) and len(found) == 1 and found[0] in ARCHITECTURES:
+        return cast(str, found[0])
+    raise fields.error(
+        f"unknown architecture {_short(found)}",
+        fix=f"use a checkpoint of one of: {', '.join(ARCHITECTURES)}",
+    )
+
+
+def _refuse_unsupported(fields: _Fields) -> None:
+    activation = fields.data.get("hidden_act")
+    if activation not in (None, "silu", "swish"):
+        raise fields.error(
+            f"hidden_act {_short(activation)} is not supported", fix="BlueLM and Llama use silu"
+        )
+    for name in ("attention_bias", "mlp_bias"):
+        if fields.flag(name):
+            raise fields.error(f"{name} is true; linears with biases are not supported")
+    if fields.data.get("quantization_config") is not None:
+        raise fields.error(
+            "the checkpoint is quantized already", fix="give the float checkpoint it was made from"
+        )
+
+
+def _rope(fields: _Fields, max_position: int, head_dim: int) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling from `rope_theta` and `rope_scaling`, or from transformers 5's `rope_parameters`."""
+    name = "rope_parameters" if fields.data.get("rope_parameters") else "rope_scaling"
+    raw = fields.data.get(name)
+    if raw is not None and not isinstance(raw, dict):
+        raise fields.error(f"{name} must be an object or null, found {_short(raw)}")
+    rope = _Fields(raw or {}, f"{fields.where}, {name}")
+    for owner in (rope, fields):
+        if owner.data.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise owner.error("partial_rotary_factor is not supported", fix="rotary must turn whole heads")
+    theta = (rope if rope.data.get("rope_theta") is not None else fields).number("rope_theta", 10000.0)
+    kind = rope.data.get("rope_type", rope.data.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind not in get_args(RopeKind):
+        known = ", ".join(("default", *get_args(RopeKind)))
+        raise rope.error(f"unknown rope type {_short(kind)}", fix=f"known types: {known}")
+    if kind == "dynamic" and head_dim < 4:
+        raise rope.error("dynamic rope needs heads of at least 4 dimensions")
+    factor = rope.number("factor", minimum=1.0)
+    if kind == "ntkmixed":
+        return theta, RopeScaling(kind, factor, power=rope.number("power"))
+    if kind != "llama3":
+        return theta, RopeScaling(kind, factor)
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if low >= high:
+        raise rope.error(f"low_freq_factor {low:g} must be below high_freq_factor {high:g}")
+    original = rope.size("original_max_position_embeddings", max_position)
+    return theta, RopeScaling(kind, factor, None, low, high, original)

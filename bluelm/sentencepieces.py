@@ -1,0 +1,161 @@
+"""Text to pieces and back with sentencepiece, straight from tokenizer.model."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
+
+from bluelm.added_tokens import AddedToken, splitter
+from bluelm.errors import InputError
+
+ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
+SPACE = "▁"  # sentencepiece's stand-in for a space
+MARK = re.compile(r"\[\|[^\[\]|]+\|\]:?|<\|[^<>|]+\|>|\[SE[HA]\]")  # [|Human|]:  <|end|>  [SEH]
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6  # ModelProto.SentencePiece.Type
+
+
+class SentencePieces:
+    """The pieces of a SentencePiece model, and the tokens added to it.
+
+    Text is either trusted, then marks in it (`[|Human|]:` as a piece or an added token, `</s>`) become their
+    token, or it is data, then they are spelled out in ordinary pieces.
+    """
+
+    def __init__(self, path: Path, added: Sequence[AddedToken] = (), legacy: bool = True) -> None:
+        """Read `path`.
+
+        Args:
+            added: tokens on top of the model's pieces.
+            legacy: text behind an added token gets the dummy prefix too, as in the first Llama tokenizer.
+
+        Raises:
+            InputError: not a SentencePiece model, or an added token takes the id of another piece.
+        """
+        self._proto = ModelProto()
+        try:
+            self._proto.ParseFromString(path.read_bytes())
+            processor = self._processor(True, True)
+        except (DecodeError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"not a SentencePiece model: {reason}", where=path, fix="fetch tokenizer.model again"
+            ) from None
+        pieces = self._proto.pieces
+        for token in added:
+            if token.id < len(pieces) and pieces[token.id].piece != token.text:
+                taken = pieces[token.id].piece
+                raise InputError(
+                    f"added token {token.text!r} takes the id {token.id} of the piece {taken!r}",
+                    where=path,
+                    fix="fetch tokenizer.model and the added tokens from the same checkpoint",
+                )
+        spec = self._proto.normalizer_spec
+        self._legacy = legacy
+        self._bytes = _surface(self._proto, added)
+        self._ids = {piece.piece: index for index, piece in enumerate(pieces)} | {t.text: t.id for t in added}
+        self._added = {token.text: token.id for token in added if token.id >= len(pieces)}
+        controls = [AddedToken(p.piece, i) for i, p in enumerate(pieces) if p.type == CONTROL]
+        self._splitter = splitter([t for t in added if t.id >= len(pieces)] + controls)
+        self._native = [p.piece for p in pieces if p.type == USER_DEFINED and MARK.fullmatch(p.piece)]
+        self._leading = "all" if spec.remove_extra_whitespaces else "one" if spec.add_dummy_prefix else "none"
+        self.size = max([len(pieces), *(token.id + 1 for token in added)])
+        self.bos, self.eos, self.pad = (
+            index if index >= 0 else None
+            for index in (processor.bos_id(), processor.eos_id(), processor.pad_id())
+        )
+
+    def id(self, text: str) -> int | None:
+        """The token that is exactly `text`."""
+        return self._ids.get(text)
+
+    def has_marks(self, text: str) -> bool:
+        """True when trusted and untrusted encoding of `text` could differ."""
+        return bool(self._splitter and self._splitter.search(text)) or any(
+            mark in text for mark in self._native
+        )
+
+    def encode(self, text: str, trusted: bool, behind_mark: bool = False) -> list[int]:
+        """Tokens of `text`.
+
+        Args:
+            trusted: marks in the text become their token.
+            behind_mark: the text follows a mark, so it may get no dummy prefix.
+        """
+        if not trusted:
+            return self._plain(text, False, not behind_mark or (self._legacy and bool(self._added)))
+        tokens: list[int] = []
+        start = 0
+        for match in self._splitter.finditer(text) if self._splitter else ():
+            tokens += self._plain(text[start : match.start()], True, start == 0 or self._legacy)
+            tokens.append(self._ids[match[match.lastgroup or 0]])
+            start = match.end()
+        return tokens + self._plain(text[start:], True, start == 0 or self._legacy)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`; control tokens and ids without a piece give none, broken UTF-8 gives U+FFFD."""
+        stream = self.stream(False)
+        return "".join(stream.push(token) for token in tokens) + stream.flush()
+
+    def stream(self, continues: bool) -> SentencePieceStream:
+        """A decoder that takes one token at a time."""
+        return SentencePieceStream(self._bytes, "none" if continues else self._leading)
+
+    def _plain(self, text: str, marks: bool, prefix: bool) -> list[int]:
+        return self._processor(marks, prefix).encode(text) if text else []
+
+    @cache  # noqa: B019  (four processors at most, which live as long as the tokenizer)
+    def _processor(self, marks: bool, prefix: bool) -> sentencepiece.SentencePieceProcessor:
+        """The model itself, or a copy in which marks are no pieces or text gets no dummy prefix."""
+        proto = ModelProto()
+        proto.CopyFrom(self._proto)
+        proto.normalizer_spec.add_dummy_prefix &= prefix
+        for piece in proto.pieces:
+            if not marks and piece.type == USER_DEFINED and MARK.fullmatch(piece.piece):
+                piece.type = UNUSED
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+
+
+class SentencePieceStream:
+    """Text of tokens as they come; a UTF-8 character is held back until its last byte is there."""
+
+    def __init__(self, surface: dict[int, bytes], leading: str) -> None:
+        """`leading`: white space dropped in front of everything: "none", "one" or "all"."""
+        self._surface, self._leading = surface, leading
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; often, but not always, that of the token itself."""
+        return self._strip(self._utf8.decode(self._surface.get(token, b"")))
+
+    def flush(self) -> str:
+        """What is left: U+FFFD when the tokens ended inside a character."""
+        return self._strip(self._utf8.decode(b"", final=True))
+
+    def _strip(self, text: str) -> str:
+        if self._leading != "none" and text:
+            bare = text.lstrip(" ") if self._leading == "all" else text.removeprefix(" ")
+            if bare or self._leading == "one":
+                self._leading = "none"
+            return bare
+        return text
+
+
+def _surface(proto: Any, added: Sequence[AddedToken]) -> dict[int, bytes]:
+    """The bytes that each token stands for."""
+    surface: dict[int, bytes] = {token.id: token.text.encode() for token in added}
+    for index, piece in enumerate(proto.pieces):
+        if piece.type == BYTE:
+            surface[index] = bytes([int(piece.piece[1:-1], 16)])  # <0x41>
+        elif piece.type == UNKNOWN:
+            surface[index] = proto.trainer_spec.unk_surface.encode()
+        else:
+            surface[index] = b"" if piece.type == CONTROL else piece.piece.replace(SPACE, " ").encode()
+    return surface

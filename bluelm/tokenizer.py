@@ -1,0 +1,187 @@
+"""The tokenizer of a checkpoint folder, and BlueLM's chat template.
+
+Text is data unless it is said to be trusted. A user's text that contains `[|AI|]:` or `</s>` literally is
+spelled out in ordinary pieces: it reads the same, but cannot end a turn or speak for somebody else.
+`encode(..., marks=True)` is for text that carries the template already; it gives what transformers gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bluelm.added_tokens import optional_json, read_added_tokens
+from bluelm.errors import InputError
+from bluelm.files import member
+from bluelm.jsonpieces import JsonPieces
+from bluelm.sentencepieces import SentencePieces
+
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+TURNS = {
+    "system": "[|SYSTEM|]:",
+    "user": "[|Human|]:",
+    "assistant": "[|AI|]:",
+    "function": "[|Function|]:",
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat; `role` is system, user, assistant or function (what a tool returned)."""
+
+    role: str
+    content: str
+
+
+class StreamDecoder(Protocol):
+    """Text of generated tokens as they come, never a part of a UTF-8 character."""
+
+    def push(self, token: int, /) -> str:
+        """The text that this token completes, maybe none."""
+        ...
+
+    def flush(self) -> str:
+        """The rest, when no token follows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+        bos, eos, pad: token ids, None where the tokenizer and config.json know none.
+    """
+
+    pieces: SentencePieces | JsonPieces
+    bos: int | None
+    eos: int | None
+    pad: int | None
+    source: Path
+
+    @staticmethod
+    def from_folder(folder: Path | str) -> Tokenizer:
+        """From tokenizer.model (with added_tokens.json and tokenizer_config.json), else from tokenizer.json.
+
+        Raises:
+            InputError: neither is there, or a file is damaged.
+            UnavailableError: tokenizer.json without the `tokenizers` library.
+        """
+        folder = Path(folder)
+        if (folder / "tokenizer.model").exists():
+            path = member(folder, "tokenizer.model")
+            legacy = optional_json(folder, "tokenizer_config.json").get("legacy") is not False
+            pieces = SentencePieces(path, read_added_tokens(folder), legacy)
+        elif (folder / "tokenizer.json").exists():
+            path = member(folder, "tokenizer.json")
+            pieces = JsonPieces(path)
+        else:
+            raise InputError(
+                "the folder has no tokenizer",
+                where=folder,
+                fix="copy the checkpoint's tokenizer.model (SentencePiece) or tokenizer.json there",
+            )
+        config = optional_json(folder, "config.json")
+        bos, eos, pad = (
+            _first_id(config.get(f"{name}_token_id")) if found is None else found
+            for name, found in (("bos", pieces.bos), ("eos", pieces.eos), ("pad", pieces.pad))
+        )
+        return Tokenizer(pieces, bos, eos, pad, path)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        return self.pieces.size
+
+    @property
+    def chat_marks(self) -> bool:
+        """True when `[|Human|]:` and `[|AI|]:` are single tokens; else the template is spelled out."""
+        return self.pieces.id(TURNS["user"]) is not None and self.pieces.id(TURNS["assistant"]) is not None
+
+    def encode(self, text: str, bos: bool = False, marks: bool = False) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            bos: put the begin token in front.
+            marks: the text is trusted: marks in it (`[|Human|]:`, `</s>`, added tokens) become their token.
+        """
+        return self._begin(bos) + self.pieces.encode(text, trusted=marks)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`; control tokens and ids without a piece give none."""
+        return self.pieces.decode(tokens)
+
+    def stream(self, continues: bool = False) -> StreamDecoder:
+        """A decoder of generated tokens; `continues`: they continue a text, so leading white space counts."""
+        return self.pieces.stream(continues)
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat, bos in front: `[|SYSTEM|]:…[|Human|]:…[|AI|]:…</s>[|Human|]:…[|AI|]:`.
+
+        Ends with `[|AI|]:` for the model to answer, or behind the `</s>` of a last answer. Contents are data.
+
+        Raises:
+            InputError: no messages, an unknown role, or a system message that is not the first.
+        """
+        if not messages:
+            raise InputError("a chat needs at least one message")
+        tokens, turns = self._begin(True), []
+        for index, message in enumerate(messages):
+            if message.role not in TURNS or (message.role == "system" and index):
+                place = " that is not the first message" if message.role == "system" else ""
+                raise InputError(
+                    f"unknown role {message.role!r}{place}", fix=f"known roles: {', '.join(TURNS)}"
+                )
+            turns.append((TURNS[message.role], message.content))
+            if message.role == "assistant":
+                tokens += self._turns(turns) + self._end()
+                turns = []
+        return tokens + self._turns([*turns, (TURNS["assistant"], "")] if turns else [])
+
+    def check_rows(self, rows: int) -> None:
+        """Make sure that an embedding of `rows` rows fits.
+
+        More rows than tokens are padding; fewer are an error, and so is a tokenizer for under half of them.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        if rows < self.vocab_size or rows > 2 * self.vocab_size:
+            raise InputError(
+                f"the tokenizer has {self.vocab_size} tokens, the embedding {rows} rows",
+                where=self.source,
+                fix="use the tokenizer that belongs to these weights",
+            )
+
+    def _begin(self, wanted: bool) -> list[int]:
+        return [self.bos] if wanted and self.bos is not None else []
+
+    def _end(self) -> list[int]:
+        if self.eos is None:
+            raise InputError(
+                "the tokenizer has no end token", where=self.source, fix="set eos_token_id in config.json"
+            )
+        return [self.eos]
+
+    def _turns(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of turns without an end between them."""
+        if not any(self.pieces.has_marks(content) for _, content in turns):
+            return self.pieces.encode("".join(mark + content for mark, content in turns), trusted=True)
+        tokens: list[int] = []
+        for index, (mark, content) in enumerate(turns):
+            tokens += self.pieces.encode(mark, trusted=True, behind_mark=index > 0)
+            tokens += self.pieces.encode(content, trusted=False, behind_mark=True)
+        return tokens
+
+
+def _first_id(value: object) -> int | None:
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
