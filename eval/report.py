@@ -53,6 +53,7 @@ class Report(BaseModel):
     passed: bool
     title: str
     target: str
+    artifacts: tuple[str, ...] = Field(description="what accuracy was measured on: npu, cpu")
     configuration: dict[str, Any]
     inputs: dict[str, str] = Field(description="SHA-256 of what went in")
     versions: dict[str, str]

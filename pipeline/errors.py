@@ -4,7 +4,7 @@
 |---|---|
 | 0 | passed |
 | 1 | internal error: a short message, the traceback in a log file |
-| 2 | bad input or configuration |
+| 2 | bad input or configuration (typer gives it for wrong options itself) |
 | 3 | a budget failed |
 | 4 | the target cannot hold this model |
 | 5 | a device, an emulator or an SDK is not available |
@@ -23,10 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-import click
-
 from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
 
+INTERRUPTED = InterruptedRun.exit_code
 _PLACE_ERRORS = {
     errno.ENOSPC: "free some space, or name another --out folder",
     errno.EDQUOT: "free some space, or name another --out folder",
@@ -49,10 +48,7 @@ def guard(command: Callable[[], int | None], resume: str) -> int:
         return command() or 0
     except ExportError as error:
         return _tell(error)
-    except click.ClickException as error:  # wrong usage: unknown option, missing value
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         fix = f"type the same command again; what is finished is kept:\n         {resume}"
         return _tell(InterruptedRun("interrupted", fix=fix))
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
@@ -101,7 +97,7 @@ def _tell(error: ExportError) -> int:
 def _log_file() -> Path:
     """The log of the run under way, or a fresh file in the system's temporary folder."""
     for handler in logging.getLogger("bluelm_export").handlers:
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_file():
             return Path(handler.baseFilename)
     descriptor, name = tempfile.mkstemp(prefix="bluelm-export-", suffix=".log")
     os.close(descriptor)

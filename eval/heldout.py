@@ -1,0 +1,143 @@
+"""Held-out text, cut to windows of tokens that every runtime is judged on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluelm.errors import InputError
+from bluelm.files import sha256
+from bluelm.tokenizer import Message, Tokenizer
+from calibration.sources import Document, read_texts
+
+BUNDLED = Path(__file__).parent / "data" / "heldout.jsonl"
+LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens that are judged together.
+
+    Attributes:
+        tokens: int64 [n]. Documents that share a window each begin with the token that begins a text.
+        judged: bool [n], which of them count: all but those beginnings, which nothing announces.
+        domain: what the text is: zh, en, code, math, or the name of the user's file.
+    """
+
+    tokens: NDArray[np.int64]
+    judged: NDArray[np.bool_]
+    domain: str
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows in an order whose every beginning holds the domains in their shares of the whole.
+
+    Attributes:
+        source: the files' names. digest: SHA-256 over their bytes. length: most tokens of a window.
+        judged: tokens that count, by domain.
+    """
+
+    windows: tuple[Window, ...]
+    source: str
+    digest: str
+    length: int
+
+    @property
+    def judged(self) -> Mapping[str, int]:
+        count: dict[str, int] = {}
+        for window in self.windows:
+            count[window.domain] = count.get(window.domain, 0) + int(window.judged[1:].sum())
+        return count
+
+    def first(self, tokens: int) -> tuple[Window, ...]:
+        """The fewest windows from the front in which so many tokens count; all if there are fewer."""
+        taken, count = [], 0
+        for window in self.windows:
+            if count >= tokens:
+                break
+            taken.append(window)
+            count += int(window.judged[1:].sum())
+        return tuple(taken)
+
+
+def load(paths: Sequence[Path], tokenizer: Tokenizer, *, length: int = LENGTH, seed: int = 0) -> HeldOut:
+    """The bundled set, or the user's texts, as windows of at most `length` tokens.
+
+    Documents of a domain follow one another until a window is full; the last, shorter one is kept if it
+    holds at least half of the length (or is the only one).
+
+    Raises:
+        InputError: a file that is missing or cannot be read, or texts of fewer than two tokens.
+    """
+    domains, source, digest = _read(paths)
+    generator = np.random.default_rng(seed)
+    by_domain = {name: pack(domains[name], name, tokenizer, length) for name in sorted(domains)}
+    windows = spread({n: [w[i] for i in generator.permutation(len(w))] for n, w in by_domain.items()})
+    if not windows:
+        raise InputError("the text to judge on is too short", where=source, fix="give some sentences")
+    return HeldOut(tuple(windows), source, digest, length)
+
+
+def _read(paths: Sequence[Path]) -> tuple[dict[str, list[Document]], str, str]:
+    """Documents by domain, the source's name, and the digest of its bytes."""
+    domains: dict[str, list[Document]] = {}
+    if not paths:
+        for line in BUNDLED.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            domains.setdefault(record["domain"], []).append(Document(text=record["text"]))
+        return domains, "bundled", sha256(BUNDLED)
+    texts = [read_texts([path]) for path in paths]
+    for path, found in zip(paths, texts, strict=True):
+        domains.setdefault(path.stem, []).extend(found.documents)
+    digest = hashlib.sha256("".join(found.sha256 for found in texts).encode()).hexdigest()
+    return domains, ", ".join(str(path) for path in paths), digest
+
+
+def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, length: int) -> list[Window]:
+    """Windows of `length` tokens of documents that follow one another."""
+    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    tokens: list[int] = []
+    judged: list[bool] = []
+    windows: list[Window] = []
+
+    def close() -> None:
+        windows.append(Window(np.array(tokens, dtype=np.int64), np.array(judged), domain))
+        tokens.clear()
+        judged.clear()
+
+    for document in documents:
+        rest = _encode(document, tokenizer, len(begin))
+        while rest:
+            if len(tokens) + len(begin) + 1 > length:
+                close()
+            room = length - len(tokens) - len(begin)
+            piece, rest = rest[:room], rest[room:]
+            tokens += begin + piece
+            judged += [False] * len(begin) + [True] * len(piece)
+    if len(tokens) >= length / 2 or (not windows and len(tokens) >= 2):
+        close()
+    return windows
+
+
+def _encode(document: Document, tokenizer: Tokenizer, begin: int) -> list[int]:
+    """Tokens of a document without the one that begins it."""
+    if document.turns:
+        return tokenizer.chat([Message(role, content) for role, content in document.turns])[begin:]
+    return tokenizer.encode(document.text)
+
+
+def spread(groups: Mapping[str, Sequence[Window]]) -> list[Window]:
+    """Merge the groups so that each is spread evenly over the whole."""
+    placed = [
+        ((i + 0.5) / len(windows), name, window)
+        for name, windows in groups.items()
+        for i, window in enumerate(windows)
+    ]
+    return [window for _, _, window in sorted(placed, key=lambda p: p[:2])]

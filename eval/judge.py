@@ -1,0 +1,174 @@
+"""Runs an artifact and the float reference over the same windows and says how far apart they are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluelm.errors import TargetError
+from bluelm.progress import Progress, Silent
+from eval import metrics
+from eval.heldout import Window
+from eval.measurement import Measurement
+from targets.runtime import Runtime
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One number a judged token, float64 [n] each; `cluster` int64 [n] is the window that it stands in."""
+
+    nll: Float
+    reference_nll: Float
+    kl: Float
+    agreement: Float
+    cluster: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
+        """The scores of several sets of windows, in the order of the windows."""
+        order = np.argsort(np.concatenate([p.cluster for p in parts]), kind="stable")
+        names = ("nll", "reference_nll", "kl", "agreement", "cluster")
+        return cls(*(np.concatenate([getattr(p, name) for p in parts])[order] for name in names))
+
+
+class Reference:
+    """The float model, shared by the threads that judge: one at a time runs it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = threading.Lock()
+
+    def log_probabilities(self, tokens: Sequence[int]) -> Float:
+        """float64 [n, vocab]."""
+        with self._lock:
+            logits = self._runtime.logits(tokens)  # [n, vocab]
+        return metrics.log_softmax(logits)
+
+
+def score_window(reference: Float, logits: NDArray, window: Window, cluster: int) -> TokenScores:
+    """Scores of the tokens of one window that are judged.
+
+    Args:
+        reference: log-probabilities float64 [n, vocab] of the float model.
+        logits: [n, vocab] of the artifact. Row i answers what comes behind token i.
+        window: the n tokens, of which those that count as targets are marked.
+        cluster: number of the window.
+    """
+    rows = np.flatnonzero(window.judged[1:])  # row i is judged if token i + 1 is a target
+    targets = window.tokens[1:][rows]
+    candidate = metrics.log_softmax(logits[rows])
+    reference = reference[rows]
+    return TokenScores(
+        nll=metrics.negative_log_likelihood(candidate, targets),
+        reference_nll=metrics.negative_log_likelihood(reference, targets),
+        kl=metrics.kl_divergence(reference, candidate),
+        agreement=metrics.top1_agreement(reference, candidate),
+        cluster=np.full(len(rows), cluster, dtype=np.int64),
+    )
+
+
+def score(
+    reference: Reference,
+    runtimes: Sequence[Runtime],
+    windows: Sequence[Window],
+    *,
+    name: str = "judge",
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> TokenScores:
+    """Scores of all windows; several runtimes of the same artifact share the work, a thread each.
+
+    Raises:
+        TargetError: the artifact answers with another number of rows or another vocabulary.
+    """
+    stop = stop or threading.Event()
+    with (progress or Silent()).task(name, total=len(windows)) as task:
+
+        def work(first: int) -> list[TokenScores]:
+            found = []
+            for index in range(first, len(windows), len(runtimes)):
+                if stop.is_set():
+                    break
+                window = windows[index]
+                expected = reference.log_probabilities(window.tokens.tolist())
+                logits = runtimes[first].logits(window.tokens.tolist())
+                _check_shape(runtimes[first], logits, expected)
+                found.append(score_window(expected, logits, window, index))
+                task.advance(note=f"{len(window.tokens)} tokens a window")
+            return found
+
+        with ThreadPoolExecutor(len(runtimes)) as pool:
+            try:
+                futures = [pool.submit(work, first) for first in range(len(runtimes))]
+                parts = [part for future in futures for part in future.result()]
+            except BaseException:
+                stop.set()
+                raise
+    return TokenScores.join(parts)
+
+
+def accuracy(scores: TokenScores, subject: str) -> list[Measurement]:
+    """The figures of one artifact against the reference, each with its clustered standard error."""
+    ratio = metrics.exp_mean(scores.nll - scores.reference_nll, scores.cluster)
+    figures = [
+        ("perplexity", metrics.exp_mean(scores.nll, scores.cluster), ""),
+        ("perplexity_ratio", ratio, ""),
+        ("mean_kl", metrics.mean(scores.kl, scores.cluster), "nats/token"),
+        ("p99_kl", metrics.quantile(scores.kl, scores.cluster, 0.99), "nats/token"),
+        ("top1_agreement", metrics.mean(scores.agreement, scores.cluster), ""),
+    ]
+    found = [
+        Measurement(name, e.value, unit, "measured", e.error, e.n, subject=subject)
+        for name, e, unit in figures
+    ]
+    found.append(Measurement("tokens_judged", len(scores.kl), "tokens", "measured", subject=subject))
+    return found
+
+
+def reference_accuracy(scores: TokenScores) -> list[Measurement]:
+    """The reference's own perplexity on the same tokens."""
+    e = metrics.exp_mean(scores.reference_nll, scores.cluster)
+    return [
+        Measurement("perplexity", e.value, "", "measured", e.error, e.n, subject="reference"),
+        Measurement("tokens_judged", e.n, "tokens", "measured", subject="reference"),
+    ]
+
+
+def prefill_decode(runtime: Runtime, tokens: Sequence[int], steps: int, subject: str) -> list[Measurement]:
+    """Whether token-by-token decoding answers as one long prefill does.
+
+    The last `steps` of the tokens are decoded one by one behind a prefill of the others, and compared
+    with the same rows of one prefill of them all. A decode graph that forgets or misplaces the cache
+    shows here, though perplexity by prefill alone would not see it.
+    """
+    whole = runtime.logits(tokens)[-steps:]  # [steps, vocab]
+    runtime.reset()
+    runtime.prefill(tokens[:-steps])
+    decoded = np.stack([runtime.decode(token) for token in tokens[-steps:]])  # [steps, vocab]
+    kl = metrics.kl_divergence(metrics.log_softmax(whole), metrics.log_softmax(decoded))
+    largest = float(np.abs(whole.astype(np.float64) - decoded).max())
+    note = f"{len(tokens) - steps} tokens of prefill, then {steps} of decode"
+    return [
+        Measurement(
+            "prefill_decode_kl", float(kl.mean()), "nats/token", "measured", None, steps, note, subject
+        ),
+        Measurement(
+            "prefill_decode_max_difference", largest, "logits", "measured", None, steps, note, subject
+        ),
+    ]
+
+
+def _check_shape(runtime: Runtime, logits: NDArray, reference: Float) -> None:
+    if logits.shape != reference.shape:
+        raise TargetError(
+            f"the artifact answers {logits.shape} logits where the float model answers {reference.shape}",
+            where=runtime.name,
+            fix="export the artifact from this checkpoint again",
+        )

@@ -1,0 +1,215 @@
+"""The command line: `bluelm-export --target snapdragon --out dist`, and commands on a finished run."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from typer.main import get_command
+
+from bluelm.errors import InputError
+from pipeline import options as o
+from pipeline.errors import INTERRUPTED, crash, guard
+
+app = typer.Typer(
+    invoke_without_command=True,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 passed, 1 internal error, 2 bad input, 3 a budget failed, 4 the target cannot hold "
+    "the model, 5 a device or SDK is missing, 6 interrupted (the same command resumes).",
+)
+# options that take several values behind one another: --calibration a.txt b.txt
+LISTS = ("--calibration", "--eval")
+
+RunFolder = Annotated[
+    Path, typer.Argument(help="Folder of a finished run, e.g. dist/bluelm-demo-gptq-w4-g32-sm8650.")
+]
+
+
+@app.callback()
+def export(
+    context: typer.Context,
+    target: o.Target = None,
+    soc: o.Soc = None,
+    out: o.Out = Path("dist"),
+    name: o.Name = None,
+    model: o.Model = None,
+    context_length: o.ContextLength = 512,
+    dry_run: o.DryRun = False,
+    recipe: o.RecipeName = "w4-g32",
+    method: o.Method = None,
+    bits: o.Bits = None,
+    group_size: o.GroupSize = None,
+    symmetric: o.Symmetric = None,
+    head_bits: o.HeadBits = None,
+    embed_bits: o.EmbedBits = None,
+    calibration: o.Calibration = None,
+    samples: o.Samples = None,
+    length: o.Length = None,
+    seed: o.Seed = None,
+    eval_text: o.EvalText = None,
+    eval_tokens: o.EvalTokens = 16384,
+    npu_tokens: o.NpuTokens = 4096,
+    budget: o.BudgetFile = None,
+) -> None:
+    """Quantize a BlueLM checkpoint, lower it to a phone, compile it, and judge the artifact itself.
+
+    Everything goes into one folder below --out: the quantized checkpoint, the artifacts, report.json. What an
+    earlier run with the same input finished is reused.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
+
+    def work() -> int:
+        from compress.recipe import Recipe
+        from pipeline.run import Request, run
+
+        if target is None:
+            raise InputError(
+                "no target is given", fix="add --target snapdragon, or see: bluelm-export targets"
+            )
+        chosen = {
+            "method": method,
+            "bits": _number(bits),
+            "group_size": _number(group_size),
+            "symmetric": symmetric,
+            "head_bits": _number(head_bits),
+            "embed_bits": _number(embed_bits),
+            "samples": samples,
+            "length": length,
+            "seed": seed,
+        }
+        request = Request(
+            target=target,
+            soc=soc,
+            model=model,
+            out=out,
+            name=name,
+            recipe=Recipe.load(recipe, **{key: value for key, value in chosen.items() if value is not None}),
+            calibration=tuple(calibration or ()),
+            context=context_length,
+            eval_texts=tuple(eval_text or ()),
+            eval_tokens=eval_tokens,
+            npu_tokens=npu_tokens,
+            budget=budget,
+        )
+        return run(request, dry_run=dry_run, output=Console(), messages=Console(stderr=True))
+
+    _exit(work)
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="What to say to the model; - reads standard input.")
+    ],
+    on: Annotated[
+        Literal["cpu", "htp"],
+        typer.Option(help="cpu: ONNX Runtime. htp: the Snapdragon NPU's simulator, seconds for each token."),
+    ] = "cpu",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Stop behind so many tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw, where the temperature is above 0.")] = 0,
+) -> None:
+    """Let a finished artifact answer, streamed."""
+
+    def work() -> int:
+        from pipeline.generate import answer
+
+        text = sys.stdin.read() if prompt == "-" else prompt
+        answer(run, text, on=on, chat=not raw, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return 0
+
+    _exit(work)
+
+
+@app.command()
+def check(
+    run: RunFolder,
+    budget: Annotated[
+        Path | None, typer.Option(help="YAML file of limits. Default: the bundled one.", show_default=False)
+    ] = None,
+) -> None:
+    """Hold the figures of a finished run against a budget, without building or running anything."""
+
+    def work() -> int:
+        from pipeline.check import check as hold
+
+        return hold(run, budget, Console())
+
+    _exit(work)
+
+
+@app.command()
+def targets() -> None:
+    """List what can be built for."""
+
+    def work() -> int:
+        from pipeline.listing import show_targets
+
+        show_targets(Console())
+        return 0
+
+    _exit(work)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the console script."""
+    sys.excepthook = crash
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # CI cancels with it: end as on Ctrl-C
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.exit(get_command(app)(spread_lists(given), prog_name="bluelm-export"))
+    except SystemExit as leaving:  # 130: typer's own answer to Ctrl-C before a command begins
+        sys.exit(INTERRUPTED if leaving.code == 130 else leaving.code)
+
+
+def spread_lists(arguments: Sequence[str]) -> list[str]:
+    """Repeat an option before each of its values: `--eval a b` becomes `--eval a --eval b`."""
+    spread: list[str] = []
+    option: str | None = None
+    for argument in arguments:
+        if argument in LISTS:
+            option = argument
+        elif argument.startswith("-") and argument != "-":
+            option = None
+        elif option is not None and spread[-1] != option:
+            spread.append(option)
+        spread.append(argument)
+    return spread
+
+
+def _exit(work: Callable[[], int]) -> NoReturn:
+    raise typer.Exit(guard(work, resume=shlex.join(["bluelm-export", *sys.argv[1:]])))
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """`bluelm-export --bits 4 generate …` would silently drop --bits."""
+    given: list[Any] = [p.opts[0] for p in context.command.params if _was_given(context, p.name)]
+    if given:
+        command = context.invoked_subcommand
+        print(f"error: {', '.join(given)} cannot stand before the command {command}", file=sys.stderr)
+        raise typer.Exit(InputError.exit_code)
+
+
+def _was_given(context: typer.Context, name: str | None) -> bool:
+    source = context.get_parameter_source(name or "")
+    return source is not None and source.name == "COMMANDLINE"

@@ -1,0 +1,92 @@
+"""Lets a finished artifact answer a prompt, streamed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluelm.errors import InputError
+from bluelm.tokenizer import Message, Tokenizer
+from eval.report import Report
+from export.artifact import Artifact
+from pipeline.layout import artifact_folder
+from targets.runtime import Runtime, open_runtime
+
+
+def answer(
+    run: Path,
+    prompt: str,
+    *,
+    on: Literal["cpu", "htp"],
+    chat: bool,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    """Print the artifact's answer as it comes.
+
+    Raises:
+        InputError: not a finished run, no artifact for `on`, an empty prompt or one longer than the context.
+    """
+    Report.open(run)
+    folder = artifact_folder(run, on)
+    artifact = Artifact.open(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    if not prompt.strip():
+        raise InputError("the prompt is empty", fix='give one: --prompt "…"')
+    tokens = tokenizer.chat([Message("user", prompt)]) if chat else tokenizer.encode(prompt, bos=True)
+    if len(tokens) >= artifact.context:
+        raise InputError(
+            f"the prompt is {len(tokens)} tokens long, the artifact's context holds {artifact.context}",
+            fix="shorten the prompt, or export with a larger --context",
+        )
+    generator = np.random.default_rng(seed)
+    text = tokenizer.stream(continues=not chat)
+    with open_runtime(folder, on=on) as runtime:
+        new = generate(runtime, tokens, max_tokens, lambda logits: pick(logits, temperature, generator))
+        for token in until(new, ends(tokenizer, artifact)):
+            print(text.push(token), end="", flush=True)
+    print(text.flush())
+    if artifact.context - len(tokens) < max_tokens:
+        print(f"(the context of {artifact.context} tokens bounds the answer)", file=sys.stderr)
+
+
+def ends(tokenizer: Tokenizer, artifact: Artifact) -> set[int]:
+    """Tokens that end an answer."""
+    return {*artifact.model.eos_token_ids, *([] if tokenizer.eos is None else [tokenizer.eos])}
+
+
+def generate(
+    runtime: Runtime, prompt: Sequence[int], max_tokens: int, choose: Callable[[NDArray], int]
+) -> Iterator[int]:
+    """Tokens that the runtime answers with: at most `max_tokens`, or what its context holds."""
+    runtime.reset()
+    logits = runtime.prefill(prompt)[-1]  # [vocab]
+    last = min(len(prompt) + max_tokens, runtime.context) - 1
+    for position in range(len(prompt), last + 1):
+        token = choose(logits)
+        yield token
+        if position < last:
+            logits = runtime.decode(token)
+
+
+def pick(logits: NDArray, temperature: float, generator: np.random.Generator) -> int:
+    """The likeliest token, or a draw from softmax(logits / temperature)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return int(generator.choice(len(weights), p=weights / weights.sum()))
+
+
+def until(tokens: Iterator[int], ends: Collection[int]) -> Iterator[int]:
+    """The tokens before the first that ends an answer."""
+    for token in tokens:
+        if token in ends:
+            return
+        yield token

@@ -1,0 +1,139 @@
+"""The options of the main command, each with its help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+WHERE, QUANTIZE, TEXT, JUDGE = "What and where", "Quantization", "Calibration text", "Judging"
+
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="What to build for, e.g. snapdragon; `bluelm-export targets` lists them.", rich_help_panel=WHERE
+    ),
+]
+Soc = Annotated[
+    str | None,
+    typer.Option(
+        help="The phone's chip, e.g. sm8650 (Snapdragon 8 Gen 3). Default: the target's own.",
+        rich_help_panel=WHERE,
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(help="Folder that the run's folder is made in.", rich_help_panel=WHERE, file_okay=False),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the run's folder. Default: made of model, recipe and chip.", rich_help_panel=WHERE
+    ),
+]
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        help="Hugging Face folder of a BlueLM or Llama checkpoint. Default: the small BlueLM that "
+        "ships with the tool.",
+        rich_help_panel=WHERE,
+    ),
+]
+ContextLength = Annotated[
+    int,
+    typer.Option(
+        "--context",
+        help="Tokens that the KV cache holds: prompt and answer together.",
+        min=2,
+        rich_help_panel=WHERE,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check all input, print the plan, write nothing.", rich_help_panel=WHERE),
+]
+
+RecipeName = Annotated[
+    str,
+    typer.Option(help="Preset or YAML file that the options below are laid over.", rich_help_panel=QUANTIZE),
+]
+Method = Annotated[
+    Literal["gptq", "awq", "rtn"] | None,
+    typer.Option(help="gptq (least loss), awq, or rtn: round to nearest.", rich_help_panel=QUANTIZE),
+]
+Bits = Annotated[
+    Literal["4", "8"] | None, typer.Option(help="Width of the blocks' weights.", rich_help_panel=QUANTIZE)
+]
+GroupSize = Annotated[
+    Literal["32", "64", "128", "-1"] | None,
+    typer.Option(help="Weights that share a scale; -1: one scale a row.", rich_help_panel=QUANTIZE),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option(
+        "--symmetric/--asymmetric",
+        help="Zero point in the middle, or one for each group.",
+        rich_help_panel=QUANTIZE,
+    ),
+]
+HeadBits = Annotated[
+    Literal["4", "8"] | None, typer.Option(help="Width of the output head.", rich_help_panel=QUANTIZE)
+]
+EmbedBits = Annotated[
+    Literal["4", "8"] | None, typer.Option(help="Width of the token embedding.", rich_help_panel=QUANTIZE)
+]
+
+Calibration = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help=".txt, .jsonl (text, prompt/response, messages) or .parquet files; several may follow. "
+        "Default: a bundled Chinese and English set.",
+        rich_help_panel=TEXT,
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        help="Windows of calibration text.", min=1, show_default="the recipe's", rich_help_panel=TEXT
+    ),
+]
+Length = Annotated[
+    int | None,
+    typer.Option(help="Tokens in a window.", min=2, show_default="the recipe's", rich_help_panel=TEXT),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Picks the windows. Same seed, same bytes.",
+        min=0,
+        show_default="the recipe's",
+        rich_help_panel=TEXT,
+    ),
+]
+
+EvalText = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--eval",
+        metavar="PATH",
+        help="Text to judge on, in the formats of --calibration. Default: a bundled held-out set.",
+        rich_help_panel=JUDGE,
+    ),
+]
+EvalTokens = Annotated[
+    int,
+    typer.Option(help="Tokens of text that the CPU artifact is judged on.", min=256, rich_help_panel=JUDGE),
+]
+NpuTokens = Annotated[
+    int,
+    typer.Option(
+        help="Of these, tokens that the NPU artifact is judged on; its simulator takes seconds for 128.",
+        min=256,
+        rich_help_panel=JUDGE,
+    ),
+]
+BudgetFile = Annotated[
+    Path | None,
+    typer.Option("--budget", help="YAML file of limits. Default: a bundled one.", rich_help_panel=JUDGE),
+]

@@ -1,0 +1,117 @@
+"""What a run will do, worked out and checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.errors import InputError
+from bluelm.files import demo_checkpoint
+from bluelm.tokenizer import Tokenizer
+from calibration.samples import Samples, load_samples
+from compress.recipe import Recipe
+from eval import heldout
+from eval.budget import DEFAULT_BUDGET, Budget
+from eval.heldout import HeldOut
+from targets.registry import find
+from targets.target import Target
+
+CHUNK = 128  # tokens of one prefill step
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; the help texts in `pipeline/options.py` say what each means."""
+
+    target: str
+    soc: str | None
+    model: Path | None
+    out: Path
+    name: str | None
+    recipe: Recipe
+    calibration: tuple[Path, ...]
+    context: int
+    eval_texts: tuple[Path, ...]
+    eval_tokens: int
+    npu_tokens: int
+    budget: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with everything in it opened and checked."""
+
+    request: Request
+    target: Target
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    samples: Samples
+    held_out: HeldOut
+    budget: Budget
+    folder: Path
+
+    @property
+    def model_name(self) -> str:
+        return model_name(self.request.model)
+
+    @property
+    def title(self) -> str:
+        """Model, recipe and chip in one line."""
+        return f"{self.model_name}, {describe(self.request.recipe)}, on {self.target.soc.name}"
+
+
+def make_plan(request: Request) -> Plan:
+    """Open and check everything that the run needs; write nothing.
+
+    Raises:
+        InputError: anything that cannot be used. TargetError: the target cannot hold this model.
+    """
+    target = find(request.target, request.soc)
+    budget = Budget.from_file(request.budget or DEFAULT_BUDGET)
+    checkpoint = Checkpoint.open(_model_folder(request.model))
+    tokenizer = checkpoint.tokenizer()
+    recipe, context = request.recipe, request.context
+    if context > checkpoint.config.max_position_embeddings:
+        raise InputError(
+            f"--context {context} is longer than the {checkpoint.config.max_position_embeddings} "
+            "positions that the model was trained for",
+            where=checkpoint.folder,
+            fix="give a smaller --context",
+        )
+    target.check(checkpoint.config, recipe, context=context, chunk=min(CHUNK, context))
+    samples = load_samples(request.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
+    held_out = heldout.load(request.eval_texts, tokenizer, length=min(heldout.LENGTH, context))
+    name = request.name or f"{model_name(request.model)}-{_slug(recipe)}-{target.soc.id}"
+    if Path(name).name != name:
+        raise InputError(f"--name {name!r} is not the name of a folder", fix="give the place with --out")
+    return Plan(request, target, checkpoint, tokenizer, samples, held_out, budget, folder=request.out / name)
+
+
+def model_name(model: Path | None) -> str:
+    """The checkpoint folder's name; the demo's own where none was given."""
+    return "bluelm-demo" if model is None else model.resolve().name
+
+
+def describe(recipe: Recipe) -> str:
+    """A recipe in words, e.g. "GPTQ 4-bit, groups of 32, symmetric"."""
+    groups = "one scale a row" if recipe.group_size == -1 else f"groups of {recipe.group_size}"
+    zeros = "symmetric" if recipe.symmetric else "asymmetric"
+    return f"{recipe.method.upper()} {recipe.bits}-bit, {groups}, {zeros}"
+
+
+def _slug(recipe: Recipe) -> str:
+    groups = "row" if recipe.group_size == -1 else f"g{recipe.group_size}"
+    return f"{recipe.method}-w{recipe.bits}-{groups}{'' if recipe.symmetric else '-asym'}"
+
+
+def _model_folder(model: Path | None) -> Path:
+    if model is None:
+        return demo_checkpoint()
+    if not model.is_dir():
+        raise InputError(
+            "there is no such model folder" if not model.exists() else "the model is not a folder",
+            where=model,
+            fix="name the folder that holds config.json, the tensor files and the tokenizer",
+        )
+    return model

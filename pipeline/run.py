@@ -1,0 +1,232 @@
+"""The whole way, from checkpoint to verdict; each stage is a folder of the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from bluelm.errors import BudgetError
+from bluelm.progress import Progress
+from compress.engine import quantize
+from compress.store import QuantizedCheckpoint
+from eval import budget as budgets
+from eval.memory import PeakMemory
+from eval.report import Report, show, tool_versions
+from export import onnx_cpu
+from export.artifact import Artifact
+from export.ranges import Ranges, calibrate
+from pipeline import judging, layout
+from pipeline.judging import Subject
+from pipeline.plan import CHUNK, Plan, Request, make_plan
+from pipeline.progress import show_progress
+from pipeline.stages import Stages, run_folder
+
+log = logging.getLogger("bluelm_export")
+RANGE_WINDOWS = 64  # calibration windows that activation ranges are taken from
+
+
+def run(request: Request, *, dry_run: bool, output: Console, messages: Console) -> int:
+    """Do a run and print its report; the exit code is 0 or, if the budget fails, 3.
+
+    Args:
+        output: gets the report. messages: gets what is being done meanwhile.
+    """
+    if request.model is None:
+        messages.print(
+            "No --model given: this is the small BlueLM that ships with the tool.", highlight=False
+        )
+    with messages.status("reading the checkpoint and the texts"):
+        plan = make_plan(request)
+    for warning in plan.samples.report.warnings:
+        messages.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
+    if dry_run:
+        show_plan(plan, output)
+        return 0
+    with run_folder(plan.folder) as folder, _log_to(folder / layout.LOG), PeakMemory() as peak:
+        log.info("run of %s with %s", plan.title, plan.request)
+        stages = Stages(folder)
+        with show_progress(messages) as progress:
+            report = _do(plan, stages, progress, peak)
+        report.save(folder)
+    show(report, output)
+    output.print(f"\nReport: {folder / 'report.json'}", highlight=False, soft_wrap=True)
+    output.print(f'Try it: bluelm-export generate {folder} --prompt "…"', highlight=False, soft_wrap=True)
+    return 0 if report.passed else BudgetError.exit_code
+
+
+def show_plan(plan: Plan, output: Console) -> None:
+    """What a run would do, without doing it."""
+    output.print(f"[bold]{escape(plan.title)}[/]", highlight=False)
+    stages = Stages(plan.folder)
+    for name in _stage_names(plan):
+        output.print(f"  {name}", highlight=False)
+    output.print(f"Into {stages.folder}; nothing was written.", highlight=False, soft_wrap=True)
+
+
+def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory) -> Report:
+    """All stages, then the report."""
+    quantized = _quantize(plan, stages, progress)
+    artifacts = {"cpu": _export_cpu(plan, stages, quantized, progress)}
+    if plan.target.runtime != artifacts["cpu"].format:
+        artifacts["npu"] = _export_npu(plan, stages, quantized, progress)
+    subjects = [Subject("cpu", artifacts["cpu"], "cpu", plan.request.eval_tokens)]
+    if "npu" in artifacts:
+        subjects.append(Subject("npu", artifacts["npu"], "htp", plan.request.npu_tokens))
+    figures = judging.accuracy(plan.checkpoint, subjects, plan.held_out, stages, progress)
+    figures += judging.speed(subjects[0], plan.held_out, progress)
+    figures += judging.sizes(subjects[-1].artifact, plan.target)
+    figures.append(peak.measurement())
+    verdict = budgets.judge(plan.budget, figures, tuple(artifacts))
+    return Report(
+        passed=verdict.passed,
+        title=plan.title,
+        target=f"{plan.target.name} ({plan.target.soc.id})",
+        artifacts=tuple(artifacts),
+        configuration=_configuration(plan),
+        inputs={
+            "checkpoint": plan.checkpoint.digest(),
+            "calibration": plan.samples.report.sha256,
+            "evaluation": plan.held_out.digest,
+            "quantized": quantized.digest(),
+        },
+        versions=tool_versions(),
+        stages=tuple(stages.done),
+        measurements=tuple(figures),
+        budget=plan.budget.model_dump(mode="json", exclude_none=True),
+        checks=verdict.checks,
+        details=_details(plan, quantized, artifacts),
+        warnings=plan.samples.report.warnings,
+    )
+
+
+def _quantize(plan: Plan, stages: Stages, progress: Progress) -> QuantizedCheckpoint:
+    inputs = {
+        "checkpoint": plan.checkpoint.digest(),
+        "calibration": plan.samples.report.sha256,
+        "recipe": plan.request.recipe.digest(),
+        "versions": _versions("bluelm-export", "torch"),
+    }
+
+    def work(folder: Path) -> None:
+        with progress.task("read the checkpoint", total=len(plan.checkpoint.tensors)) as task:
+            for name in plan.checkpoint.tensors:  # a NaN is found now, not hours later in the last block
+                plan.checkpoint.tensor(name)
+                task.advance(note=name)
+        quantize(plan.checkpoint, plan.samples, plan.request.recipe, folder, progress)
+
+    return QuantizedCheckpoint.open(stages.run(layout.QUANTIZED, inputs, work))
+
+
+def _export_cpu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, progress: Progress) -> Artifact:
+    sizes = _sizes(plan)
+    inputs = {
+        "quantized": quantized.digest(),
+        **sizes,
+        "versions": _versions("bluelm-export", "onnx"),
+    }
+    folder = stages.run(
+        layout.ONNX_CPU,
+        inputs,
+        lambda folder: onnx_cpu.export(quantized, folder, **sizes, progress=progress),
+    )
+    return Artifact.open(folder)
+
+
+def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, progress: Progress) -> Artifact:
+    """Activation ranges, the graph that the vendor's compiler takes, and its binary."""
+    tokens = plan.samples.tokens[:RANGE_WINDOWS]
+    inputs: dict[str, Any] = {
+        "quantized": quantized.digest(),
+        "calibration": plan.samples.report.sha256,
+        "windows": list(tokens.shape),
+        "versions": _versions("bluelm-export", "torch"),
+    }
+
+    def watch(folder: Path) -> None:
+        folder.mkdir()
+        calibrate(quantized, tokens, progress).save(folder / "ranges.json")
+
+    ranges = None
+    if plan.target.needs_ranges:
+        ranges = Ranges.load(stages.run(layout.RANGES, inputs, watch) / "ranges.json")
+    sizes = _sizes(plan)
+    inputs |= {**sizes, "target": plan.target.name, "versions": _versions("bluelm-export", "onnx")}
+    lowered = stages.run(
+        layout.ONNX_NPU,
+        inputs,
+        lambda folder: plan.target.lower(quantized, ranges, folder, **sizes, progress=progress),
+    )
+    inputs |= {"soc": plan.target.soc.id, "versions": tool_versions()}
+    compiled = stages.run(
+        layout.COMPILED,
+        inputs,
+        lambda folder: plan.target.compile(Artifact.open(lowered), folder, progress),
+    )
+    return Artifact.open(compiled)
+
+
+def _sizes(plan: Plan) -> dict[str, int]:
+    return {"context": plan.request.context, "chunk": min(CHUNK, plan.request.context)}
+
+
+def _versions(*tools: str) -> dict[str, str]:
+    versions = tool_versions()
+    return {tool: versions[tool] for tool in tools}
+
+
+def _stage_names(plan: Plan) -> list[str]:
+    """Folders that the run would write, in order."""
+    names = [layout.QUANTIZED, layout.ONNX_CPU]
+    if plan.target.runtime != "onnx-cpu":
+        names += [layout.RANGES] if plan.target.needs_ranges else []
+        names += [layout.ONNX_NPU, layout.COMPILED]
+    return [*names, layout.JUDGED]
+
+
+def _configuration(plan: Plan) -> dict[str, Any]:
+    """The request as it was resolved."""
+    request = plan.request
+    return {
+        "model": str(plan.checkpoint.folder),
+        "target": plan.target.name,
+        "soc": plan.target.soc.id,
+        "recipe": request.recipe.model_dump(mode="json"),
+        "context": request.context,
+        "chunk": _sizes(plan)["chunk"],
+        "calibration": plan.samples.report.name,
+        "evaluation": plan.held_out.source,
+        "eval_tokens": request.eval_tokens,
+        "npu_tokens": request.npu_tokens,
+        "budget": str(request.budget or budgets.DEFAULT_BUDGET),
+    }
+
+
+def _details(plan: Plan, quantized: QuantizedCheckpoint, artifacts: dict[str, Artifact]) -> dict[str, Any]:
+    """What the stages say of themselves."""
+    return {
+        "model": asdict(plan.checkpoint.config),
+        "calibration": plan.samples.report.to_json(),
+        "evaluation": {"tokens": dict(plan.held_out.judged)},
+        "quantized": quantized.info,
+        "artifacts": {name: artifact.model_dump(mode="json") for name, artifact in artifacts.items()},
+    }
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """What is told goes into the run's log as well; after an error the log stays open for its traceback."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    yield
+    log.removeHandler(handler)
+    handler.close()

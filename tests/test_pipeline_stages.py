@@ -1,0 +1,103 @@
+"""Stages: done once for the same input, redone when input or files change; folders that errors leave behind."""
+
+from pathlib import Path
+
+import pytest
+
+from bluelm.errors import InputError
+from pipeline.stages import Stages, run_folder
+
+
+def writer(text: str, calls: list[str]):
+    def work(folder: Path) -> None:
+        calls.append(text)
+        folder.mkdir()
+        (folder / "result.txt").write_text(text)
+
+    return work
+
+
+def test_a_finished_stage_is_reused(tmp_path: Path) -> None:
+    calls: list[str] = []
+    for _ in range(2):
+        stages = Stages(tmp_path)
+        folder = stages.run("quantized", {"bits": 4}, writer("a", calls))
+        assert (folder / "result.txt").read_text() == "a"
+    assert calls == ["a"]
+    assert [s.reused for s in stages.done] == [True]
+
+
+def test_other_input_redoes_it(tmp_path: Path) -> None:
+    calls: list[str] = []
+    Stages(tmp_path).run("quantized", {"bits": 4}, writer("a", calls))
+    Stages(tmp_path).run("quantized", {"bits": 8}, writer("b", calls))
+    assert calls == ["a", "b"]
+    assert (tmp_path / "quantized" / "result.txt").read_text() == "b"
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "add"])
+def test_touched_files_redo_it(tmp_path: Path, damage: str) -> None:
+    calls: list[str] = []
+    folder = Stages(tmp_path).run("quantized", {}, writer("a", calls))
+    if damage == "change":
+        (folder / "result.txt").write_text("b")
+    elif damage == "remove":
+        (folder / "result.txt").unlink()
+    else:
+        (folder / "more.txt").write_text("c")
+    Stages(tmp_path).run("quantized", {}, writer("a", calls))
+    assert calls == ["a", "a"]
+    assert sorted(p.name for p in folder.iterdir()) == ["result.txt"]
+
+
+def test_a_stage_that_broke_off_is_not_taken_for_done(tmp_path: Path) -> None:
+    def broken(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "half.txt").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Stages(tmp_path).run("quantized", {}, broken)
+    assert not Stages(tmp_path).is_done("quantized", {})
+    calls: list[str] = []
+    folder = Stages(tmp_path).run("quantized", {}, writer("a", calls))
+    assert sorted(p.name for p in folder.iterdir()) == ["result.txt"]
+
+
+def test_an_error_before_any_result_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "dist" / "run"
+    with pytest.raises(InputError), run_folder(folder):
+        (folder / "log.txt").write_text("began")
+        raise InputError("bad tensor")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_keeps_what_is_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "dist" / "run"
+    with pytest.raises(InputError), run_folder(folder):
+        Stages(folder).run("quantized", {}, writer("a", []))
+        raise InputError("bad text")
+    assert Stages(folder).is_done("quantized", {})
+
+
+def test_an_error_does_not_remove_a_folder_that_was_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError), run_folder(tmp_path):
+        raise InputError("bad text")
+    assert tmp_path.is_dir()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        run_folder(tmp_path / "run"),
+        pytest.raises(InputError, match="another run is writing"),
+        run_folder(tmp_path / "run"),
+    ):
+        pass
+    with run_folder(tmp_path / "run"):
+        pass
+
+
+def test_a_run_folder_that_is_a_file_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(InputError, match="is a file"), run_folder(tmp_path / "run"):
+        pass
