@@ -14,8 +14,7 @@ from bluelm.files import write_text
 from bluelm.progress import Progress, Silent
 from eval.measurement import Measurement
 from eval.repeats import AT_LEAST, Repeats
-from targets.adb import Device
-from targets.phone import Phone, Thermal, thermal
+from targets.phone import Bench, Phone, Thermal
 from targets.runners import Figures, Runner, read_figures
 
 Phase = Literal["prefill", "decode"]
@@ -67,7 +66,7 @@ def check_chip(phone: Phone, names: Sequence[str], *, allow_other: bool) -> str:
     return f"ANOTHER CHIP: {found}"
 
 
-def cool(device: Device, protocol: Protocol) -> tuple[Thermal, float]:
+def cool(bench: Bench, protocol: Protocol) -> tuple[Thermal, float]:
     """Wait until the device's thermal status allows a run.
 
     Returns:
@@ -78,20 +77,20 @@ def cool(device: Device, protocol: Protocol) -> tuple[Thermal, float]:
     """
     started = protocol.clock()
     while True:
-        state = thermal(device)
+        state = bench.thermal()
         waited = protocol.clock() - started
         if state.status is None or state.status <= protocol.hottest:
             return state, waited
         if waited >= protocol.cooling_limit_s:
             fix = "let it rest in a cool place, or raise --cooling-limit"
             raise UnavailableError(
-                f"still too hot after {waited:.0f} s: {state}", where=device.serial, fix=fix
+                f"still too hot after {waited:.0f} s: {state}", where=bench.serial, fix=fix
             )
         protocol.sleep(protocol.look_again_s)
 
 
 def measure(
-    device: Device,
+    bench: Bench,
     runner: Runner,
     calls: Sequence[Call],
     logs: Path,
@@ -110,44 +109,34 @@ def measure(
         UnavailableError: no runner, disconnected, disk full, crashed, garbage, too hot: no figure.
     """
     protocol = protocol or Protocol()
-    folder = f"{runner.remote_folder.rstrip('/')}/{device.serial.replace(':', '_').replace('/', '_')}"
+    folder = f"{runner.remote_folder.rstrip('/')}/{bench.serial.replace(':', '_').replace('/', '_')}"
     files = runner.files()
     try:
-        device.check(f"rm -rf {shlex.quote(folder)} && mkdir -p {shlex.quote(folder)}")
-        _push_all(device, files, folder, 0o755, progress or Silent())
+        bench.prepare(folder)
+        _push_all(bench, files, folder, 0o755, progress or Silent())
         figures = []
         for model in dict.fromkeys(call.model for call in calls):
-            _push_all(device, [model], folder, 0o644, progress or Silent())
+            _push_all(bench, [model], folder, 0o644, progress or Silent())
         for call in calls:
-            figures += _measure_call(device, runner, call, folder, logs, protocol, note, progress or Silent())
+            figures += _measure_call(bench, runner, call, folder, logs, protocol, note, progress or Silent())
         return figures
     finally:
-        _clean_up(device, folder)
+        bench.clean(folder)
 
 
-def _clean_up(device: Device, folder: str) -> None:
-    """Best effort: a device that has gone away must not hide why."""
-    try:
-        device.shell(f"rm -rf {shlex.quote(folder)}")
-    except UnavailableError:
-        return
-
-
-def _push_all(device: Device, paths: Sequence[Path], folder: str, mode: int, progress: Progress) -> None:
+def _push_all(bench: Bench, paths: Sequence[Path], folder: str, mode: int, progress: Progress) -> None:
     """Push files and folders (whole, subfolders too), with their modes."""
     files: list[tuple[Path, str]] = []
     for path in paths:
         inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         files += [(p, f"{folder}/{p.relative_to(path.parent).as_posix()}") for p in inside]
-    parents = sorted({remote.rpartition("/")[0] for _, remote in files})
-    device.check("mkdir -p " + " ".join(shlex.quote(parent) for parent in parents))
     with progress.task("push", total=sum(local.stat().st_size for local, _ in files)) as task:
         for local, remote in files:
-            device.push(local, remote, mode, lambda sent: task.advance(sent, note=local.name))  # noqa: B023
+            bench.push(local, remote, mode, lambda sent: task.advance(sent, note=local.name))  # noqa: B023
 
 
 def _measure_call(
-    device: Device,
+    bench: Bench,
     runner: Runner,
     call: Call,
     folder: str,
@@ -156,41 +145,41 @@ def _measure_call(
     note: str,
     progress: Progress,
 ) -> list[Measurement]:
-    command = _command(runner, call, folder)
-    before, waited = cool(device, protocol)
+    before, waited = cool(bench, protocol)
     runs = []
-    with progress.task(f"{call.phase} on {device.serial}", total=protocol.repeats + 1) as task:
+    with progress.task(f"{call.phase} on {bench.serial}", total=protocol.repeats + 1) as task:
         for turn in range(protocol.repeats + 1):  # the first warms up
             if turn:
-                cool(device, protocol)
-            text = _run(device, command, runner, logs / f"{call.phase}-{call.depth}-{turn}.log")
+                cool(bench, protocol)
+            text = _run(bench, runner, call, folder, logs / f"{call.phase}-{call.depth}-{turn}.log")
             runs.append(read_figures(runner, call.phase, text, call.tokens))
             task.advance()
-    heat = f"thermal before: {before} (cooled {waited:.0f} s), after: {thermal(device)}"
+    heat = f"thermal before: {before} (cooled {waited:.0f} s), after: {bench.thermal()}"
     return _figures(runs[1:], call, "; ".join(part for part in (heat, note) if part))
 
 
-def _command(runner: Runner, call: Call, folder: str) -> str:
-    """The runner's command line with its environment; every stand-in quoted for the device's shell."""
+def _command(runner: Runner, call: Call, folder: str) -> tuple[list[str], dict[str, str]]:
+    """The runner's words and its environment, every stand-in filled in."""
     template = (runner.prefill if call.phase == "prefill" else runner.decode) or runner.decode
-    assert runner.binary is not None
+    binary = f"{folder}/{runner.binary.name}" if runner.binary else runner.bundle
     model = f"{folder}/{call.model.name}" + (f"/{call.entry}" if call.entry else "")
-    values = {"folder": folder, "binary": f"{folder}/{runner.binary.name}", "model": model, **call.values}
-    quoted = {name: shlex.quote(value) for name, value in values.items()}
+    values = {"folder": folder, "binary": binary, "model": model, **call.values}
     try:
-        environment = [f"{k}={v.format(**quoted)}" for k, v in runner.environment.items()]
-        return " ".join(["cd", shlex.quote(folder), "&&", *environment, template.format(**quoted)])
-    except (KeyError, IndexError) as error:
+        words = [word.format(**values) for word in shlex.split(template)]
+        return words, {name: value.format(**values) for name, value in runner.environment.items()}
+    except (KeyError, IndexError, ValueError) as error:
         fix = f"known names: {', '.join(values)}"
-        raise UnavailableError(f"the runner's command line names {error}", where=template, fix=fix) from error
+        raise UnavailableError(
+            f"the runner's command line is wrong at {error}", where=template, fix=fix
+        ) from error
 
 
-def _run(device: Device, command: str, runner: Runner, log: Path) -> str:
+def _run(bench: Bench, runner: Runner, call: Call, folder: str, log: Path) -> str:
     """What the runner wrote. A crash (128 + signal) or any other failure is told with its last words."""
-    result = device.shell(command, timeout=runner.silence_limit_s)
-    write_text(
-        log, f"$ {command}\n{result.stdout}\n--- stderr\n{result.stderr}\n--- exit {result.exit_code}\n"
-    )
+    words, environment = _command(runner, call, folder)
+    result = bench.run(words, folder, environment, runner.silence_limit_s)
+    told = f"{result.stdout}\n--- stderr\n{result.stderr}\n--- exit {result.exit_code}\n"
+    write_text(log, f"$ {shlex.join(words)}\n{told}")
     if result.exit_code != 0:
         said = (result.stderr.strip() or result.stdout.strip())[-300:] or "nothing"
         how = f"was killed by signal {result.exit_code - 128}" if result.exit_code > 128 else "failed"

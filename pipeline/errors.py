@@ -16,12 +16,16 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
+
+import typer
 
 from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
 
@@ -67,6 +71,11 @@ def guard(command: Callable[[], int | None], resume: str) -> int:
         return _tell(InputError(f"{error.strerror}", where=error.filename, fix=fix))
 
 
+def leave(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command of the command line under `guard` and leave with its exit code."""
+    raise typer.Exit(guard(command, resume=shlex.join(["bluelm-export", *sys.argv[1:]])))
+
+
 _EXTRAS = {
     "onnxruntime_qnn": "qualcomm",
     "executorch": "executorch",
@@ -75,6 +84,9 @@ _EXTRAS = {
     "ai_edge_litert": "litert",
     "pyarrow": "parquet",
     "tokenizers": "tokenizers",
+    "matplotlib": "plot",
+    "mlflow": "mlflow",
+    "ray": "ray",
 }
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 from bluelm.errors import UnavailableError
-from targets.adb import Device, Server
+from targets.adb import Device, Server, ShellResult
 
 # android.os.PowerManager.THERMAL_STATUS_*
 THERMAL_STATUS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
@@ -46,6 +50,63 @@ class Phone:
     thermal: Thermal = Thermal(None)
 
 
+class Bench(Protocol):
+    """A device that a runner can be measured on; paths below `folder` are remote."""
+
+    serial: str
+
+    def prepare(self, folder: str) -> None:
+        """Make the folder, empty."""
+        ...
+
+    def push(self, local: Path, remote: str, mode: int, advance: Callable[[int], None]) -> None: ...
+
+    def run(
+        self, words: Sequence[str], folder: str, environment: Mapping[str, str], silence_limit_s: float
+    ) -> ShellResult:
+        """Run a program with arguments in the folder."""
+        ...
+
+    def thermal(self) -> Thermal: ...
+
+    def clean(self, folder: str) -> None:
+        """Remove the folder, as far as the device still answers."""
+        ...
+
+
+class AndroidBench:
+    """An Android device over adb."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.serial = device.serial
+
+    def prepare(self, folder: str) -> None:
+        self.device.check(f"rm -rf {shlex.quote(folder)} && mkdir -p {shlex.quote(folder)}")
+
+    def push(self, local: Path, remote: str, mode: int, advance: Callable[[int], None]) -> None:
+        self.device.check(f"mkdir -p {shlex.quote(remote.rpartition('/')[0])}")
+        self.device.push(local, remote, mode, advance)
+
+    def run(
+        self, words: Sequence[str], folder: str, environment: Mapping[str, str], silence_limit_s: float
+    ) -> ShellResult:
+        variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+        command = " ".join(["cd", shlex.quote(folder), "&&", *variables, shlex.join(words)])
+        return self.device.shell(command, timeout=silence_limit_s)
+
+    def thermal(self) -> Thermal:
+        """Unknown where the system has no thermal service (Android 9 or older)."""
+        result = self.device.shell("dumpsys thermalservice")
+        return parse_thermal(result.stdout) if result.exit_code == 0 else Thermal(None)
+
+    def clean(self, folder: str) -> None:
+        try:
+            self.device.shell(f"rm -rf {shlex.quote(folder)}")
+        except UnavailableError:  # a device that has gone away must not hide why
+            return
+
+
 def parse_thermal(text: str) -> Thermal:
     """`dumpsys thermalservice`: its status, and the temperatures that the HAL reports now."""
     status = re.search(r"^Thermal Status:\s*(\d)", text, re.MULTILINE)
@@ -54,12 +115,6 @@ def parse_thermal(text: str) -> Thermal:
     number = int(status[1]) if status else None
     known = number is not None and number < len(THERMAL_STATUS)
     return Thermal(number if known else None, {name: float(value) for value, name in found})
-
-
-def thermal(device: Device) -> Thermal:
-    """The device's heat now; unknown where the system has no thermal service (Android 9 or older)."""
-    result = device.shell("dumpsys thermalservice")
-    return parse_thermal(result.stdout) if result.exit_code == 0 else Thermal(None)
 
 
 def describe(device: Device) -> Phone:
@@ -76,7 +131,7 @@ def describe(device: Device) -> Phone:
         memory=int(memory[1]) * 1024 if memory else None,
         system=f"Android {properties.get('ro.build.version.release', '?')} (API {api})",
         runtimes=tuple(name for name, path in NPU_LIBRARIES.items() if path in present),
-        thermal=thermal(device),
+        thermal=AndroidBench(device).thermal(),
     )
 
 

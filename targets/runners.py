@@ -39,6 +39,7 @@ class Runner(BaseModel):
 
     says: Says
     binary: Path | None = None
+    bundle: str = ""  # on Apple's devices: the runner app's identifier, in place of the binary
     libraries: tuple[Path, ...] = ()
     remote_folder: str = "/data/local/tmp/bluelm-export"
     environment: Mapping[str, str] = {}
@@ -53,6 +54,8 @@ class Runner(BaseModel):
         Raises:
             UnavailableError: not configured, or not there.
         """
+        if self.bundle:
+            return []
         if self.binary is None:
             fix = f"give its path in --runner-config; {self.where_to_get_it}"
             raise UnavailableError(f"no arm64 build of {self.says} is configured", fix=fix)

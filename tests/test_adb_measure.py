@@ -12,8 +12,7 @@ import yaml
 from bluelm.errors import InputError, TargetError, UnavailableError
 from eval.budget import Budget, judge
 from eval.device_speed import Call, Protocol, check_chip, cool, measure
-from targets.adb import Device
-from targets.phone import Phone, describe
+from targets.phone import AndroidBench, Phone, describe
 from targets.runners import Runner, load_runner, read_figures
 from tests.phone import FakePhone, running_phone
 
@@ -69,13 +68,13 @@ def decode_call(model: Path, depth: int = 0) -> Call:
     return Call("decode", depth, 1, model, "decode.onnx", {"decode_tokens": "32"})
 
 
-def device(phone: FakePhone) -> Device:
-    return phone.server.device(phone.serial)
+def bench(phone: FakePhone) -> AndroidBench:
+    return AndroidBench(phone.server.device(phone.serial))
 
 
 def test_median_interval_heat_logs_and_nothing_left_behind(phone, model, tmp_path):
     phone.heat(0, 0, 0, 0, 0, 0, 1)
-    figures = measure(device(phone), make_runner(tmp_path, RUNNER), [decode_call(model)], tmp_path / "logs")
+    figures = measure(bench(phone), make_runner(tmp_path, RUNNER), [decode_call(model)], tmp_path / "logs")
     decode, memory = figures
     assert (decode.name, decode.how, decode.subject, decode.n) == (
         "decode_tokens_per_s",
@@ -93,7 +92,7 @@ def test_median_interval_heat_logs_and_nothing_left_behind(phone, model, tmp_pat
 
 
 def test_the_gate_takes_the_lower_end(phone, model, tmp_path):
-    figures = measure(device(phone), make_runner(tmp_path, RUNNER), [decode_call(model)], tmp_path / "logs")
+    figures = measure(bench(phone), make_runner(tmp_path, RUNNER), [decode_call(model)], tmp_path / "logs")
 
     def passed(limit: float) -> bool:
         budget = Budget.model_validate({"min_decode_tokens_per_s": {"at_least": limit}})
@@ -104,7 +103,7 @@ def test_the_gate_takes_the_lower_end(phone, model, tmp_path):
 
 def test_several_depths_are_named(phone, model, tmp_path):
     calls = [decode_call(model), decode_call(model, depth=512)]
-    figures = measure(device(phone), make_runner(tmp_path, RUNNER, LATENCIES * 2), calls, tmp_path / "logs")
+    figures = measure(bench(phone), make_runner(tmp_path, RUNNER, LATENCIES * 2), calls, tmp_path / "logs")
     assert [f.name for f in figures if "tokens_per_s" in f.name] == [
         "decode_tokens_per_s",
         "decode_tokens_per_s@512",
@@ -117,7 +116,7 @@ def test_several_depths_are_named(phone, model, tmp_path):
 )
 def test_a_runner_that_crashes_or_babbles_gives_no_figure(phone, model, tmp_path, script, told):
     with pytest.raises(UnavailableError, match=told) as raised:
-        measure(device(phone), make_runner(tmp_path, script), [decode_call(model)], tmp_path / "logs")
+        measure(bench(phone), make_runner(tmp_path, script), [decode_call(model)], tmp_path / "logs")
     assert raised.value.exit_code == 5
     assert phone.files() == []
 
@@ -126,13 +125,13 @@ def test_a_full_disk_and_a_disconnect_give_no_figure(phone, model, tmp_path):
     runner = make_runner(tmp_path, RUNNER)
     phone.fault(disk_bytes=2000)
     with pytest.raises(UnavailableError, match="No space left"):
-        measure(device(phone), runner, [decode_call(model)], tmp_path / "logs")
+        measure(bench(phone), runner, [decode_call(model)], tmp_path / "logs")
     phone.fault(disconnect_push_after=2000)
     with pytest.raises(UnavailableError, match="connection"):
-        measure(device(phone), runner, [decode_call(model)], tmp_path / "logs")
+        measure(bench(phone), runner, [decode_call(model)], tmp_path / "logs")
     phone.fault(disconnect_shell="perf_test")
     with pytest.raises(UnavailableError, match="closed in the middle"):
-        measure(device(phone), runner, [decode_call(model)], tmp_path / "logs")
+        measure(bench(phone), runner, [decode_call(model)], tmp_path / "logs")
 
 
 class Clock:
@@ -149,7 +148,7 @@ def test_cooling_waits_until_the_status_allows(phone):
     phone.heat(3, 2, 1, 0)
     clock = Clock()
     protocol = Protocol(sleep=clock.sleep, clock=lambda: clock.now)
-    state, waited = cool(device(phone), protocol)
+    state, waited = cool(bench(phone), protocol)
     assert (state.status, waited) == (0, 30)
 
 
@@ -158,11 +157,11 @@ def test_cooling_ends_at_its_limit_without_a_figure(phone):
     clock = Clock()
     protocol = Protocol(sleep=clock.sleep, clock=lambda: clock.now, cooling_limit_s=60)
     with pytest.raises(UnavailableError, match="still too hot after 60 s: critical"):
-        cool(device(phone), protocol)
+        cool(bench(phone), protocol)
 
 
 def test_another_chip_is_refused_unless_asked_for_and_then_told(phone):
-    found = describe(device(phone))
+    found = describe(bench(phone).device)
     assert check_chip(found, ["Dimensity 9300", "mt6989"], allow_other=False) == ""
     with pytest.raises(TargetError, match=r"MT6989.*Snapdragon 8 Gen 3") as raised:
         check_chip(found, ["Snapdragon 8 Gen 3", "SM8650"], allow_other=False)
@@ -174,13 +173,13 @@ def test_another_chip_is_refused_unless_asked_for_and_then_told(phone):
 
 def test_the_chips_note_reaches_the_figures(phone, model, tmp_path):
     runner = make_runner(tmp_path, RUNNER)
-    figures = measure(device(phone), runner, [decode_call(model)], tmp_path / "logs", note="ANOTHER CHIP: x")
+    figures = measure(bench(phone), runner, [decode_call(model)], tmp_path / "logs", note="ANOTHER CHIP: x")
     assert all("ANOTHER CHIP" in f.note for f in figures)
 
 
 def test_no_runner_configured_says_where_to_get_it(phone, model, tmp_path):
     with pytest.raises(UnavailableError, match=r"(?s)no arm64 build.*build\.sh"):
-        measure(device(phone), load_runner("onnx-cpu"), [decode_call(model)], tmp_path)
+        measure(bench(phone), load_runner("onnx-cpu"), [decode_call(model)], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +203,7 @@ def test_a_bad_runner_configuration(tmp_path, text, told):
 def test_a_command_line_that_names_an_unknown_thing(phone, model, tmp_path):
     runner = make_runner(tmp_path, RUNNER).model_copy(update={"decode": "{binary} {modle}"})
     with pytest.raises(UnavailableError, match="modle"):
-        measure(device(phone), runner, [decode_call(model)], tmp_path / "logs")
+        measure(bench(phone), runner, [decode_call(model)], tmp_path / "logs")
 
 
 def test_what_executorchs_llama_runner_says():

@@ -1,0 +1,212 @@
+"""Commands about speed without a run: `devices` lists what is connected, `estimate` needs no device at all.
+
+Nothing heavy is imported at the top: `estimate` answers in under a second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from bluelm.errors import InputError, UnavailableError
+from pipeline.errors import leave
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from eval.speed_model import Interval, RuntimeClass, Shape, Soc, Work
+    from targets.phone import Phone
+
+DEVICE_TABLE = (
+    "Snapdragon 8 Gen 1",
+    "Snapdragon 8 Gen 2",
+    "Snapdragon 8 Gen 3",
+    "Snapdragon 8 Elite",
+    "Snapdragon 8 Elite Gen 5",
+    "Dimensity 9200",
+    "Dimensity 9300",
+    "Dimensity 9400",
+    "Dimensity 9500",
+    "A16",
+    "A17 Pro",
+    "A18",
+    "A18 Pro",
+    "M1",
+    "M2",
+    "M3",
+    "M4",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(devices)
+    app.command()(estimate)
+
+
+def devices(
+    serial: Annotated[str | None, typer.Argument(help="Only this one.", show_default=False)] = None,
+) -> None:
+    """List the phones that adb and devicectl see: chip, memory, system, NPU libraries, heat."""
+    leave(lambda: show_devices(serial))
+
+
+def show_devices(serial: str | None) -> int:
+    """Print the list; nothing connected, or no tool to see with: exit code 5, and what to do."""
+    found, missing = connected()
+    if serial is not None:
+        found = [phone for phone in found if phone.serial == serial]
+    if not found:
+        what = f"no device {serial!r} is connected" if serial else "no device is connected"
+        raise UnavailableError(what, fix="; ".join(missing) or "connect a phone with USB debugging on")
+    for line in device_lines(found):
+        print(line)
+    for text in missing:
+        print(f"not asked: {text}")
+    return 0
+
+
+def connected() -> tuple[list[Phone], list[str]]:
+    """Every device of both tools, and what could not be asked, with the reason."""
+    from targets import adb, devicectl, phone
+
+    found: list[Phone] = []
+    missing: list[str] = []
+    for ask in (lambda: phone.phones(adb.Server()), devicectl.phones):
+        try:
+            found += ask()
+        except UnavailableError as error:
+            missing.append(f"{error.problem}: {error.fix}" if error.fix else error.problem)
+    return found, missing
+
+
+def device_lines(phones: Sequence[Phone]) -> Iterator[str]:
+    """A table with one line a device."""
+    head = ("serial", "state", "model", "chip", "memory", "system", "NPU libraries", "thermal state")
+    rows = [
+        (
+            p.serial,
+            p.state,
+            p.model,
+            p.soc or "?",
+            f"{p.memory / 2**30:.1f} GiB" if p.memory else "?",
+            p.system,
+            ", ".join(p.runtimes) or "none found",
+            str(p.thermal),
+        )
+        for p in phones
+    ]
+    return table(head, rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a plain table with columns as wide as they must be; rich would cost half a second."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, tuple("-" * w for w in widths), *rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def estimate(
+    soc: Annotated[
+        list[str] | None, typer.Option(help="Chip, may be given again. Default: the device table.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model, may be given again. Default: BlueLM 1B, 3B, 7B, 13B.")
+    ] = None,
+    bits: Annotated[list[int] | None, typer.Option(help="Width of the weights. Default: 4 and 8.")] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens in the cache.")] = 2048,
+    on: Annotated[
+        Literal["npu", "cpu", "gpu"],
+        typer.Option(help="Where it runs; npu is the Hexagon, the APU or the Neural Engine."),
+    ] = "npu",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, for the first token.")] = 128,
+    artifact: Annotated[
+        Path | None, typer.Option(help="Take the work from a finished artifact's folder.", show_default=False)
+    ] = None,
+) -> None:
+    """Estimate tokens/s from published figures, without a device or a checkpoint.
+
+    Each figure comes with the interval that held 80 % of the published ones left out in the same way.
+    """
+    leave(lambda: show_estimates(soc, model, bits, context, on, prompt, artifact))
+
+
+def show_estimates(
+    socs: Sequence[str] | None,
+    models: Sequence[str] | None,
+    bits: Sequence[int] | None,
+    context: int,
+    on: Literal["npu", "cpu", "gpu"],
+    prompt: int,
+    artifact: Path | None = None,
+) -> int:
+    """Print a line for every chip, model and width."""
+    from eval.speed_model import BLUELM, default_work, find_shape, find_soc
+
+    chosen_bits = bits or (4, 8)
+    if any(not 1 <= b <= 16 for b in chosen_bits):
+        raise InputError(f"--bits {max(chosen_bits)} is no width of weights", fix="give 1 to 16")
+    chips = [find_soc(name) for name in socs or DEVICE_TABLE]
+    head = ("chip", "model", "bits", "on", "GB a token", "decode tokens/s", "80 % interval")
+    head = (*head, f"first of {prompt} s", "80 % interval")
+    rows = []
+    if artifact is not None:
+        from eval.estimate import artifact_work
+
+        load, name, width = artifact_work(artifact)
+        rows = [_line(chip, name, width, load, on, prompt) for chip in chips]
+    else:
+        shapes: list[Shape] = [find_shape(name) for name in models or BLUELM]
+        for chip in chips:
+            kind = runtime_class(chip, on)
+            for shape in shapes:
+                for width in chosen_bits:
+                    load = default_work(shape, width, kind, context)
+                    rows.append(_line(chip, shape.model, f"{width}", load, on, prompt))
+    for line in table(head, rows):
+        print(line)
+    print("\nFrom published figures of other models; error on rows left out: benchmarks/speed_model.md")
+    return 0
+
+
+def runtime_class(chip: Soc, on: Literal["npu", "cpu", "gpu"]) -> RuntimeClass:
+    """The class of published figures that speaks for it: the Neural Engine on Apple's chips."""
+    apple = chip.neural_engine_gb_s is not None
+    return "ane" if on == "npu" and apple else on
+
+
+def runtime_name(chip: Soc, kind: RuntimeClass) -> str:
+    """The runtime that our artifacts take there, as published figures name it; "" where they have none."""
+    return "QNN" if kind == "npu" and chip.name.startswith("Snapdragon") else ""
+
+
+def _line(
+    chip: Soc, name: str, width: str, load: Work, on: Literal["npu", "cpu", "gpu"], prompt: int
+) -> tuple[str, ...]:
+    from eval.speed_model import estimate as ask
+
+    kind = runtime_class(chip, on)
+    runtime = runtime_name(chip, kind)
+    decode = ask("decode", load, chip, kind, runtime=runtime)
+    try:
+        prefill = ask("prefill", load, chip, kind, runtime=runtime)
+        first = _seconds(prefill, prompt)
+    except UnavailableError:  # nobody published a prefill speed there
+        first = ("-", "-")
+    size = (load.weight_bytes + load.cache_bytes) / 1e9
+    return (
+        chip.name,
+        name,
+        width,
+        kind,
+        f"{size:.2f}",
+        f"{decode.value:.1f}",
+        f"{decode.low:.1f} to {decode.high:.1f}",
+        *first,
+    )
+
+
+def _seconds(rate: Interval, prompt: int) -> tuple[str, str]:
+    return f"{prompt / rate.value:.2f}", f"{prompt / rate.high:.2f} to {prompt / rate.low:.2f}"
