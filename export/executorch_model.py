@@ -1,0 +1,188 @@
+"""The decoder as a torch module that ExecuTorch lowers: integer codes and scales stay integers, the cache is a buffer.
+
+Exported once with a free number of tokens T: chunks of the prompt (T up to `chunk`) and single tokens (T = 1) enter
+by the same method `forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, vocab]`, which is the
+signature of ExecuTorch's `TextLLMRunner`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers torch.ops.llama)
+from executorch.kernels import quantized  # noqa: F401  (registers the embedding and per-token operators)
+from torch import Tensor, nn
+from torchao.quantization.quant_primitives import (
+    MappingType,
+    choose_qparams_affine,
+    dequantize_affine,
+    quantize_affine,
+)
+
+from bluelm.config import ModelConfig
+from bluelm.rope import rope_table
+from compress.quantized import QuantizedTensor
+from export.executorch_cache import Cache, make_cache
+
+
+class QuantizedLinear(nn.Module):
+    """x [1, T, in] -> [1, T, out] with 4-bit codes in groups, or 8-bit codes with one scale a row.
+
+    Activations are rounded to 8 bits, one range a token, while the model runs: XNNPACK fuses this pattern
+    (quantize, dequantize, dequantized weight, linear) into one integer kernel and packs the codes as they are.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def __init__(self, weight: QuantizedTensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", weight.signed_codes())  # int8 [out, in]
+        self.register_buffer("scales", weight.scales.to(torch.float32))  # [out, groups]
+        self.register_buffer("zeros", torch.zeros(weight.scales.shape, dtype=torch.int8))
+        self.block = [1, weight.columns_per_group]
+        self.least, self.greatest = -(2 ** (weight.bits - 1)), 2 ** (weight.bits - 1) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = dequantize_affine(
+            self.codes, self.block, self.scales, self.zeros, torch.int8, self.least, self.greatest
+        )
+        return F.linear(_round_to_8_bits(x), weight)
+
+
+def _round_to_8_bits(x: Tensor) -> Tensor:
+    """x [1, T, n] through int8 codes and back, one asymmetric range a token."""
+    block = [1, 1, x.shape[-1]]
+    scale, zero = choose_qparams_affine(
+        x,
+        mapping_type=MappingType.ASYMMETRIC,
+        block_size=block,
+        target_dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        scale_dtype=torch.float32,
+        zero_point_dtype=torch.int8,
+    )
+    codes = quantize_affine(x, block, scale, zero, torch.int8, -128, 127)
+    return dequantize_affine(codes, block, scale, zero, torch.int8, -128, 127)
+
+
+class Embedding(nn.Module):
+    """tokens int64 [1, T] -> float32 [1, T, hidden] from one byte a weight, one scale a row."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def __init__(self, table: QuantizedTensor) -> None:
+        super().__init__()
+        half = 2 ** (table.bits - 1)
+        self.register_buffer("codes", table.signed_codes())  # int8 [vocab, hidden]
+        self.register_buffer("scales", table.scales.to(torch.float32))  # [vocab, groups]
+        self.register_buffer("zeros", table.zeros.to(torch.float32) - half)  # [vocab, groups]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.ops.quantized_decomposed.embedding_byte.dtype(
+            self.codes, self.scales, self.zeros, -128, 127, tokens, dtype=torch.float32
+        )
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x**2) + eps) * weight."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the cache, by ExecuTorch's fused operator."""
+
+    def __init__(self, config: ModelConfig, linears: dict[str, QuantizedTensor], cache: Cache) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q, self.k, self.v, self.o = (
+            QuantizedLinear(linears[f"self_attn.{name}_proj"]) for name in ("q", "k", "v", "o")
+        )
+        self.cache = cache
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
+        batch, tokens, _ = x.shape
+        query = self.q(x).view(batch, tokens, -1, self.head_dim)  # [1, T, heads, head_dim]
+        key = self.k(x).view(batch, tokens, -1, self.head_dim)  # [1, T, kv_heads, head_dim]
+        value = self.v(x).view(batch, tokens, -1, self.head_dim)
+        mixed = self.cache.attend(rotate(query, cos, sin), rotate(key, cos, sin), value, start)
+        return self.o(mixed.view(batch, tokens, -1))  # [1, T, hidden]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [1, T, heads, head_dim] with cos, sin [T, 1, head_dim]; halves turn together."""
+    half = x.shape[-1] // 2
+    swapped = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + swapped * sin
+
+
+class Block(nn.Module):
+    """x [1, T, hidden] -> the same: attention, then the gated MLP, each behind a norm and added."""
+
+    def __init__(
+        self, config: ModelConfig, linears: dict[str, QuantizedTensor], norms: tuple[Tensor, Tensor], cache: Cache
+    ) -> None:
+        super().__init__()
+        self.attention_norm, self.mlp_norm = (RMSNorm(norm, config.rms_norm_eps) for norm in norms)
+        self.attention = Attention(config, linears, cache)
+        self.gate, self.up, self.down = (
+            QuantizedLinear(linears[f"mlp.{name}_proj"]) for name in ("gate", "up", "down")
+        )
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, start)
+        inner = self.mlp_norm(x)
+        return x + self.down(F.silu(self.gate(inner)) * self.up(inner))
+
+
+class ExecutorchDecoder(nn.Module):
+    """forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, vocab]."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, quantized, *, context: int, kv_bits: int) -> None:  # noqa: ANN001
+        super().__init__()
+        config = quantized.config
+        self.context = context
+        self.embedding = Embedding(quantized.embed())
+        cos, sin = rope_table(config, context)  # [context, head_dim]
+        self.register_buffer("cos", cos.unsqueeze(1))
+        self.register_buffer("sin", sin.unsqueeze(1))
+        self.blocks = nn.ModuleList(_block(quantized, layer, context, kv_bits) for layer in range(config.num_layers))
+        self.norm = RMSNorm(quantized.vector("model.norm"), config.rms_norm_eps)
+        self.head = QuantizedLinear(quantized.linear("lm_head"))
+
+    def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
+        start = input_pos[0].item()
+        count = tokens.shape[1]
+        torch._check_is_size(start)
+        torch._check(start < self.context)
+        torch._check(start + count <= self.context)
+        cos, sin = (table.narrow(0, start, count) for table in (self.cos, self.sin))  # [T, 1, head_dim]
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, cos, sin, start)
+        return self.head(self.norm(x))
+
+
+def _block(quantized, layer: int, context: int, kv_bits: int) -> Block:  # noqa: ANN001
+    from bluelm.weights import LINEARS
+
+    config, at = quantized.config, f"model.layers.{layer}"
+    linears = {name: quantized.linear(f"{at}.{name}") for name in LINEARS}
+    norms = (quantized.vector(f"{at}.input_layernorm"), quantized.vector(f"{at}.post_attention_layernorm"))
+    return Block(config, linears, norms, make_cache(config, context, kv_bits))
