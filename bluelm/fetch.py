@@ -1,7 +1,9 @@
-"""Fetch a checkpoint from Hugging Face or ModelScope, resumable, every file checked against the hub's digests.
+"""Fetch a checkpoint from Hugging Face or ModelScope, resumable, every file checked against the hub's
+digests.
 
-The list of files and their digests comes from the hub; the bytes may come from a mirror. What the mirror changed,
-dropped or added is named file by file. Python files are never fetched, pickles only where there is nothing else.
+The list of files and their digests comes from the hub; the bytes may come from a mirror. What the mirror
+changed, dropped or added is named file by file. Python files are never fetched, pickles only where there is
+nothing else.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class ModelScope:
             raise _unreachable(self.address, error) from error
 
 
-class Missing(InputError):
+class Missing(InputError):  # noqa: N818  (an answer, told as a difference)
     """A file or a model that the hub or mirror does not have."""
 
     def __init__(self, where: str) -> None:
@@ -169,8 +171,8 @@ def fetch(
         The manifest of the folder, with its origin.
 
     Raises:
-        InputError: a file differs from the hub's digest or the pinned manifest, is missing, or was added by the
-            mirror; each is named, and nothing appears at `out`.
+        InputError: a file differs from the hub's digest or the pinned manifest, is missing, or was added by
+            the mirror; each is named, and nothing appears at `out`.
         UnavailableError: hub or mirror cannot be reached.
     """
     if out.exists():

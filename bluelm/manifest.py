@@ -100,7 +100,9 @@ class FolderManifest(BaseModel):
         write_text(path, json.dumps(self.model_dump(exclude_none=True), indent=1, sort_keys=True) + "\n")
 
     def digest(self) -> str:
-        """Hex SHA-256 over names, sizes and digests; the same folder gives the same digest wherever it lies."""
+        """Hex SHA-256 over names, sizes and digests; the same folder gives the same digest wherever it
+        lies.
+        """
         lines = (f"{file.sha256} {file.bytes} {name}\n" for name, file in sorted(self.files.items()))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -138,7 +140,8 @@ def differences(expected: Mapping[str, PinnedFile], found: Mapping[str, PinnedFi
 
 
 def verify_folder(folder: Path, manifest: FolderManifest, ignore: frozenset[str] = frozenset()) -> None:
-    """Check a folder against a manifest; `ignore` names files of the folder that no manifest can hold (itself).
+    """Check a folder against a manifest; `ignore` names files of the folder that no manifest can hold
+    (itself).
 
     Raises:
         InputError: with every file that differs, one a line.

@@ -33,7 +33,8 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
     """(relative path with slashes, path) of every regular file below `folder`, in the order of their names.
 
     Raises:
-        InputError: not a folder; a symlink (other than those of the hub's own cache), device, socket or pipe; more files than any checkpoint has.
+        InputError: not a folder; a symlink (other than those of the hub's own cache), device, socket or
+            pipe; more files than any checkpoint has.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise InputError("not a folder", where=folder)
@@ -68,7 +69,8 @@ def _unreadable(error: OSError) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds links, pickles that could run code, or archives that unpack to more than they are.
+    """Refuse a folder that holds links, pickles that could run code, or archives that unpack to more than
+    they are.
 
     Raises:
         InputError: naming the file and why.

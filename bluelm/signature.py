@@ -1,8 +1,8 @@
 """Signatures over a folder's files in sigstore's model-transparency format, by key or certificate.
 
-The format is written and read by the `model-signing` library; its command line verifies what is made here. The
-library hashes folders itself, while bundles also sign what lies inside an archive, so signing starts from digests.
-Signatures are deterministic (RFC 6979), so that the same files and key give the same bytes.
+The format is written and read by the `model-signing` library; its command line verifies what is made here.
+The library hashes folders itself, while bundles also sign what lies inside an archive, so signing starts
+from digests. Signatures are deterministic (RFC 6979), so that the same files and key give the same bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """APK Signature Schemes v2 and v3: sign a canonical archive, and verify it.
 
-The format is that of source.android.com/docs/security/features/apksigning/v2 and /v3: between the entries and the
-central directory lies a block with, per scheme, digests of the whole file in chunks of 1 MiB, signed.
+The format is that of source.android.com/docs/security/features/apksigning/v2 and /v3: between the entries
+and the central directory lies a block with, per scheme, digests of the whole file in chunks of 1 MiB, signed.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def write_signed(
     alignment: int,
     key: keys.SigningKey,
 ) -> None:
-    """Write an archive signed with v2 and v3 in one pass over the contents; the caller gives a temporary path."""
+    """Write an archive signed with v2 and v3 in one pass over the contents; the caller gives a temporary
+    path.
+    """
     layout = zip32.lay_out(entries, alignment)
     directory = zip32.central_directory(entries, layout)
     contents = ChunkDigest()
@@ -158,8 +160,9 @@ def verify_apk(path: Path, alignment: int) -> tuple[zip32.Archive, x509.Certific
     certificates = {signer.certificate for signer in signers.values()}
     if set(signers) != {V2, V3} or len(certificates) != 1:
         raise InputError("the APK is not signed by one signer with both v2 and v3", where=path)
+    certificate = _check_signer(signers[V2], V2, path)
     for scheme, signer in signers.items():
-        certificate = _check_signer(signer, scheme, path)
+        _check_signer(signer, scheme, path)
         if signer.digest != digest:
             raise InputError(
                 "the APK's contents do not match its signature: changed after signing", where=path
@@ -233,7 +236,9 @@ def _inner(data: bytes, depth: int) -> bytes:
 
 
 def _decode(value: bytes, scheme: int) -> Signer:
-    """The first signer, the first digest, the first certificate; encoding again shows whether there was more."""
+    """The first signer, the first digest, the first certificate; encoding again shows whether there was
+    more.
+    """
     signer = _inner(value, 2)
     data, position = _field(signer, 0)
     if scheme == V3:

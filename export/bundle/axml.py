@@ -1,8 +1,8 @@
 """Android's binary XML, enough for a manifest: UTF-16 string pool, resource map, elements.
 
-Chunk layouts follow ResourceTypes.h of the Android Open Source Project. Attribute names that have a resource id
-come first in the string pool, in the resource map's order, and each element's attributes are sorted by that id,
-because the platform looks them up by a merge over both.
+Chunk layouts follow ResourceTypes.h of the Android Open Source Project. Attribute names that have a resource
+id come first in the string pool, in the resource map's order, and each element's attributes are sorted by
+that id, because the platform looks them up by a merge over both.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""A canonical zip: stored entries, aligned data, fixed times, so that every byte follows from names and contents.
+"""A canonical zip: stored entries, aligned data, fixed times, so that every byte follows from names and
+contents.
 
 Layout of one entry (PKWARE APPNOTE 4.3.7, alignment extra field 0xd935 of Android's zipalign):
 
-    local header (30) | name | extra: 0xd935, size, alignment, zeros | data, starting at a multiple of the alignment
+    local header (30) | name | extra: 0xd935, size, alignment, zeros | data, starting at a multiple of the
+    alignment
 
-The reader accepts only what the writer writes: it rebuilds every header and compares, so there is no byte in the
-file that neither the contents' digests nor the layout determine.
+The reader accepts only what the writer writes: it rebuilds every header and compares, so there is no byte in
+the file that neither the contents' digests nor the layout determine.
 """
 
 from __future__ import annotations
@@ -264,7 +266,8 @@ def read_zip(path: Path, alignment: int = 1) -> Archive:
     """Read the directory of a canonical archive and check every header byte; contents are not read.
 
     Raises:
-        InputError: truncated, compressed, zip64, misaligned, or a byte that the writer would not have written.
+        InputError: truncated, compressed, zip64, misaligned, or a byte that the writer would not have
+            written.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
