@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -14,15 +13,16 @@ from rich.console import Console
 from typer.main import get_command
 
 from bluelm.errors import InputError
+from pipeline import device_commands
 from pipeline import options as o
-from pipeline.errors import INTERRUPTED, crash, guard
+from pipeline.errors import INTERRUPTED, crash, leave
 
 app = typer.Typer(
     invoke_without_command=True,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 passed, 1 internal error, 2 bad input, 3 a budget failed, 4 the target cannot hold "
     "the model, 5 a device or SDK is missing, 6 interrupted (the same command resumes).",
@@ -105,7 +105,7 @@ def export(
         )
         return run(request, dry_run=dry_run, output=Console(), messages=Console(stderr=True))
 
-    _exit(work)
+    leave(work)
 
 
 @app.command()
@@ -134,7 +134,7 @@ def generate(
         answer(run, text, on=on, chat=not raw, max_tokens=max_tokens, temperature=temperature, seed=seed)
         return 0
 
-    _exit(work)
+    leave(work)
 
 
 @app.command()
@@ -151,7 +151,7 @@ def check(
 
         return hold(run, budget, Console())
 
-    _exit(work)
+    leave(work)
 
 
 @app.command()
@@ -164,7 +164,10 @@ def targets() -> None:
         show_targets(Console())
         return 0
 
-    _exit(work)
+    leave(work)
+
+
+device_commands.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -191,10 +194,6 @@ def spread_lists(arguments: Sequence[str]) -> list[str]:
             spread.append(option)
         spread.append(argument)
     return spread
-
-
-def _exit(work: Callable[[], int]) -> NoReturn:
-    raise typer.Exit(guard(work, resume=shlex.join(["bluelm-export", *sys.argv[1:]])))
 
 
 def _number(text: str | None) -> int | None:

@@ -100,6 +100,9 @@ def crash(kind: type[BaseException], error: BaseException, trace: TracebackType 
     print("  fix:   please report it with that file", file=sys.stderr)
 
 
+logging.getLogger("bluelm_export").addHandler(logging.NullHandler())  # without a run there is no log
+
+
 def _tell(error: ExportError) -> int:
     logging.getLogger("bluelm_export").error("%s", error)
     print(f"\nerror: {error}", file=sys.stderr)
