@@ -58,7 +58,7 @@ def answer(
 
 def ends(tokenizer: Tokenizer, artifact: Artifact) -> set[int]:
     """Tokens that end an answer."""
-    return {*artifact.model.eos_token_ids, *([] if tokenizer.eos is None else [tokenizer.eos])}
+    return {*artifact.config.eos_token_ids, *([] if tokenizer.eos is None else [tokenizer.eos])}
 
 
 def generate(

@@ -15,8 +15,7 @@ from pydantic import TypeAdapter
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress
-from eval import judge
-from eval.estimate import estimate_phone
+from eval import estimate, judge
 from eval.heldout import HeldOut, Window
 from eval.measurement import Measurement
 from eval.report import tool_versions
@@ -126,4 +125,9 @@ def sizes(artifact: Artifact, target: Target) -> list[Measurement]:
     size = Measurement(
         "artifact_bytes", artifact.bytes, "bytes", "measured", note=artifact.format, subject="files"
     )
-    return [size, *estimate_phone(artifact, target)]
+    found = [size, estimate.memory(artifact)]
+    soc = estimate.chip(target.soc.name)
+    if soc is not None:
+        on_npu = artifact.format == "qnn-context"
+        found += estimate.speed(artifact, soc, "npu" if on_npu else "cpu", "QNN" if on_npu else "")
+    return found

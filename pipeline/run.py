@@ -21,7 +21,8 @@ from eval.memory import PeakMemory
 from eval.report import Report, show, tool_versions
 from export import onnx_cpu
 from export.artifact import Artifact
-from export.ranges import Ranges, calibrate
+from export.calibrate import calibrate
+from export.ranges import Ranges
 from pipeline import judging, layout
 from pipeline.judging import Subject
 from pipeline.plan import CHUNK, Plan, Request, make_plan
@@ -131,12 +132,13 @@ def _export_cpu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
         **sizes,
         "versions": _versions("bluelm-export", "onnx"),
     }
-    folder = stages.run(
-        layout.ONNX_CPU,
-        inputs,
-        lambda folder: onnx_cpu.export(quantized, folder, **sizes, progress=progress),
-    )
-    return Artifact.open(folder)
+
+    def work(folder: Path) -> None:
+        onnx_cpu.export(
+            quantized, folder, context=sizes["context"], chunk=sizes["chunk"], progress=progress
+        )
+
+    return Artifact.open(stages.run(layout.ONNX_CPU, inputs, work))
 
 
 def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, progress: Progress) -> Artifact:
@@ -151,7 +153,7 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
 
     def watch(folder: Path) -> None:
         folder.mkdir()
-        calibrate(quantized, tokens, progress).save(folder / "ranges.json")
+        calibrate(quantized, tokens, quantized.digest(), progress).save(folder / "ranges.json")
 
     ranges = None
     if plan.target.needs_ranges:

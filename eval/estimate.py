@@ -1,0 +1,125 @@
+"""What a finished artifact would do on the phone, from its own bytes: speed and memory, estimated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError, UnavailableError
+from eval import speed_model
+from eval.measurement import Measurement
+from eval.speed_model import RuntimeClass, Shape, Soc, Work
+from export.artifact import MANIFEST, SIMULATOR, Artifact
+
+CACHE_BYTES = {"float32": 4, "int16": 2}
+READ_ONCE = ("embedding", "tokenizer", "ranges")  # roles that a decoded token reads next to nothing of
+
+
+def artifact_work(folder: Path) -> tuple[Work, str, str]:
+    """Work of one decoded token, the model's name and the width of its weights, for `estimate --artifact`.
+
+    Args:
+        folder: of an artifact, or of a run (then its compiled artifact, else the one for CPUs).
+
+    Raises:
+        InputError: there is no artifact.
+    """
+    places = [folder, folder / "compiled", folder / "onnx-cpu"]
+    found = next((place for place in places if (place / MANIFEST).is_file()), None)
+    if found is None:
+        raise InputError(
+            "there is no artifact", where=folder, fix="name the folder of a run or of an artifact"
+        )
+    artifact = Artifact.open(found)
+    name = found.parent.name if found.name in ("compiled", "onnx-cpu") else found.name
+    return work_of(artifact), name, f"{artifact.bits_per_weight:.2f}"
+
+
+def work_of(artifact: Artifact) -> Work:
+    """Bytes and operations of one decoded token.
+
+    Graphs have static shapes: every token reads all weights and the whole cache, filled or not.
+    """
+    config = artifact.config
+    shape = _shape(config)
+    weight_bytes = sum(
+        file.bytes
+        for file in artifact.files
+        if file.role not in READ_ONCE and not file.role.startswith(SIMULATOR)
+    )
+    attended = 4 * config.num_layers * config.num_heads * config.head_dim * artifact.context
+    operations = 2 * (shape.body_weights + shape.head_weights) + attended
+    return Work(weight_bytes, cache_bytes(artifact), operations, config.num_layers)
+
+
+def cache_bytes(artifact: Artifact) -> int:
+    """Bytes of the whole KV cache."""
+    config = artifact.config
+    elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim * artifact.context
+    return elements * CACHE_BYTES[artifact.cache]
+
+
+def activation_bytes(artifact: Artifact) -> int:
+    """Bytes of the largest values alive together in one prefill step.
+
+    Per token of the step: float32 logits; residual, normed input, q, k, v; gate, up and their product; scores
+    and weights of attention over the whole context. Elements are as wide as the cache's.
+    """
+    config = artifact.config
+    width = CACHE_BYTES[artifact.cache]
+    vectors = 2 * config.hidden_size + (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    attention = 2 * config.num_heads * artifact.context
+    return artifact.chunk * (
+        4 * config.vocab_size + width * (vectors + 3 * config.intermediate_size + attention)
+    )
+
+
+def memory(artifact: Artifact) -> Measurement:
+    """Memory on the phone: every byte of the files, the KV cache, activations."""
+    files, cache, activations = artifact.bytes, cache_bytes(artifact), activation_bytes(artifact)
+    parts = (
+        f"files {files / 1e6:,.1f} MB + cache {cache / 1e6:,.1f} MB + activations {activations / 1e6:,.1f} MB"
+    )
+    return Measurement(
+        "memory_bytes", files + cache + activations, "bytes", "estimated", note=parts, subject="soc"
+    )
+
+
+def chip(name: str) -> Soc | None:
+    """What the speed estimate knows of a chip; None where it knows nothing."""
+    try:
+        return speed_model.find_soc(name)
+    except InputError:
+        return None
+
+
+def speed(artifact: Artifact, soc: Soc, runtime_class: RuntimeClass, runtime: str = "") -> list[Measurement]:
+    """Decode and prefill tokens/s on a chip; a phase that nobody published a figure for is left out."""
+    load = work_of(artifact)
+    gigabytes = (load.weight_bytes + load.cache_bytes) / 1e9
+    notes: dict[Literal["decode", "prefill"], str] = {
+        "decode": f"{gigabytes:.3g} GB a token at {soc.bandwidth(runtime_class) / 1e9:.1f} GB/s peak",
+        "prefill": f"{load.operations / 1e9:.3g} billion operations a token",
+    }
+    found = []
+    for phase, note in notes.items():
+        try:
+            interval = speed_model.estimate(phase, load, soc, runtime_class, runtime=runtime)
+        except UnavailableError:
+            continue
+        found.append(speed_model.as_measurement(phase, interval, f"{soc.name}, {note}"))
+    return found
+
+
+def _shape(config: ModelConfig) -> Shape:
+    return Shape(
+        config.architecture,
+        config.num_layers,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        config.vocab_size,
+    )
