@@ -1,0 +1,141 @@
+"""Judging against models whose answers can be worked out by hand: tables of what follows two tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from bluelm.errors import TargetError
+from eval import judge
+from eval.heldout import Window
+from targets.runtime import RuntimeBase
+
+VOCAB = 5
+
+
+class TableRuntime(RuntimeBase):
+    """A model of order 2: logits [VOCAB] from table[token before, token]; the last token is its cache."""
+
+    def __init__(self, table: np.ndarray, *, forgets: bool = False) -> None:
+        self.name, self.vocab_size, self.context = "table", table.shape[-1], 1000
+        self._table, self._forgets = table, forgets
+        self._last = 0
+
+    def reset(self) -> None:
+        self._last = 0
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        rows = []
+        for token in tokens:
+            rows.append(self._table[self._last, token])
+            self._last = token
+        return np.stack(rows).astype(np.float32)
+
+    def decode(self, token: int) -> np.ndarray:
+        if self._forgets:
+            self._last = 0
+        return self.prefill([token])[0]
+
+
+def table(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 2, (VOCAB, VOCAB, VOCAB)).astype(np.float32)
+
+
+def windows(count: int, length: int, seed: int = 0) -> list[Window]:
+    generator = np.random.default_rng(seed)
+    judged = np.array([False] + [True] * (length - 1))
+    return [Window(generator.integers(0, VOCAB, length), judged, "en") for _ in range(count)]
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits.astype(np.float64))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_scores_are_those_of_the_tables() -> None:
+    p, q, text = table(1), table(2), windows(7, 30)
+    scores = judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(q)], text)
+    p_all, q_all = probabilities(p), probabilities(q)
+    kl, nll, agreement = [], [], []
+    for window in text:
+        before = 0
+        for token, following in zip(window.tokens, window.tokens[1:], strict=False):
+            a, b = p_all[before, token], q_all[before, token]
+            kl.append(sum(x * np.log(x / y) for x, y in zip(a, b, strict=True)))
+            nll.append(-np.log(b[following]))
+            agreement.append(
+                float(max(range(VOCAB), key=a.__getitem__) == max(range(VOCAB), key=b.__getitem__))
+            )
+            before = token
+    np.testing.assert_allclose(scores.kl, kl, atol=1e-12)
+    np.testing.assert_allclose(scores.nll, nll, atol=1e-12)
+    np.testing.assert_array_equal(scores.agreement, agreement)
+    np.testing.assert_array_equal(scores.cluster, np.repeat(np.arange(7), 29))
+
+    figures = {m.name: m for m in judge.accuracy(scores, "npu")}
+    reference = judge.reference_accuracy(scores)[0].value
+    assert figures["perplexity"].value == pytest.approx(np.exp(np.mean(nll)))
+    assert figures["perplexity_ratio"].value == pytest.approx(figures["perplexity"].value / reference)
+    assert figures["mean_kl"].value == pytest.approx(np.mean(kl))
+    assert figures["p99_kl"].value == pytest.approx(np.quantile(kl, 0.99))
+    assert figures["tokens_judged"].value == 7 * 29
+
+
+def test_the_same_model_scores_nothing() -> None:
+    p = table(1)
+    figures = {
+        m.name: m
+        for m in judge.accuracy(
+            judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(p)], windows(4, 20)), "cpu"
+        )
+    }
+    assert figures["mean_kl"].value == 0
+    assert figures["perplexity_ratio"].value == 1
+    assert figures["top1_agreement"].value == 1
+
+
+def test_two_runtimes_share_the_work_and_the_order_stays() -> None:
+    p, q, text = table(1), table(2), windows(9, 12)
+    reference = judge.Reference(TableRuntime(p))
+    alone = judge.score(reference, [TableRuntime(q)], text)
+    shared = judge.score(reference, [TableRuntime(q), TableRuntime(q)], text)
+    np.testing.assert_array_equal(alone.kl, shared.kl)
+    np.testing.assert_array_equal(alone.cluster, shared.cluster)
+
+
+def test_more_runtimes_than_windows() -> None:
+    p, q = table(1), table(2)
+    runtimes = [TableRuntime(q) for _ in range(3)]
+    assert len(judge.score(judge.Reference(TableRuntime(p)), runtimes, windows(2, 10)).kl) == 18
+
+
+def test_tokens_that_begin_a_text_are_not_judged() -> None:
+    p, q = table(1), table(2)
+    (window,) = windows(1, 10)
+    judged = window.judged.copy()
+    judged[[4, 7]] = False
+    scores = judge.score(
+        judge.Reference(TableRuntime(p)), [TableRuntime(q)], [Window(window.tokens, judged, "en")]
+    )
+    whole = judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(q)], [window])
+    np.testing.assert_array_equal(scores.kl, np.delete(whole.kl, [3, 6]))
+
+
+def test_an_artifact_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(TargetError, match="answers"):
+        judge.score(
+            judge.Reference(TableRuntime(table(1))), [TableRuntime(table(2)[..., :4])], windows(2, 10)
+        )
+
+
+def test_prefill_then_decode_equals_one_prefill() -> None:
+    tokens = windows(1, 20)[0].tokens.tolist()
+    kl, largest = judge.prefill_decode(TableRuntime(table(1)), tokens, 5, "cpu")
+    assert (kl.value, largest.value, kl.n) == (0, 0, 5)
+
+
+def test_a_decode_that_forgets_the_cache_is_seen() -> None:
+    tokens = windows(1, 20)[0].tokens.tolist()
+    kl, largest = judge.prefill_decode(TableRuntime(table(1), forgets=True), tokens, 5, "cpu")
+    assert kl.value > 0.1
+    assert largest.value > 1
