@@ -1,0 +1,257 @@
+"""Every run's figures over time, in one SQLite file that many runs may write at once.
+
+A run and its figures are written in one transaction, in write-ahead mode: a reader sees all of a run or
+nothing of it, and never waits for a writer. Writers wait for one another (up to `PATIENCE_S`); none is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from bluelm.errors import InputError
+from eval.measurement import Measurement
+
+PATIENCE_S = 120
+LAYOUT = 1
+_COLUMNS = tuple(f.name for f in fields(Measurement))
+_TABLES = """
+CREATE TABLE IF NOT EXISTS runs (
+    id INTEGER PRIMARY KEY, time TEXT NOT NULL, title TEXT NOT NULL, target TEXT NOT NULL,
+    passed INTEGER NOT NULL, accepted INTEGER NOT NULL, facts TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS figures (
+    run INTEGER NOT NULL REFERENCES runs (id), name TEXT NOT NULL, value REAL, unit TEXT NOT NULL,
+    how TEXT NOT NULL, error REAL, n INTEGER, note TEXT NOT NULL, subject TEXT NOT NULL, low REAL, high REAL
+);
+CREATE INDEX IF NOT EXISTS figures_by_name ON figures (name, subject, run);
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it is kept.
+
+    Attributes:
+        title: model, recipe and chip in words: runs of the same title are repeats of one another.
+        target: e.g. "snapdragon (sm8650)". passed: its verdict.
+        accepted: whether later runs may be compared with it (a run that passed, unless said otherwise).
+        facts: whatever explains it: configuration, versions, digests; JSON values.
+        time: UTC, ISO 8601. id: given by the file, in the order of writing.
+    """
+
+    title: str
+    target: str
+    passed: bool
+    measurements: tuple[Measurement, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    accepted: bool | None = None
+    time: str = ""
+    id: int | None = None
+
+    def figure(self, name: str, subject: str | None = None) -> Measurement | None:
+        """The figure of that name, of that subject if one is named."""
+        return next((m for m in self.measurements if m.name == name and subject in (None, m.subject)), None)
+
+
+def default_path() -> Path:
+    """$BLUELM_EXPORT_HISTORY, or history.sqlite in the user's data folder."""
+    named = os.environ.get("BLUELM_EXPORT_HISTORY")
+    if named:
+        return Path(named)
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "bluelm-export" / "history.sqlite"
+
+
+class History:
+    """The store; each call opens the file for itself, so one object may serve many threads."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or default_path()
+
+    @contextmanager
+    def _open(self, *, write: bool) -> Iterator[sqlite3.Connection]:
+        try:
+            if write and not self.path.exists():
+                _create(self.path)
+            mode = "rw" if write else "ro"
+            location = f"{self.path.absolute().as_uri()}?mode={mode}"
+            with closing(
+                sqlite3.connect(location, timeout=PATIENCE_S, isolation_level=None, uri=True)
+            ) as file:
+                version = file.execute("PRAGMA user_version").fetchone()[0]
+                if version != LAYOUT:
+                    fix = "name another file with --history, or use the version that wrote it"
+                    raise InputError(
+                        f"the history has layout {version}, not {LAYOUT}", where=self.path, fix=fix
+                    )
+                yield file
+        except sqlite3.Error as error:
+            fix = "name another file with --history"
+            raise InputError(f"the history cannot be used: {error}", where=self.path, fix=fix) from error
+
+    def append(self, run: Run) -> int:
+        """Write a run, all or nothing.
+
+        Returns:
+            its number.
+
+        Raises:
+            InputError: not a history, no permission, or others wrote for longer than `PATIENCE_S`.
+        """
+        time = run.time or datetime.now(UTC).isoformat(timespec="milliseconds")
+        accepted = run.passed if run.accepted is None else run.accepted
+        facts = json.dumps(run.facts, ensure_ascii=False, sort_keys=True, default=str)
+        figures = [tuple(asdict(m).values()) for m in run.measurements]
+        places = ", ".join("?" * (1 + len(_COLUMNS)))
+        with self._open(write=True) as file:
+            file.execute("BEGIN IMMEDIATE")
+            try:
+                columns = "time, title, target, passed, accepted, facts"
+                number = file.execute(
+                    f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?)",
+                    (time, run.title, run.target, run.passed, accepted, facts),
+                ).lastrowid
+                assert number is not None
+                file.executemany(
+                    f"INSERT INTO figures (run, {', '.join(_COLUMNS)}) VALUES ({places})",
+                    [(number, *figure) for figure in figures],
+                )
+                file.execute("COMMIT")
+            except BaseException:
+                if file.in_transaction:
+                    file.execute("ROLLBACK")
+                raise
+        return number
+
+    def runs(
+        self, *, title: str | None = None, target: str | None = None, last: int | None = None
+    ) -> list[Run]:
+        """Runs in the order of writing, the last so many; [] where there is no history yet."""
+        if not self.path.exists():
+            return []
+        clauses = {"title": title, "target": target}
+        given = {name: value for name, value in clauses.items() if value is not None}
+        where = " AND ".join(f"{name} = ?" for name in given) or "1"
+        limit = -1 if last is None else last
+        with self._open(write=False) as file:
+            file.execute("BEGIN")  # one view of both tables
+            rows = file.execute(
+                "SELECT id, time, title, target, passed, accepted, facts FROM runs "
+                f"WHERE {where} ORDER BY id DESC LIMIT ?",
+                (*given.values(), limit),
+            ).fetchall()
+            return [_run(row, _figures(file, row[0])) for row in reversed(rows)]
+
+    def last_accepted(self, title: str) -> Run | None:
+        """The newest run of that title that later ones are compared with."""
+        return next((run for run in reversed(self.runs(title=title)) if run.accepted), None)
+
+    def accept(self, number: int, accepted: bool = True) -> None:
+        """Let later runs be compared with this one, or not.
+
+        Raises:
+            InputError: no such run.
+        """
+        with self._open(write=True) as file:
+            changed = file.execute("UPDATE runs SET accepted = ? WHERE id = ?", (accepted, number)).rowcount
+            if not changed:
+                raise InputError(
+                    f"there is no run {number}", where=self.path, fix="see: bluelm-export history"
+                )
+
+
+def _create(path: Path) -> None:
+    """A new file appears with its tables in it, or not at all; of several at once, the first wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".history-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        with closing(sqlite3.connect(temporary, isolation_level=None)) as file:
+            file.execute("PRAGMA journal_mode = WAL")
+            file.executescript(f"{_TABLES} PRAGMA user_version = {LAYOUT};")
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+
+
+def _figures(file: sqlite3.Connection, number: int) -> tuple[Measurement, ...]:
+    found = file.execute(f"SELECT {', '.join(_COLUMNS)} FROM figures WHERE run = ? ORDER BY rowid", (number,))
+    rows = [dict(zip(_COLUMNS, row, strict=True)) for row in found]
+    nan = float("nan")  # SQLite keeps NaN as NULL
+    return tuple(
+        Measurement(**{**row, "value": nan if row["value"] is None else row["value"]}) for row in rows
+    )
+
+
+def _run(row: Sequence[Any], measurements: tuple[Measurement, ...]) -> Run:
+    number, time, title, target, passed, accepted, facts = row
+    return Run(title, target, bool(passed), measurements, json.loads(facts), bool(accepted), time, number)
+
+
+def names(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Names and subjects of all figures in these runs, sorted."""
+    return sorted({(m.name, m.subject) for run in runs for m in run.measurements})
+
+
+class MlflowHistory:
+    """The same runs on an MLflow server, or in any store that MLflow's URI names (extra `mlflow`)."""
+
+    EXPERIMENT = "bluelm-export"
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """Where MLFLOW_TRACKING_URI points to, if it is set."""
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        return cls(uri) if uri else None
+
+    def append(self, run: Run) -> str:
+        """Send a run with one metric a figure, named subject/name, and its interval's ends.
+
+        Returns:
+            MLflow's number of the run.
+
+        Raises:
+            UnavailableError: the server does not answer or refuses.
+        """
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
+
+        from bluelm.errors import UnavailableError
+
+        try:
+            client = MlflowClient(tracking_uri=self.uri)
+            experiment = client.get_experiment_by_name(self.EXPERIMENT)
+            number = experiment.experiment_id if experiment else client.create_experiment(self.EXPERIMENT)
+            started = client.create_run(number, run_name=run.title)
+            now = int(datetime.now(UTC).timestamp() * 1000)
+            client.log_batch(
+                started.info.run_id,
+                metrics=[Metric(name, value, now, 0) for name, value in _metrics(run)],
+                params=[Param(k, str(v)[:6000]) for k, v in run.facts.get("configuration", {}).items()],
+                tags=[RunTag("target", run.target), RunTag("passed", str(run.passed).lower())],
+            )
+            client.set_terminated(started.info.run_id, "FINISHED" if run.passed else "FAILED")
+        except (MlflowException, OSError) as error:
+            fix = "check MLFLOW_TRACKING_URI; the run is kept in the local history"
+            raise UnavailableError(f"MLflow refused the run: {error}", where=self.uri, fix=fix) from error
+        return started.info.run_id
+
+
+def _metrics(run: Run) -> Iterator[tuple[str, float]]:
+    for m in run.measurements:
+        name = f"{m.subject or 'run'}/{m.name}".replace("@", "_at_")  # MLflow allows no @
+        yield name, m.value
+        for end, value in (("low", m.low), ("high", m.high), ("error", m.error)):
+            if value is not None:
+                yield f"{name}.{end}", value

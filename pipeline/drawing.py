@@ -1,0 +1,40 @@
+"""Drawings into files, all or nothing (extra `plot`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bluelm.errors import InputError
+from bluelm.files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@contextmanager
+def drawing(path: Path, *, xlabel: str, ylabel: str) -> Iterator[Axes]:
+    """Axes to draw on; the file appears when the block ends. The same drawing gives the same bytes.
+
+    Raises:
+        InputError: the file's ending is no kind of drawing.
+        ModuleNotFoundError: matplotlib is not installed (the command line says how to get it).
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    kind = path.suffix.lstrip(".").lower()
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise InputError(
+            f"{path.name!r} is no kind of drawing", fix=f"end it in .{', .'.join(sorted(known))}"
+        )
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    yield axes
+    axes.grid(alpha=0.3)
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "ps": {"CreationDate": None}}
+    with matplotlib.rc_context({"svg.hashsalt": "bluelm-export"}), atomic_file(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata=undated.get(kind))
