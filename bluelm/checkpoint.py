@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bluelm.architectures import ARCHITECTURES
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.files import member, sha256
-from bluelm.fold import fold_layer_norm
+from bluelm.fold import fold_layer_norm, normalise_rows
+from bluelm.naming import file_name, half_split, source
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_tensor
 from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
 
@@ -51,13 +53,14 @@ class Checkpoint:
         tensors = {
             name: info
             for name, info in list_tensors(folder).items()
-            if not name.endswith("rotary_emb.inv_freq")
+            if not name.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq"))
         }
-        if EMBED not in tensors:
+        table = file_name(config, EMBED)
+        if table not in tensors:
             raise InputError(
-                f"{EMBED} is missing", where=folder, fix="the folder must hold the whole language model"
+                f"{table} is missing", where=folder, fix="the folder must hold the whole language model"
             )
-        config = replace(config, vocab_size=_rows(tensors[EMBED]))
+        config = replace(config, vocab_size=_rows(table, tensors[table]))
         _check(config, tensors, folder)
         return Checkpoint(folder, config, tensors)
 
@@ -73,11 +76,22 @@ class Checkpoint:
 
     def block(self, index: int) -> dict[str, Tensor]:
         """Tensors of one block, float32, by their names below `model.layers.<index>.`."""
-        return {name: self.tensor(f"model.layers.{index}.{name}") for name in block_shapes(self.config)}
+        return {name: self._read(f"model.layers.{index}.{name}") for name in block_shapes(self.config)}
+
+    def _read(self, name: str) -> Tensor:
+        """A tensor of the decoder by its name there: cut from the file's, rotary pairs half a head apart."""
+        found = source(self.config, name, self._shapes)
+        whole = self.tensor(found.name)
+        part = whole if found.rows == found.of else whole[found.start : found.start + found.rows].clone()
+        return half_split(self.config, name, part)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return model_shapes(self.config)
 
     def embedding(self) -> Tensor:
         """float32 [rows, hidden], the embedding LayerNorm folded in."""
-        table = self.tensor(EMBED)
+        table = self._read(EMBED)
         if not self.config.embedding_layer_norm:
             return table
         weight, bias = self.tensor(f"{EMBED_NORM}.weight"), self.tensor(f"{EMBED_NORM}.bias")
@@ -85,17 +99,21 @@ class Checkpoint:
 
     def final_norm(self) -> Tensor:
         """float32 [hidden]."""
-        return self.tensor(FINAL_NORM)
+        return self._read(FINAL_NORM)
 
     def head(self) -> Tensor:
         """float32 [rows, hidden]; where tied the embedding as stored, before its LayerNorm.
+
+        A head that the model normalises (Baichuan 2) comes normalised.
 
         Raises:
             InputError: the config ties head and embedding, but the files hold two that differ.
         """
         if not self.config.tie_word_embeddings:
-            return self.tensor(HEAD)
-        table = self.tensor(EMBED)
+            rows = ARCHITECTURES[self.config.architecture].normalised_head_rows
+            head = self._read(HEAD)
+            return normalise_rows(head) if head.shape[0] == rows else head
+        table = self._read(EMBED)
         if HEAD in self.tensors and not torch.equal(self.tensor(HEAD), table):
             raise InputError(
                 f"tie_word_embeddings is true, but {HEAD} differs from {EMBED}",
@@ -130,7 +148,9 @@ def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of one block by local name; linears are [out, in]."""
     hidden, inner = config.hidden_size, config.intermediate_size
     wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    biases = {"q": wide, "k": narrow, "v": narrow} if config.qkv_bias else {}
     return {
+        **{f"self_attn.{kind}_proj.bias": (size,) for kind, size in biases.items()},
         "input_layernorm.weight": (hidden,),
         "self_attn.q_proj.weight": (wide, hidden),
         "self_attn.k_proj.weight": (narrow, hidden),
@@ -144,7 +164,7 @@ def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that a checkpoint of this config holds, by its name in the file."""
+    """Shape of every tensor of the decoder, by its name in a Llama checkpoint."""
     rows, hidden = config.vocab_size, config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {EMBED: (rows, hidden)}
     if config.embedding_layer_norm:
@@ -157,23 +177,31 @@ def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _rows(embedding: TensorInfo) -> int:
+def file_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a checkpoint of this config holds, by its name in the file."""
+    shapes = model_shapes(config)
+    found = {name: source(config, name, shapes) for name in shapes}
+    return {place.name: (place.of, *shapes[name][1:]) for name, place in found.items()}
+
+
+def _rows(name: str, embedding: TensorInfo) -> int:
     if len(embedding.shape) != 2 or not embedding.shape[0]:
         raise InputError(
-            f"{EMBED} has shape {list(embedding.shape)}, not [rows, hidden]", where=embedding.file
+            f"{name} has shape {list(embedding.shape)}, not [rows, hidden]", where=embedding.file
         )
     return embedding.shape[0]
 
 
 def _check(config: ModelConfig, tensors: Mapping[str, TensorInfo], folder: Path) -> None:
-    shapes = model_shapes(config)
+    shapes = file_shapes(config)
+    embed, head = file_name(config, EMBED), file_name(config, HEAD)
     missing = [name for name in shapes if name not in tensors]
     if missing:
-        tied = "; set tie_word_embeddings to true if the head is the embedding" if missing == [HEAD] else ""
+        tied = "; set tie_word_embeddings to true if the head is the embedding" if missing == [head] else ""
         more = f" (and {len(missing) - 1} more tensors)" if len(missing) > 1 else ""
         raise InputError(f"{missing[0]} is missing{more}", where=folder, fix=f"complete the checkpoint{tied}")
     if config.tie_word_embeddings:
-        shapes[HEAD] = shapes[EMBED]  # may be there all the same; then it must be the embedding
+        shapes[head] = shapes[embed]  # may be there all the same; then it must be the embedding
     extra = sorted(name for name in tensors if name not in shapes)
     if extra:
         raise InputError(

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
+from bluelm.architectures import ARCHITECTURES, Architecture, find
 from bluelm.errors import InputError
 from bluelm.files import member, read_json
 
-ARCHITECTURES = {"BlueLMForCausalLM": "BlueLM", "LlamaForCausalLM": "llama"}  # architecture -> model_type
 RopeKind = Literal["ntkmixed", "linear", "dynamic", "llama3"]
 MAX_SIZE = 2**24  # no width, row count or context is larger; keeps nonsense from allocating
 MAX_LAYERS = 4096
@@ -34,12 +34,14 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a BlueLM or Llama decoder.
+    """Shape of a decoder: a plain Llama with few switches (`bluelm/architectures.py`).
 
     Attributes:
         vocab_size: rows of the embedding; config.json's until a `Checkpoint` replaces it by the rows found.
         num_kv_heads: `num_heads` for MHA, 1 for MQA, a divisor of `num_heads` for GQA.
         embedding_layer_norm: BlueLM's `use_stable_embedding`, a LayerNorm behind the token embedding.
+        qkv_bias: the linears of q, k and v have biases.
+        rotary_dim: dimensions of a head that turn; the others get the frequency 0.
         eos_token_ids: every token that ends an answer; may be empty.
     """
 
@@ -60,6 +62,12 @@ class ModelConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    qkv_bias: bool = False
+    rotary_dim: int = 0  # 0: the whole head; never 0 once made
+
+    def __post_init__(self) -> None:
+        if not self.rotary_dim:
+            object.__setattr__(self, "rotary_dim", self.head_dim)
 
     @property
     def shares_table(self) -> bool:
@@ -91,8 +99,9 @@ class ModelConfig:
     def from_dict(data: Mapping[str, Any], where: object = "config.json") -> ModelConfig:
         """Check a config.json that is already parsed; `where` is named in errors."""
         fields = _Fields(data, where)
-        architecture = _architecture(fields)
-        _refuse_unsupported(fields)
+        architecture, row = _architecture(fields)
+        fields = _Fields(_renamed(data, row), where)
+        _refuse_unsupported(fields, row)
         hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
         head_dim = fields.optional_size("head_dim")
         if head_dim is None and hidden % heads:
@@ -106,7 +115,8 @@ class ModelConfig:
         if head_dim % 2:
             raise fields.error(f"the head dimension {head_dim} is odd; rotary embeddings turn pairs")
         max_position = fields.size("max_position_embeddings", 2048)
-        theta, scaling = _rope(fields, max_position, head_dim)
+        rotary_dim = _rotary_dim(fields, row, head_dim)
+        theta, scaling = _rope(fields, max_position, rotary_dim)
         return ModelConfig(
             architecture=architecture,
             vocab_size=fields.size("vocab_size"),
@@ -121,17 +131,19 @@ class ModelConfig:
             rope_scaling=scaling,
             max_position_embeddings=max_position,
             tie_word_embeddings=fields.flag("tie_word_embeddings"),
-            embedding_layer_norm=architecture == "BlueLMForCausalLM" and fields.flag("use_stable_embedding"),
+            embedding_layer_norm=row.embedding_layer_norm and fields.flag("use_stable_embedding"),
             bos_token_id=fields.token("bos_token_id"),
             eos_token_ids=fields.tokens("eos_token_id"),
             pad_token_id=fields.token("pad_token_id"),
+            qkv_bias=fields.flag("add_qkv_bias") if row.qkv_bias == "field" else row.qkv_bias,
+            rotary_dim=rotary_dim,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The same as a config.json that `from_dict` reads back to an equal ModelConfig."""
         return {
             "architectures": [self.architecture],
-            "model_type": ARCHITECTURES[self.architecture],
+            "model_type": ARCHITECTURES[self.architecture].model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -151,6 +163,7 @@ class ModelConfig:
             if len(self.eos_token_ids) != 1
             else self.eos_token_ids[0],
             "pad_token_id": self.pad_token_id,
+            **({"add_qkv_bias": True} if self.qkv_bias else {}),
         }
 
     def _rope_dict(self) -> dict[str, Any] | None:
@@ -228,20 +241,42 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _architecture(fields: _Fields) -> str:
+def _architecture(fields: _Fields) -> tuple[str, Architecture]:
     found = fields.data.get("architectures")
     if found is None:  # older configurations name the model type alone
-        kinds = {kind: name for name, kind in ARCHITECTURES.items()}
+        kinds = {row.model_type: name for name, row in ARCHITECTURES.items()}
         found = [kinds.get(str(fields.data.get("model_type")), fields.data.get("model_type"))]
-    if isinstance(found, list) and len(found) == 1 and found[0] in ARCHITECTURES:
-        return cast(str, found[0])
+    known = find(found[0]) if isinstance(found, list) and len(found) == 1 else None
+    if known:
+        return known
     raise fields.error(
         f"unknown architecture {_short(found)}",
         fix=f"use a checkpoint of one of: {', '.join(ARCHITECTURES)}",
     )
 
 
-def _refuse_unsupported(fields: _Fields) -> None:
+def _renamed(data: Mapping[str, Any], row: Architecture) -> dict[str, Any]:
+    """The fields under our names; where both names are there, ours counts (a config.json that we wrote)."""
+    return {name: data[theirs] for name, theirs in row.fields.items() if theirs in data} | dict(data)
+
+
+def _rotary_dim(fields: _Fields, row: Architecture, head_dim: int) -> int:
+    turning = int(head_dim * row.rotary_factor)
+    if turning < 2 or turning % 2 or (head_dim - turning) % 2:
+        raise fields.error(f"{turning} of {head_dim} dimensions of a head cannot turn in pairs")
+    return turning
+
+
+def _refuse_unsupported(fields: _Fields, row: Architecture) -> None:
+    for name, why in row.must.items():
+        if fields.data.get(name) is None:
+            raise fields.error(f"{name} is missing: {why}")
+    for name, value in row.needs.items():
+        if fields.data.get(name, value) != value:
+            raise fields.error(
+                f"{name} is {_short(fields.data[name])}; a {row.model_type} model needs {value} here",
+                fix="use a checkpoint of a version that the table of architectures knows",
+            )
     activation = fields.data.get("hidden_act")
     if activation not in (None, "silu", "swish"):
         raise fields.error(
@@ -266,7 +301,8 @@ def _rope(fields: _Fields, max_position: int, head_dim: int) -> tuple[float, Rop
     for owner in (rope, fields):
         if owner.data.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise owner.error("partial_rotary_factor is not supported", fix="rotary must turn whole heads")
-    theta = (rope if rope.data.get("rope_theta") is not None else fields).number("rope_theta", 10000.0)
+    default = 10000.0 * fields.number("rope_ratio", 1.0)  # ChatGLM names the ratio
+    theta = (rope if rope.data.get("rope_theta") is not None else fields).number("rope_theta", default)
     kind = rope.data.get("rope_type", rope.data.get("type", "default"))
     if kind == "default":
         return theta, None

@@ -1,4 +1,4 @@
-"""Folding of BlueLM's embedding LayerNorm into the table, which leaves an exact plain Llama."""
+"""Folding what acts on one row of a table at a time into the table, which leaves an exact plain Llama."""
 
 from __future__ import annotations
 
@@ -21,4 +21,11 @@ def fold_layer_norm(table: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
     """
     for rows in table.split(ROWS_AT_ONCE):
         rows.copy_(F.layer_norm(rows, weight.shape, weight, bias, eps))
+    return table
+
+
+def normalise_rows(table: Tensor) -> Tensor:
+    """Every row of `table` [rows, hidden] divided by its length, in place: Baichuan 2's NormHead."""
+    for rows in table.split(ROWS_AT_ONCE):
+        rows.copy_(F.normalize(rows))
     return table

@@ -1,4 +1,4 @@
-"""The BlueLM / Llama decoder in plain float32 torch.
+"""The decoder in plain float32 torch, one for every architecture.
 
 B batch, T new tokens, S tokens in all (cached + new), H heads, K key-value heads, D head_dim. The embedding
 LayerNorm of BlueLM is folded into the table before it comes here, so both architectures are one.
@@ -69,9 +69,9 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, wide, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, narrow, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, narrow, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, wide, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
         self.o_proj = nn.Linear(wide, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bluelm.config import ModelConfig, RopeScaling
@@ -26,23 +27,29 @@ def inverse_frequencies(config: ModelConfig, seq_len: int | None = None) -> Tens
     Args:
         seq_len: length of the whole sequence; only dynamic looks at it. None: up to max_position_embeddings.
     """
-    scaling, theta = config.rope_scaling, config.rope_theta
+    turning = _frequencies(config, seq_len)  # [rotary_dim/2]
+    return F.pad(turning, (0, config.head_dim // 2 - turning.shape[0]))
+
+
+def _frequencies(config: ModelConfig, seq_len: int | None) -> Tensor:
+    """Of the dimensions that turn, float32 [rotary_dim/2]."""
+    scaling, theta, size = config.rope_scaling, config.rope_theta, config.rotary_dim
     if scaling is None:
-        return _plain(theta, config.head_dim)
+        return _plain(theta, size)
     match scaling.kind:
         case "linear":
-            return _plain(theta, config.head_dim) / scaling.factor
+            return _plain(theta, size) / scaling.factor
         case "dynamic":
             longest = config.max_position_embeddings
             stretch = scaling.factor * max(seq_len or 0, longest) / longest - (scaling.factor - 1)
-            return _plain(theta * stretch ** (config.head_dim / (config.head_dim - 2)), config.head_dim)
+            return _plain(theta * stretch ** (size / (size - 2)), size)
         case "llama3":
-            return _llama3(_plain(theta, config.head_dim), scaling)
+            return _llama3(_plain(theta, size), scaling)
         case "ntkmixed":
             assert scaling.power is not None
-            a = math.log(scaling.factor) / (config.head_dim / 2) ** scaling.power
-            pairs = torch.arange(1, config.head_dim // 2 + 1, dtype=torch.float32)
-            return _plain(theta, config.head_dim) / torch.exp(a * pairs**scaling.power)
+            a = math.log(scaling.factor) / (size / 2) ** scaling.power
+            pairs = torch.arange(1, size // 2 + 1, dtype=torch.float32)
+            return _plain(theta, size) / torch.exp(a * pairs**scaling.power)
 
 
 def max_context(config: ModelConfig) -> int:

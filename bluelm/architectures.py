@@ -1,0 +1,111 @@
+"""The table of architectures: what sets each apart from a plain Llama, as names and switches.
+
+A row says how config.json's fields and the tensors are called, and which of few differences there are.
+Reading turns them all into one decoder: fused tensors are cut, a normalised head is normalised once, rotary
+pairs that lie side by side are put half a head apart, and a part of a head that does not turn gets the
+frequency 0. Only biases of q, k and v remain as something that runtimes must know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+Q, K, V = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GATE, UP = ("mlp.gate_proj", "mlp.up_proj")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the table.
+
+    Attributes:
+        model_type: config.json's.
+        fields: name here -> name in this architecture's config.json.
+        must: fields that must be there -> what it means that one is not.
+        needs: fields that must have this value, or be absent; another value is a model that is not supported.
+        also: other names in `architectures` for the same.
+        names: name in a Llama checkpoint -> name in this one; the longest fitting beginning counts.
+        fused: tensor -> the tensors whose rows lie in it one after another.
+        qkv_bias: linears of q, k and v have biases; "field" for config.json's `add_qkv_bias`.
+        rotary: pairs of dimensions that turn together: half a head apart, or neighbours.
+        rotary_factor: share of each head that turns.
+        normalised_head_rows: a head of so many rows has each of them divided by its length.
+        embedding_layer_norm: the field `use_stable_embedding` may add a LayerNorm behind the embedding.
+    """
+
+    model_type: str
+    fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    must: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    needs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    also: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    qkv_bias: bool | Literal["field"] = False
+    rotary: Literal["half-split", "interleaved"] = "half-split"
+    rotary_factor: float = 1.0
+    normalised_head_rows: int | None = None
+    embedding_layer_norm: bool = False
+
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({
+    "BlueLMForCausalLM": Architecture("BlueLM", embedding_layer_norm=True),
+    "LlamaForCausalLM": Architecture("llama"),
+    "Qwen2ForCausalLM": Architecture("qwen2", qkv_bias=True, needs={"use_sliding_window": False}),
+    # Baichuan 1, whose head is plain, has another vocabulary.
+    "BaichuanForCausalLM": Architecture(
+        "baichuan",
+        must={"max_position_embeddings": "this is a 13B, whose ALiBi is not supported; the 7B has rope"},
+        also=("BaiChuanForCausalLM",),
+        fused={"self_attn.W_pack": (Q, K, V)},
+        normalised_head_rows=125696,
+    ),
+    # ChatGLM2 and ChatGLM3
+    "ChatGLMModel": Architecture(
+        "chatglm",
+        also=("ChatGLMForConditionalGeneration",),
+        fields={
+            "vocab_size": "padded_vocab_size",
+            "intermediate_size": "ffn_hidden_size",
+            "num_hidden_layers": "num_layers",
+            "num_key_value_heads": "multi_query_group_num",
+            "head_dim": "kv_channels",
+            "rms_norm_eps": "layernorm_epsilon",
+            "max_position_embeddings": "seq_length",
+        },
+        needs={
+            "rmsnorm": True,
+            "post_layer_norm": True,
+            "add_bias_linear": False,
+            "multi_query_attention": True,
+            "original_rope": True,
+            "apply_residual_connection_post_layernorm": False,
+        },
+        names={
+            "model.embed_tokens": "transformer.embedding.word_embeddings",
+            "model.layers.": "transformer.encoder.layers.",
+            "model.norm": "transformer.encoder.final_layernorm",
+            "lm_head": "transformer.output_layer",
+            "self_attn.": "self_attention.",
+            "self_attn.o_proj": "self_attention.dense",
+            "mlp.down_proj": "mlp.dense_4h_to_h",
+        },
+        fused={
+            "self_attention.query_key_value": (Q, K, V),
+            "mlp.dense_h_to_4h": (GATE, UP),
+        },
+        qkv_bias="field",
+        rotary="interleaved",
+        rotary_factor=0.5,
+    ),
+})  # fmt: skip
+
+
+def find(name: object) -> tuple[str, Architecture] | None:
+    """The row that `name` stands for in `architectures`, with its first name; None where there is none."""
+    for first, row in ARCHITECTURES.items():
+        if name == first or name in row.also:
+            return first, row
+    return None

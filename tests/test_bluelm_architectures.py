@@ -1,0 +1,243 @@
+"""Each architecture of the table: logits against transformers, or against the formula of the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bluelm.architectures import ARCHITECTURES
+from bluelm.checkpoint import Checkpoint, file_shapes
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError
+from bluelm.model import Decoder
+
+ROWS, WIDTH, INNER, LAYERS, HEADS, KV, SIZE = 96, 64, 96, 2, 4, 2, 16
+COMMON = {
+    "vocab_size": ROWS, "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS, "num_key_value_heads": KV, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}  # fmt: skip
+TOKENS = torch.arange(5, 85, 2).view(2, 20)
+
+
+def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def randomised(model: Any) -> Any:
+    """A transformers model with every parameter random, norms and biases too."""
+    generator = torch.Generator().manual_seed(11)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + 0.2 * noise if "norm" in name else noise * 0.2
+    return model.eval()
+
+
+def assert_logits(folder: Path, want: Tensor) -> None:
+    checkpoint = Checkpoint.open(folder)
+    got = Decoder.from_weights(checkpoint)(TOKENS)
+    torch.testing.assert_close(got, want, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("Llama", {}),
+        ("Llama", {"tie_word_embeddings": True, "rope_theta": 500000.0}),
+        (
+            "Llama",
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 32,
+                }
+            },
+        ),
+        ("Qwen2", {"rope_theta": 1000000.0}),
+        ("Qwen2", {"tie_word_embeddings": True}),
+    ],
+)  # fmt: skip
+def test_llama_and_qwen2_are_transformers(tmp_path: Path, kind: str, extra: dict[str, Any]) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**COMMON, **extra)
+    model = randomised(getattr(transformers, f"{kind}ForCausalLM")(config))
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert_logits(tmp_path, model(TOKENS).logits)
+
+
+def chatglm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A transformers GLM checkpoint under ChatGLM3's names: q, k and v fused, as THUDM's files have them."""
+    renamed = {
+        "transformer.embedding.word_embeddings.weight": tensors["model.embed_tokens.weight"],
+        "transformer.encoder.final_layernorm.weight": tensors["model.norm.weight"],
+        "transformer.output_layer.weight": tensors["lm_head.weight"],
+        "transformer.rotary_pos_emb.inv_freq": torch.ones(SIZE // 4),
+    }
+    for layer in range(LAYERS):
+        old, new = f"model.layers.{layer}", f"transformer.encoder.layers.{layer}"
+        for kind in ("weight", "bias"):
+            parts = [tensors[f"{old}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
+            renamed[f"{new}.self_attention.query_key_value.{kind}"] = torch.cat(parts)
+        for theirs, ours in {
+            "input_layernorm": "input_layernorm",
+            "post_attention_layernorm": "post_attention_layernorm",
+            "self_attn.o_proj": "self_attention.dense",
+            "mlp.gate_up_proj": "mlp.dense_h_to_4h",
+            "mlp.down_proj": "mlp.dense_4h_to_h",
+        }.items():
+            renamed[f"{new}.{ours}.weight"] = tensors[f"{old}.{theirs}.weight"]
+    return renamed
+
+
+CHATGLM = {
+    "architectures": ["ChatGLMModel"], "model_type": "chatglm", "padded_vocab_size": ROWS,
+    "hidden_size": WIDTH, "ffn_hidden_size": INNER, "num_layers": LAYERS, "num_attention_heads": HEADS,
+    "multi_query_attention": True, "multi_query_group_num": KV, "kv_channels": SIZE, "seq_length": 64,
+    "layernorm_epsilon": 1e-5, "add_qkv_bias": True, "add_bias_linear": False, "rmsnorm": True,
+    "post_layer_norm": True, "original_rope": True, "eos_token_id": 2, "pad_token_id": 0,
+    "apply_residual_connection_post_layernorm": False, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_chatglm3_is_transformers_glm_under_other_names(tmp_path: Path) -> None:
+    """GLM in transformers is the same arithmetic: neighbouring pairs turn, in half of each head."""
+    import transformers
+
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    config = transformers.GlmConfig(
+        **COMMON, head_dim=SIZE, rope_parameters=rope, attention_bias=True, pad_token_id=0, eos_token_id=2
+    )
+    model = randomised(transformers.GlmForCausalLM(config))
+    write(tmp_path, CHATGLM, chatglm(dict(model.state_dict())))
+    with torch.no_grad():
+        assert_logits(tmp_path, model(TOKENS).logits)
+
+
+def test_chatglm_long_context_has_its_own_rope_ratio() -> None:
+    assert ModelConfig.from_dict({**CHATGLM, "rope_ratio": 50}).rope_theta == 500000.0
+
+
+BAICHUAN = {
+    **COMMON, "architectures": ["BaichuanForCausalLM"], "model_type": "baichuan", "vocab_size": 125696,
+    "num_key_value_heads": None, "z_loss_weight": 0, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def baichuan_tensors(rows: int) -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    tensors = {
+        "model.embed_tokens.weight": torch.randn(rows, WIDTH) * 0.3,
+        "model.norm.weight": 1 + 0.2 * torch.randn(WIDTH),
+        "lm_head.weight": torch.randn(rows, WIDTH),
+    }
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        tensors |= {
+            f"{at}.input_layernorm.weight": 1 + 0.2 * torch.randn(WIDTH),
+            f"{at}.post_attention_layernorm.weight": 1 + 0.2 * torch.randn(WIDTH),
+            f"{at}.self_attn.W_pack.weight": torch.randn(3 * WIDTH, WIDTH) * 0.2,
+            f"{at}.self_attn.o_proj.weight": torch.randn(WIDTH, WIDTH) * 0.2,
+            f"{at}.mlp.gate_proj.weight": torch.randn(INNER, WIDTH) * 0.2,
+            f"{at}.mlp.up_proj.weight": torch.randn(INNER, WIDTH) * 0.2,
+            f"{at}.mlp.down_proj.weight": torch.randn(WIDTH, INNER) * 0.2,
+        }
+    return tensors
+
+
+def baichuan_logits(tensors: dict[str, Tensor], normalised: bool) -> Tensor:
+    """The formula of modeling_baichuan.py (7B), in float64, one token after another."""
+    t = {name: tensor.double() for name, tensor in tensors.items()}
+    rows, count, size = TOKENS.shape[0], TOKENS.shape[1], WIDTH // HEADS
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + COMMON["rms_norm_eps"]).sqrt() * t[name]
+
+    def turn(x: Tensor) -> Tensor:  # [B, T, H, D]: pairs (j, j + D/2) as complex numbers
+        j = torch.arange(size // 2, dtype=torch.float64)
+        angle = torch.outer(torch.arange(count, dtype=torch.float64), 10000.0 ** (-2 * j / size))
+        turned = torch.complex(x[..., : size // 2], x[..., size // 2 :]) * torch.polar(
+            torch.ones_like(angle), angle
+        ).unsqueeze(1)
+        return torch.cat([turned.real, turned.imag], -1)
+
+    x = t["model.embed_tokens.weight"][TOKENS]
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        packed = norm(x, f"{at}.input_layernorm.weight") @ t[f"{at}.self_attn.W_pack.weight"].T
+        q, k, v = packed.view(rows, count, 3, HEADS, size).unbind(2)
+        q, k = turn(q), turn(k)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / size**0.5
+        scores = scores.masked_fill(torch.ones(count, count, dtype=torch.bool).triu(1), float("-inf"))
+        mixed = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).reshape(rows, count, WIDTH)
+        x = x + mixed @ t[f"{at}.self_attn.o_proj.weight"].T
+        y = norm(x, f"{at}.post_attention_layernorm.weight")
+        gated = F.silu(y @ t[f"{at}.mlp.gate_proj.weight"].T) * (y @ t[f"{at}.mlp.up_proj.weight"].T)
+        x = x + gated @ t[f"{at}.mlp.down_proj.weight"].T
+    head = t["lm_head.weight"]
+    head = head / head.norm(dim=1, keepdim=True) if normalised else head
+    return (norm(x, "model.norm.weight") @ head.T).float()
+
+
+@pytest.mark.parametrize(("name", "rows"), [("BaichuanForCausalLM", 125696), ("BaiChuanForCausalLM", ROWS)])
+def test_baichuan_follows_its_formula(tmp_path: Path, name: str, rows: int) -> None:
+    tensors = baichuan_tensors(rows)
+    write(tmp_path, {**BAICHUAN, "architectures": [name], "vocab_size": rows}, tensors)
+    assert_logits(tmp_path, baichuan_logits(tensors, normalised=rows == 125696))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["MistralForCausalLM"]}, r"unknown architecture \['MistralForCausalLM'\]"),
+        ({"max_position_embeddings": None}, "ALiBi is not supported"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ModelConfig.from_dict({**BAICHUAN, **change})
+
+
+def test_variants_of_a_known_architecture_are_refused_too() -> None:
+    with pytest.raises(InputError, match="multi_query_attention is False; a chatglm model needs True"):
+        ModelConfig.from_dict({**CHATGLM, "multi_query_attention": False})
+    with pytest.raises(InputError, match="use_sliding_window is True"):
+        ModelConfig.from_dict({**COMMON, "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True})
+
+
+def test_a_missing_fused_tensor_is_named_as_the_file_would_have_it(tmp_path: Path) -> None:
+    tensors = baichuan_tensors(ROWS)
+    del tensors["model.layers.1.self_attn.W_pack.weight"]
+    write(tmp_path, {**BAICHUAN, "vocab_size": ROWS}, tensors)
+    with pytest.raises(InputError, match=r"model.layers.1.self_attn.W_pack.weight is missing"):
+        Checkpoint.open(tmp_path)
+
+
+configs = st.sampled_from([
+    *({**COMMON, "architectures": [name]} for name in ARCHITECTURES if name != "ChatGLMModel"), CHATGLM,
+])  # fmt: skip
+
+
+@given(configs, st.sampled_from([2, 4]), st.sampled_from([16, 32]))
+@settings(max_examples=20, deadline=None)
+def test_a_config_that_we_write_reads_back_the_same(data: dict[str, Any], heads: int, width: int) -> None:
+    data = {**data, "num_attention_heads": heads, "hidden_size": heads * width, "kv_channels": width}
+    config = ModelConfig.from_dict(data)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    shapes = file_shapes(config)
+    rows = sum(shape[0] for name, shape in shapes.items() if ".layers.0." in name and len(shape) == 2)
+    grouped = config.num_kv_heads * config.head_dim * 2
+    assert rows == config.num_heads * config.head_dim + grouped + 2 * config.hidden_size + 2 * INNER
