@@ -58,6 +58,11 @@ class Function:
     steps: tuple[Step, ...]
     constants: Mapping[str, Constant]
 
+    @property
+    def made(self) -> set[str]:
+        """Names of the values that a run makes."""
+        return {name for step in self.steps for name, _ in step.outputs}
+
 
 class Interpreter:
     """Runs the functions of one package.

@@ -1,0 +1,95 @@
+"""What only a Mac can do with a Core ML package: compile it, and run it on a named compute unit."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bluelm.errors import InputError, TargetError, UnavailableError
+from export.coreml_package import Package, import_coremltools, value_type
+from export.coreml_program import DECODE, PREFILL
+
+UNITS = {
+    "cpu": "CPU_ONLY",
+    "gpu": "CPU_AND_GPU",
+    "ane": "CPU_AND_NE",
+    "all": "ALL",
+}  # --on: coremltools' name
+
+
+def require_mac(what: str) -> None:
+    """
+    Raises:
+        UnavailableError: this is not macOS.
+    """
+    if sys.platform != "darwin":
+        raise UnavailableError(
+            f"{what} needs macOS, this is {sys.platform}",
+            fix="run it on a Mac, or use --on interpreter, which runs the same package anywhere",
+        )
+
+
+def compile_package(package: Path, folder: Path) -> Path:
+    """Compile to `folder`/<name>.mlmodelc with coremlcompiler; an app can also do this on the device.
+
+    Raises:
+        UnavailableError: not macOS, or no Xcode.
+        TargetError: the compiler refuses the package.
+    """
+    require_mac("coremlcompiler")
+    if shutil.which("xcrun") is None:
+        raise UnavailableError("xcrun is not here", fix="install Xcode and its command line tools")
+    command = ["xcrun", "coremlcompiler", "compile", str(package), str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise TargetError("coremlcompiler did not end within an hour", where=package) from error
+    compiled = folder / f"{package.stem}.mlmodelc"
+    if done.returncode != 0 or not compiled.is_dir():
+        said = (done.stderr or done.stdout).strip()[-500:]
+        raise TargetError(f"coremlcompiler refuses the package: {said}", where=package)
+    return compiled
+
+
+class MacEngine:
+    """Apple's own runtime through coremltools, on one compute unit; an `Engine` of `CoreMLRuntime`.
+
+    Raises:
+        InputError: an unknown unit.
+        UnavailableError: not macOS, or Apple's framework cannot be loaded.
+        TargetError: Core ML refuses the package on this unit.
+    """
+
+    def __init__(self, package: Path, unit: str) -> None:
+        if unit not in UNITS:
+            raise InputError(f"no compute unit {unit!r}", fix=f"known: {', '.join(UNITS)}")
+        require_mac(f"running on {unit}")
+        ct = import_coremltools()
+        self._declared = Package.open(package).functions
+        self._models: dict[str, Any] = {}
+        for name in (PREFILL, DECODE):
+            try:
+                self._models[name] = ct.models.MLModel(
+                    str(package), compute_units=getattr(ct.ComputeUnit, UNITS[unit]), function_name=name
+                )
+            except RuntimeError as error:
+                raise TargetError(f"Core ML refuses {name} on {unit}: {error}", where=package) from error
+        self.reset()
+
+    def reset(self) -> None:
+        self._state = self._models[PREFILL].make_state()
+
+    def inputs(self, function: str) -> Mapping[str, tuple[int | None, ...]]:
+        kinds = {value.name: value_type(value.type) for value in self._declared[function].inputs}
+        return {name: kind.shape or () for name, kind in kinds.items() if not kind.state}
+
+    def run(
+        self, function: str, inputs: Mapping[str, np.ndarray], watch: Collection[str]
+    ) -> Mapping[str, np.ndarray]:
+        return self._models[function].predict(dict(inputs), state=self._state)  # a debug build's outputs too
