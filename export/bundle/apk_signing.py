@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from bluelm.errors import InputError
 from export.bundle import keys, zip32
@@ -177,7 +178,7 @@ def _check_signer(signer: Signer, scheme: int, path: Path) -> x509.Certificate:
         info = certificate.public_key().public_bytes(
             keys.serialization.Encoding.DER, keys.serialization.PublicFormat.SubjectPublicKeyInfo
         )
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise InputError(f"the signer's certificate cannot be read: {error}", where=path) from error
     if signer.public_key != info or signer.algorithm != algorithm:
         raise InputError("the signing block names another key than its certificate", where=path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
@@ -59,7 +59,10 @@ def algorithm_of(certificate: x509.Certificate) -> int:
     Raises:
         InputError: neither RSA of 2048 bits and more nor one of the NIST curves.
     """
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InputError(f"the certificate's key cannot be read: {error}") from error
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         return RSA_SHA256
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in CURVES:

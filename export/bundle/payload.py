@@ -61,12 +61,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Content:
-    """One payload file, read once: its digest, and the CRC-32 of each part that it will be stored in."""
+    """One payload file, read once: its digests, and the CRC-32 of each part that it will be stored in.
+
+    SHA-1 is there because the seal of an iOS app still names it beside SHA-256.
+    """
 
     path: str
     role: str
     source: Source
     sha256: str
+    sha1: bytes
     parts: tuple[Part, ...]
 
     @property
@@ -86,12 +90,13 @@ def measure(path: str, role: str, source: Source, cuts: Sequence[int] = ()) -> C
         cuts: sizes of the parts; empty for one part.
     """
     check_name(path)
-    digest = hashlib.sha256()
+    digest, old = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
     sizes = list(cuts) or [source.size]
     crcs, filled = [0] * len(sizes), [0] * len(sizes)
     index = 0
     for piece in source.pieces():
         digest.update(piece)
+        old.update(piece)
         view = memoryview(piece)
         while len(view):
             while filled[index] == sizes[index]:
@@ -102,7 +107,7 @@ def measure(path: str, role: str, source: Source, cuts: Sequence[int] = ()) -> C
             view = view[take:]
     starts = [sum(sizes[:position]) for position in range(len(sizes))]
     parts = tuple(Part(start, size, crc) for start, size, crc in zip(starts, sizes, crcs, strict=True))
-    return Content(path, role, source, digest.hexdigest(), parts)
+    return Content(path, role, source, digest.hexdigest(), old.digest(), parts)
 
 
 def of_bytes(path: str, role: str, data: bytes) -> Content:

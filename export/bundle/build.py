@@ -1,0 +1,190 @@
+"""Make a bundle of any format from a manifest's draft and files; verify any."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bluelm.errors import InputError
+from bluelm.progress import Progress, Silent
+from export.bundle import apk, folder, ipa, payload, project, runner
+from export.bundle.manifest import BundleManifest, Format
+from export.bundle.zip32 import Source
+
+# Where the payload lies in the formats that are folders.
+HOMES = {"folder": "", "gradle": "modelpack/src/main/assets/model", "xcode": "BlueLMChat/Model"}
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file to pack: its path in the payload, what it is for, and its contents."""
+
+    path: str
+    role: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to wrap.
+
+    Attributes:
+        runner: the user's app for an IPA.
+        cap: bytes of payload in one APK.
+    """
+
+    runner: Path | None = None
+    cap: int = apk.CAP
+
+
+def make(
+    draft: BundleManifest,
+    inputs: Sequence[Input],
+    signing: payload.Keys,
+    out: Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the bundle of `draft.format` at `out`, with the format's suffix, all or nothing.
+
+    Args:
+        draft: manifest.json without files, container and signing.
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        InputError, TargetError, UnavailableError: see the formats.
+    """
+    options = options or Options()
+    update = {"signing": payload.signing_of(signing, draft.format == "apk")}
+    draft = draft.model_copy(update=update)
+    return _WRITERS[draft.format](
+        draft, sorted(inputs, key=lambda i: i.path), signing, out, options, progress or Silent()
+    )
+
+
+def _measure(
+    inputs: Sequence[Input], progress: Progress, cuts: Mapping[str, list[int]]
+) -> list[payload.Content]:
+    contents: list[payload.Content] = []
+    with progress.task("read and hash", total=len(inputs)) as task:
+        for each in inputs:
+            contents.append(payload.measure(each.path, each.role, each.source, cuts.get(each.path, ())))
+            task.advance(note=each.path)
+    return contents
+
+
+def _apk(
+    draft: BundleManifest,
+    inputs: Sequence[Input],
+    signing: payload.Keys,
+    out: Path,
+    options: Options,
+    progress: Progress,
+) -> Path:
+    places = apk.plan({each.path: each.source.size for each in inputs}, options.cap)
+    contents = _measure(inputs, progress, {path: apk.cuts(placed) for path, placed in places.items()})
+    around = apk.container(draft.application, places)
+    whole = payload.assemble(draft, contents, signing, around, lambda c: apk.pieces(places[c.path]))
+    return apk.write(whole, places, out, signing.package)
+
+
+def _ipa(
+    draft: BundleManifest,
+    inputs: Sequence[Input],
+    signing: payload.Keys,
+    out: Path,
+    options: Options,
+    progress: Progress,
+) -> Path:
+    app = runner.of_app(options.runner) if options.runner else runner.build(draft.requirements.min_os)
+    if app.compiler:
+        draft = draft.model_copy(update={"producers": {**draft.producers, "clang": app.compiler}})
+    shell = ipa.app_of(app, draft)
+    whole = payload.assemble(draft, _measure(inputs, progress, {}), signing, shell.container())
+    return ipa.write(whole, shell, out)
+
+
+def _folder(
+    draft: BundleManifest,
+    inputs: Sequence[Input],
+    signing: payload.Keys,
+    out: Path,
+    options: Options,
+    progress: Progress,
+) -> Path:
+    around = {} if draft.format == "folder" else project.render(draft)
+    digests = {path: hashlib.sha256(data).hexdigest() for path, data in around.items()}
+    whole = payload.assemble(draft, _measure(inputs, progress, {}), signing, digests)
+    return folder.write(whole, out.with_name(f"{out.name}-{draft.format}"), HOMES[draft.format], around)
+
+
+Writer = Callable[[BundleManifest, Sequence[Input], payload.Keys, Path, Options, Progress], Path]
+_WRITERS: dict[Format, Writer] = {
+    "apk": _apk,
+    "ipa": _ipa,
+    "gradle": _folder,
+    "xcode": _folder,
+    "folder": _folder,
+}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A bundle whose every byte was checked.
+
+    Attributes:
+        sources: the payload's files.
+        notes: what its reader should know.
+    """
+
+    manifest: BundleManifest
+    sources: Mapping[str, Source]
+    notes: tuple[str, ...]
+
+
+def verify(path: Path) -> Verified:
+    """Check a bundle of any format: structure, alignment, signatures, digests, manifest against content.
+
+    Raises:
+        InputError: what is wrong, and where.
+    """
+    manifest, sources = _read(path)
+    notes = []
+    if manifest.signing.development_key:
+        notes.append("signed with a development key: this proves integrity, not who made it")
+    if not manifest.judgement.passed:
+        notes.append("made of a run that failed its budget")
+    if manifest.format == "ipa":
+        notes.append(ipa.NOTE)
+    return Verified(manifest, sources, tuple(notes))
+
+
+def _read(path: Path) -> tuple[BundleManifest, Mapping[str, Source]]:
+    if path.is_symlink() or not path.exists():
+        raise InputError("there is no such bundle", where=path)
+    if path.is_file():
+        kind = path.suffix.lower()
+        if kind == ".apk":
+            return _of_format(apk.verify(path)[:2], ("apk",), path)
+        if kind == ".ipa":
+            return _of_format(ipa.verify(path), ("ipa",), path)
+        raise InputError(f"unknown kind of bundle {kind!r}", where=path, fix="an .apk, an .ipa or a folder")
+    if (path / "base.apk").exists():
+        return _of_format(apk.verify(path)[:2], ("apk",), path)
+    kind = folder.find_home(path, HOMES)
+    if kind is None:
+        raise InputError("the folder is no bundle: it holds no manifest.json", where=path)
+    found = folder.verify(path, HOMES[kind])
+    return _of_format(found, (kind,), path)
+
+
+def _of_format(
+    found: tuple[BundleManifest, Mapping[str, Source]], expected: Sequence[str], path: Path
+) -> tuple[BundleManifest, Mapping[str, Source]]:
+    if found[0].format not in expected:
+        raise InputError(f"the manifest says {found[0].format}, the bundle is {expected[0]}", where=path)
+    return found

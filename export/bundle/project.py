@@ -1,0 +1,140 @@
+"""Projects to build a chat app from: Gradle (Kotlin) and Xcode (SwiftUI), rendered from templates.
+
+Templates lie in `templates/<format>/`; a name that ends in `.j2` is rendered by Jinja, the rest is copied.
+In a path, `__package__` stands for the application id as folders. Runtimes and their versions come from
+`data/runtimes.yaml` and from the versions that made and judged the artifact.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+from xml.sax.saxutils import escape
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, Field
+
+from bluelm.errors import TargetError
+from export.bundle.manifest import BundleManifest
+
+TEMPLATES = Path(__file__).parent / "templates"
+_TABLE = Path(__file__).parent / "data" / "runtimes.yaml"
+
+
+class Library(BaseModel):
+    """A dependency of the app: Maven coordinates, and which producer's version it takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    maven: str
+    version_of: str
+    licence: str
+
+
+class RuntimeFacts(BaseModel):
+    """What a bundle must know of a runtime.
+
+    Attributes:
+        formats: of artifacts that it executes.
+        engine: name of the Kotlin or Swift engine template.
+        android: libraries from Maven; empty where the runtime does not exist on Android.
+        min_sdk, min_ios: oldest systems that the libraries take.
+        repeatable: None, or why a vendor's compiler gives other bytes at each call.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    formats: tuple[str, ...]
+    os: Annotated[str, Field(pattern="^(android|ios|any)$")]
+    engine: str
+    android: tuple[Library, ...] = ()
+    swift_package: dict[str, str] = {}
+    min_sdk: int = 24
+    min_ios: str = "16.0"
+    licence: str
+    pins: tuple[str, ...] = ()
+    repeatable: str | None = None
+
+
+@cache
+def runtimes() -> dict[str, RuntimeFacts]:
+    """The table of runtimes."""
+    return {name: RuntimeFacts(**facts) for name, facts in yaml.safe_load(_TABLE.read_text("utf-8")).items()}
+
+
+def runtime_of(artifact_format: str) -> tuple[str, RuntimeFacts]:
+    """The runtime that executes artifacts of a format.
+
+    Raises:
+        TargetError: no phone's runtime does.
+    """
+    for name, facts in runtimes().items():
+        if artifact_format in facts.formats:
+            return name, facts
+    known = ", ".join(sorted(f for facts in runtimes().values() for f in facts.formats))
+    raise TargetError(f"no runtime on a phone executes {artifact_format!r}", fix=f"known: {known}")
+
+
+def render(manifest: BundleManifest) -> dict[str, bytes]:
+    """Every file of the project around the payload, by path.
+
+    Raises:
+        TargetError: the runtime does not exist on that system.
+    """
+    facts = runtimes()[manifest.runtime.name]
+    wanted = "android" if manifest.format == "gradle" else "ios"
+    if (wanted == "android" and not facts.android) or facts.os not in (wanted, "any"):
+        fix = "choose another format, or export for another target"
+        raise TargetError(f"{manifest.runtime.name} has no runtime for {wanted}", fix=fix)
+    values = _values(manifest, facts)
+    home = TEMPLATES / manifest.format
+    out: dict[str, bytes] = {}
+    for path in sorted(p for p in home.rglob("*") if p.is_file()):
+        name = (
+            path.relative_to(home)
+            .as_posix()
+            .replace("__package__", manifest.application.id.replace(".", "/"))
+        )
+        if "__engine_" in name:
+            engine = name.partition("__engine_")[2].partition("__")[0]
+            if engine != facts.engine:
+                continue
+            name = name.replace(f"__engine_{engine}__", "")
+        if name.endswith(".j2"):
+            template = _jinja().get_template(f"{manifest.format}/{path.relative_to(home).as_posix()}")
+            out[name.removesuffix(".j2")] = template.render(values).encode()
+        else:
+            out[name] = path.read_bytes()
+    return out
+
+
+@cache
+def _jinja() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["xml"] = lambda text: escape(str(text), {'"': "&quot;", "'": "\\'"})
+    environment.filters["string"] = lambda text: json.dumps(str(text), ensure_ascii=False).replace("$", "\\$")
+    return environment
+
+
+def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
+    """What templates may use; `dependencies` are pinned to the versions that judged the artifact."""
+    versions = manifest.runtime.pinned
+    return {
+        "app": manifest.application,
+        "manifest": manifest,
+        "runtime": manifest.runtime.name,
+        "engine": facts.engine,
+        "min_sdk": facts.min_sdk,
+        "min_ios": manifest.requirements.min_os,
+        "dependencies": [f"{lib.maven}:{versions.get(lib.version_of, '+')}" for lib in facts.android],
+        "swift_package": {
+            **facts.swift_package,
+            "version": versions.get(facts.swift_package.get("version_of", ""), ""),
+        },
+    }

@@ -1,0 +1,96 @@
+"""Small bundles for the tests: made-up files, a real manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export.bundle import build, keys, payload
+from export.bundle.build import Input
+from export.bundle.manifest import (
+    Application,
+    BundleManifest,
+    Figure,
+    Format,
+    Judgement,
+    Licences,
+    Model,
+    Requirements,
+    Runtime,
+    Signing,
+    Tokenizer,
+)
+from export.bundle.zip32 import BytesSource
+
+NOBODY = Signing(subject="", certificate_sha256="0" * 64, development_key=False)
+FILES = {
+    "artifact/artifact.json": b'{"format": "onnx-cpu"}',
+    "artifact/weights.bin": bytes(range(256)) * 400,
+    "artifact/tokenizer.model": b"pieces",
+    "LICENSES/weights.txt": "许可".encode(),
+}
+
+
+def draft(format_: Format, runtime: str = "onnxruntime", os: str = "any") -> BundleManifest:
+    """A manifest without files."""
+    return BundleManifest(
+        name="bluelm-demo",
+        format=format_,
+        application=Application(
+            id="org.bluelm.demo", label="BlueLM 演示", version_code=3, version_name="1.2"
+        ),
+        model=Model(name="bluelm-demo", architecture="BlueLMForCausalLM", checkpoint_digest="ab" * 32),
+        recipe={"method": "gptq", "bits": 4},
+        recipe_digest="cd" * 32,
+        quantized_digest="ef" * 32,
+        target="snapdragon (SM8650)",
+        runtime=Runtime(
+            name=runtime,
+            artifact_format="onnx-cpu",
+            versions={"onnxruntime": "1.31.1"},
+            pinned={"onnxruntime": "1.31.1"},
+        ),
+        requirements=Requirements.model_validate(
+            {
+                "os": os,
+                "min_os": "16.0" if format_ in ("ipa", "xcode") else "24",
+                "min_ram_bytes": 1 << 30,
+                "ram_basis": "test",
+            }
+        ),
+        context=512,
+        prefill_chunk=128,
+        bits_per_weight=4.5,
+        tokenizer=Tokenizer(
+            files=("artifact/tokenizer.model",),
+            kind="sentencepiece",
+            template="[|Human|]:{query}[|AI|]:",
+            bos_token_id=1,
+            eos_token_ids=(2,),
+            pad_token_id=3,
+            vocab_size=4096,
+        ),
+        measurements=(
+            Figure(name="mean_kl", subject="cpu", value=0.01, unit="nats/token", how="measured", error=0.001),
+            Figure(name="decode", subject="soc", value=20.0, unit="tokens/s", how="estimated"),
+        ),
+        judgement=Judgement(passed=True),
+        licences=Licences(code="Apache-2.0", weights="OpenAtom Model License"),
+        producers={"onnxruntime": "1.31.1", "torch": "2.13.0+cpu"},
+        repeatable=True,
+        signing=NOBODY,
+    )
+
+
+def inputs(files: dict[str, bytes] | None = None) -> list[Input]:
+    return [
+        Input(path, "file", BytesSource(data)) for path, data in (FILES if files is None else files).items()
+    ]
+
+
+def development_keys(folder: Path) -> payload.Keys:
+    key = keys.development_key(folder / "development.pem")
+    return payload.Keys(key, key)
+
+
+def make(format_: Format, out: Path, signing: payload.Keys, files: dict[str, bytes] | None = None) -> Path:
+    return build.make(draft(format_), inputs(files), signing, out)
