@@ -1,0 +1,157 @@
+"""An artifact: a folder with one runtime's files and artifact.json, which says what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError
+from bluelm.files import sha256, write_text
+
+Format = Literal["onnx-npu", "onnx-cpu", "qnn-context", "coreml"]
+MANIFEST = "artifact.json"
+SIMULATOR = "simulator"
+"""Roles that begin with this are files for judging on the host; a phone does not need them."""
+
+
+class ArtifactFile(BaseModel):
+    """One file: path in the folder, what it is for, size and hash.
+
+    Roles: `prefill` and `decode` (graphs), `weights` (external data of both), `context` (compiled for the
+    NPU), `program` and `manifest` (of a Core ML package), `embedding`, `tokenizer`, `ranges`, and `simulator...` (see `SIMULATOR`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    role: str
+    bytes: int
+    sha256: str
+
+
+class NodeCount(BaseModel):
+    """How many nodes of a graph the NPU took, by operation; quantize pairs and layout are nodes too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    on_npu: int
+    in_graph: int
+    kinds: dict[str, int]
+
+
+class Artifact(BaseModel):
+    """What artifact.json says.
+
+    Attributes:
+        format: how the files are read: the key of a runtime.
+        model: the model's shape.
+        context: tokens that the KV cache and the graphs are laid out for.
+        chunk: tokens that the prefill graph takes at once.
+        mask_value: what the host adds to the score of a hidden slot.
+        cache: type of the KV cache at the graphs' border.
+        parameters: weights of the model, embedding and head counted.
+        bits_per_weight: of the files that ship, over `parameters`.
+        quantized_digest: digest of the quantized checkpoint that it holds.
+        producers: tools that made it, with versions.
+        target, soc: what it was compiled for.
+        nodes: by graph, what the NPU took.
+        notes: what a reader of the report should know.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = 1
+    format: Format
+    model: ModelConfig
+    context: int
+    chunk: int
+    mask_value: float
+    cache: Literal["float32", "float16", "int16"]
+    parameters: int
+    bits_per_weight: float
+    quantized_digest: str
+    producers: dict[str, str]
+    target: str | None = None
+    soc: str | None = None
+    nodes: dict[str, NodeCount] = {}
+    notes: tuple[str, ...] = ()
+    files: tuple[ArtifactFile, ...]
+    _folder: Path = PrivateAttr()
+
+    @property
+    def folder(self) -> Path:
+        """Where it was opened or saved."""
+        return self._folder
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that ship: all files but the simulator's."""
+        return sum(file.bytes for file in self.files if not file.role.startswith(SIMULATOR))
+
+    def path(self, role: str) -> Path:
+        """The file of a role.
+
+        Raises:
+            InputError: the artifact has none.
+        """
+        for file in self.files:
+            if file.role == role:
+                return self._folder / file.path
+        raise InputError(f"the {self.format} artifact has no {role} file", where=self._folder)
+
+    def save(self, folder: Path) -> None:
+        """Write artifact.json into `folder`, where the files lie."""
+        write_text(folder / MANIFEST, self.model_dump_json(indent=1) + "\n")
+        self._folder = folder
+
+    @staticmethod
+    def open(folder: Path) -> Artifact:
+        """Read an artifact; `verify` checks the files' contents.
+
+        Raises:
+            InputError: no artifact.json, not one of ours, or a file missing or of another size.
+        """
+        path = Path(folder) / MANIFEST
+        try:
+            artifact = Artifact.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(
+                f"there is no {MANIFEST}", where=folder, fix="name a folder that bluelm-export made"
+            ) from None
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise InputError(f"{MANIFEST} cannot be read: {error}", where=path) from None
+        artifact._folder = Path(folder)
+        for file in artifact.files:
+            found = artifact._folder / file.path
+            if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
+                raise InputError(f"{MANIFEST} names a file outside its folder: {file.path}", where=path)
+            if not found.is_file() or found.stat().st_size != file.bytes:
+                raise InputError(
+                    "a file of the artifact is missing or cut", where=found, fix="export it again"
+                )
+        return artifact
+
+    def verify(self) -> None:
+        """Compare every file with its hash.
+
+        Raises:
+            InputError: a file was changed.
+        """
+        for file in self.files:
+            if sha256(self._folder / file.path) != file.sha256:
+                raise InputError(
+                    "a file of the artifact was changed",
+                    where=self._folder / file.path,
+                    fix="export it again",
+                )
+
+
+def list_files(folder: Path, roles: dict[str, str]) -> tuple[ArtifactFile, ...]:
+    """Entries of the files at `roles` (path -> role), in that order."""
+    return tuple(
+        ArtifactFile(path=path, role=role, bytes=(folder / path).stat().st_size, sha256=sha256(folder / path))
+        for path, role in roles.items()
+    )

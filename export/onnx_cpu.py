@@ -1,0 +1,182 @@
+"""ONNX for CPUs: MatMulNBits on 4- and 8-bit weights, float32 activations.
+
+    MatMul(x, W.T)   becomes   x -> MatMulNBits(codes [out, blocks, bytes], scales [out * blocks], zeros)
+                                          ^ float16 scales -> Cast
+
+Scales are stored as float16, as the checkpoint has them; the cast to float32 is folded when a session opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from onnx import TensorProto
+
+from bluelm.files import atomic_folder
+from bluelm.progress import Progress, Silent
+from compress.quantized import QuantizedTensor
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact
+from export.encoding import Encoding
+from export.onnx_decoder import write_graphs
+from export.onnx_graph import OnnxGraph, WeightFile
+from export.onnx_ops import OnnxOps, Symbol
+from export.package import describe
+from export.packing import pack
+
+BLOCKS = (256, 128, 64, 32, 16)
+"""Block sizes that MatMulNBits has kernels for."""
+MASK_VALUE = -10000.0
+
+
+@dataclass(frozen=True)
+class BlockLinear:
+    """How MatMulNBits holds a stored weight."""
+
+    rows: int
+    bits: int
+    block_size: int
+    zeros: bool
+
+
+def export(
+    quantized: QuantizedCheckpoint,
+    folder: Path,
+    *,
+    context: int = 512,
+    chunk: int = 128,
+    accuracy_level: Literal[0, 4] = 0,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Write the artifact `folder`: prefill.onnx, decode.onnx, weights.bin and what the host needs beside
+    them.
+
+    Args:
+        accuracy_level: of MatMulNBits. 0 computes in float32 (relative error 3e-7); 4 rounds activations to
+            8 bits in blocks (5e-3) and is several times faster.
+    """
+    linears: dict[str, BlockLinear] = {}
+    with atomic_folder(folder) as temporary:
+        write_graphs(
+            temporary,
+            quantized.config,
+            context,
+            chunk,
+            MASK_VALUE,
+            lambda graph: CpuOps(graph, quantized, accuracy_level, linears),
+            progress or Silent(),
+        )
+        describe(temporary, "onnx-cpu", quantized, context, chunk, MASK_VALUE)
+    return Artifact.open(folder)
+
+
+class CpuOps(OnnxOps):
+    """Emits the graph with float32 activations."""
+
+    def __init__(
+        self,
+        graph: OnnxGraph,
+        quantized: QuantizedCheckpoint,
+        accuracy_level: int,
+        linears: dict[str, BlockLinear],
+    ) -> None:
+        super().__init__(graph)
+        self._quantized, self._accuracy_level, self._linears = quantized, accuracy_level, linears
+
+    def emit(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        name: str,
+        shape: Sequence[int],
+        encoding: Encoding | None = None,
+        **attributes: Any,
+    ) -> Symbol:
+        self.graph.node(kind, inputs, name, **attributes)
+        return Symbol(name, tuple(shape))
+
+    def activation_input(self, name: str, shape: Sequence[int], encoding: Encoding | None = None) -> Symbol:
+        self.graph.input(name, TensorProto.FLOAT, shape)
+        return Symbol(name, tuple(shape))
+
+    def cache_input(self, name: str, shape: Sequence[int], value: str) -> Symbol:
+        return self.activation_input(name, shape)
+
+    def activation_output(self, x: Symbol, name: str) -> None:
+        self.graph.rename(x.name, name)
+        self.graph.output(name, TensorProto.FLOAT, x.shape)
+
+    def cache_output(self, x: Symbol, name: str) -> None:
+        self.activation_output(x, name)
+
+    def constant(self, array: np.ndarray, name: str) -> Symbol:
+        return Symbol(self.graph.initializer(name, array.astype(np.float32)), array.shape)
+
+    def linear(self, x: Symbol, weight: str, name: str) -> Symbol:
+        if weight not in self._linears:
+            self._linears[weight] = store_weight(self.graph.weights, weight, self._quantized.linear(weight))
+        linear = self._linears[weight]
+        scales = f"{weight}.scales.float32"
+        self.graph.node("Cast", [self.graph.stored(f"{weight}.scales")], scales, to=TensorProto.FLOAT)
+        inputs = [x.name, self.graph.stored(f"{weight}.codes"), scales]
+        if linear.zeros:
+            inputs.append(self.graph.stored(f"{weight}.zeros"))
+        return self.emit(
+            "MatMulNBits",
+            inputs,
+            name,
+            (*x.shape[:-1], linear.rows),
+            domain="com.microsoft",
+            accuracy_level=self._accuracy_level,
+            K=x.shape[-1],
+            N=linear.rows,
+            bits=linear.bits,
+            block_size=linear.block_size,
+        )
+
+    def rms_norm(self, x: Symbol, weight: str, name: str) -> Symbol:
+        gamma = self.constant(self._quantized.vector(weight).numpy(), weight)
+        epsilon = self._quantized.config.rms_norm_eps
+        return self.emit("RMSNormalization", [x.name, gamma.name], name, x.shape, axis=-1, epsilon=epsilon)
+
+    def masked_softmax(self, scores: Symbol, mask: Symbol, name: str) -> Symbol:
+        return self.emit(
+            "Softmax", [self.add(scores, mask, f"{name}.masked").name], name, scores.shape, axis=-1
+        )
+
+    def silu(self, x: Symbol, name: str) -> Symbol:
+        return self.multiply(x, self.emit("Sigmoid", [x.name], f"{name}.sigmoid", x.shape), name)
+
+    def cached(self, x: Symbol, name: str) -> Symbol:
+        return x
+
+
+def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> BlockLinear:
+    """Codes uint8 [out, blocks, block_size * bits / 8], scales float16 [out * blocks], and zero points if
+    any.
+
+    One scale a row becomes equal scales of blocks of the largest size that divides the row, so no code
+    changes. Where none divides it the last block is filled up with zero points, which stand for 0.
+    """
+    rows, columns = tensor.shape
+    size = tensor.columns_per_group
+    if size not in BLOCKS:
+        size = next((block for block in BLOCKS if size % block == 0), BLOCKS[-1])
+    blocks = -(-columns // size)
+    repeat = -(-tensor.columns_per_group // size)
+    scales = tensor.scales.numpy().repeat(repeat, axis=1)  # [out, blocks]
+    zeros = tensor.zeros.numpy().repeat(repeat, axis=1)
+    codes = np.empty((rows, blocks, size), np.uint8)
+    codes[:] = zeros[:, :, None]
+    codes.reshape(rows, -1)[:, :columns] = tensor.codes.numpy()
+    packed = pack(codes, tensor.bits)
+    weights.write(f"{name}.codes", packed, TensorProto.UINT8, packed.shape)
+    weights.write(f"{name}.scales", scales, TensorProto.FLOAT16, (rows * blocks,))
+    if not tensor.symmetric:
+        packed = pack(zeros, tensor.bits)  # a row starts on a byte of its own
+        weights.write(f"{name}.zeros", packed, TensorProto.UINT8, (packed.size,))
+    return BlockLinear(rows, tensor.bits, size, not tensor.symmetric)

@@ -1,0 +1,208 @@
+"""ONNX for NPUs: integer weights behind DequantizeLinear, every activation in 16-bit codes.
+
+    MatMul(x, W.T)   becomes   x -> MatMul -> QuantizeLinear -> DequantizeLinear
+                                     ^
+                 int4 codes [in, out] -> DequantizeLinear(scales [in / group, out], axis=0, block_size=group)
+
+and likewise each other operation gets a quantize pair behind it; a compiler folds the pairs away and
+computes on codes. RMSNorm is split: HTP takes only an 8-bit gamma, which loses more than all other
+activations together, so it gets a gamma of ones and a multiplication by the real gamma in 16 bits follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from bluelm.errors import InputError, TargetError
+from bluelm.files import atomic_folder
+from bluelm.progress import Progress, Silent
+from compress.quantized import QuantizedTensor
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact
+from export.encoding import SHARE, Encoding
+from export.onnx_decoder import write_graphs
+from export.onnx_graph import OnnxGraph, WeightFile
+from export.onnx_ops import OnnxOps, Symbol
+from export.package import describe
+from export.packing import pack
+from export.ranges import Ranges
+
+TYPES = {"uint16": TensorProto.UINT16, "int16": TensorProto.INT16}
+ONE = 128
+"""The uint8 code of a gamma of ones, at scale 1/128: exactly 1."""
+
+
+@dataclass(frozen=True)
+class DequantizedLinear:
+    """How a stored weight is dequantized."""
+
+    rows: int
+    axis: int
+    blocks: dict[str, Any]
+
+
+def export(
+    quantized: QuantizedCheckpoint,
+    ranges: Ranges,
+    folder: Path,
+    *,
+    context: int = 512,
+    chunk: int = 128,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Write the artifact `folder`: prefill.onnx, decode.onnx, weights.bin and what the host needs beside
+    them.
+
+    Raises:
+        InputError: `ranges` are another checkpoint's.
+        TargetError: a weight has zero points.
+    """
+    if ranges.weights != quantized.digest():
+        raise InputError(
+            "the activation ranges belong to other weights",
+            where=quantized.folder,
+            fix="calibrate the ranges on this quantized checkpoint",
+        )
+    linears: dict[str, DequantizedLinear] = {}
+    with atomic_folder(folder) as temporary:
+        write_graphs(
+            temporary,
+            quantized.config,
+            context,
+            chunk,
+            ranges.mask_value,
+            lambda graph: NpuOps(graph, quantized, ranges, linears),
+            progress or Silent(),
+        )
+        ranges.save(temporary / "ranges.json")
+        describe(temporary, "onnx-npu", quantized, context, chunk, ranges.mask_value)
+    return Artifact.open(folder)
+
+
+class NpuOps(OnnxOps):
+    """Emits the quantized graph; `ranges` give the encoding of each value."""
+
+    def __init__(
+        self,
+        graph: OnnxGraph,
+        quantized: QuantizedCheckpoint,
+        ranges: Ranges,
+        linears: dict[str, DequantizedLinear],
+    ) -> None:
+        super().__init__(graph)
+        self._quantized, self._ranges, self._linears = quantized, ranges, linears
+
+    def emit(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        name: str,
+        shape: Sequence[int],
+        encoding: Encoding | None = None,
+        **attributes: Any,
+    ) -> Symbol:
+        self.graph.node(kind, inputs, f"{name}.exact", **attributes)
+        return self._pair(f"{name}.exact", name, shape, encoding or self._ranges.encoding(name))
+
+    def activation_input(self, name: str, shape: Sequence[int], encoding: Encoding | None = None) -> Symbol:
+        self.graph.input(name, TensorProto.FLOAT, shape)
+        return self._pair(name, f"{name}.values", shape, encoding or self._ranges.encoding(name))
+
+    def cache_input(self, name: str, shape: Sequence[int], value: str) -> Symbol:
+        encoding = self._ranges.cache_encoding(value)
+        self.graph.input(name, TYPES[encoding.dtype], shape)
+        return self._dequantize(name, f"{name}.values", shape, encoding)
+
+    def activation_output(self, x: Symbol, name: str) -> None:
+        self.graph.rename(x.name, name)
+        self.graph.output(name, TensorProto.FLOAT, x.shape)
+
+    def cache_output(self, x: Symbol, name: str) -> None:
+        assert x.encoding is not None
+        self.graph.rename(f"{x.name}.codes", name)
+        self.graph.output(name, TYPES[x.encoding.dtype], x.shape)
+
+    def constant(self, array: np.ndarray, name: str) -> Symbol:
+        encoding = Encoding.of_range(float(array.min()), float(array.max()))
+        codes = self.graph.initializer(f"{name}.codes", encoding.quantize(array))
+        return self._dequantize(codes, f"{name}.values", array.shape, encoding)
+
+    def linear(self, x: Symbol, weight: str, name: str) -> Symbol:
+        if weight not in self._linears:
+            self._linears[weight] = store_weight(self.graph.weights, weight, self._quantized.linear(weight))
+        linear = self._linears[weight]
+        inputs = [self.graph.stored(f"{weight}.codes"), self.graph.stored(f"{weight}.scales")]
+        self.graph.node("DequantizeLinear", inputs, weight, axis=linear.axis, **linear.blocks)
+        return self.emit("MatMul", [x.name, weight], name, (*x.shape[:-1], linear.rows))
+
+    def rms_norm(self, x: Symbol, weight: str, name: str) -> Symbol:
+        ones = [
+            self.graph.initializer("ones.codes", np.full(x.shape[-1], ONE, np.uint8)),
+            self.graph.initializer("ones.scale", np.array(1 / ONE, np.float32)),
+            self.graph.initializer("ones.zero", np.array(0, np.uint8)),
+        ]
+        self.graph.node("DequantizeLinear", ones, f"{name}.ones")
+        epsilon = self._quantized.config.rms_norm_eps
+        inputs = [x.name, f"{name}.ones"]
+        unit = self.emit("RMSNormalization", inputs, f"{name}.unit", x.shape, axis=-1, epsilon=epsilon)
+        gamma = self._quantized.vector(weight).numpy()
+        return self.multiply(unit, self.constant(gamma, weight), name)
+
+    def masked_softmax(self, scores: Symbol, mask: Symbol, name: str) -> Symbol:
+        masked = self.add(scores, mask, f"{name}.masked")
+        return self.emit("Softmax", [masked.name], name, scores.shape, SHARE, axis=-1)
+
+    def silu(self, x: Symbol, name: str) -> Symbol:
+        gate = self.emit("Sigmoid", [x.name], f"{name}.sigmoid", x.shape, SHARE)
+        return self.multiply(x, gate, name)
+
+    def cached(self, x: Symbol, name: str) -> Symbol:
+        return self._pair(x.name, name, x.shape, self._ranges.cache_encoding(name))
+
+    def _pair(self, source: str, name: str, shape: Sequence[int], encoding: Encoding) -> Symbol:
+        """`source` to codes `<name>.codes` and back to `name`."""
+        self.graph.node("QuantizeLinear", [source, *self._parameters(encoding)], f"{name}.codes")
+        return self._dequantize(f"{name}.codes", name, shape, encoding)
+
+    def _dequantize(self, codes: str, name: str, shape: Sequence[int], encoding: Encoding) -> Symbol:
+        self.graph.node("DequantizeLinear", [codes, *self._parameters(encoding)], name)
+        return Symbol(name, tuple(shape), encoding)
+
+    def _parameters(self, encoding: Encoding) -> list[str]:
+        """Initializers of scale and zero point, shared by all values of one encoding."""
+        scale, zero = np.array(encoding.scale, np.float32), np.array(encoding.zero, encoding.dtype)
+        return [
+            self.graph.initializer(f"scale.{scale.view(np.uint32).item():08x}", scale),
+            self.graph.initializer(f"zero.{encoding.dtype}.{encoding.zero}", zero),
+        ]
+
+
+def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> DequantizedLinear:
+    """Signed codes [in, out] (int4: two a byte) and float32 scales [in / group, out], or [out] for one a row.
+
+    Raises:
+        TargetError: zero points; HTP compiles int4 blocks that have them and then ignores them.
+    """
+    if not tensor.symmetric:
+        raise TargetError(
+            "the NPU computes wrongly with zero points", where=name, fix="quantize with --symmetric"
+        )
+    rows, columns = tensor.shape
+    codes = tensor.signed_codes().numpy().T  # [in, out]
+    if tensor.bits == 4:
+        packed = pack(codes.reshape(-1).view(np.uint8) & 15, 4)
+        weights.write(f"{name}.codes", packed, TensorProto.INT4, (columns, rows))
+    else:
+        weights.write(f"{name}.codes", codes, TensorProto.INT8, (columns, rows))
+    scales = tensor.scales.float().numpy().T  # [groups, out]
+    if tensor.groups == 1:
+        weights.write(f"{name}.scales", scales[0], TensorProto.FLOAT, (rows,))
+        return DequantizedLinear(rows, 1, {})
+    weights.write(f"{name}.scales", scales, TensorProto.FLOAT, scales.shape)
+    return DequantizedLinear(rows, 0, {"block_size": tensor.columns_per_group})

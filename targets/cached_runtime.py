@@ -1,0 +1,91 @@
+"""The host's side of an ONNX artifact: embedding lookup, KV cache, mask, prefill in chunks, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from export.artifact import Artifact
+from export.embedding import EmbeddingTable
+from targets.runtime import RuntimeBase
+
+Feeds = dict[str, np.ndarray]
+Step = Callable[[Feeds], Mapping[str, np.ndarray]]
+"""Runs a graph of `export/onnx_decoder.py`: inputs by name to outputs by name."""
+
+
+class CachedRuntime(RuntimeBase):
+    """Drives the two graphs of an artifact.
+
+    Tokens beyond the end of a chunk are padding: they stand behind the real ones, so no real token sees
+    them, and what they leave is not stored. The prefill graph has room for C - T past slots; a chunk that
+    would begin further on is moved back over tokens that are cached already and computes them again, to the
+    same values.
+    """
+
+    def __init__(self, name: str, artifact: Artifact, prefill: Step, decode: Step) -> None:
+        self.name = name
+        self.vocab_size = artifact.model.vocab_size
+        self.context = artifact.context
+        self._artifact = artifact
+        self._embedding = EmbeddingTable.open(artifact.path("embedding"))
+        self._steps = {artifact.chunk: prefill, 1: decode}
+        self._tokens: list[int] = []
+        model, dtype = artifact.model, np.dtype(artifact.cache)
+        heads, size = model.num_kv_heads, model.head_dim
+        self._keys = [np.zeros((1, heads, size, self.context), dtype) for _ in range(model.num_layers)]
+        self._values = [np.zeros((1, heads, self.context, size), dtype) for _ in range(model.num_layers)]
+
+    def reset(self) -> None:
+        self._tokens.clear()
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        self.check_tokens(tokens, len(self._tokens))
+        rows: list[np.ndarray] = []
+        done = 0
+        while done < len(tokens):
+            count = min(self._artifact.chunk, len(tokens) - done)
+            width = 1 if count == 1 else self._artifact.chunk
+            rows.append(self._advance(list(tokens[done : done + count]), width))
+            done += count
+        return np.concatenate(rows)
+
+    def _advance(self, tokens: list[int], width: int) -> np.ndarray:
+        """Run one step of `width` rows that ends in `tokens`; float32 [tokens, vocab]."""
+        held = len(self._tokens)
+        start = min(held, self.context - width)  # moved back if the past slots end before `held`
+        again = self._tokens[start:]
+        real = again + tokens
+        outputs = self._steps[width](self._feeds(start, real, width))
+        stop = start + len(real)
+        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            keys[..., start:stop] = outputs[f"keys.{layer}"][..., : len(real)]
+            values[:, :, start:stop] = outputs[f"values.{layer}"][:, :, : len(real)]
+        self._tokens += tokens
+        return np.array(outputs["logits"][0, len(again) : len(real)], np.float32)
+
+    def _feeds(self, start: int, tokens: list[int], width: int) -> Feeds:
+        """Inputs of a step of `width` rows whose first token has position `start`."""
+        hidden = np.zeros((1, width, self._artifact.model.hidden_size), np.float32)
+        hidden[0, : len(tokens)] = self._embedding.rows(tokens)
+        slots = self.context - width
+        feeds: Feeds = {
+            "hidden": hidden,
+            "positions": np.minimum(np.arange(start, start + width), self.context - 1).astype(np.int32),
+            "mask": step_mask(start, width, self.context, self._artifact.mask_value),
+        }
+        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            if slots == 0:
+                break
+            feeds[f"past_keys.{layer}"] = np.ascontiguousarray(keys[..., :slots])
+            feeds[f"past_values.{layer}"] = np.ascontiguousarray(values[:, :, :slots])
+        return feeds
+
+
+def step_mask(past: int, width: int, context: int, hidden: float) -> np.ndarray:
+    """Additive float32 [1, 1, width, context]: `past` filled slots, empty ones, the step's own tokens."""
+    mask = np.full((width, context), hidden, np.float32)
+    mask[:, :past] = 0
+    mask[:, context - width :] = np.triu(np.full((width, width), hidden, np.float32), 1)
+    return mask[None, None]

@@ -1,0 +1,134 @@
+"""Vendor libraries run in a child process: typed messages, a time limit, and the log kept.
+
+A child is a Python module with `serve(handle)` under `__main__`. Its messages are the dataclasses that the
+caller and the module agree on. What it prints, and what its libraries print, goes to the log file. A crash,
+a hang and a failure that the child reports all become errors that a user can act on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from bluelm import errors
+from bluelm.errors import ExportError, TargetError
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("ExportError", "InputError", "TargetError", "UnavailableError")
+TAIL = 8
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An `ExportError` on its way to the parent; `kind` is the class's name."""
+
+    kind: str
+    problem: str
+    where: str | None
+    fix: str | None
+
+
+class Child:
+    """The parent's end. One call at a time."""
+
+    def __init__(self, module: str, log: Path, *, environment: dict[str, str] | None = None) -> None:
+        self.log = log
+        self._module = module
+        self._connection, theirs = Pipe()
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        settings = os.environ | (environment or {}) | {"PYTHONPATH": os.pathsep.join(paths)}
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                env=settings,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+            )
+        theirs.close()
+        self._end = weakref.finalize(self, _end, self._process, self._connection)
+
+    def call(self, message: object, limit_s: float) -> Any:
+        """Send a message and wait for the answer.
+
+        Raises:
+            ExportError: what the child reports.
+            TargetError: it crashed, or did not answer within `limit_s` seconds; then it is gone.
+        """
+        try:
+            self._connection.send(message)
+            if not self._connection.poll(limit_s):
+                self.close()
+                raise TargetError(
+                    f"{self._module} did not answer {type(message).__name__} within {limit_s:g} s",
+                    where=self.log,
+                    fix="give it more time, or a smaller model",
+                )
+            answer = self._connection.recv()
+        except (EOFError, ConnectionError):
+            raise self._crashed(message) from None
+        except BaseException:
+            self.close()  # interrupted half-way: the next answer would be this call's
+            raise
+        if isinstance(answer, Failure):
+            raise getattr(errors, answer.kind)(answer.problem, where=answer.where, fix=answer.fix)
+        return answer
+
+    def close(self) -> None:
+        """End the child; calling again does nothing."""
+        self._end()
+
+    def tail(self, lines: int = TAIL) -> str:
+        """The end of the log."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return "\n".join(line for line in text.splitlines()[-lines:] if line.strip())
+
+    def _crashed(self, message: object) -> TargetError:
+        code = self._process.wait()
+        self.close()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return TargetError(
+            f"{self._module} died ({how}) at {type(message).__name__}; its last words:\n{self.tail()}",
+            where=self.log,
+            fix="the log may say why",
+        )
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
+    """Closing the pipe ends an idle child; a busy one is killed."""
+    connection.close()
+    try:
+        process.wait(0.5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def serve(handle: Callable[[Any], object], arguments: Sequence[str]) -> None:
+    """The child's loop: answer messages until the parent closes the pipe.
+
+    An `ExportError` becomes a `Failure`; any other exception ends the child with its traceback in the log.
+    """
+    connection = Connection(int(arguments[1]))
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = handle(message)
+        except ExportError as error:
+            kind = type(error).__name__
+            answer = Failure(kind if kind in KINDS else "ExportError", error.problem, error.where, error.fix)
+        connection.send(answer)

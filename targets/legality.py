@@ -1,0 +1,48 @@
+"""Rules that every target shares, checked before any work."""
+
+from __future__ import annotations
+
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError, TargetError
+from bluelm.rope import max_context
+from compress.recipe import Recipe
+
+
+def check_lengths(config: ModelConfig, context: int, chunk: int) -> None:
+    """InputError unless 1 <= chunk <= context <= what the model was made for."""
+    if not 1 <= chunk <= context:
+        raise InputError(
+            f"a prefill chunk of {chunk} tokens does not fit a context of {context}",
+            fix="choose a chunk between 1 and the context",
+        )
+    longest = max_context(config)
+    if context > longest or context < 2:
+        raise InputError(
+            f"a context of {context} tokens is outside what the model was made for",
+            fix=f"choose a context from 2 to {longest}",
+        )
+
+
+def check_groups(config: ModelConfig, recipe: Recipe) -> None:
+    """TargetError unless the groups divide the rows of every linear."""
+    widths = {
+        "hidden_size": config.hidden_size,
+        "num_heads * head_dim": config.num_heads * config.head_dim,
+        "intermediate_size": config.intermediate_size,
+    }
+    for name, width in widths.items():
+        if recipe.group_size != -1 and width % recipe.group_size:
+            fits = [str(size) for size in (128, 64, 32) if all(w % size == 0 for w in widths.values())]
+            raise TargetError(
+                f"groups of {recipe.group_size} do not divide {name} = {width}",
+                fix=f"use --group-size {' or '.join([*fits, '-1'])}",
+            )
+
+
+def weight_bytes(config: ModelConfig, recipe: Recipe) -> tuple[float, float]:
+    """Bytes of one block and of the head: codes, and a float32 scale a group."""
+    attention = config.hidden_size * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
+    block = attention + 3 * config.hidden_size * config.intermediate_size
+    group = config.hidden_size if recipe.group_size == -1 else recipe.group_size
+    head = config.vocab_size * config.hidden_size
+    return block * (recipe.bits / 8 + 4 / group), head * recipe.head_bits / 8

@@ -1,0 +1,195 @@
+"""Compiles an onnx-npu artifact for a Snapdragon's NPU (HTP) into offline context binaries.
+
+Both graphs go into one binary that holds the weights once: that is what ships. Qualcomm's x86 simulator
+cannot load a binary with shared weights ("feature not supported"), so the same graphs are compiled a second
+time, each into a binary of its own, and those are what the simulator runs and the judge judges.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from bluelm.errors import TargetError
+from bluelm.files import atomic_folder
+from bluelm.progress import Progress, Silent
+from export.artifact import Artifact, NodeCount, list_files
+from export.onnx_decoder import GRAPHS
+from export.package import bits_per_weight
+from targets.child import Child
+from targets.qnn_messages import Chip, Compile, Compiled
+
+WORKER = "targets.qnn_worker"
+COMPILE_LIMIT_S = 3600.0
+NOTE = (
+    "The shipped context binary holds both graphs and the weights once. The x86 simulator cannot load such a "
+    "binary, so the simulator's files hold the same graphs compiled one by one."
+)
+CARRIED = ("embedding", "tokenizer", "config")
+
+
+def compile_contexts(
+    artifact: Artifact,
+    chip: Chip,
+    target: str,
+    soc: str,
+    folder: Path,
+    progress: Progress | None = None,
+    limit_s: float = COMPILE_LIMIT_S,
+) -> Artifact:
+    """Compile both graphs; a new artifact in `folder`. The compiler's log stays beside it,
+    `<folder>.compile.log`.
+
+    Raises:
+        TargetError: the NPU refused nodes (they are named, with the compiler's reasons), the compiler crashed
+            or took longer than `limit_s` seconds a graph.
+        UnavailableError: onnxruntime-qnn is not installed.
+    """
+    log = folder.with_name(f"{folder.name}.compile.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as temporary, (progress or Silent()).task("compile", 4) as task:
+        simulator = temporary / "simulator"
+        simulator.mkdir()
+        nodes: dict[str, NodeCount] = {}
+        for place, share in ((simulator, False), (temporary, True)):
+            child = Child(WORKER, log)
+            try:
+                for name in GRAPHS:
+                    task.advance(note=f"{name} for {soc}" + (", weights shared" if share else ""))
+                    message = Compile(
+                        str(artifact.path(name).resolve()),
+                        str((place / f"{name}.onnx").resolve()),
+                        chip,
+                        share=share,
+                        last=name == GRAPHS[-1],
+                    )
+                    nodes[name] = _compile(child, message, limit_s)
+            finally:
+                child.close()
+        return _describe(artifact, temporary, folder, target, soc, nodes)
+
+
+def _compile(child: Child, message: Compile, limit_s: float) -> NodeCount:
+    """One graph; checks that the NPU took all of it."""
+    try:
+        compiled: Compiled = child.call(message, limit_s)
+    except TargetError as error:
+        raise _explain(error, message, child.log, limit_s) from None
+    wrapper = onnx.load(message.target, load_external_data=False)
+    rest = [node.name for node in wrapper.graph.node if node.op_type != "EPContext"]
+    graph = onnx.load(message.source, load_external_data=False)
+    wanted = [node.op_type for node in graph.graph.node]
+    missing = {kind for kind in wanted if compiled.kinds.get(kind, 0) < wanted.count(kind)}
+    if rest or missing:
+        raise TargetError(
+            f"the NPU left nodes to the CPU: {', '.join(rest) or ', '.join(sorted(missing))}",
+            where=message.source,
+            fix=f"see {child.log}",
+        )
+    return NodeCount(on_npu=len(wanted), in_graph=len(wanted), kinds=_count(wanted))
+
+
+def _count(kinds: list[str]) -> dict[str, int]:
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def _explain(error: TargetError, message: Compile, log: Path, limit_s: float) -> TargetError:
+    """The same failure with the refused nodes named, from a second try with a verbose log."""
+    refused = refused_nodes(log.read_text(encoding="utf-8", errors="replace"))
+    if not refused:
+        return error
+    child = Child(WORKER, log)
+    try:
+        again = Compile(message.source, message.target, message.chip, severity=0)
+        child.call(again, limit_s)
+    except TargetError:
+        pass
+    finally:
+        child.close()
+    reasons = refusal_reasons(log.read_text(encoding="utf-8", errors="replace"))
+    named = "\n".join(f"  {name} ({kind}): {reasons.get(name, 'see the log')}" for name, kind in refused)
+    return TargetError(
+        f"the NPU refused {len(refused)} nodes of {Path(message.source).name}:\n{named}",
+        where=log,
+        fix="this is a fault of the exporter unless the graph was changed; the CPU artifact runs the model",
+    )
+
+
+def refused_nodes(log: str) -> list[tuple[str, str]]:
+    """(name, operation) of the nodes that onnxruntime-qnn says it does not support, in order."""
+    found: dict[tuple[str, str], None] = {}
+    for line in re.findall(r"Unsupported nodes in QNN EP: (.*)", log):
+        found |= dict.fromkeys(re.findall(r"\{ name: (.+?), type: (\w+) \}", line))
+    return list(found)
+
+
+def refusal_reasons(log: str) -> dict[str, str]:
+    """Node name to reason, from a verbose log."""
+    reasons: dict[str, str] = {}
+    pattern = r"Validation FAILED for \d+ nodes.*?\n((?:\tOperator type: .*\n)+)\tREASON : (.*)"
+    for nodes, reason in re.findall(pattern, log):
+        for name in re.findall(r"Node name: (.*?) Node index", nodes):
+            reasons.setdefault(name, reason.strip())
+    for name, kind, code in re.findall(
+        r"backendValidateOpConfig\(\) failed for node `(.*?)` of type `(.*?)` with error code (\d+)", log
+    ):
+        reasons[name] = f"QNN's {kind} does not take it (error {code})"
+    return reasons
+
+
+def _describe(
+    artifact: Artifact, temporary: Path, folder: Path, target: str, soc: str, nodes: dict[str, NodeCount]
+) -> Artifact:
+    """Check what the compiler wrote, bring the host's files along, write artifact.json."""
+    context = _shared_binary(temporary)
+    roles = {f"{name}.onnx": name for name in GRAPHS} | {context: "context"}
+    for file in artifact.files:
+        if file.role in CARRIED:
+            shutil.copyfile(artifact.folder / file.path, temporary / file.path)
+            roles[file.path] = file.role
+    for path in sorted((temporary / "simulator").iterdir()):
+        role = f"simulator-{path.stem}" if path.suffix == ".onnx" else "simulator-context"
+        roles[f"simulator/{path.name}"] = role
+    files = list_files(temporary, roles)
+    compiled = artifact.model_copy(
+        update={
+            "format": "qnn-context",
+            "target": target,
+            "soc": soc,
+            "nodes": nodes,
+            "notes": (*artifact.notes, NOTE),
+            "files": files,
+            "bits_per_weight": bits_per_weight(files, artifact.parameters),
+            "producers": artifact.producers
+            | {name: version(name) for name in ("onnxruntime", "onnxruntime-qnn")},
+        }
+    )
+    compiled.save(temporary)
+    compiled._folder = folder
+    return compiled
+
+
+def _shared_binary(folder: Path) -> str:
+    """The one binary that both wrappers name.
+
+    Raises:
+        TargetError: they name different ones, or it lacks a graph.
+    """
+    binaries: set[str] = set()
+    partitions: list[bytes] = []
+    for name in GRAPHS:
+        wrapper = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+        attributes = {a.name: a.s for a in wrapper.graph.node[0].attribute}
+        binaries.add(attributes["ep_cache_context"].decode())
+        partitions.append(attributes["partition_name"])
+    if len(binaries) != 1:
+        raise TargetError("the compiler did not put both graphs into one binary", where=sorted(binaries))
+    (binary,) = binaries
+    content = (folder / binary).read_bytes()
+    if not all(partition in content for partition in partitions):
+        raise TargetError("the shared binary does not hold both graphs", where=folder / binary)
+    return binary

@@ -1,0 +1,75 @@
+"""What is said between the tool and the child process that holds Qualcomm's libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Which NPU to compile for or to simulate."""
+
+    soc_model: int
+    hexagon_arch: int
+
+
+@dataclass(frozen=True)
+class Compile:
+    """Compile the graph `source` to an EPContext wrapper `target` and a binary beside it. Answer: `Compiled`.
+
+    Attributes:
+        share: this graph's weights join the binary of the other graphs of this child that share.
+        last: it is the last of those.
+        severity: of onnxruntime's log, 0 (all) to 3 (errors).
+    """
+
+    source: str
+    target: str
+    chip: Chip
+    share: bool = False
+    last: bool = False
+    severity: int = 2
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Nodes that the NPU took, by operation."""
+
+    kinds: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Open a graph, ONNX or EPContext, for running under a name. Answer: `Loaded`."""
+
+    name: str
+    source: str
+    chip: Chip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Names of the graph's inputs and outputs."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a loaded graph. Answer: `Ran`."""
+
+    name: str
+    inputs: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Outputs by name."""
+
+    outputs: dict[str, np.ndarray]
+
+
+Message = Compile | Load | Run

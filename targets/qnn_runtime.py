@@ -1,0 +1,64 @@
+"""A Snapdragon artifact on Qualcomm's x86 simulator of the NPU, in a child process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from export.artifact import Artifact
+from export.onnx_decoder import GRAPHS
+from targets.cached_runtime import CachedRuntime, Feeds
+from targets.child import Child
+from targets.qnn_messages import Chip, Load, Ran, Run
+from targets.snapdragon import chip_of
+from targets.socs import DEFAULT_SNAPDRAGON, find_soc
+
+WORKER = "targets.qnn_worker"
+LOAD_LIMIT_S = 600.0
+STEP_LIMIT_S = 900.0
+
+
+class QnnRuntime(CachedRuntime):
+    """Keeps one child with both graphs loaded; a step takes seconds, whatever its number of rows."""
+
+    def __init__(self, artifact: Artifact, child: Child, paths: Mapping[str, Path], chip: Chip) -> None:
+        super().__init__(f"{artifact.format} on the HTP simulator", artifact, self._prefill, self._decode)
+        self._child = child
+        for name, path in paths.items():
+            child.call(Load(name, str(path.resolve()), chip), LOAD_LIMIT_S)
+
+    def close(self) -> None:
+        self._child.close()
+        self._child.log.unlink(missing_ok=True)
+
+    def _prefill(self, feeds: Feeds) -> Mapping[str, np.ndarray]:
+        return self._run("prefill", feeds)
+
+    def _decode(self, feeds: Feeds) -> Mapping[str, np.ndarray]:
+        return self._run("decode", feeds)
+
+    def _run(self, name: str, feeds: Feeds) -> Mapping[str, np.ndarray]:
+        ran: Ran = self._child.call(Run(name, feeds), STEP_LIMIT_S)
+        return ran.outputs
+
+
+def open_htp(artifact: Artifact) -> QnnRuntime:
+    """Load both graphs on the simulator; an onnx-npu artifact is compiled in memory first.
+
+    Raises:
+        UnavailableError: onnxruntime-qnn is not installed.
+        TargetError: a graph is refused.
+    """
+    soc = find_soc(artifact.soc or DEFAULT_SNAPDRAGON)
+    prefix = "simulator-" if artifact.format == "qnn-context" else ""
+    paths = {name: artifact.path(f"{prefix}{name}") for name in GRAPHS}
+    log = Path(tempfile.mkstemp(prefix="bluelm-htp-", suffix=".log")[1])
+    child = Child(WORKER, log)
+    try:
+        return QnnRuntime(artifact, child, paths, chip_of(soc))
+    except BaseException:
+        child.close()
+        raise

@@ -1,0 +1,89 @@
+"""Snapdragons: onnx-npu graphs compiled to QNN context binaries for the Hexagon Tensor Processor (HTP).
+
+What HTP takes was found by trial with QNN 2.49 on all four chips of the table (benchmarks/htp-trials.md):
+symmetric int4 and int8, in blocks of 32, 64 or 128 or one scale a row, agree with float arithmetic within
+4e-4. Weights with zero points do not: per row they are refused, in int4 blocks they compile and are then
+ignored (relative error 1.2), so they are refused here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError, TargetError
+from bluelm.progress import Progress
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+from export import onnx_npu
+from export.artifact import Artifact
+from export.ranges import Ranges
+from targets.legality import check_groups, check_lengths, weight_bytes
+from targets.qnn import compile_contexts
+from targets.qnn_messages import Chip
+from targets.runtime import Place
+from targets.socs import Soc
+
+MIB = 2**20
+
+
+class HtpBackend:
+    """Checks, lowers and compiles for HTP."""
+
+    needs_ranges = True
+    place: Place = "htp"
+
+    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
+        check_lengths(config, context, chunk)
+        if not recipe.symmetric:
+            raise TargetError(
+                f"the NPU of {soc.name} computes wrongly with asymmetric weights",
+                fix="use --symmetric, or --target generic-arm64, which runs them on the CPU",
+            )
+        check_groups(config, recipe)
+        _check_size(soc, config, recipe)
+
+    def lower(
+        self,
+        quantized: QuantizedCheckpoint,
+        ranges: Ranges | None,
+        folder: Path,
+        context: int,
+        chunk: int,
+        progress: Progress | None,
+    ) -> Artifact:
+        if ranges is None:
+            raise InputError("16-bit activations need activation ranges", fix="calibrate them first")
+        return onnx_npu.export(quantized, ranges, folder, context=context, chunk=chunk, progress=progress)
+
+    def compile(
+        self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
+    ) -> Artifact:
+        return compile_contexts(artifact, chip_of(soc), target, soc.id, folder, progress)
+
+
+def chip_of(soc: Soc) -> Chip:
+    """Qualcomm's numbers of a chip.
+
+    Raises:
+        InputError: it has no Hexagon NPU.
+    """
+    if soc.qnn_soc_model is None or soc.hexagon_arch is None:
+        raise InputError(f"{soc.name} has no Hexagon NPU", fix="name a Snapdragon")
+    return Chip(soc.qnn_soc_model, soc.hexagon_arch)
+
+
+def _check_size(soc: Soc, config: ModelConfig, recipe: Recipe) -> None:
+    block, head = weight_bytes(config, recipe)
+    limit = (soc.context_binary_mib or 2048) * MIB
+    total = config.num_layers * block + head
+    if total <= limit:
+        return
+    layers = max(0, int((limit - head) // block))
+    fix = f"at this width and recipe {layers} of the {config.num_layers} blocks fit"
+    if recipe.bits == 8:
+        fix += "; use --bits 4"
+    raise TargetError(
+        f"{total / MIB:.0f} MiB of weights do not fit one context binary of {soc.name} ({limit // MIB} MiB)",
+        fix=f"{fix}; --target generic-arm64 has no such limit",
+    )

@@ -1,0 +1,90 @@
+"""A target: a chip and the runtime that an artifact is made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bluelm.config import ModelConfig
+from bluelm.progress import Progress
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact, Format
+from export.ranges import Ranges
+from targets.runtime import Place
+from targets.socs import Soc
+
+
+class Backend(Protocol):
+    """What a runtime's module offers: legality, lowering, compiling."""
+
+    needs_ranges: bool
+    place: Place
+
+    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None: ...
+
+    def lower(
+        self,
+        quantized: QuantizedCheckpoint,
+        ranges: Ranges | None,
+        folder: Path,
+        context: int,
+        chunk: int,
+        progress: Progress | None,
+    ) -> Artifact: ...
+
+    def compile(
+        self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
+    ) -> Artifact: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What `--target` and `--soc` name; `targets/registry.py` finds it."""
+
+    name: str
+    soc: Soc
+    runtime: Format
+    backend: Backend
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether lowering needs activation ranges."""
+        return self.backend.needs_ranges
+
+    @property
+    def default_on(self) -> Place:
+        """Where `open_runtime` runs its artifacts here."""
+        return self.backend.place
+
+    def check(self, config: ModelConfig, recipe: Recipe, context: int = 512, chunk: int = 128) -> None:
+        """Whether the target can hold and run the model, before any work.
+
+        Raises:
+            TargetError: it cannot; says why, and what would work.
+            InputError: context or chunk make no sense for the model.
+        """
+        self.backend.check(self.soc, config, recipe, context, chunk)
+
+    def lower(
+        self,
+        quantized: QuantizedCheckpoint,
+        ranges: Ranges | None,
+        folder: Path,
+        *,
+        context: int = 512,
+        chunk: int = 128,
+        progress: Progress | None = None,
+    ) -> Artifact:
+        """Write the graphs into a new `folder`; `ranges` where `needs_ranges`."""
+        return self.backend.lower(quantized, ranges, folder, context, chunk, progress)
+
+    def compile(self, artifact: Artifact, folder: Path, progress: Progress | None = None) -> Artifact:
+        """Compile for the chip into a new `folder`; where there is nothing to compile, the artifact as it is.
+
+        Raises:
+            TargetError: the vendor's compiler refuses.
+            UnavailableError: it is not installed.
+        """
+        return self.backend.compile(artifact, self.name, self.soc, folder, progress)

@@ -1,0 +1,78 @@
+"""Torch as a runtime: the float reference, the dequantized model, and the twin of the NPU artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bluelm.model import Decoder, KVCache
+from bluelm.weights import Weights
+from export import lowered
+from export.lowered import KeysValues
+from export.ranges import Ranges
+from export.torch_ops import Parameters, Rounded, TorchOps
+from targets.runtime import RuntimeBase
+
+
+class TorchRuntime(RuntimeBase):
+    """The decoder of `bluelm/model.py` in float32, the whole model in memory."""
+
+    def __init__(self, weights: Weights, context: int = 512) -> None:
+        self.name = "float32 torch"
+        self.vocab_size = weights.config.vocab_size
+        self.context = context
+        self._decoder = Decoder.from_weights(weights)
+        self._cache = KVCache(weights.config, context)
+
+    def reset(self) -> None:
+        self._cache.reset()
+
+    @torch.no_grad()
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        self.check_tokens(tokens, self._cache.length)
+        return self._decoder(torch.tensor([list(tokens)]), self._cache)[0].numpy()
+
+
+class TwinRuntime(RuntimeBase):
+    """The lowered decoder in torch with every activation, gamma, table and cached key rounded to 16 bits.
+
+    What an NPU artifact of the same checkpoint and ranges computes, but for the compiler's own arithmetic.
+    """
+
+    def __init__(self, weights: Weights, ranges: Ranges, context: int = 512) -> None:
+        config = weights.config
+        self.name = "16-bit twin in torch"
+        self.vocab_size = config.vocab_size
+        self.context = context
+        self._config, self._mask_value = config, ranges.mask_value
+        self._ops = TorchOps(Parameters(weights, keep=True), config.rms_norm_eps, Rounded(ranges))
+        self._embedding = weights.embedding()
+        self._mask = Rounded(ranges).constant(torch.tensor([ranges.mask_value, 0.0]))[0].item()
+        self._past: list[KeysValues[Tensor]] | None = None
+
+    def reset(self) -> None:
+        self._past = None
+
+    @torch.no_grad()
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        held = 0 if self._past is None else self._past[0].values.shape[2]
+        self.check_tokens(tokens, held)
+        count = len(tokens)
+        hidden = self._ops.input("hidden", self._embedding[list(tokens)].unsqueeze(0))  # [1, T, hidden]
+        mask = torch.zeros(1, 1, count, held + count)
+        mask[..., held:] = torch.full((count, count), self._mask).triu(1)
+        positions = torch.arange(held, held + count)
+        past = self._past or [None] * self._config.num_layers
+        logits, new = lowered.decoder(self._ops, self._config, hidden, positions, mask, past, self.context)
+        self._past = [_extended(old, added) for old, added in zip(past, new, strict=True)]
+        return logits[0].numpy()
+
+
+def _extended(past: KeysValues[Tensor] | None, new: KeysValues[Tensor]) -> KeysValues[Tensor]:
+    """The cache with the step's own keys and values behind it."""
+    if past is None:
+        return new
+    return KeysValues(torch.cat([past.keys, new.keys], 3), torch.cat([past.values, new.values], 2))
