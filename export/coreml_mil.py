@@ -23,6 +23,7 @@ from compress.quantized import QuantizedTensor
 from export.coreml_package import import_coremltools
 
 Activations = Literal["float16", "float32"]
+BIASED = ("q_proj", "k_proj", "v_proj")  # where config.qkv_bias
 MASKED = -1e4  # far below any score, and far inside float16
 Provider = Callable[[], np.ndarray]
 
@@ -200,13 +201,20 @@ class MilOps:
     # operations of the lowered decoder
 
     def linear(self, x: Any, weight: str, name: str) -> Any:
-        return self._mb.linear(x=x, weight=self.weight(weight), name=identifier(name))
+        bias = None
+        if self._weights.quantized.config.qkv_bias and weight.endswith(BIASED):
+            rows = self._weights.layout(weight).shape[0]
+            bias = self._stored(f"{weight}.bias", self.dtype, (rows,), lambda: self._vector(f"{weight}.bias"))
+        return self._mb.linear(x=x, weight=self.weight(weight), bias=bias, name=identifier(name))
+
+    def _vector(self, name: str) -> np.ndarray:
+        return self._weights.quantized.vector(name).numpy().astype(self.dtype)
 
     def rms_norm(self, x: Any, weight: str, name: str) -> Any:
         mb, at, hidden = self._mb, identifier(name), x.shape[-1]
 
         def doubled() -> np.ndarray:
-            return np.tile(self._weights.quantized.vector(weight).numpy(), 2).astype(self.dtype)
+            return np.tile(self._vector(weight), 2)
 
         negative = mb.mul(x=x, y=self.dtype(-1), name=f"{at}_negative")
         both = mb.concat(values=[x, negative], axis=-1, name=f"{at}_both")  # [1, T, 2 * hidden]

@@ -1,16 +1,17 @@
-"""A Core ML artifact as a `Runtime`: its programs one behind the other, run by the interpreter or by a Mac."""
+"""A Core ML artifact as a `Runtime`: its programs one behind another, run by the interpreter or a Mac."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
 from bluelm.errors import InputError
 from export.coreml_program import DECODE, HIDDEN, HIDDEN_OUT, LOGITS, POSITION, PREFILL, TOKENS, block_output
 from targets.coreml_interpreter import Interpreter
+from targets.runtime import RuntimeBase
 
 
 class Engine(Protocol):
@@ -27,7 +28,7 @@ class Engine(Protocol):
     def run(
         self, function: str, inputs: Mapping[str, np.ndarray], watch: Collection[str]
     ) -> Mapping[str, np.ndarray]:
-        """Outputs by name, and of the values in `watch` those that it has; states carry over to the next call."""
+        """Outputs, and of the values in `watch` those that it has; states carry over to the next call."""
         ...
 
 
@@ -52,7 +53,7 @@ class Interpreted:
         return self._interpreter.run(inputs, self._state, function, [name for name in watch if name in made])
 
 
-class CoreMLRuntime:
+class CoreMLRuntime(RuntimeBase):
     """A `Runtime` over one engine a program, in order: hidden states go from one into the next.
 
     Args:
@@ -74,15 +75,6 @@ class CoreMLRuntime:
         self.chunk = int(first[TOKENS][-1] or 1)
         self._position = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Nothing outlives this object."""
-
     def reset(self) -> None:
         """Forget every token."""
         self._position = 0
@@ -93,15 +85,6 @@ class CoreMLRuntime:
         """Logits float32 [n, vocab] of tokens that continue what the cache holds."""
         return self._continue(tokens, ())[LOGITS]
 
-    def decode(self, token: int) -> np.ndarray:
-        """Logits float32 [vocab] behind one more token."""
-        return self._continue([token], ())[LOGITS][0]
-
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Logits float32 [n, vocab] of a whole text."""
-        self.reset()
-        return self.prefill(tokens)
-
     def blocks(self, tokens: Sequence[int]) -> np.ndarray:
         """Output of every block, float32 [layers, n, hidden]; begins anew."""
         self.reset()
@@ -110,12 +93,8 @@ class CoreMLRuntime:
         return np.stack([found[name] for name in names])
 
     def _continue(self, tokens: Sequence[int], watch: Sequence[str]) -> dict[str, np.ndarray]:
-        """Run tokens in chunks: full ones and a padded last one, or singly where padding would leave the cache."""
-        if self._position + len(tokens) > self.context:
-            raise InputError(
-                f"{self._position + len(tokens)} tokens do not fit the context of {self.context}",
-                fix="export with a larger --context, or use a shorter text",
-            )
+        """Run tokens in chunks, the last one padded, or singly where a chunk would leave the cache."""
+        self.check_tokens(tokens, self._position)
         collected: dict[str, list[np.ndarray]] = {name: [] for name in (LOGITS, *watch)}
         left = [int(t) for t in tokens]
         while left:
@@ -129,7 +108,7 @@ class CoreMLRuntime:
         return {name: np.concatenate(rows) for name, rows in collected.items()}
 
     def _step(self, function: str, tokens: list[int], watch: Sequence[str]) -> dict[str, np.ndarray]:
-        """One call of every program. A pad's keys land behind the text and are overwritten before they are seen."""
+        """One call of every program. Keys of pads land behind the text and are overwritten before seen."""
         position = np.array([self._position], np.int32)
         inputs: dict[str, Any] = {TOKENS: np.array([tokens], np.int32)}
         found: dict[str, np.ndarray] = {}
