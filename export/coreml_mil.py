@@ -23,7 +23,6 @@ from compress.quantized import QuantizedTensor
 from export.coreml_package import import_coremltools
 
 Activations = Literal["float16", "float32"]
-BIASED = ("q_proj", "k_proj", "v_proj")  # where config.qkv_bias
 MASKED = -1e4  # far below any score, and far inside float16
 Provider = Callable[[], np.ndarray]
 
@@ -141,6 +140,10 @@ class MilOps:
         """A table baked into the program, in the activations' type."""
         return self._stored(name, self.dtype, array.shape, lambda: np.asarray(array, self.dtype))
 
+    def vector(self, name: str) -> Any:
+        rows = self._weights.layout(name.removesuffix(".bias")).shape[0]
+        return self._stored(name, self.dtype, (rows,), lambda: self._vector(name))
+
     def weight(self, name: str) -> Any:
         """The quantized tensor `name` as constexpr_blockwise_shift_scale.
 
@@ -201,11 +204,7 @@ class MilOps:
     # operations of the lowered decoder
 
     def linear(self, x: Any, weight: str, name: str) -> Any:
-        bias = None
-        if self._weights.quantized.config.qkv_bias and weight.endswith(BIASED):
-            rows = self._weights.layout(weight).shape[0]
-            bias = self._stored(f"{weight}.bias", self.dtype, (rows,), lambda: self._vector(f"{weight}.bias"))
-        return self._mb.linear(x=x, weight=self.weight(weight), bias=bias, name=identifier(name))
+        return self._mb.linear(x=x, weight=self.weight(weight), name=identifier(name))
 
     def _vector(self, name: str) -> np.ndarray:
         return self._weights.quantized.vector(name).numpy().astype(self.dtype)

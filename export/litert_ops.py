@@ -74,6 +74,9 @@ class LitertOps:
     def constant(self, array: np.ndarray, name: str) -> Symbol:
         return Symbol(self.graph.constant(name, array.astype(np.float32)), array.shape)
 
+    def vector(self, name: str) -> Symbol:
+        return self.constant(self._vector(name).numpy(), name)
+
     def linear(self, x: Symbol, weight: str, name: str) -> Symbol:
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims, options.asymmetricQuantizeInputs = True, True

@@ -111,9 +111,13 @@ def attention(
     """Grouped-query attention; the query heads of one key head are rows of one matrix: no key is repeated."""
     at, weights = f"layers.{layer}", f"model.layers.{layer}.self_attn"
     tokens, heads, kv_heads, size = x.shape[1], config.num_heads, config.num_kv_heads, config.head_dim
-    query = _split_heads(ops, ops.linear(x, f"{weights}.q_proj", f"{at}.q"), heads)  # [1, heads, T, size]
-    key = _split_heads(ops, ops.linear(x, f"{weights}.k_proj", f"{at}.k"), kv_heads)  # [1, kv_heads, T, size]
-    values = _split_heads(ops, ops.linear(x, f"{weights}.v_proj", f"{at}.v"), kv_heads)
+    query = _split_heads(
+        ops, _projected(ops, config, x, f"{weights}.q_proj", f"{at}.q"), heads
+    )  # [1, heads, T, size]
+    key = _split_heads(
+        ops, _projected(ops, config, x, f"{weights}.k_proj", f"{at}.k"), kv_heads
+    )  # [1, kv_heads, T, size]
+    values = _split_heads(ops, _projected(ops, config, x, f"{weights}.v_proj", f"{at}.v"), kv_heads)
     query = ops.scale(rope(ops, query, rotary, f"{at}.q_rope"), size**-0.5, f"{at}.q_scaled")
     key = ops.cached(rope(ops, key, rotary, f"{at}.k_rope"), f"{at}.keys")
     keys = ops.transpose(key, (0, 1, 3, 2))  # [1, kv_heads, size, T]
@@ -145,6 +149,13 @@ def rope(ops: Ops[V], x: V, rotary: Rotary[V], name: str) -> V:
 def head(ops: Ops[V], x: V) -> V:
     """Final norm and output projection: [1, T, hidden] -> logits [1, T, vocab]."""
     return ops.linear(ops.rms_norm(x, "model.norm", "final_norm"), "lm_head", "logits")
+
+
+def _projected(ops: Ops[V], config: ModelConfig, x: V, weight: str, name: str) -> V:
+    """x [1, T, hidden] through q, k or v [1, T, heads * size], with its bias where the model has them."""
+    if not config.qkv_bias:
+        return ops.linear(x, weight, name)
+    return ops.add(ops.linear(x, weight, f"{name}.product"), ops.vector(f"{weight}.bias"), name)
 
 
 def _split_heads(ops: Ops[V], x: V, heads: int) -> V:

@@ -116,6 +116,9 @@ class CpuOps(OnnxOps):
     def constant(self, array: np.ndarray, name: str) -> Symbol:
         return Symbol(self.graph.initializer(name, array.astype(np.float32)), array.shape)
 
+    def vector(self, name: str) -> Symbol:
+        return self.constant(self._quantized.vector(name).numpy(), name)
+
     def linear(self, x: Symbol, weight: str, name: str) -> Symbol:
         if weight not in self._linears:
             self._linears[weight] = store_weight(self.graph.weights, weight, self._quantized.linear(weight))

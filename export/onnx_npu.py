@@ -45,6 +45,7 @@ class DequantizedLinear:
     rows: int
     axis: int
     blocks: dict[str, Any]
+    zeros: bool
 
 
 def export(
@@ -133,11 +134,16 @@ class NpuOps(OnnxOps):
         codes = self.graph.initializer(f"{name}.codes", encoding.quantize(array))
         return self._dequantize(codes, f"{name}.values", array.shape, encoding)
 
+    def vector(self, name: str) -> Symbol:
+        return self.constant(self._quantized.vector(name).numpy(), name)
+
     def linear(self, x: Symbol, weight: str, name: str) -> Symbol:
         if weight not in self._linears:
             self._linears[weight] = store_weight(self.graph.weights, weight, self._quantized.linear(weight))
         linear = self._linears[weight]
         inputs = [self.graph.stored(f"{weight}.codes"), self.graph.stored(f"{weight}.scales")]
+        if linear.zeros:
+            inputs.append(self.graph.stored(f"{weight}.zeros"))
         self.graph.node("DequantizeLinear", inputs, weight, axis=linear.axis, **linear.blocks)
         return self.emit("MatMul", [x.name, weight], name, (*x.shape[:-1], linear.rows))
 
@@ -186,6 +192,8 @@ class NpuOps(OnnxOps):
 def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> DequantizedLinear:
     """Signed codes [in, out] (int4: two a byte) and float32 scales [in / group, out], or [out] for one a row.
 
+    int4 with one scale a row gets zero points, all 0: without them HTP reads the codes as unsigned.
+
     Raises:
         TargetError: zero points; HTP compiles int4 blocks that have them and then ignores them.
     """
@@ -195,14 +203,16 @@ def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> Deq
         )
     rows, columns = tensor.shape
     codes = tensor.signed_codes().numpy().T  # [in, out]
+    scales = tensor.scales.float().numpy().T  # [groups, out]
     if tensor.bits == 4:
         packed = pack(codes.reshape(-1).view(np.uint8) & 15, 4)
         weights.write(f"{name}.codes", packed, TensorProto.INT4, (columns, rows))
     else:
         weights.write(f"{name}.codes", codes, TensorProto.INT8, (columns, rows))
-    scales = tensor.scales.float().numpy().T  # [groups, out]
-    if tensor.groups == 1:
-        weights.write(f"{name}.scales", scales[0], TensorProto.FLOAT, (rows,))
-        return DequantizedLinear(rows, 1, {})
-    weights.write(f"{name}.scales", scales, TensorProto.FLOAT, scales.shape)
-    return DequantizedLinear(rows, 0, {"block_size": tensor.columns_per_group})
+    if tensor.groups > 1:
+        weights.write(f"{name}.scales", scales, TensorProto.FLOAT, scales.shape)
+        return DequantizedLinear(rows, 0, {"block_size": tensor.columns_per_group}, zeros=False)
+    weights.write(f"{name}.scales", scales[0], TensorProto.FLOAT, (rows,))
+    if tensor.bits == 4:
+        weights.write(f"{name}.zeros", np.zeros((rows + 1) // 2, np.uint8), TensorProto.INT4, (rows,))
+    return DequantizedLinear(rows, 1, {}, zeros=tensor.bits == 4)

@@ -61,6 +61,9 @@ class OnnxOps(ABC):
     def constant(self, array: np.ndarray, name: str) -> Symbol: ...
 
     @abstractmethod
+    def vector(self, name: str) -> Symbol: ...
+
+    @abstractmethod
     def linear(self, x: Symbol, weight: str, name: str) -> Symbol: ...
 
     @abstractmethod

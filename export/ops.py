@@ -29,6 +29,10 @@ class Ops(Protocol[V]):
         """A float32 table baked into the graph."""
         ...
 
+    def vector(self, name: str) -> V:
+        """A vector of the checkpoint, a bias by its full name, as a constant."""
+        ...
+
     def linear(self, x: V, weight: str, name: str) -> V:
         """x [..., in] @ W.T, W [out, in] being the tensor `weight` of the checkpoint (without `.weight`)."""
         ...

@@ -117,12 +117,14 @@ class Parameters:
         self._held: dict[str, dict[str, Tensor]] = {}
 
     def __call__(self, name: str) -> Tensor:
-        """float32 tensor such as `model.layers.0.mlp.up_proj`, `model.norm` or `lm_head`: no `.weight`."""
+        """float32 tensor such as `model.layers.0.mlp.up_proj`, `model.norm` or `lm_head`: no `.weight`.
+
+        A bias has its full name.
+        """
         parts = name.split(".")
         in_block = parts[:2] == ["model", "layers"]
-        place, local = (
-            (".".join(parts[:3]), ".".join([*parts[3:], "weight"])) if in_block else (name, "weight")
-        )
+        kind = [] if parts[-1] == "bias" else ["weight"]
+        place, local = (".".join(parts[:3]), ".".join([*parts[3:], *kind])) if in_block else (name, "weight")
         if place not in self._held:
             if not self._keep:
                 self._held.clear()  # before the next is read: never two at a time
@@ -153,6 +155,9 @@ class TorchOps:
 
     def constant(self, array: np.ndarray, name: str) -> Tensor:
         return self._activations.constant(torch.from_numpy(np.ascontiguousarray(array, np.float32)))
+
+    def vector(self, name: str) -> Tensor:
+        return self._activations.constant(self._parameters(name))
 
     def linear(self, x: Tensor, weight: str, name: str) -> Tensor:
         return self._activations.value(name, x @ self._parameters(weight).T)
