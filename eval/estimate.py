@@ -12,7 +12,7 @@ from eval.measurement import Measurement
 from eval.speed_model import RuntimeClass, Shape, Soc, Work
 from export.artifact import MANIFEST, SIMULATOR, Artifact
 
-CACHE_BYTES = {"float32": 4, "int16": 2}
+CACHE_BYTES = {"float32": 4, "float16": 2, "int16": 2}
 READ_ONCE = ("embedding", "tokenizer", "ranges")  # roles that a decoded token reads next to nothing of
 
 
@@ -41,7 +41,7 @@ def work_of(artifact: Artifact) -> Work:
 
     Graphs have static shapes: every token reads all weights and the whole cache, filled or not.
     """
-    config = artifact.config
+    config = artifact.model
     shape = _shape(config)
     weight_bytes = sum(
         file.bytes
@@ -55,7 +55,7 @@ def work_of(artifact: Artifact) -> Work:
 
 def cache_bytes(artifact: Artifact) -> int:
     """Bytes of the whole KV cache."""
-    config = artifact.config
+    config = artifact.model
     elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim * artifact.context
     return elements * CACHE_BYTES[artifact.cache]
 
@@ -66,7 +66,7 @@ def activation_bytes(artifact: Artifact) -> int:
     Per token of the step: float32 logits; residual, normed input, q, k, v; gate, up and their product; scores
     and weights of attention over the whole context. Elements are as wide as the cache's.
     """
-    config = artifact.config
+    config = artifact.model
     width = CACHE_BYTES[artifact.cache]
     vectors = 2 * config.hidden_size + (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     attention = 2 * config.num_heads * artifact.context

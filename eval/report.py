@@ -45,6 +45,14 @@ class Stage(BaseModel):
     reused: bool
 
 
+class Built(BaseModel):
+    """An artifact of the run: its folder below the run's, and where it runs on this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    folder: str
+    on: str
+
+
 class Report(BaseModel):
     """Everything that a reader needs to believe, repeat or refuse a run."""
 
@@ -53,7 +61,7 @@ class Report(BaseModel):
     passed: bool
     title: str
     target: str
-    artifacts: tuple[str, ...] = Field(description="what accuracy was measured on: npu, cpu")
+    artifacts: dict[str, Built] = Field(description="what accuracy was measured on, by subject: npu, cpu")
     configuration: dict[str, Any]
     inputs: dict[str, str] = Field(description="SHA-256 of what went in")
     versions: dict[str, str]

@@ -19,6 +19,6 @@ def check(run: Path, budget: Path | None, console: Console) -> int:
     """
     limits = Budget.from_file(budget or DEFAULT_BUDGET)
     report = Report.open(run)
-    verdict = judge(limits, report.measurements, report.artifacts)
+    verdict = judge(limits, report.measurements, tuple(report.artifacts))
     show_verdict(report.title, verdict, console)
     return 0 if verdict.passed else BudgetError.exit_code

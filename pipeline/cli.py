@@ -40,6 +40,7 @@ def export(
     context: typer.Context,
     target: o.Target = None,
     soc: o.Soc = None,
+    runtime: o.RuntimeName = None,
     out: o.Out = Path("dist"),
     name: o.Name = None,
     model: o.Model = None,
@@ -92,6 +93,7 @@ def export(
         request = Request(
             target=target,
             soc=soc,
+            runtime=runtime,
             model=model,
             out=out,
             name=name,
@@ -115,8 +117,11 @@ def generate(
         str, typer.Option("--prompt", "-p", help="What to say to the model; - reads standard input.")
     ],
     on: Annotated[
-        Literal["cpu", "htp"],
-        typer.Option(help="cpu: ONNX Runtime. htp: the Snapdragon NPU's simulator, seconds for each token."),
+        Literal["cpu", "htp", "interpreter"],
+        typer.Option(
+            help="cpu: ONNX Runtime. htp: the simulator of Snapdragon's NPU, seconds for each token. "
+            "interpreter: of Core ML packages."
+        ),
     ] = "cpu",
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")

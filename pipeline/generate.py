@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +13,14 @@ from bluelm.errors import InputError
 from bluelm.tokenizer import Message, Tokenizer
 from eval.report import Report
 from export.artifact import Artifact
-from pipeline.layout import artifact_folder
-from targets.runtime import Runtime, open_runtime
+from targets.runtime import Place, Runtime, open_runtime
 
 
 def answer(
     run: Path,
     prompt: str,
     *,
-    on: Literal["cpu", "htp"],
+    on: Place,
     chat: bool,
     max_tokens: int,
     temperature: float,
@@ -33,7 +31,6 @@ def answer(
     Raises:
         InputError: not a finished run, no artifact for `on`, an empty prompt or one longer than the context.
     """
-    Report.open(run)
     folder = artifact_folder(run, on)
     artifact = Artifact.open(folder)
     tokenizer = Tokenizer.from_folder(folder)
@@ -56,9 +53,23 @@ def answer(
         print(f"(the context of {artifact.context} tokens bounds the answer)", file=sys.stderr)
 
 
+def artifact_folder(run: Path, on: Place) -> Path:
+    """Folder of the run's artifact that runs there.
+
+    Raises:
+        InputError: not a finished run, or it made no such artifact.
+    """
+    artifacts = Report.open(run).artifacts.values()
+    for built in artifacts:
+        if built.on == on:
+            return run / built.folder
+    places = " or ".join(f"--on {built.on}" for built in artifacts)
+    raise InputError(f"this run has no artifact that runs on {on}", where=run, fix=f"use {places}")
+
+
 def ends(tokenizer: Tokenizer, artifact: Artifact) -> set[int]:
     """Tokens that end an answer."""
-    return {*artifact.config.eos_token_ids, *([] if tokenizer.eos is None else [tokenizer.eos])}
+    return {*artifact.model.eos_token_ids, *([] if tokenizer.eos is None else [tokenizer.eos])}
 
 
 def generate(

@@ -23,7 +23,7 @@ from eval.speed import host_speed
 from export.artifact import Artifact
 from pipeline import layout
 from pipeline.stages import Stages
-from targets.runtime import open_runtime
+from targets.runtime import Place, open_runtime
 from targets.target import Target
 from targets.torch_runtime import TorchRuntime
 
@@ -37,7 +37,7 @@ class Subject:
 
     name: Literal["npu", "cpu"]
     artifact: Artifact
-    on: Literal["htp", "cpu"]
+    on: Place
     tokens: int
 
     @property

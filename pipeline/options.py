@@ -22,6 +22,13 @@ Soc = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
+RuntimeName = Annotated[
+    str | None,
+    typer.Option(
+        help="The runtime on the phone. Default: the first that `bluelm-export targets` lists.",
+        rich_help_panel=WHERE,
+    ),
+]
 Out = Annotated[
     Path,
     typer.Option(help="Folder that the run's folder is made in.", rich_help_panel=WHERE, file_okay=False),

@@ -26,6 +26,7 @@ class Request:
 
     target: str
     soc: str | None
+    runtime: str | None
     model: Path | None
     out: Path
     name: str | None
@@ -67,7 +68,7 @@ def make_plan(request: Request) -> Plan:
     Raises:
         InputError: anything that cannot be used. TargetError: the target cannot hold this model.
     """
-    target = find(request.target, request.soc)
+    target = find(request.target, request.soc, request.runtime)
     budget = Budget.from_file(request.budget or DEFAULT_BUDGET)
     checkpoint = Checkpoint.open(_model_folder(request.model))
     tokenizer = checkpoint.tokenizer()

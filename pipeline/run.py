@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from compress.engine import quantize
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
 from eval.memory import PeakMemory
-from eval.report import Report, show, tool_versions
+from eval.report import Built, Report, show, tool_versions
 from export import onnx_cpu
 from export.artifact import Artifact
 from export.calibrate import calibrate
@@ -74,22 +74,21 @@ def show_plan(plan: Plan, output: Console) -> None:
 def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory) -> Report:
     """All stages, then the report."""
     quantized = _quantize(plan, stages, progress)
-    artifacts = {"cpu": _export_cpu(plan, stages, quantized, progress)}
-    if plan.target.runtime != artifacts["cpu"].format:
-        artifacts["npu"] = _export_npu(plan, stages, quantized, progress)
-    subjects = [Subject("cpu", artifacts["cpu"], "cpu", plan.request.eval_tokens)]
-    if "npu" in artifacts:
-        subjects.append(Subject("npu", artifacts["npu"], "htp", plan.request.npu_tokens))
+    cpu = _export_cpu(plan, stages, quantized, progress)
+    subjects = [Subject("cpu", cpu, "cpu", plan.request.eval_tokens)]
+    if plan.target.runtime != cpu.format:
+        npu = _export_npu(plan, stages, quantized, progress)
+        subjects.append(Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens))
     figures = judging.accuracy(plan.checkpoint, subjects, plan.held_out, stages, progress)
     figures += judging.speed(subjects[0], plan.held_out, progress)
     figures += judging.sizes(subjects[-1].artifact, plan.target)
     figures.append(peak.measurement())
-    verdict = budgets.judge(plan.budget, figures, tuple(artifacts))
+    verdict = budgets.judge(plan.budget, figures, [s.name for s in subjects])
     return Report(
         passed=verdict.passed,
         title=plan.title,
         target=f"{plan.target.name} ({plan.target.soc.id})",
-        artifacts=tuple(artifacts),
+        artifacts={s.name: Built(folder=s.artifact.folder.name, on=s.on) for s in subjects},
         configuration=_configuration(plan),
         inputs={
             "checkpoint": plan.checkpoint.digest(),
@@ -102,7 +101,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory) -> Rep
         measurements=tuple(figures),
         budget=plan.budget.model_dump(mode="json", exclude_none=True),
         checks=verdict.checks,
-        details=_details(plan, quantized, artifacts),
+        details=_details(plan, quantized, subjects),
         warnings=plan.samples.report.warnings,
     )
 
@@ -134,9 +133,7 @@ def _export_cpu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
     }
 
     def work(folder: Path) -> None:
-        onnx_cpu.export(
-            quantized, folder, context=sizes["context"], chunk=sizes["chunk"], progress=progress
-        )
+        onnx_cpu.export(quantized, folder, context=sizes["context"], chunk=sizes["chunk"], progress=progress)
 
     return Artifact.open(stages.run(layout.ONNX_CPU, inputs, work))
 
@@ -161,7 +158,7 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
     sizes = _sizes(plan)
     inputs |= {**sizes, "target": plan.target.name, "versions": _versions("bluelm-export", "onnx")}
     lowered = stages.run(
-        layout.ONNX_NPU,
+        layout.lowered(plan.target.runtime),
         inputs,
         lambda folder: plan.target.lower(quantized, ranges, folder, **sizes, progress=progress),
     )
@@ -171,7 +168,7 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
         inputs,
         lambda folder: plan.target.compile(Artifact.open(lowered), folder, progress),
     )
-    return Artifact.open(compiled)
+    return Artifact.open(compiled if compiled.is_dir() else lowered)  # some runtimes compile on the phone
 
 
 def _sizes(plan: Plan) -> dict[str, int]:
@@ -188,7 +185,7 @@ def _stage_names(plan: Plan) -> list[str]:
     names = [layout.QUANTIZED, layout.ONNX_CPU]
     if plan.target.runtime != "onnx-cpu":
         names += [layout.RANGES] if plan.target.needs_ranges else []
-        names += [layout.ONNX_NPU, layout.COMPILED]
+        names += [layout.lowered(plan.target.runtime), layout.COMPILED]
     return [*names, layout.JUDGED]
 
 
@@ -210,14 +207,14 @@ def _configuration(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _details(plan: Plan, quantized: QuantizedCheckpoint, artifacts: dict[str, Artifact]) -> dict[str, Any]:
+def _details(plan: Plan, quantized: QuantizedCheckpoint, subjects: Sequence[Subject]) -> dict[str, Any]:
     """What the stages say of themselves."""
     return {
         "model": asdict(plan.checkpoint.config),
         "calibration": plan.samples.report.to_json(),
         "evaluation": {"tokens": dict(plan.held_out.judged)},
         "quantized": quantized.info,
-        "artifacts": {name: artifact.model_dump(mode="json") for name, artifact in artifacts.items()},
+        "artifacts": {s.name: s.artifact.model_dump(mode="json") for s in subjects},
     }
 
 
