@@ -30,8 +30,10 @@ FILES = {
 }
 
 
-def draft(format_: Format, runtime: str = "onnxruntime", os: str = "any") -> BundleManifest:
+def draft(format_: Format) -> BundleManifest:
     """A manifest without files."""
+    apple = format_ in ("ipa", "xcode")
+    runtime, os = ("coreml", "ios") if apple else ("onnxruntime", "android")
     return BundleManifest(
         name="bluelm-demo",
         format=format_,
@@ -45,14 +47,14 @@ def draft(format_: Format, runtime: str = "onnxruntime", os: str = "any") -> Bun
         target="snapdragon (SM8650)",
         runtime=Runtime(
             name=runtime,
-            artifact_format="onnx-cpu",
+            artifact_format="coreml" if apple else "onnx-cpu",
             versions={"onnxruntime": "1.31.1"},
             pinned={"onnxruntime": "1.31.1"},
         ),
         requirements=Requirements.model_validate(
             {
                 "os": os,
-                "min_os": "16.0" if format_ in ("ipa", "xcode") else "24",
+                "min_os": "18.0" if apple else "24",
                 "min_ram_bytes": 1 << 30,
                 "ram_basis": "test",
             }

@@ -32,7 +32,9 @@ class Model(_Part):
     checkpoint_digest: str
     parameters: int | None = None
     origin: dict[str, str] = {}
-    signature: str = Field("not signed", description="whether the checkpoint's own signature was checked")
+    signature: str = Field(
+        default="not signed", description="whether the checkpoint's own signature was checked"
+    )
 
 
 class Tokenizer(_Part):
@@ -104,7 +106,7 @@ class Signing(_Part):
     subject: str
     certificate_sha256: Sha256
     development_key: bool
-    package_certificate_sha256: Sha256 | None = Field(None, description="of the APK's own signature")
+    package_certificate_sha256: Sha256 | None = Field(default=None, description="of the APK's own signature")
 
 
 class Piece(_Part):
@@ -162,7 +164,7 @@ class BundleManifest(_Part):
     signing: Signing
     files: dict[str, File] = {}
     container: dict[str, Sha256] = Field(
-        {}, description="files around the payload; of an executable, what lies before its signature"
+        default={}, description="files around the payload; of an executable, what lies before its signature"
     )
 
     def encode(self) -> bytes:

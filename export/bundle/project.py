@@ -1,7 +1,7 @@
 """Projects to build a chat app from: Gradle (Kotlin) and Xcode (SwiftUI), rendered from templates.
 
 Templates lie in `templates/<format>/`; a name that ends in `.j2` is rendered by Jinja, the rest is copied.
-In a path, `__package__` stands for the application id as folders. Runtimes and their versions come from
+A name with `__engine_X__` is taken for engine X alone. Runtimes and their versions come from
 `data/runtimes.yaml` and from the versions that made and judged the artifact.
 """
 
@@ -33,6 +33,16 @@ class Library(BaseModel):
     licence: str
 
 
+class SwiftPackage(BaseModel):
+    """Where Xcode gets a runtime; each version is a branch of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    url: str
+    branch: str
+    version_of: str
+    products: tuple[str, ...]
+
+
 class RuntimeFacts(BaseModel):
     """What a bundle must know of a runtime.
 
@@ -49,7 +59,7 @@ class RuntimeFacts(BaseModel):
     os: Annotated[str, Field(pattern="^(android|ios|any)$")]
     engine: str
     android: tuple[Library, ...] = ()
-    swift_package: dict[str, str] = {}
+    swift_package: SwiftPackage | None = None
     min_sdk: int = 24
     min_ios: str = "16.0"
     licence: str
@@ -91,11 +101,7 @@ def render(manifest: BundleManifest) -> dict[str, bytes]:
     home = TEMPLATES / manifest.format
     out: dict[str, bytes] = {}
     for path in sorted(p for p in home.rglob("*") if p.is_file()):
-        name = (
-            path.relative_to(home)
-            .as_posix()
-            .replace("__package__", manifest.application.id.replace(".", "/"))
-        )
+        name = path.relative_to(home).as_posix()
         if "__engine_" in name:
             engine = name.partition("__engine_")[2].partition("__")[0]
             if engine != facts.engine:
@@ -124,7 +130,7 @@ def _jinja() -> Environment:
 
 def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
     """What templates may use; `dependencies` are pinned to the versions that judged the artifact."""
-    versions = manifest.runtime.pinned
+    versions, package = manifest.runtime.pinned, facts.swift_package
     return {
         "app": manifest.application,
         "manifest": manifest,
@@ -133,8 +139,8 @@ def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
         "min_sdk": facts.min_sdk,
         "min_ios": manifest.requirements.min_os,
         "dependencies": [f"{lib.maven}:{versions.get(lib.version_of, '+')}" for lib in facts.android],
-        "swift_package": {
-            **facts.swift_package,
-            "version": versions.get(facts.swift_package.get("version_of", ""), ""),
-        },
+        "swift": package,
+        "swift_branch": package.branch.format(version=versions.get(package.version_of, ""))
+        if package
+        else "",
     }

@@ -1,0 +1,117 @@
+package org.bluelm.chat
+
+import android.content.Context
+import android.content.res.AssetManager
+import android.os.Build
+import java.io.File
+import java.io.InputStream
+import java.nio.ByteBuffer
+import java.nio.channels.FileChannel
+import java.nio.charset.StandardCharsets
+import java.security.MessageDigest
+import org.json.JSONObject
+
+/** The model that a bundle carries: from the app's own assets, or from an installed model pack (APK). */
+class ModelPack(private val context: Context) {
+    private val assets: AssetManager
+    private val home: String
+    val manifest: JSONObject
+    val artifact: JSONObject
+
+    init {
+        val own = context.assets.list("model")?.contains("manifest.json") == true
+        home = if (own) "model/" else ""
+        assets = if (own) context.assets else installedPack(context)
+        manifest = json("manifest.json")
+        artifact = json("artifact/artifact.json")
+    }
+
+    private fun installedPack(context: Context): AssetManager {
+        val found = context.packageManager.getInstalledPackages(0).firstOrNull { info ->
+            val other = context.createPackageContext(info.packageName, 0).assets
+            other.list("")?.contains("manifest.json") == true && other.list("")?.contains("model.sig") == true
+        } ?: throw IllegalStateException("no model: neither in this app nor as an installed model pack")
+        return context.createPackageContext(found.packageName, 0).assets
+    }
+
+    private fun json(path: String) = JSONObject(String(read(path), StandardCharsets.UTF_8))
+
+    fun read(path: String): ByteArray = assets.open(home + path).use { it.readBytes() }
+
+    /** Why this phone cannot run the model, or null. */
+    fun objection(): String? {
+        val needs = manifest.getJSONObject("requirements")
+        if (needs.isNull("soc") || Build.VERSION.SDK_INT < 31) return null
+        val wanted = needs.getString("soc")
+        return if (Build.SOC_MODEL.equals(wanted, true)) null else "made for $wanted, this is ${Build.SOC_MODEL}"
+    }
+
+    /** A file of the artifact's role, mapped into memory. */
+    fun map(path: String): ByteBuffer {
+        val file = file(path)
+        return file.inputStream().channel.use { it.map(FileChannel.MapMode.READ_ONLY, 0, file.length()) }
+    }
+
+    /** A file of the payload on disk; runtimes want paths. Copied once, checked against manifest.json. */
+    fun file(path: String): File {
+        val entry = manifest.getJSONObject("files").getJSONObject(path)
+        val target = File(context.filesDir, "model/" + entry.getString("sha256") + "/" + path)
+        if (target.length() == entry.getLong("bytes") && target.exists()) return target
+        target.parentFile?.mkdirs()
+        val partial = File(target.path + ".part")
+        val digest = MessageDigest.getInstance("SHA-256")
+        partial.outputStream().use { out ->
+            for (part in parts(path, entry)) {
+                part.use { input ->
+                    val buffer = ByteArray(1 shl 20)
+                    while (true) {
+                        val count = input.read(buffer)
+                        if (count < 0) break
+                        digest.update(buffer, 0, count)
+                        out.write(buffer, 0, count)
+                    }
+                }
+            }
+        }
+        val found = digest.digest().joinToString("") { "%02x".format(it) }
+        check(found == entry.getString("sha256")) { "$path was changed: refused" }
+        check(partial.renameTo(target)) { "$target cannot be written" }
+        return target
+    }
+
+    /** The pieces of a file that was cut for split APKs, in order; else the file itself. */
+    private fun parts(path: String, entry: JSONObject): List<InputStream> {
+        val pieces = entry.getJSONArray("pieces")
+        if (pieces.length() == 0) return listOf(assets.open(home + path))
+        return (0 until pieces.length()).map {
+            assets.open(pieces.getJSONObject(it).getString("entry").removePrefix("assets/"))
+        }
+    }
+
+    /** Path in the payload of the artifact's file with a role. */
+    fun path(role: String): String = paths(role).firstOrNull()
+        ?: throw IllegalStateException("the artifact has no $role file")
+
+    fun paths(role: String): List<String> {
+        val files = artifact.getJSONArray("files")
+        return (0 until files.length()).map { files.getJSONObject(it) }
+            .filter { it.getString("role") == role }
+            .map { "artifact/" + it.getString("path") }
+    }
+
+    fun embedding(): EmbeddingTable {
+        val data = map(path("embedding"))
+        data.order(java.nio.ByteOrder.LITTLE_ENDIAN)
+        val length = data.getLong(0).toInt()
+        val raw = ByteArray(length).also { bytes -> data.duplicate().apply { position(8) }.get(bytes) }
+        val header = JSONObject(String(raw, StandardCharsets.UTF_8))
+        val about = header.getJSONObject("__metadata__")
+        val places = listOf("codes", "scales", "zeros").associateWith { name ->
+            val tensor = header.getJSONObject(name)
+            val shape = tensor.getJSONArray("shape")
+            val start = 8 + length + tensor.getJSONArray("data_offsets").getInt(0)
+            TensorPlace(start, IntArray(shape.length()) { shape.getInt(it) })
+        }
+        return EmbeddingTable(data, SafetensorsHeader(places, about.getString("bits").toInt(), about.getString("hidden").toInt()))
+    }
+}
