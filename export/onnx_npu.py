@@ -43,9 +43,7 @@ class DequantizedLinear:
     """How a stored weight is dequantized."""
 
     rows: int
-    axis: int
-    blocks: dict[str, Any]
-    zeros: bool
+    attributes: dict[str, Any]
 
 
 def export(
@@ -142,9 +140,7 @@ class NpuOps(OnnxOps):
             self._linears[weight] = store_weight(self.graph.weights, weight, self._quantized.linear(weight))
         linear = self._linears[weight]
         inputs = [self.graph.stored(f"{weight}.codes"), self.graph.stored(f"{weight}.scales")]
-        if linear.zeros:
-            inputs.append(self.graph.stored(f"{weight}.zeros"))
-        self.graph.node("DequantizeLinear", inputs, weight, axis=linear.axis, **linear.blocks)
+        self.graph.node("DequantizeLinear", inputs, weight, **linear.attributes)
         return self.emit("MatMul", [x.name, weight], name, (*x.shape[:-1], linear.rows))
 
     def rms_norm(self, x: Symbol, weight: str, name: str) -> Symbol:
@@ -190,9 +186,10 @@ class NpuOps(OnnxOps):
 
 
 def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> DequantizedLinear:
-    """Signed codes [in, out] (int4: two a byte) and float32 scales [in / group, out], or [out] for one a row.
+    """Signed codes [in, out] (int4: two a byte), float32 scales [in / group, out], or [out] for 8-bit rows.
 
-    int4 with one scale a row gets zero points, all 0: without them HTP reads the codes as unsigned.
+    A 4-bit row with one scale is one block: with a scale an axis HTP is several times less exact on short
+    rows, and without zero points reads its codes as unsigned.
 
     Raises:
         TargetError: zero points; HTP compiles int4 blocks that have them and then ignores them.
@@ -209,10 +206,8 @@ def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> Deq
         weights.write(f"{name}.codes", packed, TensorProto.INT4, (columns, rows))
     else:
         weights.write(f"{name}.codes", codes, TensorProto.INT8, (columns, rows))
-    if tensor.groups > 1:
-        weights.write(f"{name}.scales", scales, TensorProto.FLOAT, scales.shape)
-        return DequantizedLinear(rows, 0, {"block_size": tensor.columns_per_group}, zeros=False)
-    weights.write(f"{name}.scales", scales[0], TensorProto.FLOAT, (rows,))
-    if tensor.bits == 4:
-        weights.write(f"{name}.zeros", np.zeros((rows + 1) // 2, np.uint8), TensorProto.INT4, (rows,))
-    return DequantizedLinear(rows, 1, {}, zeros=tensor.bits == 4)
+    if tensor.bits == 8 and tensor.groups == 1:
+        weights.write(f"{name}.scales", scales[0], TensorProto.FLOAT, (rows,))
+        return DequantizedLinear(rows, {"axis": 1})
+    weights.write(f"{name}.scales", scales, TensorProto.FLOAT, scales.shape)
+    return DequantizedLinear(rows, {"axis": 0, "block_size": tensor.columns_per_group})
