@@ -11,7 +11,9 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
 
-Format = Literal["onnx-npu", "onnx-cpu", "qnn-context", "coreml"]
+Format = Literal[
+    "onnx-npu", "onnx-cpu", "qnn-context", "coreml", "executorch-xnnpack", "executorch-qnn", "litert", "gguf", "onnx-genai"
+]
 MANIFEST = "artifact.json"
 SIMULATOR = "simulator"
 """Roles that begin with this are files for judging on the host; a phone does not need them."""
@@ -69,7 +71,7 @@ class Artifact(BaseModel):
     context: int
     chunk: int
     mask_value: float
-    cache: Literal["float32", "float16", "int16"]
+    cache: Literal["float32", "float16", "int16", "int8"]
     parameters: int
     bits_per_weight: float
     quantized_digest: str

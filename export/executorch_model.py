@@ -7,10 +7,11 @@ signature of ExecuTorch's `TextLLMRunner`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers torch.ops.llama)
-from executorch.kernels import quantized  # noqa: F401  (registers the embedding and per-token operators)
+from executorch.kernels import quantized as _operators  # noqa: F401  (registers the embedding operator)
 from torch import Tensor, nn
 from torchao.quantization.quant_primitives import (
     MappingType,
@@ -21,7 +22,9 @@ from torchao.quantization.quant_primitives import (
 
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
+from bluelm.weights import LINEARS
 from compress.quantized import QuantizedTensor
+from compress.store import QuantizedCheckpoint
 from export.executorch_cache import Cache, make_cache
 
 
@@ -35,9 +38,11 @@ class QuantizedLinear(nn.Module):
     codes: Tensor
     scales: Tensor
     zeros: Tensor
+    bias: Tensor | None
 
-    def __init__(self, weight: QuantizedTensor) -> None:
+    def __init__(self, weight: QuantizedTensor, bias: Tensor | None = None) -> None:
         super().__init__()
+        self.register_buffer("bias", bias)  # float32 [out]
         self.register_buffer("codes", weight.signed_codes())  # int8 [out, in]
         self.register_buffer("scales", weight.scales.to(torch.float32))  # [out, groups]
         self.register_buffer("zeros", torch.zeros(weight.scales.shape, dtype=torch.int8))
@@ -48,7 +53,7 @@ class QuantizedLinear(nn.Module):
         weight = dequantize_affine(
             self.codes, self.block, self.scales, self.zeros, torch.int8, self.least, self.greatest
         )
-        return F.linear(_round_to_8_bits(x), weight)
+        return F.linear(_round_to_8_bits(x), weight, self.bias)
 
 
 def _round_to_8_bits(x: Tensor) -> Tensor:
@@ -105,12 +110,10 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention over the cache, by ExecuTorch's fused operator."""
 
-    def __init__(self, config: ModelConfig, linears: dict[str, QuantizedTensor], cache: Cache) -> None:
+    def __init__(self, config: ModelConfig, linears: dict[str, QuantizedLinear], cache: Cache) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.q, self.k, self.v, self.o = (
-            QuantizedLinear(linears[f"self_attn.{name}_proj"]) for name in ("q", "k", "v", "o")
-        )
+        self.q, self.k, self.v, self.o = (linears[f"self_attn.{name}_proj"] for name in ("q", "k", "v", "o"))
         self.cache = cache
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
@@ -133,14 +136,12 @@ class Block(nn.Module):
     """x [1, T, hidden] -> the same: attention, then the gated MLP, each behind a norm and added."""
 
     def __init__(
-        self, config: ModelConfig, linears: dict[str, QuantizedTensor], norms: tuple[Tensor, Tensor], cache: Cache
+        self, config: ModelConfig, linears: dict[str, QuantizedLinear], norms: tuple[Tensor, Tensor], cache: Cache
     ) -> None:
         super().__init__()
         self.attention_norm, self.mlp_norm = (RMSNorm(norm, config.rms_norm_eps) for norm in norms)
         self.attention = Attention(config, linears, cache)
-        self.gate, self.up, self.down = (
-            QuantizedLinear(linears[f"mlp.{name}_proj"]) for name in ("gate", "up", "down")
-        )
+        self.gate, self.up, self.down = (linears[f"mlp.{name}_proj"] for name in ("gate", "up", "down"))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, start)
@@ -149,27 +150,50 @@ class Block(nn.Module):
 
 
 class ExecutorchDecoder(nn.Module):
-    """forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, vocab]."""
+    """forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, vocab].
+
+    `input_pos` is how many tokens the cache holds; `check` is called with every linear weight and its name.
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, quantized, *, context: int, kv_bits: int) -> None:  # noqa: ANN001
+    def __init__(
+        self,
+        quantized: QuantizedCheckpoint,
+        *,
+        context: int,
+        kv_bits: int,
+        check: Callable[[QuantizedTensor, str], None],
+    ) -> None:
         super().__init__()
         config = quantized.config
         self.context = context
+
+        def linear(name: str) -> QuantizedLinear:
+            weight = quantized.linear(name)
+            check(weight, name)
+            biased = config.qkv_bias and name.endswith(("q_proj", "k_proj", "v_proj"))
+            return QuantizedLinear(weight, quantized.vector(f"{name}.bias") if biased else None)
+
+        def block(layer: int) -> Block:
+            at = f"model.layers.{layer}"
+            linears = {name: linear(f"{at}.{name}") for name in LINEARS}
+            norms = (quantized.vector(f"{at}.input_layernorm"), quantized.vector(f"{at}.post_attention_layernorm"))
+            return Block(config, linears, norms, make_cache(config, context, kv_bits))
+
         self.embedding = Embedding(quantized.embed())
         cos, sin = rope_table(config, context)  # [context, head_dim]
         self.register_buffer("cos", cos.unsqueeze(1))
         self.register_buffer("sin", sin.unsqueeze(1))
-        self.blocks = nn.ModuleList(_block(quantized, layer, context, kv_bits) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList(block(layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(quantized.vector("model.norm"), config.rms_norm_eps)
-        self.head = QuantizedLinear(quantized.linear("lm_head"))
+        self.head = linear("lm_head")
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
-        start = input_pos[0].item()
+        start = int(input_pos[0].item())
         count = tokens.shape[1]
-        torch._check_is_size(start)
+        torch._check(start >= 0)
         torch._check(start < self.context)
         torch._check(start + count <= self.context)
         cos, sin = (table.narrow(0, start, count) for table in (self.cos, self.sin))  # [T, 1, head_dim]
@@ -177,12 +201,3 @@ class ExecutorchDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, cos, sin, start)
         return self.head(self.norm(x))
-
-
-def _block(quantized, layer: int, context: int, kv_bits: int) -> Block:  # noqa: ANN001
-    from bluelm.weights import LINEARS
-
-    config, at = quantized.config, f"model.layers.{layer}"
-    linears = {name: quantized.linear(f"{at}.{name}") for name in LINEARS}
-    norms = (quantized.vector(f"{at}.input_layernorm"), quantized.vector(f"{at}.post_attention_layernorm"))
-    return Block(config, linears, norms, make_cache(config, context, kv_bits))

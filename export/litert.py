@@ -1,50 +1,142 @@
-"""LiteRT: one .tflite with the signatures `prefill` (a chunk of tokens) and `decode` (one token)."""
+"""LiteRT: one .tflite with the signatures `prefill` (a chunk of tokens) and `decode` (one token).
+
+Inputs and outputs are those of the ONNX graphs (`export/onnx_decoder.py`), so one host drives both: embedded tokens,
+positions, mask and past keys and values in; logits and the step's own keys and values out.
+"""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
+from bluelm.errors import TargetError
+from bluelm.files import atomic_folder
+from bluelm.progress import Progress, Silent
+from compress.quantized import QuantizedTensor
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact
+from export.embedding import write_embedding
 from export.litert_file import LitertModel, Type
 from export.litert_ops import LitertOps, Symbol
 from export.lowered import KeysValues, decoder
+from export.mobile_package import KvBits, describe
 
+MODEL = "model.tflite"
+EMBEDDING = "embedding.safetensors"
+MASK_VALUE = -10000.0
 CACHE_TYPES = {32: Type.FLOAT32, 16: Type.FLOAT16}
 
 
-def write(quantized, path: Path, *, context: int, chunk: int, kv_bits: int) -> None:  # noqa: ANN001
-    """Write the model. Inputs and outputs of a signature of T tokens, C = context:
+def export(
+    quantized: QuantizedCheckpoint,
+    folder: Path,
+    *,
+    context: int = 512,
+    chunk: int = 128,
+    kv_bits: KvBits = 32,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Write the artifact `folder`: model.tflite, the embedding rows and the tokenizer's files.
 
-    tokens int32 [T], positions int32 [T], mask float32 [1, 1, T, C], and for each layer keys_N
-    [1, kv_heads, head_dim, C - T] and values_N [1, kv_heads, C - T, head_dim], float16 or float32
-    -> logits float32 [1, T, vocab], new_keys_N [1, kv_heads, head_dim, T], new_values_N [1, kv_heads, T, head_dim].
+    Args:
+        context: tokens that the host's cache holds.
+        chunk: tokens that the prefill signature takes.
+        kv_bits: 32 or 16, width of the cache's floats.
+
+    Raises:
+        TargetError: LiteRT has no kernel for a weight (says which), or for 8-bit caches.
     """
+    check_cache(kv_bits)
+    with atomic_folder(folder) as temporary:
+        write(quantized, temporary / MODEL, context=context, chunk=chunk, kv_bits=kv_bits, progress=progress)
+        write_embedding(temporary / EMBEDDING, quantized.embed())
+        describe(
+            temporary,
+            "litert",
+            quantized,
+            {MODEL: "model", EMBEDDING: "embedding"},
+            context=context,
+            chunk=chunk,
+            kv_bits=kv_bits,
+            mask_value=MASK_VALUE,
+            producers={"ai-edge-litert": version("ai-edge-litert")},
+        )
+    return Artifact.open(folder)
+
+
+def write(
+    quantized: QuantizedCheckpoint,
+    path: Path,
+    *,
+    context: int,
+    chunk: int,
+    kv_bits: KvBits,
+    progress: Progress | None = None,
+) -> None:
+    """Write the file `path`; both signatures share every weight."""
+
+    def linear(name: str) -> QuantizedTensor:
+        weight = quantized.linear(name)
+        check_weight(weight, name)
+        return weight
+
     model = LitertModel("bluelm-export")
-    for name, tokens in (("prefill", chunk), ("decode", 1)):
-        _signature(model, quantized, name, tokens, context, CACHE_TYPES[kv_bits])
-    model.save(path)
+    with (progress or Silent()).task("lower to LiteRT", 2) as task:
+        for name, tokens in (("prefill", chunk), ("decode", 1)):
+            task.advance(note=name)
+            graph = model.subgraph(name)
+            ops = LitertOps(graph, linear, quantized.vector, quantized.config.rms_norm_eps, CACHE_TYPES[kv_bits])
+            inputs, outputs = _emit(ops, quantized, tokens, context)
+            model.signature(name, graph, inputs, outputs)
+        model.save(path)
 
 
-def _signature(model: LitertModel, quantized, name: str, tokens: int, context: int, cache_type: int) -> None:  # noqa: ANN001
+def check_cache(kv_bits: int) -> None:
+    """TargetError unless LiteRT's operators take a cache of that width."""
+    if kv_bits not in CACHE_TYPES:
+        raise TargetError(f"LiteRT artifacts have no {kv_bits}-bit KV cache", fix="use --kv-bits 16 or 32")
+
+
+def check_weight(weight: QuantizedTensor, name: str) -> None:
+    """TargetError unless LiteRT holds this weight exactly: symmetric, 4 bits in groups of a multiple of 32 or one
+    scale a row, 8 bits with one scale a row."""
+    if not weight.symmetric:
+        raise TargetError("LiteRT has no zero points for weights", where=name, fix="use a symmetric recipe")
+    if weight.groups == 1:
+        return
+    if weight.bits == 8:
+        fix = "use one scale a row (group size -1) for 8 bits"
+        raise TargetError("LiteRT has no groups for 8-bit weights", where=name, fix=fix)
+    if not bool((weight.scales.bfloat16() == weight.scales).all()):
+        fix = "quantize with bluelm-export, whose scales are exact in float16 and bfloat16"
+        raise TargetError("XNNPACK computes with bfloat16 scales, and these have more digits", where=name, fix=fix)
+
+
+def _emit(
+    ops: LitertOps, quantized: QuantizedCheckpoint, tokens: int, context: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The graph of `tokens` tokens; its inputs and outputs by name."""
     config = quantized.config
-    graph = model.subgraph(name)
-    ops = LitertOps(graph, quantized.linear, quantized.vector, config.rms_norm_eps, cache_type)
-    heads, size, past_slots = config.num_kv_heads, config.head_dim, context - tokens
-    ids = ops.input("tokens", (tokens,), Type.INT32)
-    positions = ops.input("positions", (tokens,), Type.INT32)
-    mask = ops.input("mask", (1, 1, tokens, context))
-    stored = {
-        f"{kind}_{layer}": ops.input(f"{kind}_{layer}", shape, cache_type)
-        for layer in range(config.num_layers)
-        for kind, shape in (("keys", (1, heads, size, past_slots)), ("values", (1, heads, past_slots, size)))
+    heads, size, slots = config.num_kv_heads, config.head_dim, context - tokens
+    border = {
+        "hidden": ops.input("hidden", (1, tokens, config.hidden_size)),
+        "positions": ops.input("positions", (tokens,), Type.INT32),
+        "mask": ops.input("mask", (1, 1, tokens, context)),
     }
-    read: dict[str, Symbol] = {key: ops.read_cache(x, f"{key}.read") for key, x in stored.items()}
-    past = [KeysValues(read[f"keys_{i}"], read[f"values_{i}"]) for i in range(config.num_layers)]
-    x = ops.embed(ids, "model.embed_tokens", quantized.embed)
-    logits, new = decoder(ops, config, x, positions, mask, past, context)
+    past: list[KeysValues[Symbol] | None] = []
+    for layer in range(config.num_layers):
+        if slots == 0:
+            past.append(None)
+            continue
+        pair: list[Symbol] = []
+        for kind, shape in (("keys", (1, heads, size, slots)), ("values", (1, heads, slots, size))):
+            name = f"past_{kind}.{layer}"
+            border[name] = ops.input(name, shape, ops.cache_type)
+            pair.append(ops.read_cache(border[name], f"{name}.float32"))
+        past.append(KeysValues(*pair))
+    logits, new = decoder(ops, config, border["hidden"], border["positions"], border["mask"], past, context)
     outputs = {"logits": logits.index}
-    for layer, pair in enumerate(new):
-        outputs[f"new_keys_{layer}"] = ops.write_cache(pair.keys, f"new_keys_{layer}").index
-        outputs[f"new_values_{layer}"] = ops.write_cache(pair.values, f"new_values_{layer}").index
-    inputs = {"tokens": ids.index, "positions": positions.index, "mask": mask.index}
-    inputs |= {key: x.index for key, x in stored.items()}
-    model.signature(name, graph, inputs, outputs)
+    for layer, keys_values in enumerate(new):
+        outputs[f"keys.{layer}"] = ops.write_cache(keys_values.keys, f"keys.{layer}").index
+        outputs[f"values.{layer}"] = ops.write_cache(keys_values.values, f"values.{layer}").index
+    return {name: symbol.index for name, symbol in border.items()}, outputs

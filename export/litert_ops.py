@@ -35,38 +35,31 @@ class LitertOps:
         cache_type: int,
     ) -> None:
         self.graph, self._linear, self._vector = graph, linear, vector
-        self._epsilon, self._cache_type = epsilon, cache_type
+        self._epsilon, self.cache_type = epsilon, cache_type
 
     # -- borders
     def input(self, name: str, shape: Sequence[int], dtype: int = Type.FLOAT32) -> Symbol:
         return Symbol(self.graph.tensor(name, shape, dtype), tuple(shape))
 
-    def embed(self, tokens: Symbol, name: str, table: Callable[[], QuantizedTensor]) -> Symbol:
-        """Rows of the quantized table [vocab, hidden], dequantized: tokens int32 [T] -> [1, T, hidden]."""
-        index = self.graph.weight(name, table)
-        hidden = self.graph.table.tensors[index].shape[1]
-        rows = self._emit(Op.EMBEDDING_LOOKUP, [tokens.index, index], f"{name}.rows", (*tokens.shape, hidden), version=4)
-        return self.reshape(rows, (1, *rows.shape))
-
     def read_cache(self, cache: Symbol, name: str) -> Symbol:
         """Cached numbers as float32."""
-        if self._cache_type == Type.FLOAT32:
+        if self.cache_type == Type.FLOAT32:
             return cache
         return self._emit(Op.DEQUANTIZE, [cache.index], name, cache.shape, schema.DequantizeOptionsT(), version=3)
 
     def write_cache(self, x: Symbol, name: str) -> Symbol:
         """float32 as the cache's type, for an output."""
-        if self._cache_type == Type.FLOAT32:
+        if self.cache_type == Type.FLOAT32:
             return x
         options = schema.CastOptionsT()
-        options.inDataType, options.outDataType = Type.FLOAT32, self._cache_type
-        index = self.graph.tensor(name, x.shape, self._cache_type)
+        options.inDataType, options.outDataType = Type.FLOAT32, self.cache_type
+        index = self.graph.tensor(name, x.shape, self.cache_type)
         self.graph.operator(Op.CAST, [x.index], [index], options, version=4)
         return Symbol(index, x.shape)
 
     def cached(self, x: Symbol, name: str) -> Symbol:
         """x as the KV cache will hold it: rounded to the cache's type and back."""
-        if self._cache_type == Type.FLOAT32:
+        if self.cache_type == Type.FLOAT32:
             return x
         return self.read_cache(self.write_cache(x, f"{name}.stored"), name)
 
@@ -92,8 +85,7 @@ class LitertOps:
         mean = self._emit(Op.MEAN, [squares.index, axis], f"{name}.mean", (*x.shape[:-1], 1), options, version=2)
         epsilon = self.constant(np.array([self._epsilon]), "epsilon")
         spread = self._emit(Op.RSQRT, [self.add(mean, epsilon, f"{name}.sum").index], f"{name}.spread", mean.shape)
-        gamma = self.constant(self._vector(weight).numpy(), weight)
-        return self.multiply(self.multiply(x, spread, f"{name}.unit"), gamma, name)
+        return self.multiply(self.multiply(x, spread, f"{name}.unit"), self.vector(weight), name)
 
     def gather(self, table: Symbol, rows: Symbol, name: str) -> Symbol:
         options = schema.GatherOptionsT()

@@ -106,7 +106,7 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
     """Load an artifact.
 
     Args:
-        on: `cpu` for onnx-cpu and, as a slow reference, onnx-npu; `htp` for onnx-npu (compiled in memory) and
+        on: `cpu` for onnx-cpu, executorch-xnnpack, litert and, as a slow reference, onnx-npu; `htp` for onnx-npu (compiled in memory) and
             qnn-context: Qualcomm's simulator of its NPU, in a child process; `interpreter` for coreml anywhere,
             and `cpu`, `gpu`, `ane` on a Mac.
 
@@ -130,6 +130,8 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
 def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
     """Imported here: each brings libraries that the others do not need."""
     from targets.apple import open_interpreter, open_mac
+    from targets.executorch_runtime import open_executorch
+    from targets.litert_runtime import open_litert
     from targets.onnx_runtime import open_cpu
     from targets.qnn_runtime import open_htp
 
@@ -138,6 +140,8 @@ def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
         ("onnx-npu", "cpu"): open_cpu,
         ("onnx-npu", "htp"): open_htp,
         ("qnn-context", "htp"): open_htp,
+        ("executorch-xnnpack", "cpu"): open_executorch,
+        ("litert", "cpu"): open_litert,
         ("coreml", "interpreter"): open_interpreter,
         ("coreml", "cpu"): lambda artifact: open_mac(artifact, "cpu"),
         ("coreml", "gpu"): lambda artifact: open_mac(artifact, "gpu"),

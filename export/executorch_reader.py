@@ -1,0 +1,108 @@
+"""Reading a .pte back with ExecuTorch's own schemas: every weight of an XNNPACK linear as codes and scales."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from executorch.backends.xnnpack import serialization
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+from executorch.exir._serialize._flatbuffer import _flatc_decompile
+from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
+
+from compress.quantized import QuantizedTensor
+
+BLOCKWISE, CHANNELWISE = "xnn_datatype_qbint4", ("xnn_datatype_qcint8", "xnn_datatype_qcint4")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a .pte holds: weights of linears in the order of the graph, names of methods, and of delegates."""
+
+    linears: tuple[QuantizedTensor, ...]
+    methods: tuple[str, ...]
+    delegates: tuple[str, ...]
+    file: PTEFile
+
+
+def read(path: Path) -> Contents:
+    """Parse the file `path`."""
+    file = deserialize_pte_binary(path.read_bytes())
+    plans = file.program.execution_plan
+    forward = next(plan for plan in plans if plan.name == "forward")
+    linears: list[QuantizedTensor] = []
+    for delegate in forward.delegates:
+        if delegate.id == "XnnpackBackend":
+            blob = bytes(file.program.backend_delegate_data[delegate.processed.index].data)
+            linears += _linears(blob, file)
+    return Contents(
+        tuple(linears), tuple(plan.name for plan in plans), tuple(d.id for d in forward.delegates), file
+    )
+
+
+def embedding_codes(contents: Contents, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Constants of the program with as many bytes as int8 codes of `shape`, as such."""
+    for buffer in contents.file.program.constant_buffer:
+        if len(buffer.storage) == shape[0] * shape[1]:
+            yield np.frombuffer(buffer.storage, np.int8).reshape(shape)
+
+
+def _linears(blob: bytes, file: PTEFile) -> Iterator[QuantizedTensor]:
+    graph = xnnpack_graph(blob)
+    values = {_tensor(value)["id_out"]: value["xvalue_union"] for value in graph["xvalues"]}
+    for node in graph["xnodes"]:
+        if node["xnode_union_type"] == "XNNFullyConnected":
+            yield _weight(values[node["xnode_union"]["filter_id"]], graph, file)
+
+
+def xnnpack_graph(blob: bytes) -> dict[str, Any]:
+    """The graph of a delegate's blob, as the JSON that flatc makes of it by XNNPACK's schema."""
+    header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
+    start = header.flatbuffer_offset
+    with tempfile.TemporaryDirectory() as folder:
+        schema, data = Path(folder) / "schema.fbs", Path(folder) / "graph.bin"
+        schema.write_bytes(resources.files(serialization).joinpath("schema.fbs").read_bytes())
+        data.write_bytes(blob[start : start + header.flatbuffer_size])
+        _flatc_decompile(folder, str(schema), str(data), ["--raw-binary", "--defaults-json"])
+        return json.loads((Path(folder) / "graph.json").read_bytes())
+
+
+def _tensor(value: dict[str, Any]) -> dict[str, Any]:
+    union = value["xvalue_union"]
+    return union["tensor_value"] if "tensor_value" in union else union
+
+
+def _weight(value: dict[str, Any], graph: dict[str, Any], file: PTEFile) -> QuantizedTensor:
+    tensor, how = value["tensor_value"], value["quant_params"]
+    rows, columns = tensor["dims"]
+    data = np.frombuffer(_constant(graph, file, tensor["constant_buffer_idx"]), np.uint8)
+    scale_bytes = _constant(graph, file, how["scale_buffer_idx"])
+    if tensor["datatype"] == BLOCKWISE:
+        scales = torch.frombuffer(bytearray(scale_bytes), dtype=torch.bfloat16).view(rows, -1)
+        group = how["group_size"]
+    else:
+        assert tensor["datatype"] in CHANNELWISE, tensor["datatype"]
+        scales = torch.frombuffer(bytearray(scale_bytes), dtype=torch.float32).view(rows, 1)
+        group = -1
+    bits = 8 if tensor["datatype"] == "xnn_datatype_qcint8" else 4
+    if bits == 4:  # two a byte, the even column low, 8 in the middle
+        codes = np.stack([data & 15, data >> 4], axis=-1).reshape(rows, columns)
+    else:
+        codes = data.reshape(rows, columns) ^ 128  # signed -> unsigned
+    exact = scales.to(torch.float16)
+    assert bool((exact.float() == scales.float()).all()), "a scale is not a float16"
+    zeros = torch.full(exact.shape, 2 ** (bits - 1), dtype=torch.uint8)
+    return QuantizedTensor(torch.from_numpy(codes.copy()), exact, zeros, bits, group)
+
+
+def _constant(graph: dict[str, Any], file: PTEFile, index: int) -> bytes:
+    key = graph["constant_data"][index]["named_key"]
+    assert file.named_data is not None
+    return file.named_data.buffers[file.named_data.pte_data[key].buffer_index]

@@ -1,0 +1,62 @@
+"""What an artifact that holds its whole model in one file carries beside it: tokenizer, config.json, artifact.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from bluelm.tokenizer import TOKENIZER_FILES
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact, Format, list_files
+from export.package import parameter_count
+
+KvBits = Literal[8, 16, 32]
+CACHES: Mapping[int, Literal["int8", "float16", "float32"]] = {8: "int8", 16: "float16", 32: "float32"}
+WEIGHT_ROLES = ("model", "weights", "embedding")
+
+
+def describe(
+    folder: Path,
+    kind: Format,
+    quantized: QuantizedCheckpoint,
+    roles: Mapping[str, str],
+    *,
+    context: int,
+    chunk: int,
+    kv_bits: KvBits,
+    producers: Mapping[str, str],
+    mask_value: float = 0.0,
+    notes: tuple[str, ...] = (),
+) -> Artifact:
+    """Complete a folder that holds the files of `roles` (path -> role)."""
+    named = dict(roles)
+    config = json.dumps(quantized.config.to_dict(), indent=1) + "\n"
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    named["config.json"] = "config"
+    for name in TOKENIZER_FILES:
+        if (quantized.folder / name).exists() and name not in named:
+            shutil.copyfile(quantized.folder / name, folder / name)
+            named[name] = "tokenizer"
+    files = list_files(folder, named)
+    parameters = parameter_count(quantized.config)
+    held = sum(file.bytes for file in files if file.role in WEIGHT_ROLES)
+    artifact = Artifact(
+        format=kind,
+        model=quantized.config,
+        context=context,
+        chunk=chunk,
+        mask_value=mask_value,
+        cache=CACHES[kv_bits],
+        parameters=parameters,
+        bits_per_weight=round(8 * held / parameters, 4),
+        quantized_digest=quantized.digest(),
+        producers={"bluelm-export": version("bluelm-export"), **producers},
+        notes=notes,
+        files=files,
+    )
+    artifact.save(folder)
+    return artifact

@@ -1,0 +1,71 @@
+"""What passes between `ExecutorchRuntime` and the child process that holds ExecuTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load the method `forward` of the program at `path`."""
+
+    path: str
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Methods of the program and the delegates that it needs."""
+
+    methods: tuple[str, ...]
+    backends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens whose first has position `start`."""
+
+    tokens: list[int]
+    start: int
+
+
+@dataclass(frozen=True)
+class Ran:
+    """logits float32 [tokens, vocab]."""
+
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Greedy generation by ExecuTorch's own `TextLLMRunner`: `prompt` is text, for the tokenizer at `tokenizer`."""
+
+    path: str
+    tokenizer: str
+    prompt: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the runner said, piece by piece."""
+
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Time:
+    """Decode `count` tokens from position `start`; seconds of each, as seen in the child."""
+
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    seconds: tuple[float, ...]
+
+
+Message = Load | Run | Generate | Time

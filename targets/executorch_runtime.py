@@ -1,0 +1,77 @@
+"""ExecuTorch artifacts on this machine: the program runs in a child process, whose libraries want it to themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bluelm.errors import UnavailableError
+from export.artifact import Artifact
+from targets.child import Child
+from targets.executorch_messages import Generate, Generated, Load, Ran, Run, Time, Timed
+from targets.runtime import RuntimeBase
+
+WORKER = "targets.executorch_worker"
+LOAD_LIMIT_S = 300.0
+STEP_LIMIT_S = 600.0
+
+
+class ExecutorchRuntime(RuntimeBase):
+    """The cache lies in the program; this side only knows how many tokens it holds."""
+
+    def __init__(self, artifact: Artifact, child: Child) -> None:
+        self.name = f"{artifact.format} in ExecuTorch {artifact.producers.get('executorch', '')}".strip()
+        self.vocab_size, self.context = artifact.model.vocab_size, artifact.context
+        self._artifact, self._child, self._held = artifact, child, 0
+        child.call(Load(str(artifact.path("model").resolve())), LOAD_LIMIT_S)
+
+    def reset(self) -> None:
+        self._held = 0
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        self.check_tokens(tokens, self._held)
+        rows: list[np.ndarray] = []
+        for start in range(0, len(tokens), self._artifact.chunk):
+            part = [int(token) for token in tokens[start : start + self._artifact.chunk]]
+            ran: Ran = self._child.call(Run(part, self._held), STEP_LIMIT_S)
+            rows.append(ran.logits)
+            self._held += len(part)
+        return np.concatenate(rows)
+
+    def generate(self, prompt: str, count: int) -> str:
+        """Greedy text by ExecuTorch's own `TextLLMRunner` on a fresh load of the program: what an app would see."""
+        tokenizer = self._artifact.path("tokenizer").resolve()
+        message = Generate(str(self._artifact.path("model").resolve()), str(tokenizer), prompt, count)
+        said: Generated = self._child.call(message, STEP_LIMIT_S)
+        return "".join(said.pieces)
+
+    def decode_seconds(self, start: int, count: int) -> tuple[float, ...]:
+        """Seconds of each of `count` decoded tokens, the pipe to the child not counted."""
+        timed: Timed = self._child.call(Time(start, count), STEP_LIMIT_S)
+        return timed.seconds
+
+    def close(self) -> None:
+        self._child.close()
+        self._child.log.unlink(missing_ok=True)
+
+
+def open_executorch(artifact: Artifact) -> ExecutorchRuntime:
+    """Load the program in a child process.
+
+    Raises:
+        UnavailableError: ExecuTorch is not installed.
+        InputError: the program is damaged.
+    """
+    if importlib.util.find_spec("executorch") is None:
+        raise UnavailableError("ExecuTorch is not installed", fix="pip install 'bluelm-export[executorch]'")
+    log = Path(tempfile.mkstemp(prefix="bluelm-executorch-", suffix=".log")[1])
+    child = Child(WORKER, log)
+    try:
+        return ExecutorchRuntime(artifact, child)
+    except BaseException:
+        child.close()
+        raise
