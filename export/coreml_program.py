@@ -17,6 +17,7 @@ from export.lowered import KeysValues, block, head, rotary_factors
 PREFILL, DECODE = "prefill", "decode"
 TOKENS, HIDDEN, POSITION = "tokens", "hidden", "position"  # inputs
 LOGITS, HIDDEN_OUT = "logits", "hidden_out"  # outputs
+EMBEDDED = "embedded"  # in a debug build, with `block_output`
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _function(weights: Weights, part: Part, shape: Shape, tokens: int) -> Any:
     with Function(inputs, target.iOS18) as function:
         found: Any = function.inputs
         ops = MilOps(weights, config.rms_norm_eps, found[POSITION], tokens)
-        x = ops.rows("embed", found[TOKENS], "embedded") if part.embeds else found[HIDDEN]
+        x = ops.rows("embed", found[TOKENS], EMBEDDED) if part.embeds else found[HIDDEN]
         outputs = _body(ops, weights.quantized, part, shape, x, found)
         function.set_outputs(outputs)
     return function
@@ -140,7 +141,7 @@ def _body(ops: MilOps, quantized: Quantized, part: Part, shape: Shape, x: Any, i
     )
     mask: Any = causal_mask(ops, positions, shape.context) if part.layers else None
     rotary: Any = rotary_factors(ops, config, positions, shape.context) if part.layers else None
-    seen = []
+    seen = [x] if part.embeds else []
     kept = {name: Slots(inputs[name], s) for name, s in states(quantized, part, shape)}
     for layer in part.layers:
         past = KeysValues(kept[state_name(layer, "keys")], kept[state_name(layer, "values")])

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from bluelm.errors import InputError
 from export.artifact import Artifact
 from export.embedding import EmbeddingTable
+from export.onnx_debug import block_name
 from targets.runtime import RuntimeBase
 
 Feeds = dict[str, np.ndarray]
@@ -32,6 +34,7 @@ class CachedRuntime(RuntimeBase):
         self._embedding = EmbeddingTable.open(artifact.path("embedding"))
         self._steps = {artifact.chunk: prefill, 1: decode}
         self._tokens: list[int] = []
+        self._stream: list[np.ndarray] | None = None  # what `blocks` collects
         model, dtype = artifact.model, np.dtype(artifact.cache)
         heads, size = model.num_kv_heads, model.head_dim
         self._keys = [np.zeros((1, heads, size, self.context), dtype) for _ in range(model.num_layers)]
@@ -51,19 +54,43 @@ class CachedRuntime(RuntimeBase):
             done += count
         return np.concatenate(rows)
 
+    def blocks(self, tokens: Sequence[int]) -> np.ndarray:
+        """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden].
+
+        Raises:
+            InputError: the graphs have no such outputs (`export/onnx_debug.py` gives them).
+        """
+        self.reset()
+        self._stream = []
+        try:
+            self.prefill(tokens)
+            return np.concatenate(self._stream, axis=1)
+        finally:
+            self._stream = None
+
     def _advance(self, tokens: list[int], width: int) -> np.ndarray:
         """Run one step of `width` rows that ends in `tokens`; float32 [tokens, vocab]."""
         held = len(self._tokens)
         start = min(held, self.context - width)  # moved back if the past slots end before `held`
         again = self._tokens[start:]
         real = again + tokens
-        outputs = self._steps[width](self._feeds(start, real, width))
+        feeds = self._feeds(start, real, width)
+        outputs = self._steps[width](feeds)
+        if self._stream is not None:
+            self._stream.append(self._seen(feeds, outputs)[:, len(again) : len(real)])
         stop = start + len(real)
         for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
             keys[..., start:stop] = outputs[f"keys.{layer}"][..., : len(real)]
             values[:, :, start:stop] = outputs[f"values.{layer}"][:, :, : len(real)]
         self._tokens += tokens
         return np.array(outputs["logits"][0, len(again) : len(real)], np.float32)
+
+    def _seen(self, feeds: Feeds, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The stream of one step of a debug build, float32 [layers + 1, width, hidden]."""
+        names = [block_name(layer) for layer in range(self._artifact.model.num_layers)]
+        if names[0] not in outputs:
+            raise InputError(f"{self.name} does not show its blocks", fix="open a debug build of it")
+        return np.concatenate([feeds["hidden"], *(outputs[name] for name in names)])
 
     def _feeds(self, start: int, tokens: list[int], width: int) -> Feeds:
         """Inputs of a step of `width` rows whose first token has position `start`."""

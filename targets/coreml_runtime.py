@@ -9,7 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from bluelm.errors import InputError
-from export.coreml_program import DECODE, HIDDEN, HIDDEN_OUT, LOGITS, POSITION, PREFILL, TOKENS, block_output
+from export.coreml_program import (
+    DECODE,
+    EMBEDDED,
+    HIDDEN,
+    HIDDEN_OUT,
+    LOGITS,
+    POSITION,
+    PREFILL,
+    TOKENS,
+    block_output,
+)
 from targets.coreml_interpreter import Interpreter
 from targets.runtime import RuntimeBase
 
@@ -86,9 +96,9 @@ class CoreMLRuntime(RuntimeBase):
         return self._continue(tokens, ())[LOGITS]
 
     def blocks(self, tokens: Sequence[int]) -> np.ndarray:
-        """Output of every block, float32 [layers, n, hidden]; begins anew."""
+        """The stream before the first block and behind each, float32 [layers + 1, n, hidden]; begins anew."""
         self.reset()
-        names = [block_output(i) for i in range(self._layers)]
+        names = [EMBEDDED, *(block_output(i) for i in range(self._layers))]
         found = self._continue(tokens, names)
         return np.stack([found[name] for name in names])
 

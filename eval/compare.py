@@ -1,0 +1,245 @@
+"""Any two runtimes of one model held against each other: distributions, greedy tokens, and block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from bluelm.errors import InputError
+from bluelm.model import DecoderBlock
+from bluelm.rope import inverse_frequencies, rope_rows
+from bluelm.weights import Weights
+from eval import metrics
+from eval.metrics import Estimate
+from targets.runtime import Runtime
+
+EXPECTED = Path(__file__).parent / "data" / "block_errors.yaml"
+TIE = 1e-2  # top two logits closer than this: either may come first
+OUTLIER = 2.5  # against other weights than its own, a block may err this many times as much as the middle one
+
+Steps = Callable[[Sequence[int]], NDArray[np.float32]]
+"""Tokens -> the residual stream before the first block and behind each, float32 [layers + 1, n, hidden]."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One side of a comparison.
+
+    Attributes:
+        name: in tables.
+        kind: key of `data/block_errors.yaml`.
+        runtime: gives logits.
+        steps: gives the stream block by block; None where it was not asked for.
+        weights: the weights in float32 where the subject is a checkpoint.
+        digest: of the quantized checkpoint that it holds; empty for a float one.
+    """
+
+    name: str
+    kind: str
+    runtime: Runtime
+    steps: Steps | None = None
+    weights: Weights | None = None
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a runtime would first choose another token than the reference, following its text greedily.
+
+    Attributes:
+        at: position behind the prompt; None if all `length` tokens agree.
+        margin: by how much the reference prefers its token to the next best one there, in logits.
+    """
+
+    prompt: int
+    length: int
+    at: int | None = None
+    expected: int | None = None
+    found: int | None = None
+    margin: float | None = None
+
+    @property
+    def tie(self) -> bool:
+        """Whether the reference hardly preferred its own token."""
+        return self.margin is not None and self.margin < TIE
+
+
+@dataclass(frozen=True)
+class BlockErrors:
+    """Relative L2 error of what each block adds to the stream, and the largest that is expected.
+
+    Attributes:
+        local: each block was given the subject's own stream; else errors of earlier blocks are in it too.
+    """
+
+    errors: tuple[float, ...]
+    expected: float
+    local: bool
+
+    @property
+    def first_outside(self) -> int | None:
+        """The first block beyond the expected range."""
+        return next((i for i, error in enumerate(self.errors) if not error <= self.expected), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` says of one subject."""
+
+    name: str
+    kl: Estimate
+    top1: Estimate
+    largest_kl: float
+    divergences: tuple[Divergence, ...]
+    blocks: BlockErrors | None = None
+
+
+def compare(
+    reference: Subject,
+    subjects: Sequence[Subject],
+    windows: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
+    length: int = 64,
+    block_window: Sequence[int] | None = None,
+) -> list[Comparison]:
+    """Hold each subject against the reference.
+
+    Args:
+        windows: token windows for KL and top-1.
+        prompts: each continued greedily by the reference for `length` tokens.
+        block_window: tokens for the errors of blocks; None for none.
+    """
+    _check_same_model(reference, subjects)
+    expected = [metrics.log_softmax(reference.runtime.logits(window)) for window in windows]
+    texts = [_greedy(reference.runtime, prompt, length) for prompt in prompts]
+    found = []
+    for subject in subjects:
+        candidate = [metrics.log_softmax(subject.runtime.logits(window)) for window in windows]
+        kl = [metrics.kl_divergence(e, c) for e, c in zip(expected, candidate, strict=True)]
+        same = [metrics.top1_agreement(e, c) for e, c in zip(expected, candidate, strict=True)]
+        cluster = np.concatenate([np.full(len(k), i) for i, k in enumerate(kl)])
+        flat = np.concatenate(kl)
+        found.append(
+            Comparison(
+                name=subject.name,
+                kl=metrics.mean(flat, cluster),
+                top1=metrics.mean(np.concatenate(same), cluster),
+                largest_kl=float(flat.max()),
+                divergences=tuple(
+                    _divergence(subject.runtime, i, prompt, *text)
+                    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+                ),
+                blocks=None if block_window is None else block_errors(reference, subject, block_window),
+            )
+        )
+    return found
+
+
+def block_errors(reference: Subject, subject: Subject, tokens: Sequence[int]) -> BlockErrors:
+    """Error of what each block adds, ||(a_i - a_i-1) - (r_i - r_i-1)|| / ||r_i - r_i-1||.
+
+    Where the reference's weights are at hand, its block i is given the subject's own stream a_i-1, so that
+    each block answers for itself alone; else r is the reference's own stream.
+
+    Raises:
+        InputError: a subject that cannot show its blocks.
+    """
+    if subject.steps is None:
+        raise InputError(f"{subject.name} cannot show the output of its blocks")
+    stream = subject.steps(tokens)  # [layers + 1, n, hidden]
+    if reference.weights is not None:
+        added = _added_by(reference.weights, stream, reference.runtime.context)
+    elif reference.steps is not None:
+        added = np.diff(reference.steps(tokens).astype(np.float64), axis=0)
+    else:
+        raise InputError(f"{reference.name} cannot show the output of its blocks")
+    apart = np.diff(stream.astype(np.float64), axis=0) - added  # [layers, n, hidden]
+    errors = np.linalg.norm(apart, axis=(1, 2)) / np.linalg.norm(added, axis=(1, 2))
+    limit = expected_error(reference, subject, errors)
+    return BlockErrors(tuple(float(e) for e in errors), limit, reference.weights is not None)
+
+
+def expected_error(reference: Subject, subject: Subject, errors: NDArray[np.float64]) -> float:
+    """The largest error that is expected of a block.
+
+    Same quantized weights on both sides: what their kinds of arithmetic cost (`data/block_errors.yaml`).
+    Other weights: several times what the middle block errs.
+    """
+    table = _expected()
+    known = table.get(subject.kind, table["default"]) + table.get(reference.kind, table["default"])
+    return known if reference.digest == subject.digest else max(known, OUTLIER * float(np.median(errors)))
+
+
+def weights_steps(weights: Weights, context: int) -> Steps:
+    """The stream of the float decoder, block by block: one block's weights in memory at a time."""
+
+    def steps(tokens: Sequence[int]) -> NDArray[np.float32]:
+        stream = [weights.embedding()[list(tokens)].unsqueeze(0)]
+        for layer in range(weights.config.num_layers):
+            stream.append(_block_output(weights, layer, stream[-1], context))
+        return torch.cat(stream).numpy()
+
+    return steps
+
+
+def _added_by(weights: Weights, stream: NDArray[np.float32], context: int) -> NDArray[np.float64]:
+    """What the reference's blocks add to the subject's stream, float64 [layers, n, hidden]."""
+    rows = [torch.from_numpy(stream[i : i + 1]) for i in range(weights.config.num_layers)]
+    outputs = [_block_output(weights, i, x, context) - x for i, x in enumerate(rows)]
+    return torch.cat(outputs).double().numpy()
+
+
+@torch.no_grad()
+def _block_output(weights: Weights, layer: int, x: torch.Tensor, context: int) -> torch.Tensor:
+    """Block `layer` on x [1, n, hidden] from position 0."""
+    frequencies = inverse_frequencies(weights.config, context)
+    cos, sin = rope_rows(frequencies, 0, x.shape[1])
+    return DecoderBlock.from_weights(weights.config, weights.block(layer))(x, cos, sin)
+
+
+def _greedy(runtime: Runtime, prompt: Sequence[int], length: int) -> tuple[list[int], list[float]]:
+    """The most likely tokens one after another, and by how much each was preferred to the next best."""
+    runtime.reset()
+    row = runtime.prefill(prompt)[-1]
+    tokens, margins = [], []
+    for step in range(length):
+        best, second = np.sort(row)[-1:-3:-1]
+        tokens.append(int(row.argmax()))
+        margins.append(float(best - second))
+        if step + 1 < length:
+            row = runtime.decode(tokens[-1])
+    return tokens, margins
+
+
+def _divergence(
+    runtime: Runtime, prompt_index: int, prompt: Sequence[int], tokens: list[int], margins: list[float]
+) -> Divergence:
+    """One prefill over prompt and continuation: up to the first difference, what decoding would choose."""
+    rows = runtime.logits([*prompt, *tokens[:-1]])[len(prompt) - 1 :]  # [length, vocab]
+    chosen = rows.argmax(axis=-1)
+    apart = np.flatnonzero(chosen != np.array(tokens))
+    if not len(apart):
+        return Divergence(prompt_index, len(tokens))
+    at = int(apart[0])
+    return Divergence(prompt_index, len(tokens), at, tokens[at], int(chosen[at]), margins[at])
+
+
+def _check_same_model(reference: Subject, subjects: Sequence[Subject]) -> None:
+    for subject in subjects:
+        if subject.runtime.vocab_size != reference.runtime.vocab_size:
+            raise InputError(
+                f"{subject.name} has {subject.runtime.vocab_size} tokens, {reference.name} "
+                f"{reference.runtime.vocab_size}: they are not of the same model"
+            )
+
+
+@cache
+def _expected() -> dict[str, float]:
+    return yaml.safe_load(EXPECTED.read_text(encoding="utf-8"))
