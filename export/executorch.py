@@ -1,4 +1,5 @@
-"""ExecuTorch: one .pte for XNNPACK, the CPU kernels of every arm64 phone, that ExecuTorch's own LLM runners load.
+"""ExecuTorch: one .pte for XNNPACK, the CPU kernels of every arm64 phone, that ExecuTorch's own LLM
+runners load.
 
     torch module -> torch.export -> quantized linears and what lies between them to XNNPACK -> .pte
 
@@ -120,15 +121,18 @@ def metadata(config: ModelConfig, context: int) -> dict[str, object]:
 
 
 def check_weight(weight: QuantizedTensor, name: str) -> None:
-    """TargetError unless XNNPACK holds this weight exactly: symmetric; 4 bits in groups of a multiple of 32, their
-    scales exact in bfloat16; or one scale a row."""
-    problem = None
+    """TargetError unless XNNPACK holds this weight exactly: symmetric; 4 bits in groups of a multiple
+    of 32, their scales exact in bfloat16; or one scale a row."""
+    problem = fix = ""
     if not weight.symmetric:
         problem, fix = "XNNPACK has no zero points for weights", "use a symmetric recipe"
     elif weight.groups == 1:
         return
     elif weight.bits == 8:
-        problem, fix = "XNNPACK has no groups for 8-bit weights", "use one scale a row (group size -1) for 8 bits"
+        problem, fix = (
+            "XNNPACK has no groups for 8-bit weights",
+            "use one scale a row (group size -1) for 8 bits",
+        )
     elif weight.columns_per_group % 32:
         problem, fix = "XNNPACK wants groups of a multiple of 32", "use --group-size 32, 64 or 128"
     elif not bool((weight.scales.bfloat16() == weight.scales).all()):

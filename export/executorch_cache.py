@@ -1,4 +1,5 @@
-"""The KV cache of the ExecuTorch decoder: mutable buffers that the fused attention operators read and write."""
+"""The KV cache of the ExecuTorch decoder: mutable buffers that the fused attention operators read and
+write."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class Cache(nn.Module):
     """Keys and values of one layer, [1, context, kv_heads, head_dim] each."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
-        """Put key and value [1, T, kv_heads, head_dim] at `start`; causal attention of query [1, T, heads, head_dim]."""
+        """Put key and value [1, T, kv_heads, head_dim] at `start`; causal attention of query [1, T,
+        heads, head_dim]."""
         raise NotImplementedError
 
 

@@ -1,13 +1,15 @@
-"""The decoder as a torch module that ExecuTorch lowers: integer codes and scales stay integers, the cache is a buffer.
+"""The decoder as a torch module that ExecuTorch lowers: integer codes and scales stay integers, the
+cache is a buffer.
 
-Exported once with a free number of tokens T: chunks of the prompt (T up to `chunk`) and single tokens (T = 1) enter
-by the same method `forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, vocab]`, which is the
-signature of ExecuTorch's `TextLLMRunner`.
+Exported once with a free number of tokens T: chunks of the prompt (T up to `chunk`) and single tokens
+(T = 1) enter by the same method `forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32
+[1, T, vocab]`, which is the signature of ExecuTorch's `TextLLMRunner`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,8 @@ class QuantizedLinear(nn.Module):
     """x [1, T, in] -> [1, T, out] with 4-bit codes in groups, or 8-bit codes with one scale a row.
 
     Activations are rounded to 8 bits, one range a token, while the model runs: XNNPACK fuses this pattern
-    (quantize, dequantize, dequantized weight, linear) into one integer kernel and packs the codes as they are.
+    (quantize, dequantize, dequantized weight, linear) into one integer kernel and packs the codes as
+    they are.
     """
 
     codes: Tensor
@@ -46,7 +49,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("codes", weight.signed_codes())  # int8 [out, in]
         self.register_buffer("scales", weight.scales.to(torch.float32))  # [out, groups]
         self.register_buffer("zeros", torch.zeros(weight.scales.shape, dtype=torch.int8))
-        self.block = [1, weight.columns_per_group]
+        self.block = (1, weight.columns_per_group)
         self.least, self.greatest = -(2 ** (weight.bits - 1)), 2 ** (weight.bits - 1) - 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ class QuantizedLinear(nn.Module):
 
 def _round_to_8_bits(x: Tensor) -> Tensor:
     """x [1, T, n] through int8 codes and back, one asymmetric range a token."""
-    block = [1, 1, x.shape[-1]]
+    block: Any = (1, 1, x.shape[-1])
     scale, zero = choose_qparams_affine(
         x,
         mapping_type=MappingType.ASYMMETRIC,
@@ -136,7 +139,11 @@ class Block(nn.Module):
     """x [1, T, hidden] -> the same: attention, then the gated MLP, each behind a norm and added."""
 
     def __init__(
-        self, config: ModelConfig, linears: dict[str, QuantizedLinear], norms: tuple[Tensor, Tensor], cache: Cache
+        self,
+        config: ModelConfig,
+        linears: dict[str, QuantizedLinear],
+        norms: tuple[Tensor, Tensor],
+        cache: Cache,
     ) -> None:
         super().__init__()
         self.attention_norm, self.mlp_norm = (RMSNorm(norm, config.rms_norm_eps) for norm in norms)
@@ -179,7 +186,10 @@ class ExecutorchDecoder(nn.Module):
         def block(layer: int) -> Block:
             at = f"model.layers.{layer}"
             linears = {name: linear(f"{at}.{name}") for name in LINEARS}
-            norms = (quantized.vector(f"{at}.input_layernorm"), quantized.vector(f"{at}.post_attention_layernorm"))
+            norms = (
+                quantized.vector(f"{at}.input_layernorm"),
+                quantized.vector(f"{at}.post_attention_layernorm"),
+            )
             return Block(config, linears, norms, make_cache(config, context, kv_bits))
 
         self.embedding = Embedding(quantized.embed())

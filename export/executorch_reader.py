@@ -1,4 +1,5 @@
-"""Reading a .pte back with ExecuTorch's own schemas: every weight of an XNNPACK linear as codes and scales."""
+"""Reading a .pte back with ExecuTorch's own schemas: every weight of an XNNPACK linear as codes and
+scales."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from executorch.backends.xnnpack import serialization
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
 from executorch.exir._serialize._flatbuffer import _flatc_decompile
 from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
@@ -68,7 +68,9 @@ def xnnpack_graph(blob: bytes) -> dict[str, Any]:
     start = header.flatbuffer_offset
     with tempfile.TemporaryDirectory() as folder:
         schema, data = Path(folder) / "schema.fbs", Path(folder) / "graph.bin"
-        schema.write_bytes(resources.files(serialization).joinpath("schema.fbs").read_bytes())
+        schema.write_bytes(
+            resources.files("executorch.backends.xnnpack.serialization").joinpath("schema.fbs").read_bytes()
+        )
         data.write_bytes(blob[start : start + header.flatbuffer_size])
         _flatc_decompile(folder, str(schema), str(data), ["--raw-binary", "--defaults-json"])
         return json.loads((Path(folder) / "graph.json").read_bytes())
@@ -76,7 +78,7 @@ def xnnpack_graph(blob: bytes) -> dict[str, Any]:
 
 def _tensor(value: dict[str, Any]) -> dict[str, Any]:
     union = value["xvalue_union"]
-    return union["tensor_value"] if "tensor_value" in union else union
+    return union.get("tensor_value", union)
 
 
 def _weight(value: dict[str, Any], graph: dict[str, Any], file: PTEFile) -> QuantizedTensor:

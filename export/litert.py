@@ -1,7 +1,7 @@
 """LiteRT: one .tflite with the signatures `prefill` (a chunk of tokens) and `decode` (one token).
 
-Inputs and outputs are those of the ONNX graphs (`export/onnx_decoder.py`), so one host drives both: embedded tokens,
-positions, mask and past keys and values in; logits and the step's own keys and values out.
+Inputs and outputs are those of the ONNX graphs (`export/onnx_decoder.py`), so one host drives both:
+embedded tokens, positions, mask and past keys and values in; logits and the step's own keys and values out.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def write(
         for name, tokens in (("prefill", chunk), ("decode", 1)):
             task.advance(note=name)
             graph = model.subgraph(name)
-            ops = LitertOps(graph, linear, quantized.vector, quantized.config.rms_norm_eps, CACHE_TYPES[kv_bits])
+            ops = LitertOps(
+                graph, linear, quantized.vector, quantized.config.rms_norm_eps, CACHE_TYPES[kv_bits]
+            )
             inputs, outputs = _emit(ops, quantized, tokens, context)
             model.signature(name, graph, inputs, outputs)
         model.save(path)
@@ -98,8 +100,8 @@ def check_cache(kv_bits: int) -> None:
 
 
 def check_weight(weight: QuantizedTensor, name: str) -> None:
-    """TargetError unless LiteRT holds this weight exactly: symmetric, 4 bits in groups of a multiple of 32 or one
-    scale a row, 8 bits with one scale a row."""
+    """TargetError unless LiteRT holds this weight exactly: symmetric, 4 bits in groups of a multiple
+    of 32 or one scale a row, 8 bits with one scale a row."""
     if not weight.symmetric:
         raise TargetError("LiteRT has no zero points for weights", where=name, fix="use a symmetric recipe")
     if weight.groups == 1:
@@ -109,7 +111,9 @@ def check_weight(weight: QuantizedTensor, name: str) -> None:
         raise TargetError("LiteRT has no groups for 8-bit weights", where=name, fix=fix)
     if not bool((weight.scales.bfloat16() == weight.scales).all()):
         fix = "quantize with bluelm-export, whose scales are exact in float16 and bfloat16"
-        raise TargetError("XNNPACK computes with bfloat16 scales, and these have more digits", where=name, fix=fix)
+        raise TargetError(
+            "XNNPACK computes with bfloat16 scales, and these have more digits", where=name, fix=fix
+        )
 
 
 def _emit(

@@ -1,8 +1,8 @@
 """Writing .tflite files directly: the flatbuffer first, the weights streamed behind it.
 
-Schema: tensorflow/compiler/mlir/lite/schema/schema.fbs, as the ai-edge-litert wheel carries it. A `Buffer` either
-holds its bytes or points at them by `offset` and `size` from the start of the file; weights do the latter, so a file
-larger than memory can be written, and the flatbuffer itself stays small.
+Schema: tensorflow/compiler/mlir/lite/schema/schema.fbs, as the ai-edge-litert wheel carries it. A
+`Buffer` either holds its bytes or points at them by `offset` and `size` from the start of the file;
+weights do the latter, so a file larger than memory can be written, and the flatbuffer itself stays small.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert import schema_py_generated
 
 from bluelm.files import atomic_file
 from compress.quantized import QuantizedTensor
 
+schema: Any = schema_py_generated  # generated classes, whose annotations are wrong
 IDENTIFIER = b"TFL3"
 VERSION = 3  # of the schema
 ALIGNMENT = 64
@@ -33,7 +34,8 @@ TYPES = {
 
 
 class LitertModel:
-    """A model under construction: subgraphs that share weight buffers, and one signature for each subgraph."""
+    """A model under construction: subgraphs that share weight buffers, and one signature for each
+    subgraph."""
 
     def __init__(self, description: str) -> None:
         self._model = schema.ModelT()
@@ -52,7 +54,10 @@ class LitertModel:
             self._weights.seek(start)
             self._weights.write(np.ascontiguousarray(array).data)
             entry = schema.BufferT()
-            entry.offset, entry.size = ALIGNMENT + start, array.nbytes  # moved behind the flatbuffer by `save`
+            entry.offset, entry.size = (
+                ALIGNMENT + start,
+                array.nbytes,
+            )  # moved behind the flatbuffer by `save`
             self._model.buffers.append(entry)
             self._buffers[name] = len(self._model.buffers) - 1
         return self._buffers[name]
@@ -115,7 +120,12 @@ class Subgraph:
         self._constants: dict[str, int] = {}
 
     def tensor(
-        self, name: str, shape: Sequence[int], dtype: int = Type.FLOAT32, buffer: int = 0, quantization: Any = None
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: int = Type.FLOAT32,
+        buffer: int = 0,
+        quantization: Any = None,
     ) -> int:
         """Index of a new tensor; `buffer` 0 for one that is computed or given at run time."""
         tensor = schema.TensorT()
@@ -134,7 +144,8 @@ class Subgraph:
         return self._constants[name]
 
     def weight(self, name: str, read: Any) -> int:
-        """A quantized weight [out, in]; `read() -> QuantizedTensor` is called only when its bytes are needed."""
+        """A quantized weight [out, in]; `read() -> QuantizedTensor` is called only when its bytes are
+        needed."""
         if name not in self._constants:
             weight: QuantizedTensor = read()
             codes = f"{name}.codes"

@@ -1,17 +1,20 @@
-"""The lowered decoder as LiteRT operators: every one of them is in XNNPACK's reach, so the whole graph is delegated."""
+"""The lowered decoder as LiteRT operators: every one of them is in XNNPACK's reach, so the whole graph
+is delegated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert import schema_py_generated
 from torch import Tensor
 
 from compress.quantized import QuantizedTensor
 from export.litert_file import Subgraph, Type
 
+schema: Any = schema_py_generated  # generated classes, whose annotations are wrong
 Op = schema.BuiltinOperator
 
 
@@ -24,7 +27,8 @@ class Symbol:
 
 
 class LitertOps:
-    """Emits into one subgraph. Weights stay integers; `FULLY_CONNECTED` rounds its input to 8 bits a token."""
+    """Emits into one subgraph. Weights stay integers; `FULLY_CONNECTED` rounds its input to 8 bits a
+    token."""
 
     def __init__(
         self,
@@ -45,7 +49,9 @@ class LitertOps:
         """Cached numbers as float32."""
         if self.cache_type == Type.FLOAT32:
             return cache
-        return self._emit(Op.DEQUANTIZE, [cache.index], name, cache.shape, schema.DequantizeOptionsT(), version=3)
+        return self._emit(
+            Op.DEQUANTIZE, [cache.index], name, cache.shape, schema.DequantizeOptionsT(), version=3
+        )
 
     def write_cache(self, x: Symbol, name: str) -> Symbol:
         """float32 as the cache's type, for an output."""
@@ -75,16 +81,22 @@ class LitertOps:
         options.keepNumDims, options.asymmetricQuantizeInputs = True, True
         index = self.graph.weight(weight, lambda: self._linear(weight))
         rows = self.graph.table.tensors[index].shape[0]
-        return self._emit(Op.FULLY_CONNECTED, [x.index, index, -1], name, (*x.shape[:-1], rows), options, version=13)
+        return self._emit(
+            Op.FULLY_CONNECTED, [x.index, index, -1], name, (*x.shape[:-1], rows), options, version=13
+        )
 
     def rms_norm(self, x: Symbol, weight: str, name: str) -> Symbol:
         options = schema.ReducerOptionsT()
         options.keepDims = True
         axis = self.graph.constant("axis.last", np.array([len(x.shape) - 1], np.int32))
         squares = self.multiply(x, x, f"{name}.squares")
-        mean = self._emit(Op.MEAN, [squares.index, axis], f"{name}.mean", (*x.shape[:-1], 1), options, version=2)
+        mean = self._emit(
+            Op.MEAN, [squares.index, axis], f"{name}.mean", (*x.shape[:-1], 1), options, version=2
+        )
         epsilon = self.constant(np.array([self._epsilon]), "epsilon")
-        spread = self._emit(Op.RSQRT, [self.add(mean, epsilon, f"{name}.sum").index], f"{name}.spread", mean.shape)
+        spread = self._emit(
+            Op.RSQRT, [self.add(mean, epsilon, f"{name}.sum").index], f"{name}.spread", mean.shape
+        )
         return self.multiply(self.multiply(x, spread, f"{name}.unit"), self.vector(weight), name)
 
     def gather(self, table: Symbol, rows: Symbol, name: str) -> Symbol:
@@ -125,7 +137,9 @@ class LitertOps:
     def transpose(self, x: Symbol, axes: Sequence[int]) -> Symbol:
         shape = tuple(x.shape[axis] for axis in axes)
         order = self._integers(axes)
-        return self._emit(Op.TRANSPOSE, [x.index, order], self._moved(x, "transpose"), shape, schema.TransposeOptionsT())
+        return self._emit(
+            Op.TRANSPOSE, [x.index, order], self._moved(x, "transpose"), shape, schema.TransposeOptionsT()
+        )
 
     def slice(self, x: Symbol, axis: int, start: int, stop: int) -> Symbol:
         begin = [start if i == axis else 0 for i in range(len(x.shape))]

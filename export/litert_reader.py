@@ -1,4 +1,5 @@
-"""Reading a .tflite back with the schema's own classes: signatures, and quantized weights as codes and scales."""
+"""Reading a .tflite back with the schema's own classes: signatures, and quantized weights as codes and
+scales."""
 
 from __future__ import annotations
 

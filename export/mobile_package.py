@@ -1,4 +1,5 @@
-"""What an artifact that holds its whole model in one file carries beside it: tokenizer, config.json, artifact.json."""
+"""What an artifact that holds its whole model in one file carries beside it: tokenizer, config.json,
+artifact.json."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ class Ran:
 
 @dataclass(frozen=True)
 class Generate:
-    """Greedy generation by ExecuTorch's own `TextLLMRunner`: `prompt` is text, for the tokenizer at `tokenizer`."""
+    """Greedy generation by ExecuTorch's own `TextLLMRunner`: `prompt` is text, for the tokenizer at
+    `tokenizer`."""
 
     path: str
     tokenizer: str

@@ -1,4 +1,5 @@
-"""ExecuTorch artifacts on this machine: the program runs in a child process, whose libraries want it to themselves."""
+"""ExecuTorch artifacts on this machine: the program runs in a child process, whose libraries want it
+to themselves."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class ExecutorchRuntime(RuntimeBase):
         return np.concatenate(rows)
 
     def generate(self, prompt: str, count: int) -> str:
-        """Greedy text by ExecuTorch's own `TextLLMRunner` on a fresh load of the program: what an app would see."""
+        """Greedy text by ExecuTorch's own `TextLLMRunner` on a fresh load of the program: what an app
+        would see."""
         tokenizer = self._artifact.path("tokenizer").resolve()
         message = Generate(str(self._artifact.path("model").resolve()), str(tokenizer), prompt, count)
         said: Generated = self._child.call(message, STEP_LIMIT_S)

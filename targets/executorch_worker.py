@@ -25,6 +25,7 @@ def handle(message: Message) -> Loaded | Ran | Generated | Timed:
         return _generate(message)
     if isinstance(message, Time):
         return _time(message)
+    assert isinstance(message, Run)
     return Ran(_run(message.tokens, message.start).numpy().copy())
 
 
@@ -60,7 +61,7 @@ def _time(message: Time) -> Timed:
 def _generate(message: Generate) -> Generated:
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
-    runner = TextLLMRunner(message.path, message.tokenizer, temperature=0.0)
+    runner = TextLLMRunner(message.path, message.tokenizer)
     pieces: list[str] = []
     config = GenerationConfig(echo=False, max_new_tokens=message.count, temperature=0.0, num_bos=1)
     runner.generate(message.prompt, config, token_callback=pieces.append)

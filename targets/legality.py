@@ -46,3 +46,19 @@ def weight_bytes(config: ModelConfig, recipe: Recipe) -> tuple[float, float]:
     group = config.hidden_size if recipe.group_size == -1 else recipe.group_size
     head = config.vocab_size * config.hidden_size
     return block * (recipe.bits / 8 + 4 / group), head * recipe.head_bits / 8
+
+
+def check_integer_kernels(runtime: str, recipe: Recipe) -> None:
+    """TargetError unless the weights suit kernels of integer weights without zero points, groups for 4
+    bits alone."""
+    if not recipe.symmetric:
+        raise TargetError(f"{runtime} has no zero points for weights", fix="use a symmetric recipe")
+    for what, bits, size in (
+        ("weights", recipe.bits, recipe.group_size),
+        ("a head", recipe.head_bits, recipe.head_group_size),
+    ):
+        if bits == 8 and size != -1:
+            fix = "use one scale a row (group size -1) for 8 bits, or 4 bits"
+            raise TargetError(f"{runtime} cannot hold {what} of 8 bits in groups of {size}", fix=fix)
+    if recipe.embed_bits != 8 and runtime == "XNNPACK":
+        raise TargetError("ExecuTorch artifacts hold the embedding in 8 bits", fix="use --embed-bits 8")

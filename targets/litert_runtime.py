@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def signature_steps(path: Path, threads: int = 2) -> tuple[Step, Step]:
     except (RuntimeError, ValueError) as error:
         raise InputError(f"LiteRT cannot load the model: {error}", where=path) from None
 
-    def step(runner) -> Step:  # noqa: ANN001  (a class that the wheel does not export)
+    def step(runner: Callable[..., Mapping[str, np.ndarray]]) -> Step:
         def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
             return runner(**feeds)
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass, replace
 from typing import cast, get_args
 
 from bluelm.errors import InputError
 from export.artifact import Format
 from targets.apple import CoreMLBackend
 from targets.arm64 import CpuBackend
+from targets.executorch import ExecutorchBackend
+from targets.litert import LitertBackend
 from targets.snapdragon import HtpBackend
 from targets.socs import Soc, find_soc, table
 from targets.target import Backend, Target
 
-BACKENDS: dict[str, Backend] = {"qnn-context": HtpBackend(), "onnx-cpu": CpuBackend(), "coreml": CoreMLBackend()}
+BACKENDS: dict[str, Backend] = {
+    "qnn-context": HtpBackend(),
+    "onnx-cpu": CpuBackend(),
+    "coreml": CoreMLBackend(),
+    "executorch-xnnpack": ExecutorchBackend(),
+    "litert": LitertBackend(),
+}
 
 
 def targets() -> tuple[Target, ...]:
@@ -20,11 +29,22 @@ def targets() -> tuple[Target, ...]:
     return tuple(find(name) for name in table().targets)
 
 
-def find(name: str, soc: str | None = None, runtime: str | None = None) -> Target:
+def find(
+    name: str,
+    soc: str | None = None,
+    runtime: str | None = None,
+    *,
+    kv_bits: int | None = None,
+    device_ram_gb: float | None = None,
+) -> Target:
     """A target by its name, or by the id or alias of one of its chips.
 
+    Args:
+        kv_bits: width of the KV cache's numbers; None: the runtime's own.
+        device_ram_gb: RAM that phones must make do with; `Target.check` holds the model against it.
+
     Raises:
-        InputError: unknown target, chip or runtime; the known ones are listed.
+        InputError: unknown target, chip, runtime or width; the known ones are listed.
     """
     rows = table().targets
     if name not in rows:
@@ -32,7 +52,7 @@ def find(name: str, soc: str | None = None, runtime: str | None = None) -> Targe
         owner = next((key for key, row in rows.items() if chip and row.vendor == chip.vendor), None)
         if chip is None or owner is None:
             raise InputError(f"unknown target {name!r}", fix=f"known targets: {', '.join(rows)}")
-        return find(owner, soc or chip.id, runtime)
+        return find(owner, soc or chip.id, runtime, kv_bits=kv_bits, device_ram_gb=device_ram_gb)
     row = rows[name]
     chosen = runtime or row.runtimes[0]
     if chosen not in row.runtimes:
@@ -40,7 +60,19 @@ def find(name: str, soc: str | None = None, runtime: str | None = None) -> Targe
             f"the target {name} has no runtime {chosen!r}", fix=f"its runtimes: {', '.join(row.runtimes)}"
         )
     assert chosen in get_args(Format), chosen
-    return Target(name, find_soc(soc or row.soc, row.vendor), cast(Format, chosen), BACKENDS[chosen])
+    backend = _with_cache(BACKENDS[chosen], chosen, kv_bits)
+    return Target(name, find_soc(soc or row.soc, row.vendor), cast(Format, chosen), backend, device_ram_gb)
+
+
+def _with_cache(backend: Backend, runtime: str, kv_bits: int | None) -> Backend:
+    if kv_bits is None:
+        return backend
+    widths: tuple[int, ...] = getattr(backend, "kv_widths", ())
+    if kv_bits not in widths:
+        fix = f"it takes {', '.join(map(str, widths))}" if widths else "leave --kv-bits away"
+        raise InputError(f"the runtime {runtime} has no choice of a {kv_bits}-bit KV cache", fix=fix)
+    assert is_dataclass(backend) and not isinstance(backend, type)
+    return cast(Backend, replace(backend, kv_bits=kv_bits))
 
 
 def _chip_named(name: str) -> Soc | None:

@@ -106,9 +106,10 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
     """Load an artifact.
 
     Args:
-        on: `cpu` for onnx-cpu, executorch-xnnpack, litert and, as a slow reference, onnx-npu; `htp` for onnx-npu (compiled in memory) and
-            qnn-context: Qualcomm's simulator of its NPU, in a child process; `interpreter` for coreml anywhere,
-            and `cpu`, `gpu`, `ane` on a Mac.
+        on: `cpu` for onnx-cpu, executorch-xnnpack, litert and, as a slow reference, onnx-npu; `htp`
+        for onnx-npu (compiled in memory) and
+            qnn-context: Qualcomm's simulator of its NPU, in a child process; `interpreter` for coreml
+            anywhere, and `cpu`, `gpu`, `ane` on a Mac.
 
     Raises:
         InputError: no artifact, or one that cannot run there.

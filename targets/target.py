@@ -12,6 +12,7 @@ from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, Format
 from export.ranges import Ranges
+from targets.memory import check_memory
 from targets.runtime import Place
 from targets.socs import Soc
 
@@ -47,6 +48,13 @@ class Target:
     soc: Soc
     runtime: Format
     backend: Backend
+    device_ram_gb: float | None = None
+    """RAM of the phones that it must run on; None: not checked."""
+
+    @property
+    def kv_bits(self) -> int:
+        """Width of the KV cache's numbers."""
+        return getattr(self.backend, "kv_bits", 32)
 
     @property
     def needs_ranges(self) -> bool:
@@ -66,6 +74,8 @@ class Target:
             InputError: context or chunk make no sense for the model.
         """
         self.backend.check(self.soc, config, recipe, context, chunk)
+        if self.device_ram_gb is not None:
+            check_memory(config, recipe, context, chunk, self.kv_bits, self.device_ram_gb)
 
     def lower(
         self,
