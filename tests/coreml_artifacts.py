@@ -1,0 +1,53 @@
+"""Quantized checkpoints for the tests of exporters: the demo, and small random ones of every architecture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.files import demo_checkpoint
+from calibration.samples import CalibrationReport, Samples, load_samples
+from compress.engine import quantize
+from compress.quantized import QuantizedTensor
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+
+
+RTN = {"method": "rtn", "samples": 1, "length": 16}
+
+
+def quantized_demo(folder: Path) -> QuantizedCheckpoint:
+    """The demo checkpoint, 4 bits in groups of 32, rounded to nearest."""
+    checkpoint = Checkpoint.open(demo_checkpoint())
+    recipe = Recipe.make(RTN)
+    samples = load_samples(None, checkpoint.tokenizer(), recipe.samples, recipe.length, recipe.seed)
+    return quantize(checkpoint, samples, recipe, folder)
+
+
+def quantized(source: Path, folder: Path, **recipe: Any) -> QuantizedCheckpoint:
+    """Any checkpoint without a tokenizer, rounded to nearest."""
+    chosen = Recipe.make({**RTN, **recipe})
+    report = CalibrationReport("none", "", 0, 0, 1, 16, 16, 0, 0.0, 0.0, 0.0, 0.0, ())
+    return quantize(Checkpoint.open(source), Samples(torch.arange(16)[None], report), chosen, folder)
+
+
+class Damaged(QuantizedCheckpoint):
+    """A quantized checkpoint one of whose blocks has its scales times 1.05."""
+
+    block_hurt: int = 0
+
+    @staticmethod
+    def of(whole: QuantizedCheckpoint, block: int) -> Damaged:
+        damaged = Damaged(whole.folder, whole._index)
+        damaged.block_hurt = block
+        return damaged
+
+    def linear(self, name: str) -> QuantizedTensor:
+        tensor = super().linear(name)
+        if not name.startswith(f"model.layers.{self.block_hurt}."):
+            return tensor
+        return replace(tensor, scales=(tensor.scales.float() * 1.05).half())
