@@ -16,7 +16,6 @@ from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 
-
 RTN = {"method": "rtn", "samples": 1, "length": 16}
 
 
