@@ -163,7 +163,9 @@ def _command(runner: Runner, call: Call, folder: str) -> tuple[list[str], dict[s
     template = (runner.prefill if call.phase == "prefill" else runner.decode) or runner.decode
     binary = f"{folder}/{runner.binary.name}" if runner.binary else runner.bundle
     model = f"{folder}/{call.model.name}" + (f"/{call.entry}" if call.entry else "")
-    values = {"folder": folder, "binary": binary, "model": model, **call.values}
+    values = {"folder": folder, "binary": binary, "model": model}
+    values["tokenizer"] = f"{folder}/{call.model.name}/tokenizer.model"
+    values |= call.values
     try:
         words = [word.format(**values) for word in shlex.split(template)]
         return words, {name: value.format(**values) for name, value in runner.environment.items()}

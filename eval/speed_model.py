@@ -104,12 +104,14 @@ def default_work(shape: Shape, bits: float, runtime_class: RuntimeClass, context
 
 @dataclass(frozen=True)
 class Soc:
-    """What the estimate knows of a chip; bandwidths in GB/s."""
+    """What the estimate knows of a chip; bandwidths in GB/s. `model` is its other name, e.g. "SM8650"."""
 
     name: str
     dram_gb_s: float
     neural_engine_gb_s: float | None
     note: str
+    model: str = ""
+    in_device_table: bool = False
 
     def bandwidth(self, runtime_class: RuntimeClass) -> float:
         """Bytes/s that the runtime class can reach at best."""
@@ -137,23 +139,29 @@ def socs() -> Mapping[str, Soc]:
             float(r["dram_gb_s"]),
             float(r["neural_engine_gb_s"]) if r["neural_engine_gb_s"] else None,
             r["note"],
+            r["model"],
+            bool(r["device_table"]),
         )
         for r in rows
     }
 
 
 def find_soc(name: str) -> Soc:
-    """A chip by name, case and spaces aside.
+    """A chip by name or model, case, spaces and hyphens aside.
 
     Raises:
         InputError: not in the table; the known ones are listed.
     """
-    wanted = "".join(name.lower().split())
+    wanted = _plain(name)
     for soc in socs().values():
-        if "".join(soc.name.lower().split()) == wanted:
+        if wanted in (_plain(soc.name), _plain(soc.model)):
             return soc
     known = ", ".join(socs())
     raise InputError(f"no memory bandwidth is known for {name!r}", fix=f"name one of: {known}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "").replace("-", "") or "?"
 
 
 def find_shape(name: str) -> Shape:

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.main import get_command
 
 from bluelm.errors import InputError
-from pipeline import device_commands
+from pipeline import device_commands, history_commands, speed_commands, sweep
 from pipeline import options as o
 from pipeline.errors import INTERRUPTED, crash, leave
 
@@ -172,7 +172,8 @@ def targets() -> None:
     leave(work)
 
 
-device_commands.register(app)
+for commands in (device_commands, speed_commands, history_commands, sweep):
+    commands.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

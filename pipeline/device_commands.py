@@ -19,26 +19,6 @@ if TYPE_CHECKING:
     from eval.speed_model import Interval, RuntimeClass, Shape, Soc, Work
     from targets.phone import Phone
 
-DEVICE_TABLE = (
-    "Snapdragon 8 Gen 1",
-    "Snapdragon 8 Gen 2",
-    "Snapdragon 8 Gen 3",
-    "Snapdragon 8 Elite",
-    "Snapdragon 8 Elite Gen 5",
-    "Dimensity 9200",
-    "Dimensity 9300",
-    "Dimensity 9400",
-    "Dimensity 9500",
-    "A16",
-    "A17 Pro",
-    "A18",
-    "A18 Pro",
-    "M1",
-    "M2",
-    "M3",
-    "M4",
-)
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
@@ -144,11 +124,13 @@ def show_estimates(
 ) -> int:
     """Print a line for every chip, model and width."""
     from eval.speed_model import BLUELM, default_work, find_shape, find_soc
+    from eval.speed_model import socs as known_socs
 
     chosen_bits = bits or (4, 8)
     if any(not 1 <= b <= 16 for b in chosen_bits):
         raise InputError(f"--bits {max(chosen_bits)} is no width of weights", fix="give 1 to 16")
-    chips = [find_soc(name) for name in socs or DEVICE_TABLE]
+    listed = [soc for soc in known_socs().values() if soc.in_device_table]
+    chips = [find_soc(name) for name in socs] if socs else listed
     head = ("chip", "model", "bits", "on", "GB a token", "decode tokens/s", "80 % interval")
     head = (*head, f"first of {prompt} s", "80 % interval")
     rows = []

@@ -1,0 +1,240 @@
+"""Speed of a finished run: `measure` on a connected phone, `count` its instructions under qemu."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bluelm.errors import BudgetError, InputError, UnavailableError
+from pipeline.errors import leave
+from pipeline.history_commands import HistoryFile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bluelm.progress import Progress
+    from eval.device_speed import Call, Protocol
+    from eval.measurement import Measurement
+    from eval.report import Report
+    from export.artifact import Artifact
+    from targets.phone import Bench, Phone
+    from targets.runners import Runner
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Device = Annotated[str, typer.Option("--device", help="Serial; see: bluelm-export devices.")]
+RunnerConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--runner-config",
+        help="YAML file with the paths of the runtime's own program, as targets/data/runners.yaml.",
+        show_default=False,
+    ),
+]
+AllowOtherSoc = Annotated[
+    bool,
+    typer.Option("--allow-other-soc", help="Measure on another chip than the target's; the report says so."),
+]
+CoolingLimit = Annotated[
+    float, typer.Option("--cooling-limit", min=0, help="Seconds to wait at most for the phone to cool down.")
+]
+Hottest = Annotated[
+    int, typer.Option("--hottest", min=0, max=6, help="Thermal status allowed: 0 none, 1 light ...")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(measure)
+    app.command()(count)
+
+
+def measure(
+    run: RunFolder,
+    device: Device,
+    runner_config: RunnerConfig = None,
+    repeats: Annotated[int, typer.Option(min=5, help="Repeats that count, behind one that warms up.")] = 5,
+    depth: Annotated[
+        list[int] | None, typer.Option(help="More tokens in the cache to decode behind.")
+    ] = None,
+    allow_other_soc: AllowOtherSoc = False,
+    hottest: Hottest = 0,
+    cooling_limit: CoolingLimit = 600,
+    history: HistoryFile = None,
+) -> None:
+    """Measure a finished run's speed on a phone, and hold its budget's speed limit against it.
+
+    Pushes the artifact, runs the runtime's own program there, reads what it says, cleans up. Every figure is
+    a median with its interval; a limit is held against the lower end.
+    """
+
+    def work() -> int:
+        from rich.console import Console
+
+        from eval.device_speed import Protocol
+        from pipeline.progress import show_progress
+
+        protocol = Protocol(repeats=repeats, hottest=hottest, cooling_limit_s=cooling_limit)
+        with show_progress(Console(stderr=True)) as progress:
+            figures = measure_run(
+                run, device, runner_config, depth or (), allow_other_soc, protocol, progress
+            )
+        return _judge(run, figures, history)
+
+    leave(work)
+
+
+def measure_run(
+    run: Path,
+    serial: str,
+    runner_config: Path | None,
+    depths: Sequence[int],
+    allow_other_soc: bool,
+    protocol: Protocol,
+    progress: Progress,
+) -> list[Measurement]:
+    """Figures of the run's artifact on the device; the runner's words are kept in the run's folder.
+
+    Raises:
+        UnavailableError: no such device, no runner, too hot, a crash: no figure. TargetError: another chip.
+    """
+    from eval import device_speed
+    from eval.report import Report
+    from targets.registry import find
+    from targets.runners import load_runner
+
+    report = Report.open(run)
+    artifact = phone_artifact(run, report)
+    runner = load_runner(artifact.format, runner_config)
+    phone, bench = open_device(serial, runner)
+    soc = find(report.target.split()[0], artifact.soc).soc
+    note = ""
+    if soc.dram_gb_s is not None:  # a target without a chip of its own runs on any
+        names = (soc.name, soc.id, *soc.aliases)
+        note = device_speed.check_chip(phone, names, allow_other=allow_other_soc)
+    device = f"{phone.model} {phone.serial}, {phone.soc}, {phone.system}"
+    with tempfile.TemporaryDirectory(prefix="bluelm-export-") as folder:
+        calls = make_calls(artifact, runner, Path(folder), depths)
+        notes = "; ".join(part for part in (note, device) if part)
+        logs = run / "device" / serial.replace(":", "_")
+        return device_speed.measure(
+            bench, runner, calls, logs, protocol=protocol, note=notes, progress=progress
+        )
+
+
+def phone_artifact(run: Path, report: Report, subjects: Sequence[str] = ("npu", "cpu")) -> Artifact:
+    """The first artifact of a run that is there of these; by default what goes onto the phone.
+
+    Raises:
+        InputError: it has none of them.
+    """
+    from export.artifact import Artifact
+
+    for subject in subjects:
+        if subject in report.artifacts:
+            return Artifact.open(run / report.artifacts[subject].folder)
+    raise InputError(f"this run has no artifact for {' or '.join(subjects)}", where=run, fix="run it again")
+
+
+def open_device(serial: str, runner: Runner) -> tuple[Phone, Bench]:
+    """The phone and a bench on it: an Apple device if the runner is an app, else over adb."""
+    from targets import devicectl
+    from targets.adb import Server
+    from targets.phone import AndroidBench, describe
+
+    if runner.bundle:
+        found = {phone.serial: phone for phone in devicectl.phones()}
+        if serial not in found:
+            known = ", ".join(found) or "none"
+            raise UnavailableError(f"no device {serial!r} is connected", fix=f"connected: {known}")
+        return found[serial], devicectl.AppleBench(serial, runner.bundle)
+    device = Server().device(serial)
+    return describe(device), AndroidBench(device)
+
+
+def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequence[int]) -> list[Call]:
+    """One call for prefill and one for decode at each depth.
+
+    onnxruntime_perf_test wants the graphs' inputs beside them: they are recorded here, behind real tokens.
+    Other runners take the artifact's folder and a prompt as long as the depth.
+    """
+    from eval.device_speed import Call
+
+    values = {"decode_tokens": "32"}
+    if runner.says != "onnxruntime_perf_test":
+        prompts = {0: artifact.chunk, **{depth: depth for depth in depths}}
+        return [
+            Call("decode", depth, 1, artifact.folder, values={**values, "prompt": "a " * length})
+            for depth, length in prompts.items()
+        ]
+    from targets.step_feeds import perf_test_folder, record
+
+    calls = []
+    for depth in (0, *depths):
+        feeds, _ = record(artifact, depth)
+        for graph in ("prefill", "decode") if depth == 0 else ("decode",):
+            place = perf_test_folder(artifact, graph, feeds[graph], folder / f"{graph}-{depth}")
+            tokens = artifact.chunk if graph == "prefill" else 1
+            calls.append(Call(graph, depth, tokens, place, artifact.path(graph).name, values))
+    return calls
+
+
+def _judge(run: Path, figures: Sequence[Measurement], history: Path | None) -> int:
+    """Print the figures, append them to the history, hold the run's own speed limit against them."""
+    from eval.budget import Budget, judge
+    from eval.history import History, Run
+    from eval.report import Report
+
+    report = Report.open(run)
+    for m in figures:
+        print(f"{m.name}: {m.value:,.5g} {m.unit} ({m.note})")
+    limit = Budget.model_validate(report.budget).min_decode_tokens_per_s
+    passed = True
+    if limit is not None:
+        verdict = judge(Budget(min_decode_tokens_per_s=limit), figures, ())
+        passed = verdict.passed
+        for check in verdict.checks:
+            print(f"{'ok  ' if check.passed else 'FAIL'} {check}")
+    facts = {"configuration": report.configuration, "versions": report.versions}
+    number = History(history).append(Run(report.title, report.target, passed, tuple(figures), facts))
+    print(f"run {number} of the history")
+    return 0 if passed else BudgetError.exit_code
+
+
+def count(
+    run: RunFolder,
+    depth: Annotated[int, typer.Option(min=0, help="Tokens in the cache at decode. 0: one chunk.")] = 0,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="How many more instructions than the accepted run's pass, as a share."),
+    ] = 0.005,
+    history: HistoryFile = None,
+) -> None:
+    """Count the CPU artifact's instructions a token under qemu; compare with the last accepted run.
+
+    A regression gate that no noise disturbs: exit code 3 if either count grew by more than the tolerance.
+    """
+
+    def work() -> int:
+        from eval.emulated import gate
+        from eval.history import History
+        from eval.report import Report
+        from targets import qemu_count
+
+        report = Report.open(run)
+        artifact = phone_artifact(run, report, ("cpu",))
+        counts = qemu_count.count(artifact, depth)
+        title = f"{report.title} (instructions)"
+        compared, passed = gate(title, report.target, counts, History(history), tolerance)
+        for line in compared:
+            print(f"{'ok  ' if line.passed else 'FAIL'} {line}")
+        print(f"counted by {counts.tools}; logits within {counts.relative_error:.1e} of this machine's")
+        if not passed:
+            again = shlex.join(["bluelm-export", "history", "--title", title])
+            print(f"if that is wanted, accept the run: {again}, then --accept NUMBER")
+        return 0 if passed else BudgetError.exit_code
+
+    leave(work)
