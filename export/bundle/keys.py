@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +153,12 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"the file cannot be read: {error.strerror}", where=path) from error
+
+
+def development_path() -> Path:
+    """Where this machine's development key lies."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "bluelm-export" / "development-key.pem"
 
 
 def development_key(path: Path) -> SigningKey:

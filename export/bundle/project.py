@@ -8,6 +8,7 @@ A name with `__engine_X__` is taken for engine X alone. Runtimes and their versi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field
 
-from bluelm.errors import TargetError
+from bluelm.errors import InputError, TargetError
 from export.bundle.manifest import BundleManifest
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,6 +52,8 @@ class RuntimeFacts(BaseModel):
         engine: name of the Kotlin or Swift engine template.
         android: libraries from Maven; empty where the runtime does not exist on Android.
         min_sdk, min_ios: oldest systems that the libraries take.
+        pins: producers whose version a phone's runtime must have.
+        implies: further versions that a producer's version brings.
         repeatable: None, or why a vendor's compiler gives other bytes at each call.
     """
 
@@ -64,6 +67,7 @@ class RuntimeFacts(BaseModel):
     min_ios: str = "16.0"
     licence: str
     pins: tuple[str, ...] = ()
+    implies: dict[str, dict[str, str]] = {}
     repeatable: str | None = None
 
 
@@ -71,6 +75,14 @@ class RuntimeFacts(BaseModel):
 def runtimes() -> dict[str, RuntimeFacts]:
     """The table of runtimes."""
     return {name: RuntimeFacts(**facts) for name, facts in yaml.safe_load(_TABLE.read_text("utf-8")).items()}
+
+
+def pinned(facts: RuntimeFacts, versions: Mapping[str, str]) -> dict[str, str]:
+    """The versions, of those that made the artifact, that a phone's runtime must have."""
+    known = {name: version.partition("+")[0] for name, version in versions.items()}
+    for name, version in list(known.items()):
+        known |= facts.implies.get(f"{name} {version}", {})
+    return {name: known[name] for name in facts.pins if known.get(name, "not installed") != "not installed"}
 
 
 def runtime_of(artifact_format: str) -> tuple[str, RuntimeFacts]:
@@ -138,9 +150,16 @@ def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
         "engine": facts.engine,
         "min_sdk": facts.min_sdk,
         "min_ios": manifest.requirements.min_os,
-        "dependencies": [f"{lib.maven}:{versions.get(lib.version_of, '+')}" for lib in facts.android],
+        "dependencies": [f"{lib.maven}:{_version(lib.version_of, versions)}" for lib in facts.android],
         "swift": package,
-        "swift_branch": package.branch.format(version=versions.get(package.version_of, ""))
+        "swift_branch": package.branch.format(version=_version(package.version_of, versions))
         if package
         else "",
     }
+
+
+def _version(name: str, versions: Mapping[str, str]) -> str:
+    if name not in versions:
+        fix = "make the run again with this version of bluelm-export"
+        raise InputError(f"the artifact does not say which version of {name} made it", fix=fix)
+    return versions[name]

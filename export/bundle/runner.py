@@ -60,6 +60,11 @@ def tools() -> tuple[str, str]:
     return clang, linker
 
 
+def present() -> bool:
+    """Whether our own runner can be built here."""
+    return _tool("clang") is not None and _tool("ld64.lld") is not None
+
+
 def build(min_os: str) -> Runner:
     """Compile and link our own runner for arm64 iOS.
 
