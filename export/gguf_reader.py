@@ -1,0 +1,80 @@
+"""Reading a GGUF file back with gguf-py, the format's own reader: as codes and scales, or as float
+weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError
+from compress.quantized import QuantizedTensor
+from export.gguf_file import BLOCK, LOCAL_NAMES, Q4, Q8
+
+
+class GgufWeights:
+    """A `Weights` of the numbers that gguf-py reads from the file; rows of q and k back in halves."""
+
+    def __init__(self, path: Path, config: ModelConfig) -> None:
+        self._config = config
+        try:
+            reader = gguf.GGUFReader(path)
+        except (ValueError, OSError, IndexError) as error:
+            raise InputError(f"not a GGUF file: {error}", where=path, fix="export it again") from None
+        self.fields = reader.fields
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._config
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for local, short in LOCAL_NAMES.items():
+            for kind in ("weight", "bias"):
+                name = f"blk.{index}.{short}.{kind}"
+                if name in self._tensors:
+                    found[f"{local}.{kind}"] = self._in_halves(self._floats(name), short)
+        return found
+
+    def embedding(self) -> Tensor:
+        return self._floats("token_embd.weight")
+
+    def final_norm(self) -> Tensor:
+        return self._floats("output_norm.weight")
+
+    def head(self) -> Tensor:
+        return self._floats("output.weight")
+
+    def quantized(self, name: str) -> QuantizedTensor:
+        """Codes and scales of a tensor as they lie in the file, blocks of 32."""
+        tensor = self._tensors[name]
+        columns, rows = (int(size) for size in tensor.shape)  # GGUF names the inner size first
+        blocks = np.asarray(tensor.data).view(np.uint8).reshape(rows, columns // BLOCK, -1)
+        scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]  # [out, blocks]
+        body = blocks[..., 2:]
+        if tensor.tensor_type == Q4:
+            codes, bits = np.concatenate([body & 15, body >> 4], axis=-1), 4
+        else:
+            assert tensor.tensor_type == Q8, tensor.tensor_type
+            codes, bits = body ^ 128, 8
+        zeros = torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.uint8)
+        flat = torch.from_numpy(codes.reshape(rows, columns).copy())
+        return QuantizedTensor(flat, torch.from_numpy(scales.copy()), zeros, bits, BLOCK)
+
+    def _floats(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        values = gguf.quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
+        return torch.from_numpy(np.array(values, np.float32))
+
+    def _in_halves(self, rows: Tensor, short: str) -> Tensor:
+        """The inverse of `export.gguf_file.interleaved`, for q and k of a Llama."""
+        heads = {"attn_q": self._config.num_heads, "attn_k": self._config.num_kv_heads}.get(short)
+        if heads is None or self._config.qkv_bias:
+            return rows
+        split = rows.view(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+        return split.transpose(1, 2).reshape(rows.shape)
