@@ -97,13 +97,21 @@ class Check:
         """One line: figure, limit, and by how much."""
         title = f"{self.name} ({self.subject})"
         bound = "at most" if self.name.startswith("max_") else "at least"
-        asked = f"{bound} {self.limit:,.6g} {self.unit}".rstrip()
+        asked = f"{bound} {_quantity(self.limit, self.unit)}"
         if self.value is None or self.margin is None:
             return f"{title}: {self.note}; the budget asks for {asked}"
         relative = abs(self.margin) / self.limit if self.limit else math.inf
         side = "within" if self.passed else "beyond"
-        text = f"{title}: {self.value:,.6g}, {asked}: {side} by {abs(self.margin):,.4g} ({relative:.2%})"
+        found, distance = _quantity(self.value, self.unit), _quantity(abs(self.margin), self.unit)
+        text = f"{title}: {found}, {asked}: {side} by {distance} ({relative:.2%})"
         return f"{text}; {self.note}" if self.note else text
+
+
+def _quantity(value: float, unit: str) -> str:
+    """Four digits and the unit; bytes in MB."""
+    if unit == "bytes":
+        return f"{value / 1e6:,.1f} MB"
+    return f"{value:,.4g} {unit}".rstrip()
 
 
 @dataclass(frozen=True)

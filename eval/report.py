@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +35,23 @@ SUBJECTS = {
     "cpu": "CPU artifact",
     "reference": "float32 model",
 }  # columns of the table
+
+PLACES = {"host": ", this machine", "soc": ", phone", "run": ", this run", "files": ""}
+LABELS = {
+    "mean_kl": "mean KL",
+    "p99_kl": "KL, 99th percentile",
+    "top1_agreement": "top-1 agreement",
+    "tokens_judged": "tokens judged",
+    "prefill_decode_kl": "KL of decode to prefill",
+    "prefill_decode_max_difference": "largest difference of decode",
+    "prefill_tokens_per_s": "prefill",
+    "decode_tokens_per_s": "decode",
+    "first_token_s": "first token",
+    "memory_bytes": "memory",
+    "artifact_bytes": "artifact, all files",
+    "peak_memory_bytes": "peak memory",
+    "speed_peak_memory_bytes": "peak memory while measuring",
+}
 
 
 class Stage(BaseModel):
@@ -114,12 +132,13 @@ def show(report: Report, console: Console) -> None:
     show_verdict(report.title, Verdict(report.checks), console)
     for warning in report.warnings:
         console.print(f"[yellow]warning[/] {escape(warning)}")
+    console.print()
     console.print(_accuracy_table(report.measurements))
     console.print(_figures_table(report.measurements))
 
 
 def show_verdict(title: str, verdict: Verdict, console: Console) -> None:
-    """Print whether the budget holds, and each limit that failed or, if none did, each that held."""
+    """Print whether the budget holds, and every limit with its figure."""
     word = "[bold green]PASSED[/]" if verdict.passed else "[bold red]FAILED[/]"
     console.print(f"\n{word}  {escape(title)}", highlight=False)
     for check in verdict.checks:
@@ -137,31 +156,45 @@ def _accuracy_table(measurements: Sequence[Measurement]) -> Table:
         table.add_column(SUBJECTS[subject], justify="right")
     for name in dict.fromkeys(m.name for m in shown):
         row = {m.subject: m for m in shown if m.name == name}
-        unit = next(iter(row.values())).unit
         cells = [format_value(row[s]) if s in row else "" for s in subjects]
-        table.add_row(f"{_words(name)} {f'[dim]{unit}[/]' if unit else ''}", *cells)
+        table.add_row(_label(next(iter(row.values()))), *cells)
     return table
 
 
 def _figures_table(measurements: Sequence[Measurement]) -> Table:
-    """Speed, size and memory: one row a figure, with how it was got."""
+    """Speed, size and memory: one row a figure, with how it was got; the notes are in report.json."""
     table = Table(title="Speed, size and memory", title_justify="left")
-    for heading in ("figure", "of", "value", "unit", "how", "note"):
-        table.add_column(heading, justify="right" if heading == "value" else "left")
+    for heading in ("figure", "value", "interval", "how"):
+        table.add_column(heading, justify="left" if heading in ("figure", "how") else "right")
     for m in measurements:
         if m.subject not in SUBJECTS:
             how = m.how if m.how == "measured" else f"[yellow]{m.how}[/]"
-            table.add_row(_words(m.name), m.subject, format_value(m), m.unit, how, escape(m.note))
+            noisy = ", noisy" if "noisy" in m.note else ""
+            interval = "" if m.low is None or m.high is None else f"{_number(m.low)} to {_number(m.high)}"
+            table.add_row(
+                f"{_label(m)}{PLACES.get(m.subject, '')}", format_value(m), interval, f"{how}{noisy}"
+            )
     return table
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _label(m: Measurement) -> str:
+    """What a figure is called in a table, with its unit where the name does not say it."""
+    label = LABELS.get(m.name) or m.name.replace("_", " ")
+    unit = "" if m.unit in ("", "bytes") or m.unit in label else f" [dim]{m.unit}[/]"
+    return f"{label}{unit}"
 
 
 def format_value(m: Measurement) -> str:
-    """Value and error as a reader wants them: bytes in MB, the rest to four digits."""
+    """Value and error: bytes in MB, an error to two digits, the value as far as its error."""
     if m.unit == "bytes":
-        return f"{m.value / 1e6:,.1f} M"
-    value = f"{m.value:,.0f}" if m.value >= 10_000 or float(m.value).is_integer() else f"{m.value:,.4g}"
-    return value if m.error is None else f"{value} ± {m.error:.2g}"
+        return f"{m.value / 1e6:,.1f} MB"
+    if m.error is None or m.low is not None or not math.isfinite(m.error) or m.error == 0:
+        return _number(m.value)
+    digits = max(0, 1 - math.floor(math.log10(m.error)))
+    return f"{m.value:,.{digits}f} ± {m.error:,.{digits}f}"
+
+
+def _number(value: float) -> str:
+    if value >= 1000 or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:,.3g}"

@@ -11,7 +11,7 @@ from bluelm.files import demo_checkpoint
 from bluelm.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
 from compress.recipe import Recipe
-from eval import heldout
+from eval import estimate, heldout
 from eval.budget import DEFAULT_BUDGET, Budget
 from eval.heldout import HeldOut
 from targets.registry import find
@@ -69,7 +69,7 @@ def make_plan(request: Request) -> Plan:
         InputError: anything that cannot be used. TargetError: the target cannot hold this model.
     """
     target = find(request.target, request.soc, request.runtime)
-    budget = Budget.from_file(request.budget or DEFAULT_BUDGET)
+    budget = Budget.from_file(request.budget) if request.budget else default_budget(target)
     checkpoint = Checkpoint.open(_model_folder(request.model))
     tokenizer = checkpoint.tokenizer()
     recipe, context = request.recipe, request.context
@@ -83,10 +83,18 @@ def make_plan(request: Request) -> Plan:
     target.check(checkpoint.config, recipe, context=context, chunk=min(CHUNK, context))
     samples = load_samples(request.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
     held_out = heldout.load(request.eval_texts, tokenizer, length=min(heldout.LENGTH, context))
-    name = request.name or f"{model_name(request.model)}-{_slug(recipe)}-{target.soc.id}"
+    name = request.name or f"{model_name(request.model)}-{_slug(recipe)}-{target.soc.id.lower()}"
     if Path(name).name != name:
         raise InputError(f"--name {name!r} is not the name of a folder", fix="give the place with --out")
     return Plan(request, target, checkpoint, tokenizer, samples, held_out, budget, folder=request.out / name)
+
+
+def default_budget(target: Target) -> Budget:
+    """The bundled budget, without a speed on the chip where the target names none whose speed is known."""
+    budget = Budget.from_file(DEFAULT_BUDGET)
+    if estimate.chip(target.soc.name) is None:
+        return budget.model_copy(update={"min_decode_tokens_per_s": None})
+    return budget
 
 
 def model_name(model: Path | None) -> str:

@@ -21,8 +21,7 @@ from eval.memory import PeakMemory
 from eval.report import Built, Report, show, tool_versions
 from export import onnx_cpu
 from export.artifact import Artifact
-from export.calibrate import calibrate
-from export.ranges import Ranges
+from export.ranges import Ranges, calibrate
 from pipeline import judging, layout
 from pipeline.judging import Subject
 from pipeline.plan import CHUNK, Plan, Request, make_plan
@@ -30,7 +29,7 @@ from pipeline.progress import show_progress
 from pipeline.stages import Stages, run_folder
 
 log = logging.getLogger("bluelm_export")
-RANGE_WINDOWS = 64  # calibration windows that activation ranges are taken from
+RANGE_WINDOWS = 32  # calibration windows that activation ranges are taken from
 
 
 def run(request: Request, *, dry_run: bool, output: Console, messages: Console) -> int:
@@ -150,7 +149,7 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
 
     def watch(folder: Path) -> None:
         folder.mkdir()
-        calibrate(quantized, tokens, quantized.digest(), progress).save(folder / "ranges.json")
+        calibrate(quantized, tokens, progress).save(folder / "ranges.json")
 
     ranges = None
     if plan.target.needs_ranges:

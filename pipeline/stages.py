@@ -18,6 +18,7 @@ from bluelm.files import write_text
 from eval.report import Stage
 
 RECORDS = ".stages"
+PARTIAL = ".partial"
 log = logging.getLogger("bluelm_export")
 
 
@@ -50,7 +51,8 @@ class Stages:
         Args:
             name: of the stage and its folder.
             inputs: all that decides the result.
-            work: writes the folder that it is given, which does not exist yet.
+            work: writes the folder that it is given, which does not exist yet. It may keep what a broken-off
+                run can go on from in `<folder>.partial`; what other input left there is removed first.
 
         Returns:
             the stage's folder.
@@ -61,7 +63,10 @@ class Stages:
             self.done.append(Stage(name=name, seconds=0, reused=True))
             return folder
         started = time.monotonic()
-        record = self._record(name)
+        record, begun = self._record(name), self.folder / RECORDS / f"{name}.begun"
+        if not begun.is_file() or begun.read_text() != fingerprint(inputs):
+            shutil.rmtree(folder.with_name(f"{name}{PARTIAL}"), ignore_errors=True)
+        write_text(begun, fingerprint(inputs))
         record.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         work(folder)
@@ -99,8 +104,9 @@ def run_folder(folder: Path) -> Iterator[Path]:
                 fix = "wait for it to end, or give another --name"
                 raise InputError("another run is writing into this folder", where=folder, fix=fix) from error
             yield folder
-    except (ExportError, KeyboardInterrupt):
-        if made and not _holds_results(folder):
+    except (ExportError, KeyboardInterrupt) as error:
+        resumable = not isinstance(error, ExportError)
+        if made and not _holds_results(folder, resumable):
             shutil.rmtree(folder)
             for parent in made[1:]:
                 if not any(parent.iterdir()):
@@ -108,8 +114,7 @@ def run_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _holds_results(folder: Path) -> bool:
-    """Whether anything but our own bookkeeping was written."""
-    return any(p.name not in (RECORDS, "log.txt") for p in folder.iterdir()) or any(
-        p.suffix == ".json" for p in (folder / RECORDS).iterdir()
-    )
+def _holds_results(folder: Path, resumable: bool) -> bool:
+    """Whether a stage is finished or, if the run can be resumed, begun in earnest."""
+    begun = resumable and any(p.suffix == PARTIAL for p in folder.iterdir())
+    return begun or any(p.suffix == ".json" for p in (folder / RECORDS).iterdir())

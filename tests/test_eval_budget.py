@@ -51,7 +51,8 @@ def test_each_limit_passes_fails_and_is_not_measured(key: str) -> None:
     assert failed
     assert all(f.value == value and f.limit == breaks and f.name == key for f in failed)
     assert all(f.margin == pytest.approx(-abs(value - breaks)) for f in failed)
-    assert f"beyond by {abs(value - breaks):,.4g}" in str(failed[0])
+    distance = f"{abs(value - breaks) / 1e6:.1f} MB" if "bytes" in key else f"{abs(value - breaks):,.4g}"
+    assert f"beyond by {distance}" in str(failed[0])
 
     missing = failures(Budget.model_validate({key: holds}), [m for m in GOOD if m.name != figure])
     assert missing
