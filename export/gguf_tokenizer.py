@@ -22,8 +22,8 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) ->
     """
     path = folder / "tokenizer.model"
     if not path.exists():
-        raise TargetError("GGUF export knows SentencePiece tokenizers alone", where=folder, fix="use
-        onnx-cpu")
+        fix = "use the runtime onnx-cpu"
+        raise TargetError("GGUF export knows SentencePiece tokenizers alone", where=folder, fix=fix)
     model = SentencePieceProcessor(model_file=str(path))
     tokenizer = Tokenizer.from_folder(folder)
     pieces: list[bytes] = []
