@@ -88,7 +88,7 @@ def find_artifact(run: Path) -> Artifact:
         str(a.get("format")) for a in report.details.get("artifacts", {}).values() if isinstance(a, dict)
     ]
     for name in (layout.COMPILED, *lowered, layout.ONNX_CPU):
-        if (run / name / MANIFEST).is_file():
+        if re.fullmatch("[a-z0-9-]+", name) and (run / name / MANIFEST).is_file():
             return Artifact.open(run / name)
     raise InputError("the run holds no artifact", where=run, fix="run bluelm-export again")
 

@@ -1,0 +1,70 @@
+"""The last check of a bundle: the artifact inside loads on its runtime and answers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from bluelm.errors import InputError, UnavailableError
+from bluelm.tokenizer import Message, Tokenizer
+from export.artifact import MANIFEST, Artifact
+from export.bundle import folder as folders
+from export.bundle.build import Verified
+from targets.runtime import Place, open_runtime
+
+QUESTION = "你好"
+TOKENS = 8
+# Where each format runs on this machine; the rest runs on phones alone.
+PLACES: dict[str, Place] = {
+    "onnx-cpu": "cpu",
+    "onnx-npu": "cpu",
+    "coreml": "interpreter",
+    "executorch": "cpu",
+    "litert": "cpu",
+}
+
+
+def answer(verified: Verified) -> str | None:
+    """Unpack the artifact, load it, let it answer greedily.
+
+    Returns:
+        The answer; None when its runtime does not exist on this machine.
+
+    Raises:
+        InputError: the artifact does not load, or its logits are not finite.
+    """
+    sources = {
+        path.removeprefix("artifact/"): source
+        for path, source in verified.sources.items()
+        if path.startswith("artifact/")
+    }
+    if MANIFEST not in sources:
+        raise InputError(f"the bundle holds no artifact/{MANIFEST}")
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        folders.extract(sources, place)
+        artifact = Artifact.open(place)
+        artifact.verify()
+        if artifact.format not in PLACES:
+            return None
+        return _generate(place, PLACES[artifact.format])
+
+
+def _generate(folder: Path, on: Place) -> str | None:
+    tokenizer = Tokenizer.from_folder(folder)
+    try:
+        runtime = open_runtime(folder, on)
+    except (UnavailableError, ModuleNotFoundError):
+        return None
+    with runtime:
+        prompt = tokenizer.chat([Message("user", QUESTION)])
+        logits = runtime.prefill(prompt)[-1]
+        tokens: list[int] = []
+        for _ in range(TOKENS):
+            if not np.isfinite(logits).all():
+                raise InputError("the artifact answers with numbers that are not finite", where=runtime.name)
+            tokens.append(int(logits.argmax()))
+            logits = runtime.decode(tokens[-1])
+    return tokenizer.decode(tokens)

@@ -1,0 +1,322 @@
+"""Commands on where a model comes from and what leaves the tool: fetch, manifest, verify, bundle, install."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from bluelm.errors import InputError, TargetError, UnavailableError
+from pipeline.errors import leave
+from pipeline.progress import show_progress
+
+if TYPE_CHECKING:
+    from bluelm.signature import Trust
+
+
+class BundleFormat(StrEnum):
+    APK = "apk"
+    IPA = "ipa"
+    XCODE = "xcode"
+    GRADLE = "gradle"
+    FOLDER = "folder"
+
+
+class HubName(StrEnum):
+    HUGGINGFACE = "huggingface"
+    MODELSCOPE = "modelscope"
+
+
+PublicKey = Annotated[Path | None, typer.Option(help="PEM public key of who signed.", show_default=False)]
+Chain = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--certificate-chain", help="PEM certificates of the authority to trust.", show_default=False
+    ),
+]
+SignatureFile = Annotated[
+    Path | None, typer.Option(help="A model-signing signature of the folder.", show_default=False)
+]
+ManifestFile = Annotated[
+    Path | None, typer.Option("--manifest", help="A pinned manifest of the folder.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    for command in (fetch, manifest, verify, bundle, install):
+        app.command()(command)
+
+
+def trust_of(public_key: Path | None, chain: list[Path] | None) -> Trust | None:
+    """Whom to believe, if anybody is named."""
+    from bluelm.signature import Trust
+
+    return Trust(public_key, tuple(chain or ())) if public_key or chain else None
+
+
+def _say(text: str) -> None:
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def fetch(
+    repo: Annotated[str, typer.Argument(help="e.g. vivo-ai/BlueLM-7B-Chat")],
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit. Default: the hub's main branch.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: checkpoints/<name>.", show_default=False)] = None,
+    hub: Annotated[HubName, typer.Option(help="Whose digests count.")] = HubName.HUGGINGFACE,
+    mirror: Annotated[
+        str | None, typer.Option(help="Take the bytes from this address.", show_default=False)
+    ] = None,
+    pinned: ManifestFile = None,
+) -> None:
+    """Fetch a checkpoint; every file is checked against the hub's digests. Interrupted, the same call goes
+    on.
+    """
+
+    def work() -> int:
+        from bluelm.fetch import HUBS
+        from bluelm.fetch import fetch as get
+        from bluelm.manifest import FolderManifest
+        from pipeline.provenance import PINNED
+
+        target = out or Path("checkpoints") / repo.rpartition("/")[2]
+        server = HUBS[hub](None)
+        other = HUBS[hub](mirror) if mirror else None
+        wanted = revision or {"huggingface": "main", "modelscope": "master"}[hub]
+        known = FolderManifest.open(pinned) if pinned else None
+        with show_progress(Console(stderr=True)) as progress:
+            found = get(repo, target, wanted, server, other, known, progress)
+        found.save(target / PINNED)
+        _say(f"{target}: {len(found.files)} files, every one as the hub says. Manifest {found.digest()}")
+        return 0
+
+    leave(work)
+
+
+def manifest(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's folder.")],
+    out: Annotated[Path | None, typer.Option(help="Default: standard output.", show_default=False)] = None,
+) -> None:
+    """Write down size and SHA-256 of every file of a folder, for `verify --manifest`."""
+
+    def work() -> int:
+        from bluelm.manifest import FolderManifest
+        from bluelm.safety import check_folder
+
+        check_folder(checkpoint)
+        found = FolderManifest.of(checkpoint)
+        if out is None:
+            print(found.model_dump_json(indent=1, exclude_none=True))
+            return 0
+        if out.resolve().is_relative_to(checkpoint.resolve()):
+            raise InputError("the manifest would lie in the folder that it describes", where=out)
+        found.save(out)
+        _say(f"{out}: {len(found.files)} files, digest {found.digest()}")
+        return 0
+
+    leave(work)
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A checkpoint's folder, or a bundle: .apk, .ipa or folder.")],
+    pinned: ManifestFile = None,
+    signature: SignatureFile = None,
+    public_key: PublicKey = None,
+    chain: Chain = None,
+    certificate: Annotated[
+        str | None, typer.Option(help="SHA-256 that the bundle's certificate must have.", show_default=False)
+    ] = None,
+    load: Annotated[bool, typer.Option(help="Load a bundle's artifact and let it answer.")] = True,
+) -> None:
+    """Check a checkpoint against a manifest or a signature; or everything about a bundle."""
+
+    def work() -> int:
+        if pinned is None and signature is None and public_key is None and not chain:
+            return _verify_bundle(path, certificate, load)
+        return _verify_checkpoint(path, pinned, signature, trust_of(public_key, chain))
+
+    leave(work)
+
+
+def _verify_checkpoint(path: Path, pinned: Path | None, signature: Path | None, trust: Trust | None) -> int:
+    from bluelm.manifest import FolderManifest, verify_folder
+    from bluelm.safety import check_folder
+    from bluelm.signature import verify_folder as verify_signature
+    from pipeline.provenance import PINNED, SIGNATURE
+
+    check_folder(path)
+    if pinned is not None:
+        expected = FolderManifest.open(pinned)
+        own = {PINNED, SIGNATURE} - set(expected.files)
+        verify_folder(path, expected, ignore=frozenset(own))
+        _say(f"{path}: {len(expected.files)} files, every one as {pinned} says")
+    if trust is not None:
+        file = signature or path / SIGNATURE
+        if not file.is_file():
+            raise InputError("there is no signature", where=file, fix="name it with --signature")
+        found = verify_signature(path, file, trust)
+        _say(f"{path}: {len(found.files)} files, every one as signed in {file}")
+    elif signature is not None:
+        fix = "add --public-key FILE or --certificate-chain FILE"
+        raise InputError("a signature alone says nothing: whom do you trust?", where=signature, fix=fix)
+    return 0
+
+
+def _verify_bundle(path: Path, certificate: str | None, load: bool) -> int:
+    from export.bundle import build
+    from pipeline.bundle_check import answer
+
+    found = build.verify(path)
+    about = found.manifest
+    signers = {about.signing.certificate_sha256, about.signing.package_certificate_sha256}
+    if certificate and certificate.lower().replace(":", "") not in signers:
+        raise InputError(
+            f"signed by {about.signing.certificate_sha256}, not by {certificate}",
+            where=path,
+            fix="ask whoever gave you the bundle",
+        )
+    _say(
+        f"{path}: {about.format} of {about.model.name} for {about.target}, {len(about.files)} files as signed"
+    )
+    _say(f"  signer {about.signing.subject}, certificate SHA-256 {about.signing.certificate_sha256}")
+    for note in found.notes:
+        _say(f"  note: {note}")
+    if load:
+        said = answer(found)
+        if said is None:
+            _say(f"  the artifact was not run: {about.runtime.name} executes it on {about.target} alone")
+        else:
+            _say(f"  the artifact loads and answers: {said!r}")
+    return 0
+
+
+def bundle(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    format_: Annotated[
+        BundleFormat | None,
+        typer.Option("--format", help="Default: apk for Android, ipa or xcode for iOS.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Name without suffix. Default: <run>/bundle/<name>.", show_default=False),
+    ] = None,
+    allow_failed: Annotated[
+        bool,
+        typer.Option("--allow-failed", help="Also of a run that failed its budget; the manifest says so."),
+    ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="PKCS#12 or PEM. Default: this machine's development key.", show_default=False),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="PEM certificate, where the key's file has none.", show_default=False)
+    ] = None,
+    model_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Elliptic curve key of the model signature, where --key is RSA.", show_default=False
+        ),
+    ] = None,
+    package: Annotated[
+        str | None, typer.Option(help="Application id, e.g. com.example.chat", show_default=False)
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Name under the icon.", show_default=False)] = None,
+    version_code: Annotated[int, typer.Option(min=1, max=2_100_000_000, help="Rises with each release.")] = 1,
+    version_name: Annotated[str, typer.Option(help="What users see.")] = "1.0",
+    weights_licence: Annotated[
+        str | None, typer.Option(help="Licence of the weights.", show_default=False)
+    ] = None,
+    runner: Annotated[
+        Path | None, typer.Option(help="Your own .app folder for an IPA.", show_default=False)
+    ] = None,
+    build: Annotated[bool, typer.Option("--build", help="Call xcodebuild on the project (macOS).")] = False,
+) -> None:
+    """Pack a finished run into something to install, signed. The key's password is read from
+    BLUELM_KEY_PASSWORD.
+    """
+
+    def work() -> int:
+        from pipeline.bundling import Choice
+        from pipeline.bundling import bundle as make
+
+        choice = Choice(
+            format=None if format_ is None else format_.value,
+            out=out,
+            allow_failed=allow_failed,
+            key=key,
+            password=os.environ.get("BLUELM_KEY_PASSWORD"),
+            certificate=certificate,
+            model_key=model_key,
+            package=package,
+            label=label,
+            version_code=version_code,
+            version_name=version_name,
+            weights_licence=weights_licence,
+            runner=runner,
+        )
+        with show_progress(Console(stderr=True)) as progress:
+            made = make(run, choice, progress)
+        _tell(made)
+        if build or (made.name.endswith("-xcode") and platform.system() == "Darwin"):
+            xcodebuild(made)
+        return 0
+
+    leave(work)
+
+
+def _tell(made: Path) -> None:
+    from export.bundle import ipa
+
+    _say(f"{made}")
+    _say(f"Check it: bluelm-export verify {made}")
+    if made.suffix == ".ipa":
+        _say(f"note: {ipa.NOTE}")
+
+
+def xcodebuild(project: Path) -> None:
+    """Build an Xcode project without signing.
+
+    Raises:
+        UnavailableError: not macOS, or no Xcode. TargetError: the build failed.
+    """
+    if shutil.which("xcodebuild") is None:
+        fix = "on a Mac with Xcode: open the project there"
+        raise UnavailableError("xcodebuild is not here", where=project, fix=fix)
+    command = ["xcodebuild", "-project", "BlueLMChat.xcodeproj", "-scheme", "BlueLMChat"]
+    command += ["-destination", "generic/platform=iOS", "-derivedDataPath", "../build", "build"]
+    done = subprocess.run(
+        [*command, "CODE_SIGNING_ALLOWED=NO"], cwd=project, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise TargetError(f"xcodebuild failed:\n{done.stdout[-2000:]}", where=project)
+
+
+def install(
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="An .apk, its folder of splits, or an .ipa.")
+    ],
+    serial: Annotated[str | None, typer.Option(help="Of the phone.", show_default=False)] = None,
+) -> None:
+    """Install a bundle on a phone that it was made for; another is refused with the reason (exit code 4)."""
+
+    def work() -> int:
+        from export.bundle import build
+        from pipeline.install import install as put
+
+        found = build.verify(path)
+        with show_progress(Console(stderr=True)) as progress:
+            chosen = put(path, found.manifest, serial, progress)
+        _say(f"installed {found.manifest.application.id} on {chosen}")
+        return 0
+
+    leave(work)

@@ -1,0 +1,161 @@
+"""Put a bundle on a phone, after checking that the phone is one that it was made for."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from bluelm.errors import InputError, TargetError, UnavailableError
+from bluelm.progress import Progress, Silent
+from export.bundle.manifest import BundleManifest, Requirements
+from export.bundle.zip32 import read_zip
+from targets import devicectl, phone
+from targets.adb import Device, Server
+from targets.phone import Phone
+
+REMOTE = "/data/local/tmp/bluelm-export"
+_NEEDS = {"onnxruntime-qnn": ("QNN", "FastRPC")}  # any of these libraries of the system
+
+
+def objections(manifest: BundleManifest, found: Phone) -> list[str]:
+    """Why a phone cannot run a bundle: chip, system, memory, runtime; empty when it can."""
+    needs = manifest.requirements
+    out: list[str] = []
+    if needs.soc and not _same_chip(needs, found.soc):
+        out.append(f"made for {needs.soc}, its chip is {found.soc or 'unknown'}")
+    system = _version(found.system)
+    if system is None or system < _numbers(needs.min_os):
+        name = "Android API" if needs.os == "android" else "iOS"
+        out.append(f"needs {name} {needs.min_os} or newer, it has {found.system or 'an unknown system'}")
+    if found.memory is None or found.memory < needs.min_ram_bytes:
+        has = "an unknown amount" if found.memory is None else f"{found.memory / 2**30:.1f} GiB"
+        out.append(f"needs {needs.min_ram_bytes / 2**30:.1f} GiB of memory, it has {has}")
+    libraries = _NEEDS.get(manifest.runtime.name, ())
+    if libraries and not set(libraries) & set(found.runtimes):
+        out.append(
+            f"needs {' or '.join(libraries)} in the system, it has {', '.join(found.runtimes) or 'neither'}"
+        )
+    return out
+
+
+def _same_chip(needs: Requirements, found: str) -> bool:
+    return _plain(found) in {_plain(name) for name in (needs.soc or "", *needs.soc_aliases)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _version(system: str) -> tuple[int, ...] | None:
+    """(34,) of "Android 14 (API 34)", (18, 1) of "iOS 18.1"."""
+    match = re.search(r"API (\d+)", system) or re.search(r"iOS (\d+(?:\.\d+)*)", system)
+    return _numbers(match[1]) if match else None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def check(manifest: BundleManifest, found: Phone) -> None:
+    """
+    Raises:
+        TargetError: the phone is not one that the bundle was made for; every reason is given.
+    """
+    if reasons := objections(manifest, found):
+        fix = "choose another phone, or make a run for this one"
+        raise TargetError(
+            f"the bundle does not fit this phone: {'; '.join(reasons)}", where=found.serial, fix=fix
+        )
+
+
+def install(
+    path: Path, manifest: BundleManifest, serial: str | None, progress: Progress | None = None
+) -> str:
+    """Install a verified bundle; returns the serial of the phone.
+
+    Raises:
+        InputError: a format that is built first.
+        UnavailableError: no phone, or it refuses.
+        TargetError: the phone does not fit.
+    """
+    if manifest.format == "apk":
+        return _android(path, manifest, serial, progress or Silent())
+    if manifest.format == "ipa":
+        return _apple(path, manifest, serial)
+    fix = {"gradle": "./gradlew :app:installDebug", "xcode": "build and run it in Xcode"}.get(manifest.format)
+    raise InputError(f"a {manifest.format} bundle is not installed as it is", where=path, fix=fix)
+
+
+def _android(path: Path, manifest: BundleManifest, serial: str | None, progress: Progress) -> str:
+    server = Server()
+    ready = [d.serial for d in server.devices() if d.state == "device"]
+    device = server.device(_choose(ready, serial))
+    check(manifest, phone.describe(device))
+    files = [path] if path.is_file() else sorted(path.glob("*.apk"))
+    remote = f"{REMOTE}-{uuid.uuid4().hex[:8]}"
+    device.check(f"mkdir -p {remote}")
+    try:
+        with progress.task("push", total=sum(file.stat().st_size for file in files)) as task:
+            for file in files:
+                device.push(file, f"{remote}/{file.name}", advance=lambda count: task.advance(count))
+        _package_manager(device, remote, files)
+    finally:
+        device.shell(f"rm -rf {remote}")
+    return device.serial
+
+
+def _package_manager(device: Device, remote: str, files: Sequence[Path]) -> None:
+    """One install session over all APKs of the set."""
+    total = sum(file.stat().st_size for file in files)
+    said = device.check(f"pm install-create -r -S {total}")
+    session = re.search(r"\[(\d+)\]", said)
+    if session is None:
+        raise UnavailableError(f"the package manager opened no session: {said.strip()}", where=device.serial)
+    try:
+        for file in files:
+            name = shlex.quote(f"{remote}/{file.name}")
+            size = file.stat().st_size
+            device.check(f"pm install-write -S {size} {session[1]} {file.name} {name}", timeout=600)
+        said = device.check(f"pm install-commit {session[1]}", timeout=600)
+    except UnavailableError:
+        device.shell(f"pm install-abandon {session[1]}")
+        raise
+    if "Success" not in said:
+        raise UnavailableError(f"the package manager refuses it: {said.strip()[-300:]}", where=device.serial)
+
+
+def _choose(ready: Sequence[str], serial: str | None) -> str:
+    if serial is not None:
+        return serial
+    if not ready:
+        raise UnavailableError(
+            "no phone is connected", fix="connect one with USB debugging on; see `adb devices`"
+        )
+    if len(ready) > 1:
+        raise InputError("several phones are connected", fix=f"name one with --serial: {', '.join(ready)}")
+    return ready[0]
+
+
+def _apple(path: Path, manifest: BundleManifest, serial: str | None) -> str:
+    phones = {found.serial: found for found in devicectl.phones() if found.state == "device"}
+    chosen = _choose(list(phones), serial)
+    if chosen not in phones:
+        raise UnavailableError(
+            f"no device {chosen!r} is connected", fix=f"connected: {', '.join(phones) or 'none'}"
+        )
+    check(manifest, phones[chosen])
+    with tempfile.TemporaryDirectory() as folder:
+        archive = read_zip(path)
+        for entry in archive.entries:
+            target = Path(folder) / entry.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as out:
+                out.writelines(archive.source(entry.name).pieces())
+            target.chmod(entry.mode)
+        app = next((Path(folder) / "Payload").iterdir())
+        devicectl.devicectl("device", "install", "app", "--device", chosen, str(app), timeout=3600)
+    return chosen

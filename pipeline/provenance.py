@@ -1,0 +1,63 @@
+"""What a run knows of its checkpoint's origin: the digest of every file, and whether it was signed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bluelm.errors import InputError
+from bluelm.manifest import FolderManifest, verify_folder
+from bluelm.safety import check_folder
+from bluelm.signature import Trust
+from bluelm.signature import verify_folder as verify_signature
+
+PINNED = "bluelm-manifest.json"  # what `fetch` leaves beside the files
+SIGNATURE = "model.sig"
+
+
+def admit(
+    checkpoint: Path, trust: Trust | None = None, signature: Path | None = None, required: bool = False
+) -> dict[str, Any]:
+    """Look at a checkpoint before a run uses it.
+
+    A manifest that `fetch` left in the folder is checked; so is a signature, when somebody to trust is named.
+
+    Args:
+        required: `--require-signature`.
+
+    Returns:
+        What the report keeps: the manifest's digest, every file's digest, origin, signature.
+
+    Raises:
+        InputError: links, pickled code, bombs; files that differ from the manifest or the signature (each is
+            named); no valid signature though one is required.
+    """
+    check_folder(checkpoint)
+    found = FolderManifest.of(checkpoint)
+    pinned = checkpoint / PINNED
+    origin = None
+    if pinned.is_file():
+        manifest = FolderManifest.open(pinned)
+        verify_folder(checkpoint, manifest, ignore=frozenset({PINNED, SIGNATURE}))
+        origin = manifest.origin
+    said = _signature(checkpoint, trust, signature, required)
+    return {
+        "manifest": found.digest(),
+        "files": found.digests(),
+        "origin": origin.model_dump(exclude_none=True) if origin else None,
+        "signature": said,
+    }
+
+
+def _signature(checkpoint: Path, trust: Trust | None, signature: Path | None, required: bool) -> str:
+    path = signature or checkpoint / SIGNATURE
+    if trust is None:
+        if required:
+            fix = "add --public-key FILE or --certificate-chain FILE of whom you trust"
+            raise InputError("a signature is required, but nobody to trust is named", fix=fix)
+        return "there, not checked" if path.is_file() else "not signed"
+    if not path.is_file():
+        fix = "ask its publisher for a model-signing signature, or leave out --require-signature"
+        raise InputError("the checkpoint is not signed", where=path, fix=fix)
+    verify_signature(checkpoint, path, trust)
+    return f"verified with {trust.public_key or ', '.join(map(str, trust.certificates))}"
