@@ -21,7 +21,7 @@ PLACES: dict[str, Place] = {
     "onnx-cpu": "cpu",
     "onnx-npu": "cpu",
     "coreml": "interpreter",
-    "executorch": "cpu",
+    "executorch-xnnpack": "cpu",
     "litert": "cpu",
 }
 

@@ -13,7 +13,14 @@ from rich.console import Console
 from typer.main import get_command
 
 from bluelm.errors import InputError
-from pipeline import device_commands, history_commands, speed_commands, sweep
+from pipeline import (
+    bundle_commands,
+    compare_commands,
+    device_commands,
+    history_commands,
+    speed_commands,
+    sweep,
+)
 from pipeline import options as o
 from pipeline.errors import INTERRUPTED, crash, leave
 
@@ -172,7 +179,7 @@ def targets() -> None:
     leave(work)
 
 
-for commands in (device_commands, speed_commands, history_commands, sweep):
+for commands in (bundle_commands, compare_commands, device_commands, speed_commands, history_commands, sweep):
     commands.register(app)
 
 
