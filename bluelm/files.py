@@ -71,7 +71,7 @@ def demo_checkpoint() -> Path:
 
 
 def member(folder: Path, name: str) -> Path:
-    """The regular file `name` of a checkpoint folder, links resolved.
+    """The path of the regular file `name` in a checkpoint folder.
 
     A link (or a name with `..`) may not lead out of the folder. The one exception is the layout of the
     Hugging Face hub's cache, `<repo>/snapshots/<revision>/file -> <repo>/blobs/<hash>`.
@@ -98,7 +98,7 @@ def member(folder: Path, name: str) -> Path:
         )
     if not resolved.is_file():
         raise InputError("this is not a regular file", where=path)
-    return resolved
+    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:

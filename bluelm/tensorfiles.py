@@ -65,8 +65,9 @@ def _sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
             "weight_map must name a file for every tensor", where=path, fix="fetch the index again"
         )
     found: dict[str, TensorInfo] = {}
-    for shard in sorted(set(names.values())):
-        for name, info in tensors_of(member(folder, shard)).items():
+    paths = {shard: member(folder, shard) for shard in sorted(set(names.values()))}
+    for shard, file in paths.items():
+        for name, info in tensors_of(file).items():
             if name in found:
                 raise InputError(f"{name} is in two shards", where=f"{found[name].file}, {info.file}")
             found[name] = info

@@ -103,7 +103,7 @@ def write_tensors(
     shards: int = 1,
     file_format: Literal["safetensors", "bin"] = "safetensors",
 ) -> None:
-    """Tensors round-robin into `shards` files of one of the two formats, with an index if there are several."""
+    """Tensors round-robin into `shards` files of one of the two formats, with an index for several."""
     stem = "model" if file_format == "safetensors" else "pytorch_model"
     names = sorted(tensors)
     index: dict[str, str] = {}
@@ -120,7 +120,7 @@ def write_tensors(
 
 @cache
 def small_tokenizer(size: int) -> bytes:
-    """A tokenizer.model of at most `size` pieces: the demo's, or one trained here on the demo's model card."""
+    """A tokenizer.model of at most `size` pieces: the demo's, or one trained on its model card."""
     demo = (demo_checkpoint() / "tokenizer.model").read_bytes()
     if size >= 6144:
         return demo

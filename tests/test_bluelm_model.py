@@ -42,10 +42,11 @@ def tokens(length: int, batch: int = 2, rows: int = 512) -> Tensor:
 
 
 def transformers_logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
-    """Logits of transformers' Llama with the checkpoint's tensors and a table that torch's LayerNorm folded."""
+    """Logits of transformers' Llama with the checkpoint's tensors; torch's LayerNorm folds the table."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config, scaling = checkpoint.config, checkpoint.config.rope_scaling
+    eager: dict[str, Any] = {"attn_implementation": "eager"}
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if scaling is not None:
         rope |= {name: value for name, value in vars(scaling).items() if value is not None and name != "kind"}
@@ -62,7 +63,7 @@ def transformers_logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
             rms_norm_eps=config.rms_norm_eps,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=rope,
-            attn_implementation="eager",
+            **eager,
         )
     ).eval()
     state = {name: checkpoint.tensor(name) for name in checkpoint.tensors}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.config import ModelConfig
@@ -15,10 +16,11 @@ from bluelm.rope import inverse_frequencies, max_context, rope_rows, rope_table
 from tests.checkpoints import config_dict
 
 
-def config(head_dim: int = 16, **more: object) -> ModelConfig:
+def config(head_dim: int = 16, **more: Any) -> ModelConfig:
     return ModelConfig.from_dict(config_dict(head_dim=head_dim, **more))
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     half=st.integers(2, 64),
     factor=st.floats(1, 64),
@@ -87,6 +89,7 @@ def test_max_context(scaling: dict[str, object] | None, context: int) -> None:
     assert max_context(config(rope_scaling=scaling)) == context
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 500), st.integers(1, 20))
 def test_rows_are_rows_of_the_table(start: int, count: int) -> None:
     cos, sin = rope_table(config(), start + count)
