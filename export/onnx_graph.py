@@ -80,11 +80,11 @@ class OnnxGraph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
 
-    def input(self, name: str, dtype: int, shape: Sequence[int]) -> None:
+    def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> None:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
-    def output(self, name: str, dtype: int, shape: Sequence[int]) -> None:
-        """Declare the tensor `name` an output."""
+    def output(self, name: str, dtype: int, shape: Sequence[int | str]) -> None:
+        """Declare the tensor `name` an output; a name in `shape` is a free size."""
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
     def node(

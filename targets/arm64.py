@@ -1,10 +1,11 @@
-"""Any arm64 phone's CPU: onnx-cpu artifacts, run by onnxruntime as they are."""
+"""Any arm64 phone's CPU: formats of onnxruntime and llama.cpp, run as they are."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from bluelm.config import ModelConfig
+from bluelm.errors import TargetError
 from bluelm.progress import Progress
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
@@ -41,3 +42,45 @@ class CpuBackend:
         self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
     ) -> Artifact:
         return artifact
+
+
+class GenaiBackend(CpuBackend):
+    """One graph for onnxruntime-genai: every recipe that onnx-cpu takes."""
+
+    def lower(
+        self,
+        quantized: QuantizedCheckpoint,
+        ranges: Ranges | None,
+        folder: Path,
+        context: int,
+        chunk: int,
+        progress: Progress | None,
+    ) -> Artifact:
+        from export import onnx_genai
+
+        return onnx_genai.export(quantized, folder, context=context, progress=progress)
+
+
+class GgufBackend(CpuBackend):
+    """llama.cpp's blocks of 32 without zero points."""
+
+    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
+        super().check(soc, config, recipe, context, chunk)
+        if not recipe.symmetric:
+            raise TargetError("GGUF's Q4_0 and Q8_0 have no zero points", fix="use a symmetric recipe")
+        widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
+        if any(width % 32 for width in widths):
+            raise TargetError(f"GGUF's blocks of 32 do not divide {widths}", fix="use the runtime onnx-cpu")
+
+    def lower(
+        self,
+        quantized: QuantizedCheckpoint,
+        ranges: Ranges | None,
+        folder: Path,
+        context: int,
+        chunk: int,
+        progress: Progress | None,
+    ) -> Artifact:
+        from export import gguf_file
+
+        return gguf_file.export(quantized, folder, context=context, progress=progress)

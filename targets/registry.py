@@ -8,7 +8,7 @@ from typing import cast, get_args
 from bluelm.errors import InputError
 from export.artifact import Format
 from targets.apple import CoreMLBackend
-from targets.arm64 import CpuBackend
+from targets.arm64 import CpuBackend, GenaiBackend, GgufBackend
 from targets.executorch import ExecutorchBackend
 from targets.litert import LitertBackend
 from targets.snapdragon import HtpBackend
@@ -21,6 +21,8 @@ BACKENDS: dict[str, Backend] = {
     "coreml": CoreMLBackend(),
     "executorch-xnnpack": ExecutorchBackend(),
     "litert": LitertBackend(),
+    "onnx-genai": GenaiBackend(),
+    "gguf": GgufBackend(),
 }
 
 

@@ -132,6 +132,8 @@ def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
     """Imported here: each brings libraries that the others do not need."""
     from targets.apple import open_interpreter, open_mac
     from targets.executorch_runtime import open_executorch
+    from targets.genai_runtime import open_genai
+    from targets.gguf_runtime import open_gguf
     from targets.litert_runtime import open_litert
     from targets.onnx_runtime import open_cpu
     from targets.qnn_runtime import open_htp
@@ -143,6 +145,8 @@ def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
         ("qnn-context", "htp"): open_htp,
         ("executorch-xnnpack", "cpu"): open_executorch,
         ("litert", "cpu"): open_litert,
+        ("onnx-genai", "cpu"): open_genai,
+        ("gguf", "cpu"): open_gguf,
         ("coreml", "interpreter"): open_interpreter,
         ("coreml", "cpu"): lambda artifact: open_mac(artifact, "cpu"),
         ("coreml", "gpu"): lambda artifact: open_mac(artifact, "gpu"),

@@ -1,0 +1,29 @@
+"""GGUF artifacts on this machine: the weights that gguf-py reads from the file, in the float decoder.
+
+No build of llama.cpp is assumed here, so this judges the file, not llama.cpp's kernels; its name says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from bluelm.errors import UnavailableError
+from export.artifact import Artifact
+from targets.torch_runtime import TorchRuntime
+
+
+def open_gguf(artifact: Artifact) -> TorchRuntime:
+    """The file's weights in torch.
+
+    Raises:
+        UnavailableError: gguf-py is not installed.
+        InputError: the file is damaged.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise UnavailableError("gguf is not installed", fix="pip install 'bluelm-export[gguf]'")
+    from export.gguf_reader import GgufWeights
+
+    weights = GgufWeights(artifact.path("model"), artifact.model)
+    runtime = TorchRuntime(weights, artifact.context)
+    runtime.name = "gguf, its weights read by gguf-py, in torch"
+    return runtime
