@@ -87,6 +87,9 @@ _EXTRAS = {
     "matplotlib": "plot",
     "mlflow": "mlflow",
     "ray": "ray",
+    "cryptography": "bundle",
+    "cyclonedx": "bundle",
+    "jinja2": "bundle",
 }
 
 
