@@ -10,14 +10,13 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from bluelm.errors import UnavailableError
 from export.artifact import Artifact
-from targets.qemu_userland import PYTHON, userland
+from targets.qemu_userland import PYTHON, userland, wheels
 from targets.step_feeds import record
 
 QEMU = "qemu-aarch64"
@@ -132,8 +131,7 @@ def count(artifact: Artifact, depth: int = 0) -> Counts:
     Raises:
         UnavailableError: no qemu, no userland, or the emulated logits are not this machine's.
     """
-    wheels = [f"{name}=={version(name)}" for name in ("onnxruntime", "numpy")]
-    root = userland(wheels)
+    root = userland(wheels())
     feeds, logits = record(artifact, depth)
     with tempfile.TemporaryDirectory(prefix="bluelm-export-qemu-") as name:
         folder = Path(name)
@@ -145,7 +143,9 @@ def count(artifact: Artifact, depth: int = 0) -> Counts:
         error = max(_error(np.load(folder / f"{graph}.logits.npy"), logits[graph]) for graph in GRAPHS)
     if error > 0.05:
         raise UnavailableError(f"the emulated logits differ from this machine's by {error:.1%}: no count")
-    tools = ", ".join((f"qemu {'.'.join(map(str, qemu_version()))} -cpu {CPU}", wheels[0], _plugin_digest()))
+    tools = ", ".join(
+        (f"qemu {'.'.join(map(str, qemu_version()))} -cpu {CPU}", wheels()[0], _plugin_digest())
+    )
     prefill, decode = marks[2] - marks[1], marks[4] - marks[3]
     return Counts(prefill / artifact.chunk, decode, depth or artifact.chunk, tools, error)
 

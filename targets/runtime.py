@@ -11,7 +11,7 @@ import numpy as np
 from bluelm.errors import InputError
 from export.artifact import Artifact
 
-Place = Literal["cpu", "htp", "interpreter", "gpu", "ane"]
+Place = Literal["cpu", "htp", "arm64", "interpreter", "gpu", "ane"]
 
 
 class Runtime(Protocol):
@@ -106,10 +106,10 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
     """Load an artifact.
 
     Args:
-        on: `cpu` for onnx-cpu, executorch-xnnpack, litert and, as a slow reference, onnx-npu; `htp`
-        for onnx-npu (compiled in memory) and
-            qnn-context: Qualcomm's simulator of its NPU, in a child process; `interpreter` for coreml
-            anywhere, and `cpu`, `gpu`, `ane` on a Mac.
+        on: `cpu` for onnx-cpu, onnx-genai, executorch-xnnpack, litert, gguf and, as a slow reference,
+            onnx-npu; `arm64` for onnx-cpu and litert: as arm64 code under qemu; `htp` for onnx-npu (compiled
+            in memory) and qnn-context: Qualcomm's simulator of its NPU, in a child process; `interpreter` for
+            coreml anywhere, and `cpu`, `gpu`, `ane` on a Mac.
 
     Raises:
         InputError: no artifact, or one that cannot run there.
@@ -131,6 +131,7 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
 def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
     """Imported here: each brings libraries that the others do not need."""
     from targets.apple import open_interpreter, open_mac
+    from targets.emulator import open_emulated
     from targets.executorch_runtime import open_executorch
     from targets.genai_runtime import open_genai
     from targets.gguf_runtime import open_gguf
@@ -145,6 +146,8 @@ def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
         ("qnn-context", "htp"): open_htp,
         ("executorch-xnnpack", "cpu"): open_executorch,
         ("litert", "cpu"): open_litert,
+        ("litert", "arm64"): open_emulated("litert", ("model",)),
+        ("onnx-cpu", "arm64"): open_emulated("onnx", ("prefill", "decode")),
         ("onnx-genai", "cpu"): open_genai,
         ("gguf", "cpu"): open_gguf,
         ("coreml", "interpreter"): open_interpreter,

@@ -1,0 +1,123 @@
+"""Artifacts as arm64 code on this machine: qemu-aarch64 runs the aarch64 wheels with their real NEON
+kernels."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from bluelm.errors import TargetError
+from export.artifact import Artifact
+from targets.cached_runtime import CachedRuntime, Feeds, Step
+from targets.qemu_count import CPU, GRAPHS, QEMU, qemu_version
+from targets.qemu_userland import PYTHON, userland, wheels
+
+GUEST = Path(__file__).parent / "data" / "arm64_guest.py"
+TAIL = 500
+
+
+def install() -> Path:
+    """Set the arm64 userland up, once; its root.
+
+    Raises:
+        UnavailableError: no qemu, not a Debian-like host, or no network.
+    """
+    qemu_version()
+    return userland(wheels())
+
+
+class Guest:
+    """A Python under qemu that holds an artifact's graphs; one message at a time."""
+
+    def __init__(self, kind: str, paths: list[Path]) -> None:
+        root = install()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the guest)
+        python = str(root / f"usr/bin/python{PYTHON}")
+        command = [QEMU, "-cpu", CPU, "-L", str(root), python, str(GUEST), kind]
+        self._process = subprocess.Popen(
+            [*command, *(str(path.resolve()) for path in paths)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={"PATH": "/usr/bin", "HOME": "/", "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        self._read()
+
+    def step(self, graph: str) -> Step:
+        """Runs one graph: inputs by name to outputs by name."""
+
+        def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
+            message = io.BytesIO()
+            np.savez(message, graph=np.array(graph), **feeds)  # pyright: ignore[reportArgumentType]
+            data = message.getvalue()
+            try:
+                self._pipe("stdin").write(len(data).to_bytes(8, "little") + data)
+                self._pipe("stdin").flush()
+            except BrokenPipeError:
+                raise self._died() from None
+            return dict(np.load(io.BytesIO(self._read())))
+
+        return run
+
+    def close(self) -> None:
+        """End the guest; calling again does nothing."""
+        if not self._pipe("stdin").closed:
+            self._pipe("stdin").close()
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._pipe("stdout").close()
+            self._log.close()
+
+    def _pipe(self, name: str) -> IO[bytes]:
+        pipe = getattr(self._process, name)
+        assert pipe is not None
+        return pipe
+
+    def _read(self) -> bytes:
+        size = self._pipe("stdout").read(8)
+        if len(size) < 8:
+            raise self._died()
+        return self._pipe("stdout").read(int.from_bytes(size, "little"))
+
+    def _died(self) -> TargetError:
+        code = self._process.wait()
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace").strip()[-TAIL:]
+        self.close()
+        return TargetError(f"the artifact failed as arm64 code (exit code {code}): {said}", where=GUEST)
+
+
+class EmulatedRuntime(CachedRuntime):
+    """The host's side here, the graphs in the guest."""
+
+    def __init__(self, artifact: Artifact, guest: Guest) -> None:
+        package = {"onnx-cpu": "onnxruntime", "litert": "ai-edge-litert"}[artifact.format]
+        name = f"{artifact.format} in {package} {version(package)} on {CPU} under qemu"
+        super().__init__(name, artifact, *(guest.step(graph) for graph in GRAPHS))
+        self._guest = guest
+
+    def close(self) -> None:
+        self._guest.close()
+
+
+def open_emulated(kind: str, roles: tuple[str, ...]) -> Callable[[Artifact], EmulatedRuntime]:
+    """A function that opens artifacts whose graphs are the files of `roles`.
+
+    It raises UnavailableError without qemu or userland, and TargetError where the graphs do not load.
+    """
+
+    def opened(artifact: Artifact) -> EmulatedRuntime:
+        return EmulatedRuntime(artifact, Guest(kind, [artifact.path(role) for role in roles]))
+
+    return opened
