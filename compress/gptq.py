@@ -22,8 +22,8 @@ from bluelm.errors import InputError
 from compress.grid import Grid
 
 BLOCK = 64  # columns whose earlier errors are taken up in one matrix product (lazy batch)
-ROWS = 8192  # rows solved at a time: bounds the memory of wide layers
 DAMPING_STEP = 4.0  # by how much the damping rises when a factorization fails
+ATTEMPTS = 32
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Feedback:
     Attributes:
         order: int64 [in], the order in which columns are rounded.
         upper: float32 [in, in], U in that order, strictly upper triangular.
+        pivots: float32 [in], the diagonal of D in that order.
         damping: what was added to the diagonal, as a share of its mean.
         attempts: factorizations until one held.
         dead: input channels that calibration never excited; their columns are rounded to nearest.
@@ -40,9 +41,19 @@ class Feedback:
 
     order: Tensor
     upper: Tensor
+    pivots: Tensor
     damping: float
     attempts: int
     dead: int
+
+    def solve(self, right: Tensor) -> Tensor:
+        """X with X (H + damping) = right, both float32 [out, in] in the layer's own order of columns."""
+        upper = self.upper
+        x = torch.linalg.solve_triangular(
+            upper.T, right[:, self.order], upper=False, left=False, unitriangular=True
+        )
+        x = torch.linalg.solve_triangular(upper, x / self.pivots, upper=True, left=False, unitriangular=True)
+        return torch.empty_like(right).index_copy_(1, self.order, x)
 
 
 def factorize(hessian: Tensor, damping: float = 0.01, act_order: bool = True) -> Feedback:
@@ -56,32 +67,37 @@ def factorize(hessian: Tensor, damping: float = 0.01, act_order: bool = True) ->
     Raises:
         InputError: the Hessian is not finite.
     """
-    diagonal = hessian.diagonal()
     if not torch.isfinite(hessian).all():
         raise InputError(
             "the calibration activations are not finite",
             fix="check the checkpoint's weights; the model overflows on the calibration text",
         )
+    diagonal = hessian.diagonal()
     dead = diagonal <= 0
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(diagonal))
-    # Factor from the last column up, H = R Rᵀ with R upper triangular: a Cholesky of the reversed matrix.
-    backwards = order.flip(0)
-    reversed_hessian = hessian[backwards][:, backwards]
-    reversed_diagonal = reversed_hessian.diagonal()
-    reversed_diagonal[dead[backwards]] = 1.0
-    mean = diagonal[~dead].mean().item() if not dead.all() else 1.0
-    plain = reversed_diagonal.clone()
-    for attempt in range(1, 64):
-        reversed_diagonal.copy_(plain + damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
-        if not failed and torch.isfinite(lower.diagonal()).all():
-            break
-        damping = max(damping, 1e-4) * DAMPING_STEP
-    else:
-        raise InputError("no damping made the Hessian positive definite", fix="check the calibration text")
-    upper = lower.flip(0, 1)
-    upper = (upper / upper.diagonal()).triu_(1)
-    return Feedback(order, upper, damping, attempt, int(dead.sum()))
+    order = torch.arange(len(diagonal), device=hessian.device)
+    if act_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+    lower, damping, attempts = _cholesky(hessian, order.flip(0), dead, damping)
+    upper = lower.flip(
+        0, 1
+    )  # the Cholesky factor of H backwards, read backwards: H = R Rᵀ, R upper triangular
+    pivots = upper.diagonal().clone()
+    upper = (upper / pivots).triu_(1)
+    return Feedback(order, upper, pivots.square(), damping, attempts, int(dead.sum()))
+
+
+def _cholesky(hessian: Tensor, order: Tensor, dead: Tensor, damping: float) -> tuple[Tensor, float, int]:
+    """(lower factor of H in `order`, damping that held, attempts); dead channels stand alone with a 1."""
+    matrix = hessian[order][:, order]
+    plain = torch.where(dead, 1.0, hessian.diagonal())[order]
+    mean = hessian.diagonal()[~dead].mean().item() if not dead.all() else 1.0
+    for attempt in range(1, ATTEMPTS + 1):
+        matrix.diagonal().copy_(plain + damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed and torch.isfinite(lower).all():
+            return lower, damping, attempt
+        damping *= DAMPING_STEP
+    raise InputError("no damping made the Hessian positive definite", fix="check the calibration text")
 
 
 def gptq(weight: Tensor, grid: Grid, feedback: Feedback) -> Tensor:
@@ -94,17 +110,12 @@ def gptq(weight: Tensor, grid: Grid, feedback: Feedback) -> Tensor:
         feedback: from `factorize` of the layer's Hessian.
     """
     size = weight.shape[1] if grid.group_size == -1 else grid.group_size
-    group_of = feedback.order // size
-    codes = torch.empty(weight.shape, dtype=torch.uint8)
-    for rows in torch.arange(weight.shape[0]).split(ROWS):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        scales, zeros = grid.scales[part].float().T, grid.zeros[part].float().T  # [groups, out]
-        columns = weight[part].T[feedback.order]  # [in, out]: a column is contiguous
-        solved = _solve(columns, scales.contiguous(), zeros.contiguous(), group_of, feedback.upper, grid.largest_code)
-        restored = torch.empty_like(solved)
-        restored[feedback.order] = solved
-        codes[part] = restored.T
-    return codes
+    columns = weight.T[feedback.order]  # [in, out]: a column is contiguous
+    scales, zeros = grid.scales.float().T.contiguous(), grid.zeros.float().T.contiguous()  # [groups, out]
+    solved = _solve(columns, scales, zeros, feedback.order // size, feedback.upper, grid.largest_code)
+    codes = torch.empty_like(solved)
+    codes[feedback.order] = solved
+    return codes.T.contiguous()
 
 
 def _solve(

@@ -32,6 +32,8 @@ class Recipe(BaseModel):
         embed_bits: the embedding table, one scale a row, symmetric.
         damping: first share of the Hessian's mean diagonal that GPTQ adds to it.
         act_order: GPTQ rounds the columns of the most excited inputs first; groups stay in place.
+        correction: how far GPTQ's o_proj and down_proj make up for errors that earlier layers left in the stream:
+            0 not at all (plain GPTQ, one forward pass less), 1 as far as least squares goes.
         samples, length, seed: calibration windows, tokens in each, and the seed that picks them.
     """
 
@@ -47,6 +49,7 @@ class Recipe(BaseModel):
     embed_bits: Bits = 8
     damping: float = Field(0.01, gt=0, le=1)
     act_order: bool = True
+    correction: float = Field(0.5, ge=0, le=1)
     samples: int = Field(128, ge=1)
     length: int = Field(512, ge=2)
     seed: int = Field(0, ge=0)
@@ -91,15 +94,23 @@ class Recipe(BaseModel):
             path = Path(name_or_path)
         if not path.is_file():
             raise InputError(
-                f"no recipe '{name_or_path}'", fix=f"presets: {', '.join(presets())}; or give the path of a YAML file"
+                f"no recipe '{name_or_path}'",
+                fix=f"presets: {', '.join(presets())}; or give the path of a YAML file",
             )
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"the recipe is not YAML: {error}", where=path) from None
         if not isinstance(values, dict):
-            raise InputError("a recipe is a table of keys and values", where=path, fix="write lines like `bits: 4`")
+            raise InputError(
+                "a recipe is a table of keys and values", where=path, fix="write lines like `bits: 4`"
+            )
         return cls.make({**values, **overrides}, where=path)
+
+    @property
+    def reads_text(self) -> bool:
+        """True when the codes depend on calibration text."""
+        return self.method != "rtn"
 
     def digest(self) -> str:
         """Hex SHA-256 of every value."""

@@ -1,0 +1,199 @@
+"""Reading text from where users have it: .txt, .jsonl and .parquet files, and folders of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bluelm.errors import InputError, UnavailableError
+
+BUNDLED = Path(__file__).parent / "data" / "default.jsonl"
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+COLUMNS = ("text", "prompt", "response", "messages")
+MOST_BYTES = 512 * 2**20  # a few MB calibrate any model; more than this is a mistake
+SHAPES = "`text`, `prompt` and `response`, or `messages` (a list of `role` and `content`)"
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain text, or the turns of a conversation as (role, content); one of the two is empty."""
+
+    text: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def content(self) -> str:
+        """The text without roles and template."""
+        return self.text or "\n".join(content for _, content in self.turns)
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Documents of one or more files.
+
+    Attributes:
+        name: what a report calls it.
+        sha256: over the bytes of the files, in order.
+        documents: those with any text in them.
+        empty: documents that were left out because they had none.
+    """
+
+    name: str
+    sha256: str
+    documents: tuple[Document, ...]
+    empty: int
+
+
+def read_texts(paths: Sequence[Path] | None) -> TextSet:
+    """Read files and folders, or the bundled set for None.
+
+    Raises:
+        InputError: a path is missing, of another kind, too large, not text, not of the shape that is expected, or
+            there is no text in all of it.
+        UnavailableError: a .parquet file, and pyarrow is not installed.
+    """
+    files = _files(paths) if paths is not None else [BUNDLED]
+    size = sum(file.stat().st_size for file in files)
+    if size > MOST_BYTES:
+        raise InputError(
+            f"the calibration text is {size / 2**20:.0f} MiB, more than {MOST_BYTES // 2**20}",
+            where=", ".join(map(str, paths or ())),
+            fix="give a part of it; a few MB are enough",
+        )
+    digest = hashlib.sha256()
+    documents: list[Document] = []
+    for file in files:
+        data = file.read_bytes()
+        digest.update(data)
+        documents.extend(_read(file, data))
+    kept = tuple(document for document in documents if document.content.strip())
+    name = "bundled" if paths is None else ", ".join(str(path) for path in paths)
+    if not kept:
+        raise InputError(
+            "there is no text in the calibration set", where=name, fix="give files with text in them"
+        )
+    return TextSet(name, digest.hexdigest(), kept, len(documents) - len(kept))
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The files that `paths` name, folders opened, each folder's files in the order of their names."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise InputError(f"the folder has no {', '.join(SUFFIXES)} file", where=path)
+            found.extend(inside)
+        elif not path.is_file():
+            raise InputError("no such calibration file or folder", where=path)
+        elif path.suffix.lower() not in SUFFIXES:
+            raise InputError(
+                "calibration text of an unknown kind", where=path, fix=f"give {', '.join(SUFFIXES)}"
+            )
+        else:
+            found.append(path)
+    if not found:
+        raise InputError("no calibration file was named")
+    return found
+
+
+def _read(file: Path, data: bytes) -> Iterable[Document]:
+    match file.suffix.lower():
+        case ".txt":
+            return [Document(text=_decode(file, data))]
+        case ".jsonl":
+            return _read_jsonl(file, _decode(file, data))
+        case _:
+            return _read_parquet(file)
+
+
+def _decode(file: Path, data: bytes) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"not text in UTF-8 (byte {error.start})",
+            where=file,
+            fix="convert it, for example: iconv -f gb18030 -t utf-8; or leave binary files out",
+        ) from None
+    if "\0" in text:
+        raise InputError("not text: it holds zero bytes", where=file, fix="leave binary files out")
+    return text
+
+
+def _read_jsonl(file: Path, text: str) -> Iterator[Document]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not JSON: {error}", where=where, fix="one JSON object a line") from None
+        if not isinstance(record, dict):
+            raise InputError("not a JSON object", where=where, fix=f"give {SHAPES}")
+        yield _document(record, where)
+
+
+def _read_parquet(file: Path) -> Iterator[Document]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UnavailableError(
+            "reading .parquet needs pyarrow",
+            where=file,
+            fix="pip install 'bluelm-export[parquet]', or give .jsonl",
+        ) from None
+    try:
+        table = parquet.ParquetFile(file)
+        columns = [name for name in table.schema_arrow.names if name in COLUMNS]
+        rows = table.read(columns=columns).to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        raise InputError(f"not a readable .parquet file: {error}", where=file) from None
+    if not columns:
+        raise InputError("the table has none of the columns that are known", where=file, fix=f"give {SHAPES}")
+    for number, row in enumerate(rows):
+        yield _document(
+            {key: value for key, value in row.items() if value is not None}, f"{file}, row {number}"
+        )
+
+
+def _document(record: Mapping[str, Any], where: str) -> Document:
+    """A record of one of the three shapes; others are refused, with the keys that were found."""
+    if "messages" in record:
+        return Document(turns=tuple(_turn(turn, where) for turn in _list(record["messages"], where)))
+    if "prompt" in record and "response" in record:
+        prompt, response = _string(record, "prompt", where), _string(record, "response", where)
+        return (
+            Document(turns=(("user", prompt), ("assistant", response)))
+            if (prompt + response).strip()
+            else Document()
+        )
+    if "text" in record:
+        return Document(text=_string(record, "text", where))
+    found = ", ".join(sorted(map(str, record))) or "nothing"
+    raise InputError(f"no text in the record: found {found}", where=where, fix=f"give {SHAPES}")
+
+
+def _turn(turn: object, where: str) -> tuple[str, str]:
+    if not isinstance(turn, Mapping):
+        raise InputError("a message must be an object with `role` and `content`", where=where)
+    return _string(turn, "role", where), _string(turn, "content", where)
+
+
+def _list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list):
+        raise InputError("`messages` must be a list", where=where)
+    return value
+
+
+def _string(record: Mapping[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise InputError(f"`{key}` must be text, found {type(value).__name__}", where=where)
+    return value

@@ -1,0 +1,182 @@
+"""AWQ: channels that matter are scaled up before rounding, and the scale is folded into what comes before.
+
+    linear(W, x) == linear(W * s, x / s)
+
+with s [in] on the columns of W, and 1/s on the norm's weight or on the rows of the linear that makes x, costs
+nothing at run time (Lin et al., 2023, arXiv 2306.00978). s is searched by the error of the linears' output,
+tr(E H Eᵀ) with H = mean of x xᵀ, which needs no activations but their Hessian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bluelm.config import ModelConfig
+from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage
+from compress.layers import Widths
+from compress.rtn import round_to_nearest
+
+EXPONENTS = tuple(step / 10 for step in range(11))
+REFINED = 0.05  # the best exponent's neighbours are tried too
+ROWS = 512  # rows of each linear that the search looks at, evenly spread
+WIDEST = 1e4  # largest ratio between two scales
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Linears of one stage, and the norm or linear that makes what they read."""
+
+    stage: Stage
+    before: str
+
+
+FOLDS = (
+    Fold(QKV, "input_layernorm"),
+    Fold(OUT, "self_attn.v_proj"),
+    Fold(GATE_UP, "post_attention_layernorm"),
+    Fold(DOWN, "mlp.up_proj"),
+)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Result of a search.
+
+    Attributes:
+        scales: float32 [channels], one for each output channel of what comes before.
+        exponent: of the activations' magnitude; 0 with `by_weight` False leaves the weights alone.
+        by_weight: divide by the weights' magnitude to the power 1 - exponent.
+        loss, plain: error of the linears' output with the scales, and without any.
+    """
+
+    scales: Tensor
+    exponent: float
+    by_weight: bool
+    loss: float
+    plain: float
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """The same as plain values, without the scales."""
+        ratio = self.loss / self.plain if self.plain > 0 else 1.0
+        return {"exponent": self.exponent, "by_weight": self.by_weight, "loss_ratio": float(f"{ratio:.6g}")}
+
+
+def channels_read(config: ModelConfig, stage: Stage) -> Tensor:
+    """int64 [in]: which output channel of what comes before each input channel of a stage reads.
+
+    Only o_proj differs from one to one: the heads of a group read the same value head.
+    """
+    if stage is DOWN:
+        return torch.arange(config.intermediate_size)
+    if stage is not OUT:
+        return torch.arange(config.hidden_size)
+    heads = torch.arange(config.num_heads) // (config.num_heads // config.num_kv_heads)
+    return (heads.unsqueeze(1) * config.head_dim + torch.arange(config.head_dim)).flatten()
+
+
+def search_scales(weights: Sequence[Tensor], hessian: Tensor, reads: Tensor, widths: Widths) -> Scaling:
+    """Scales that lose least at the output of all `weights` together.
+
+    Args:
+        weights: float32 [out, in] each, reading the same input.
+        hessian: float32 [in, in], mean of x xᵀ.
+        reads: int64 [in], see `channels_read`; channels that read the same share a scale.
+    """
+    rows = torch.cat([_spread(weight) for weight in weights])  # [rows, in]
+
+    def lost(scales: Tensor) -> float:
+        wide = scales[reads]
+        rounded = round_to_nearest(rows * wide, widths.bits, widths.group_size, widths.symmetric)
+        error = rounded.dequantize() / wide - rows
+        return torch.linalg.vecdot(error @ hessian, error).sum().item()
+
+    activation = _shared_rms(hessian.diagonal(), reads)
+    weight = _shared_rms(rows.square().mean(0), reads)
+    ones = torch.ones_like(activation)
+    plain = lost(ones)
+    best = Scaling(ones, 0.0, False, plain, plain)
+
+    def attempt(exponents: Sequence[float], families: Sequence[bool], best: Scaling) -> Scaling:
+        for by_weight in families:
+            for exponent in exponents:
+                scales = _scales(activation, weight if by_weight else None, exponent)
+                loss = lost(scales)
+                if loss < best.loss:
+                    best = Scaling(scales, exponent, by_weight, loss, plain)
+        return best
+
+    best = attempt(EXPONENTS, (False, True), best)
+    near = [exponent for exponent in (best.exponent - REFINED, best.exponent + REFINED) if 0 <= exponent <= 1]
+    return attempt(near, (best.by_weight,), best)
+
+
+def fold(tensors: Mapping[str, Tensor], place: Fold, scales: Tensor, reads: Tensor) -> dict[str, Tensor]:
+    """The tensors of a block with columns of the stage's linears times the scales, and rows before them divided.
+
+    The block computes the same function, up to rounding in float32.
+    """
+    folded = dict(tensors)
+    for kind in ("weight", "bias"):
+        name = f"{place.before}.{kind}"
+        if name in folded:
+            tensor = folded[name]
+            folded[name] = tensor / (scales if tensor.ndim == 1 else scales.unsqueeze(1))
+    for linear in place.stage.linears:
+        folded[f"{linear}.weight"] = folded[f"{linear}.weight"] * scales[reads]
+    return folded
+
+
+def fold_block(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    hessians: Mapping[str, Tensor],
+    widths: Widths,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Search and fold all four places of a block.
+
+    Args:
+        tensors: of the block, by local name.
+        hessians: by the stage's name, of the block as it is.
+
+    Returns:
+        The folded tensors, and by the stage's name a note on what was found.
+    """
+    folded, notes = dict(tensors), {}
+    for place in FOLDS:
+        reads = channels_read(config, place.stage)
+        weights = [folded[f"{linear}.weight"] for linear in place.stage.linears]
+        scaling = search_scales(weights, hessians[place.stage.name], reads, widths)
+        folded = fold(folded, place, scaling.scales, reads)
+        notes[place.stage.name] = {"scaling": scaling.note}
+    return folded, notes
+
+
+def _spread(weight: Tensor) -> Tensor:
+    step = -(-weight.shape[0] // ROWS)
+    return weight[::step]
+
+
+def _shared_rms(squares: Tensor, reads: Tensor) -> Tensor:
+    """Root of the mean square [channels] over the input channels [in] that read the same channel."""
+    channels = int(reads.max()) + 1
+    total = torch.zeros(channels).index_add_(0, reads, squares)
+    return (total / torch.bincount(reads, minlength=channels)).sqrt()
+
+
+def _scales(activation: Tensor, weight: Tensor | None, exponent: float) -> Tensor:
+    """activation**exponent, over weight**(1 - exponent) if given, around 1; channels without signal get 1."""
+    alive = activation > 0 if weight is None else (activation > 0) & (weight > 0)
+    scales = activation.clamp(min=1e-12) ** exponent
+    if weight is not None:
+        scales = scales / weight.clamp(min=1e-12) ** (1 - exponent)
+    if not alive.any():
+        return torch.ones_like(scales)
+    middle = scales[alive].log().mean().exp()
+    scales = (scales / middle).clamp(WIDEST**-0.5, WIDEST**0.5)
+    return torch.where(alive, scales, torch.ones_like(scales))

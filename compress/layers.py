@@ -1,0 +1,134 @@
+"""From weights and moments to codes: one method's way for the linears of one stage, with a note on each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.walk import Moments
+from compress.gptq import Feedback, factorize, gptq, objective
+from compress.grid import choose_grid
+from compress.quantized import QuantizedTensor
+from compress.recipe import Recipe
+from compress.rtn import round_to_nearest
+
+ROWS = 8192  # rows solved at a time: bounds the memory of wide layers
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bits and groups of one weight."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A quantized weight and what is to be told about it: plain JSON values."""
+
+    weight: QuantizedTensor
+    note: dict[str, Any]
+
+
+def solve_stage(
+    weights: Mapping[str, Tensor], moments: Moments, widths: Widths, recipe: Recipe
+) -> dict[str, Solved]:
+    """Quantize linears that read the same activations.
+
+    Every row keeps the better of the method's codes and plain rounding by the error e H eᵀ of its output, so that
+    no layer ends up worse than rounding; how many rows were kept rounded is noted.
+
+    Args:
+        weights: float32 [out, in] by name.
+        moments: of what they read; `cross` only where there is one linear.
+    """
+    hessian = moments.hessian
+    feedback = factorize(hessian, recipe.damping, recipe.act_order) if recipe.method == "gptq" else None
+    note: dict[str, Any] = widths.note | {"method": recipe.method}
+    if feedback is not None:
+        note |= {
+            "damping": feedback.damping,
+            "factorizations": feedback.attempts,
+            "dead_inputs": feedback.dead,
+        }
+    solved: dict[str, Solved] = {}
+    for name, weight in weights.items():
+        target = weight
+        if feedback is not None and moments.cross is not None:
+            target = corrected(weight, moments, feedback, recipe.correction)
+        parts = [_solve_rows(rows, hessian, widths, recipe, feedback) for rows in target.split(ROWS)]
+        loss, rounding, kept = (sum(part[i] for part in parts) for i in (1, 2, 3))
+        losses = {"loss": _round(loss), "loss_rounding": _round(rounding), "rows_rounded": int(kept)}
+        solved[name] = Solved(stack_rows([part[0] for part in parts]), note | losses)
+    return solved
+
+
+def round_plainly(weight: Tensor, widths: Widths, search: bool) -> Solved:
+    """Round to nearest without activations; search: on the grid of least squared error."""
+    grid = choose_grid(weight, widths.bits, widths.group_size, widths.symmetric, search=search)
+    return Solved(grid.nearest(weight), widths.note | {"method": "rtn"})
+
+
+def corrected(weight: Tensor, moments: Moments, feedback: Feedback, share: float) -> Tensor:
+    """The weight that a linear should have had, given the errors already made in its input and in the stream.
+
+    The least-squares fit of y = W x, pulled towards the weight W0 by the damping: W = W0 + (C - W0 H) (H + λI)⁻¹
+    with C = mean of y xᵀ; `share` of the way there is taken. Fitting the quantized input to the float output is
+    GPTAQ's idea (Li et al., 2025, arXiv 2504.02692); here y also makes up for what earlier layers left in the
+    residual stream.
+
+    Args:
+        weight: float32 [out, in].
+        feedback: the factorization of the same Hessian.
+    """
+    assert moments.cross is not None
+    return weight + share * feedback.solve(moments.cross - weight @ moments.hessian)
+
+
+def stack_rows(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    """One weight of the rows of several, all of the same width and groups."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    codes, scales, zeros = (
+        torch.cat([getattr(part, of) for part in parts]) for of in ("codes", "scales", "zeros")
+    )
+    return QuantizedTensor(codes, scales, zeros, first.bits, first.group_size)
+
+
+def _solve_rows(
+    target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe, feedback: Feedback | None
+) -> tuple[QuantizedTensor, float, float, int]:
+    """(codes of some rows, their loss, the loss of plain rounding, rows that are kept rounded)."""
+    bits, size, symmetric = widths.bits, widths.group_size, widths.symmetric
+    grid = choose_grid(target, bits, size, symmetric, search=recipe.grid == "mse", hessian=hessian)
+    tuned = grid.nearest(target) if feedback is None else grid.holding(gptq(target, grid, feedback))
+    rounded = round_to_nearest(target, bits, size, symmetric)
+    loss = objective(target - tuned.dequantize(), hessian)
+    rounding = objective(target - rounded.dequantize(), hessian)
+    worse = loss > rounding
+    keep = worse.unsqueeze(1)
+    best = QuantizedTensor(
+        torch.where(keep, rounded.codes, tuned.codes),
+        torch.where(keep, rounded.scales, tuned.scales),
+        torch.where(keep, rounded.zeros, tuned.zeros),
+        bits,
+        size,
+    )
+    return best, torch.minimum(loss, rounding).sum().item(), rounding.sum().item(), int(worse.sum())
+
+
+def _round(value: float) -> float:
+    """Six digits: enough to read, and no more than float32 sums hold."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,143 @@
+"""A piece of a quantized checkpoint: one safetensors file that says itself what it holds.
+
+A quantized weight `name` is stored as `name.codes` (packed), `name.scales` (float16) and, unless symmetric,
+`name.zeros` (packed); a vector under its own name. Widths, notes and the fingerprint of the run that made it are
+JSON in the file's header, under one key: with several, safetensors writes them in any order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bluelm.errors import InputError
+from bluelm.files import atomic_file
+from compress.packing import pack, unpack
+from compress.quantized import QuantizedTensor
+
+KEY = "bluelm"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one file holds; notes are plain JSON values by the weight's name."""
+
+    linears: Mapping[str, QuantizedTensor] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LinearInfo:
+    """A quantized weight that was not read yet."""
+
+    shape: tuple[int, int]
+    bits: int
+    group_size: int
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a piece says of itself."""
+
+    fingerprint: str
+    linears: Mapping[str, LinearInfo]
+    vectors: tuple[str, ...]
+    notes: Mapping[str, Any]
+
+
+def write_piece(path: Path, piece: Piece, fingerprint: str) -> None:
+    """Write a piece, all or nothing; the same content gives the same bytes."""
+    tensors: dict[str, Tensor] = {name: vector.contiguous() for name, vector in piece.vectors.items()}
+    infos: dict[str, dict[str, Any]] = {}
+    for name, weight in piece.linears.items():
+        tensors[f"{name}.codes"] = pack(weight.codes, weight.bits)
+        tensors[f"{name}.scales"] = weight.scales.contiguous()
+        if not weight.symmetric:
+            tensors[f"{name}.zeros"] = pack(weight.zeros, weight.bits)
+        infos[name] = {
+            "shape": list(weight.shape),
+            "bits": weight.bits,
+            "group_size": weight.group_size,
+            "symmetric": weight.symmetric,
+        }
+    header = {
+        "fingerprint": fingerprint,
+        "linears": infos,
+        "vectors": sorted(piece.vectors),
+        "notes": dict(piece.notes),
+    }
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata={KEY: json.dumps(header, sort_keys=True)})
+
+
+def read_header(path: Path) -> Header:
+    """What a piece says of itself, without its tensors.
+
+    Raises:
+        InputError: there is no such file, it is damaged or not a piece.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[KEY])
+        linears = {
+            name: LinearInfo(
+                (info["shape"][0], info["shape"][1]), info["bits"], info["group_size"], info["symmetric"]
+            )
+            for name, info in header["linears"].items()
+        }
+        return Header(header["fingerprint"], linears, tuple(header["vectors"]), header["notes"])
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from None
+
+
+def read_linear(path: Path, name: str, info: LinearInfo) -> QuantizedTensor:
+    """One quantized weight.
+
+    Raises:
+        InputError: the file is damaged or does not hold it as `info` says.
+    """
+    rows, columns = info.shape
+    try:
+        with safe_open(path, framework="pt") as file:
+            codes = unpack(file.get_tensor(f"{name}.codes"), info.bits, columns)
+            scales = file.get_tensor(f"{name}.scales")
+            if info.symmetric:
+                zeros = torch.full(scales.shape, 2 ** (info.bits - 1), dtype=torch.uint8)
+            else:
+                zeros = unpack(file.get_tensor(f"{name}.zeros"), info.bits, scales.shape[1])
+        if codes.shape != (rows, columns):
+            raise ValueError(f"{name} is {tuple(codes.shape)}, not {info.shape}")
+        return QuantizedTensor(codes, scales, zeros, info.bits, info.group_size)
+    except (SafetensorError, OSError, ValueError, RuntimeError, InputError) as error:
+        raise _damaged(path, error) from None
+
+
+def read_vector(path: Path, name: str) -> Tensor:
+    """One vector, float32.
+
+    Raises:
+        InputError: the file is damaged or does not hold it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    if not path.exists():
+        return InputError("a file of the quantized checkpoint is missing", where=path, fix="quantize again")
+    return InputError(
+        f"damaged, or not part of a quantized checkpoint: {error}", where=path, fix="quantize again"
+    )
