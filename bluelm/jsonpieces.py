@@ -37,17 +37,12 @@ class JsonPieces:
         self._trusting = _build(tokenizers, data, path)
         added = self._trusting.get_added_tokens_decoder()
         self._marks = [token.content for token in added.values() if token.special]
-        listed = data.get("added_tokens") or []
-        plain = data | {
-            "added_tokens": [token for token in listed if token.get("content") not in self._marks]
-        }
-        self._plain = _build(tokenizers, plain | {"post_processor": None}, path)
+        self._plain = _build(tokenizers, data, path)
+        self._plain.encode_special_tokens = True  # special tokens in the text are text
         self.size = max(self._trusting.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         named = optional_json(path.parent, "special_tokens_map.json")
         named |= optional_json(path.parent, "tokenizer_config.json")
-        self.bos, self.eos, self.pad = (
-            self._named(named.get(f"{name}_token")) for name in ("bos", "eos", "pad")
-        )
+        self.bos, self.eos, self.pad = (self._named(named.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
 
     def _named(self, token: object) -> int | None:
         text = token.get("content") if isinstance(token, dict) else token

@@ -42,8 +42,12 @@ class SentencePieces:
         self._proto = ModelProto()
         try:
             self._proto.ParseFromString(path.read_bytes())
+            texts = [self._proto.trainer_spec.unk_surface, *(piece.piece for piece in self._proto.pieces)]
+            if not all(isinstance(text, str) for text in texts):  # protobuf hands out broken UTF-8 as bytes
+                raise ValueError("a piece is not UTF-8")
             processor = self._processor(True, True)
-        except (DecodeError, RuntimeError, OSError) as error:
+            self._bytes = _surface(self._proto, added)
+        except (DecodeError, RuntimeError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"not a SentencePiece model: {reason}", where=path, fix="fetch tokenizer.model again"
@@ -59,7 +63,6 @@ class SentencePieces:
                 )
         spec = self._proto.normalizer_spec
         self._legacy = legacy
-        self._bytes = _surface(self._proto, added)
         self._ids = {piece.piece: index for index, piece in enumerate(pieces)} | {t.text: t.id for t in added}
         self._added = {token.text: token.id for token in added if token.id >= len(pieces)}
         controls = [AddedToken(p.piece, i) for i, p in enumerate(pieces) if p.type == CONTROL]
@@ -68,8 +71,7 @@ class SentencePieces:
         self._leading = "all" if spec.remove_extra_whitespaces else "one" if spec.add_dummy_prefix else "none"
         self.size = max([len(pieces), *(token.id + 1 for token in added)])
         self.bos, self.eos, self.pad = (
-            index if index >= 0 else None
-            for index in (processor.bos_id(), processor.eos_id(), processor.pad_id())
+            index if index >= 0 else None for index in (processor.bos_id(), processor.eos_id(), processor.pad_id())
         )
 
     def id(self, text: str) -> int | None:
@@ -78,9 +80,7 @@ class SentencePieces:
 
     def has_marks(self, text: str) -> bool:
         """True when trusted and untrusted encoding of `text` could differ."""
-        return bool(self._splitter and self._splitter.search(text)) or any(
-            mark in text for mark in self._native
-        )
+        return bool(self._splitter and self._splitter.search(text)) or any(mark in text for mark in self._native)
 
     def encode(self, text: str, trusted: bool, behind_mark: bool = False) -> list[int]:
         """Tokens of `text`.

@@ -2,7 +2,7 @@
 
 Text is data unless it is said to be trusted. A user's text that contains `[|AI|]:` or `</s>` literally is
 spelled out in ordinary pieces: it reads the same, but cannot end a turn or speak for somebody else.
-`encode(..., marks=True)` is for text that carries the template already; it gives what transformers gives.
+`encode(..., marks=True)` is for text that carries the template already; marks then count as in transformers.
 """
 
 from __future__ import annotations
@@ -137,9 +137,7 @@ class Tokenizer:
         for index, message in enumerate(messages):
             if message.role not in TURNS or (message.role == "system" and index):
                 place = " that is not the first message" if message.role == "system" else ""
-                raise InputError(
-                    f"unknown role {message.role!r}{place}", fix=f"known roles: {', '.join(TURNS)}"
-                )
+                raise InputError(f"unknown role {message.role!r}{place}", fix=f"known roles: {', '.join(TURNS)}")
             turns.append((TURNS[message.role], message.content))
             if message.role == "assistant":
                 tokens += self._turns(turns) + self._end()
@@ -166,9 +164,7 @@ class Tokenizer:
 
     def _end(self) -> list[int]:
         if self.eos is None:
-            raise InputError(
-                "the tokenizer has no end token", where=self.source, fix="set eos_token_id in config.json"
-            )
+            raise InputError("the tokenizer has no end token", where=self.source, fix="set eos_token_id in config.json")
         return [self.eos]
 
     def _turns(self, turns: Sequence[tuple[str, str]]) -> list[int]:

@@ -23,17 +23,13 @@ from tests.checkpoints import config_dict, random_tensors, write_checkpoint, wri
 def same_tensors(checkpoint: Checkpoint, seed: int = 0, dtype: torch.dtype = torch.float32) -> bool:
     want = random_tensors(checkpoint.config, seed)
     assert set(checkpoint.tensors) == set(want)
-    return all(
-        torch.equal(checkpoint.tensor(name), tensor.to(dtype).float()) for name, tensor in want.items()
-    )
+    return all(torch.equal(checkpoint.tensor(name), tensor.to(dtype).float()) for name, tensor in want.items())
 
 
 @pytest.mark.parametrize("file_format", ["safetensors", "bin"])
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_layouts(
-    tmp_path: Path, file_format: Literal["safetensors", "bin"], shards: int, dtype: torch.dtype
-) -> None:
+def test_layouts(tmp_path: Path, file_format: Literal["safetensors", "bin"], shards: int, dtype: torch.dtype) -> None:
     write_checkpoint(tmp_path, file_format=file_format, shards=shards, dtype=dtype, tokenizer=False)
     checkpoint = Checkpoint.open(tmp_path)
     assert same_tensors(checkpoint, dtype=dtype)
@@ -101,9 +97,7 @@ def test_folding_in_pieces_is_folding_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_tied_head_is_the_table_as_stored(tmp_path: Path, layer_norm: bool) -> None:
-    checkpoint = Checkpoint.open(
-        write_checkpoint(tmp_path, tied=True, layer_norm=layer_norm, tokenizer=False)
-    )
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path, tied=True, layer_norm=layer_norm, tokenizer=False))
     stored = random_tensors(checkpoint.config)["model.embed_tokens.weight"]
     assert torch.equal(checkpoint.head(), stored)
     assert torch.equal(checkpoint.embedding(), stored) is not layer_norm
@@ -151,9 +145,7 @@ def test_digest_follows_every_file(tmp_path: Path) -> None:
 
     first = digest("a")
     assert first == digest("b")  # the folder's name does not matter
-    assert (
-        len({first, digest("c", seed=1), digest("d", rope_theta=20000.0), digest("e", tokenizer=False)}) == 4
-    )
+    assert len({first, digest("c", seed=1), digest("d", rope_theta=20000.0), digest("e", tokenizer=False)}) == 4
     (tmp_path / "b" / "notes.txt").write_text("not part of the model")
     assert Checkpoint.open(tmp_path / "b").digest() == first
 
@@ -177,7 +169,7 @@ print(peak() - before)
 
 
 def peak_growth(folder: Path, *names: str) -> int:
-    """MiB of resident memory that opening `folder` and reading the tensors took at most, in a fresh process."""
+    """MiB of resident memory that opening `folder` and reading the tensors took at most."""
     command = [sys.executable, "-c", PEAK, str(folder), *names]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -212,8 +204,6 @@ def test_a_7b_is_opened_and_read_lazily(tmp_path: Path) -> None:
 
 
 def test_a_bin_is_memory_mapped(tmp_path: Path) -> None:
-    write_checkpoint(
-        tmp_path, vocab=300_000, hidden=64, file_format="bin", tokenizer=False
-    )  # 2 tables of 73 MiB
+    write_checkpoint(tmp_path, vocab=300_000, hidden=64, file_format="bin", tokenizer=False)  # 2 tables of 73 MiB
     assert (tmp_path / "pytorch_model.bin").stat().st_size > 140 << 20
     assert peak_growth(tmp_path, "model.norm.weight", "model.layers.1.mlp.up_proj.weight") < 40
