@@ -24,12 +24,12 @@ def load_onnx(paths):
     providers = ["CPUExecutionProvider"]
     sessions = {
         name: onnxruntime.InferenceSession(path, options, providers=providers)
-        for name, path in zip(GRAPHS, paths)
+        for name, path in zip(GRAPHS, paths, strict=True)
     }
 
     def run(name, feeds):
         names = [output.name for output in sessions[name].get_outputs()]
-        return dict(zip(names, sessions[name].run(names, feeds)))
+        return dict(zip(names, sessions[name].run(names, feeds), strict=True))
 
     return run
 
