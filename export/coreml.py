@@ -20,7 +20,7 @@ from bluelm.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, list_files
-from export.coreml_mil import MASKED, Activations, Quantized, Weights
+from export.coreml_mil import MASKED, Activations, Quantized, Weights, signed_codes
 from export.coreml_package import Package, import_coremltools
 from export.coreml_program import DECODE, PREFILL, Part, Shape, build, part_bytes, split
 from export.coreml_save import FOLDER, save_package
@@ -71,8 +71,8 @@ def export(
     ):
         for name, part in zip(names, parts, strict=True):
             task.advance(note=name)
-            weights.providers.clear()
             save_package(build(weights, part, shape), weights.providers, metadata, temporary / name)
+            weights.forget()
             check_package(temporary / name, quantized, part)
         _describe(temporary, names, quantized, shape, activations)
     return Artifact.open(folder)
@@ -107,8 +107,8 @@ def check_package(path: Path, quantized: Quantized, part: Part) -> None:
             if values == stored[PREFILL].get(key) and function != PREFILL:
                 continue  # the same record of the same file
             zeros = values.get("offset")
-            codes = tensor.signed_codes() if zeros is None else tensor.codes
-            same = np.array_equal(package.value(values["data"]), codes.numpy())
+            codes = signed_codes(tensor) if zeros is None else tensor.codes.numpy()
+            same = np.array_equal(package.value(values["data"]), codes)
             same &= np.array_equal(package.value(values["scale"]), tensor.scales.numpy())
             same &= zeros is None or np.array_equal(package.value(zeros), tensor.zeros.numpy())
             if not same:

@@ -78,6 +78,11 @@ class Weights:
             self.layouts[name] = Layout(q.shape, q.groups, q.bits, q.symmetric)
         return self.layouts[name]
 
+    def forget(self) -> None:
+        """Let go of the tensor that was read last, and of the program's constants."""
+        self._last.clear()
+        self.providers.clear()
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -85,6 +90,12 @@ class Slots:
 
     state: Any
     shape: tuple[int, ...]
+
+
+def signed_codes(tensor: QuantizedTensor) -> np.ndarray:
+    """int8 [out, in]: codes - 2**(bits - 1), with one copy; a table of a 7B has 410 million codes."""
+    codes = tensor.codes.numpy()
+    return (codes ^ 128).view(np.int8) if tensor.bits == 8 else codes.view(np.int8) - np.int8(8)
 
 
 def identifier(name: str) -> str:
@@ -160,7 +171,7 @@ class MilOps:
 
         def codes() -> np.ndarray:
             q = tensor(name)
-            return (q.signed_codes() if layout.symmetric else q.codes).numpy().astype(storage)
+            return (signed_codes(q) if layout.symmetric else q.codes.numpy()).astype(storage, copy=False)
 
         parameters = {
             "data": self._stored(f"{name}.codes", storage, layout.shape, codes),
@@ -189,7 +200,7 @@ class MilOps:
             f"{name}.codes",
             np.dtype("int8"),
             layout.shape,
-            lambda: self._weights.tensor(name).signed_codes().numpy(),
+            lambda: signed_codes(self._weights.tensor(name)),
         )
         scales = self._stored(
             f"{name}.scales",
