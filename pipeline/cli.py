@@ -20,6 +20,7 @@ from pipeline import (
     history_commands,
     speed_commands,
     sweep,
+    target_commands,
 )
 from pipeline import options as o
 from pipeline.errors import INTERRUPTED, crash, leave
@@ -37,9 +38,7 @@ app = typer.Typer(
 # options that take several values behind one another: --calibration a.txt b.txt
 LISTS = ("--calibration", "--eval")
 
-RunFolder = Annotated[
-    Path, typer.Argument(help="Folder of a finished run, e.g. dist/bluelm-demo-gptq-w4-g32-sm8650.")
-]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run, e.g. dist/bluelm-demo-gptq-w4-g32-sm8650.")]
 
 
 @app.callback()
@@ -52,6 +51,9 @@ def export(
     name: o.Name = None,
     model: o.Model = None,
     context_length: o.ContextLength = 512,
+    chunk: o.Chunk = 128,
+    kv_bits: o.KvBits = None,
+    device_ram: o.DeviceRam = None,
     dry_run: o.DryRun = False,
     recipe: o.RecipeName = "w4-g32",
     method: o.Method = None,
@@ -83,9 +85,7 @@ def export(
         from pipeline.run import Request, run
 
         if target is None:
-            raise InputError(
-                "no target is given", fix="add --target snapdragon, or see: bluelm-export targets"
-            )
+            raise InputError("no target is given", fix="add --target snapdragon, or see: bluelm-export targets")
         chosen = {
             "method": method,
             "bits": _number(bits),
@@ -107,6 +107,9 @@ def export(
             recipe=Recipe.load(recipe, **{key: value for key, value in chosen.items() if value is not None}),
             calibration=tuple(calibration or ()),
             context=context_length,
+            chunk=chunk,
+            kv_bits=_number(kv_bits),
+            device_ram=device_ram,
             eval_texts=tuple(eval_text or ()),
             eval_tokens=eval_tokens,
             npu_tokens=npu_tokens,
@@ -120,9 +123,7 @@ def export(
 @app.command()
 def generate(
     run: RunFolder,
-    prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="What to say to the model; - reads standard input.")
-    ],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say to the model; - reads standard input.")],
     on: Annotated[
         Literal["cpu", "htp", "interpreter"],
         typer.Option(
@@ -130,9 +131,7 @@ def generate(
             "interpreter: of Core ML packages."
         ),
     ] = "cpu",
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
-    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Stop behind so many tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw, where the temperature is above 0.")] = 0,
@@ -179,7 +178,15 @@ def targets() -> None:
     leave(work)
 
 
-for commands in (bundle_commands, compare_commands, device_commands, speed_commands, history_commands, sweep):
+for commands in (
+    bundle_commands,
+    compare_commands,
+    device_commands,
+    speed_commands,
+    history_commands,
+    sweep,
+    target_commands,
+):
     commands.register(app)
 
 

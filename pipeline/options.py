@@ -11,9 +11,7 @@ WHERE, QUANTIZE, TEXT, JUDGE = "What and where", "Quantization", "Calibration te
 
 Target = Annotated[
     str | None,
-    typer.Option(
-        help="What to build for, e.g. snapdragon; `bluelm-export targets` lists them.", rich_help_panel=WHERE
-    ),
+    typer.Option(help="What to build for, e.g. snapdragon; `bluelm-export targets` lists them.", rich_help_panel=WHERE),
 ]
 Soc = Annotated[
     str | None,
@@ -35,15 +33,12 @@ Out = Annotated[
 ]
 Name = Annotated[
     str | None,
-    typer.Option(
-        help="Name of the run's folder. Default: made of model, recipe and chip.", rich_help_panel=WHERE
-    ),
+    typer.Option(help="Name of the run's folder. Default: made of model, recipe and chip.", rich_help_panel=WHERE),
 ]
 Model = Annotated[
     Path | None,
     typer.Option(
-        help="Hugging Face folder of a BlueLM or Llama checkpoint. Default: the small BlueLM that "
-        "ships with the tool.",
+        help="Hugging Face folder of a BlueLM or Llama checkpoint. Default: the small BlueLM that ships with the tool.",
         rich_help_panel=WHERE,
     ),
 ]
@@ -53,6 +48,26 @@ ContextLength = Annotated[
         "--context",
         help="Tokens that the KV cache holds: prompt and answer together.",
         min=2,
+        rich_help_panel=WHERE,
+    ),
+]
+Chunk = Annotated[
+    int,
+    typer.Option(help="Tokens of a prompt that one step takes.", min=1, rich_help_panel=WHERE),
+]
+KvBits = Annotated[
+    Literal["8", "16", "32"] | None,
+    typer.Option(
+        help="Width of the KV cache's numbers, where the runtime has a choice.",
+        rich_help_panel=WHERE,
+        show_default="the runtime's",
+    ),
+]
+DeviceRam = Annotated[
+    float | None,
+    typer.Option(
+        help="RAM of the phones that it must run on, in GB (4, 6, 8 …); refused at once if it cannot fit.",
+        min=0.25,
         rich_help_panel=WHERE,
     ),
 ]
@@ -69,9 +84,7 @@ Method = Annotated[
     Literal["gptq", "awq", "rtn"] | None,
     typer.Option(help="gptq (least loss), awq, or rtn: round to nearest.", rich_help_panel=QUANTIZE),
 ]
-Bits = Annotated[
-    Literal["4", "8"] | None, typer.Option(help="Width of the blocks' weights.", rich_help_panel=QUANTIZE)
-]
+Bits = Annotated[Literal["4", "8"] | None, typer.Option(help="Width of the blocks' weights.", rich_help_panel=QUANTIZE)]
 GroupSize = Annotated[
     Literal["32", "64", "128", "-1"] | None,
     typer.Option(help="Weights that share a scale; -1: one scale a row.", rich_help_panel=QUANTIZE),
@@ -84,9 +97,7 @@ Symmetric = Annotated[
         rich_help_panel=QUANTIZE,
     ),
 ]
-HeadBits = Annotated[
-    Literal["4", "8"] | None, typer.Option(help="Width of the output head.", rich_help_panel=QUANTIZE)
-]
+HeadBits = Annotated[Literal["4", "8"] | None, typer.Option(help="Width of the output head.", rich_help_panel=QUANTIZE)]
 EmbedBits = Annotated[
     Literal["4", "8"] | None, typer.Option(help="Width of the token embedding.", rich_help_panel=QUANTIZE)
 ]
@@ -101,9 +112,7 @@ Calibration = Annotated[
 ]
 Samples = Annotated[
     int | None,
-    typer.Option(
-        help="Windows of calibration text.", min=1, show_default="the recipe's", rich_help_panel=TEXT
-    ),
+    typer.Option(help="Windows of calibration text.", min=1, show_default="the recipe's", rich_help_panel=TEXT),
 ]
 Length = Annotated[
     int | None,

@@ -17,7 +17,6 @@ from eval.heldout import HeldOut
 from targets.registry import find
 from targets.target import Target
 
-CHUNK = 128  # tokens of one prefill step
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,9 @@ class Request:
     eval_tokens: int
     npu_tokens: int
     budget: Path | None
+    chunk: int = 128
+    kv_bits: int | None = None
+    device_ram: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,12 @@ class Plan:
         return model_name(self.request.model)
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Context and prefill chunk of the graphs."""
+        context = self.request.context
+        return {"context": context, "chunk": min(self.request.chunk, context)}
+
+    @property
     def title(self) -> str:
         """Model, recipe and chip in one line."""
         return f"{self.model_name}, {describe(self.request.recipe)}, on {self.target.soc.name}"
@@ -68,19 +76,18 @@ def make_plan(request: Request) -> Plan:
     Raises:
         InputError: anything that cannot be used. TargetError: the target cannot hold this model.
     """
-    target = find(request.target, request.soc, request.runtime)
+    target = find(
+        request.target,
+        request.soc,
+        request.runtime,
+        kv_bits=request.kv_bits,
+        device_ram_gb=request.device_ram,
+    )
     budget = Budget.from_file(request.budget) if request.budget else default_budget(target)
     checkpoint = Checkpoint.open(_model_folder(request.model))
     tokenizer = checkpoint.tokenizer()
     recipe, context = request.recipe, request.context
-    if context > checkpoint.config.max_position_embeddings:
-        raise InputError(
-            f"--context {context} is longer than the {checkpoint.config.max_position_embeddings} "
-            "positions that the model was trained for",
-            where=checkpoint.folder,
-            fix="give a smaller --context",
-        )
-    target.check(checkpoint.config, recipe, context=context, chunk=min(CHUNK, context))
+    target.check(checkpoint.config, recipe, context=context, chunk=min(request.chunk, context))
     samples = load_samples(request.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
     held_out = heldout.load(request.eval_texts, tokenizer, length=min(heldout.LENGTH, context))
     name = request.name or f"{model_name(request.model)}-{_slug(recipe)}-{target.soc.id.lower()}"

@@ -24,7 +24,7 @@ from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
 from pipeline import judging, layout
 from pipeline.judging import Subject
-from pipeline.plan import CHUNK, Plan, Request, make_plan
+from pipeline.plan import Plan, Request, make_plan
 from pipeline.progress import show_progress
 from pipeline.stages import Stages, run_folder
 
@@ -39,9 +39,7 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
         output: gets the report. messages: gets what is being done meanwhile.
     """
     if request.model is None:
-        messages.print(
-            "No --model given: this is the small BlueLM that ships with the tool.", highlight=False
-        )
+        messages.print("No --model given: this is the small BlueLM that ships with the tool.", highlight=False)
     with messages.status("reading the checkpoint and the texts"):
         plan = make_plan(request)
     for warning in plan.samples.report.warnings:
@@ -124,7 +122,7 @@ def _quantize(plan: Plan, stages: Stages, progress: Progress) -> QuantizedCheckp
 
 
 def _export_cpu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, progress: Progress) -> Artifact:
-    sizes = _sizes(plan)
+    sizes = plan.sizes
     inputs = {
         "quantized": quantized.digest(),
         **sizes,
@@ -154,8 +152,13 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
     ranges = None
     if plan.target.needs_ranges:
         ranges = Ranges.load(stages.run(layout.RANGES, inputs, watch) / "ranges.json")
-    sizes = _sizes(plan)
-    inputs |= {**sizes, "target": plan.target.name, "versions": _versions("bluelm-export", "onnx")}
+    sizes = plan.sizes
+    inputs |= {
+        **sizes,
+        "kv_bits": plan.target.kv_bits,
+        "target": plan.target.name,
+        "versions": _versions("bluelm-export", "onnx"),
+    }
     lowered = stages.run(
         layout.lowered(plan.target.runtime),
         inputs,
@@ -168,10 +171,6 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
         lambda folder: plan.target.compile(Artifact.open(lowered), folder, progress),
     )
     return Artifact.open(compiled if compiled.is_dir() else lowered)  # some runtimes compile on the phone
-
-
-def _sizes(plan: Plan) -> dict[str, int]:
-    return {"context": plan.request.context, "chunk": min(CHUNK, plan.request.context)}
 
 
 def _versions(*tools: str) -> dict[str, str]:
@@ -197,7 +196,7 @@ def _configuration(plan: Plan) -> dict[str, Any]:
         "soc": plan.target.soc.id,
         "recipe": request.recipe.model_dump(mode="json"),
         "context": request.context,
-        "chunk": _sizes(plan)["chunk"],
+        "chunk": plan.sizes["chunk"],
         "calibration": plan.samples.report.name,
         "evaluation": plan.held_out.source,
         "eval_tokens": request.eval_tokens,

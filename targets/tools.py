@@ -1,0 +1,80 @@
+"""What the runtimes need on this machine: packages, programs, SDKs; which are there, and how to get the others."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+TABLE = Path(__file__).parent / "data" / "tools.yaml"
+
+
+class Tool(BaseModel):
+    """One thing that a runtime needs.
+
+    Attributes:
+        name: of the package, program or module.
+        kind: `package` is installed by pip (version: the one that works with the others), `program` lies on the
+            PATH, `module` is a vendor's Python module that no public index has.
+        runtimes: whose compiler or runtime it is.
+        optional: runs or checks beyond lowering need it.
+        fix: how to get it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: Literal["package", "program", "module"]
+    version: str | None = None
+    runtimes: tuple[str, ...]
+    optional: bool = False
+    purpose: str
+    fix: str
+
+
+State = Literal["ok", "missing", "other version"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A tool as it was found here."""
+
+    tool: Tool
+    state: State
+    found: str | None
+
+
+@cache
+def tools() -> tuple[Tool, ...]:
+    """The whole table."""
+    rows = yaml.safe_load(TABLE.read_text(encoding="utf-8"))["tools"]
+    return tuple(Tool.model_validate(row) for row in rows)
+
+
+def examine(tool: Tool) -> Finding:
+    """Look for one tool; nothing is imported or run."""
+    if tool.kind == "program":
+        path = shutil.which(tool.name)
+        return Finding(tool, "ok" if path else "missing", path)
+    if tool.kind == "module":
+        there = importlib.util.find_spec(tool.name) is not None
+        return Finding(tool, "ok" if there else "missing", "found" if there else None)
+    try:
+        found = importlib.metadata.version(tool.name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(tool, "missing", None)
+    same = tool.version is None or found.split("+")[0] == tool.version
+    return Finding(tool, "ok" if same else "other version", found)
+
+
+def ready(runtime: str) -> bool:
+    """Whether everything that lowering for a runtime needs is here."""
+    wanted = [tool for tool in tools() if runtime in tool.runtimes and not tool.optional]
+    return all(examine(tool).state != "missing" for tool in wanted)
