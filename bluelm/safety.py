@@ -45,9 +45,7 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode) and not _in_hub_cache(folder, path):
                 fix = "copy the files themselves (cp -rL), or fetch again with `bluelm-export fetch`"
-                raise InputError(
-                    "a symbolic link is refused: it may lead out of the folder", where=path, fix=fix
-                )
+                raise InputError("a symbolic link is refused: it may lead out of the folder", where=path, fix=fix)
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
                 raise InputError("not a regular file: devices, pipes and sockets are refused", where=path)
             if not stat.S_ISDIR(mode):
@@ -119,21 +117,17 @@ def _check_torch_file(path: Path) -> None:
     if foreign:
         called = ", ".join(".".join(name) for name in foreign[:3])
         fix = "take the checkpoint as safetensors, from a source that you trust"
-        raise InputError(
-            f"the pickle inside calls {called}: it could run code; it was not run", where=path, fix=fix
-        )
+        raise InputError(f"the pickle inside calls {called}: it could run code; it was not run", where=path, fix=fix)
 
 
 def _globals(data: bytes) -> Iterator[tuple[str, str]]:
-    """Names of every object that unpickling would import; a computed name counts as unknown."""
-    strings: list[str] = []
+    """Names of every object that unpickling would import.
+
+    torch.save writes protocol 2, where each name stands in the opcode; a name from the stack could be computed.
+    """
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("GLOBAL", "INST"):
             module, _, name = str(argument).partition(" ")
             yield module, name
-        elif opcode.name == "STACK_GLOBAL":
-            yield (strings[-2], strings[-1]) if len(strings) > 1 else ("?", "?")
-        elif opcode.name in ("EXT1", "EXT2", "EXT4"):
-            yield "copyreg", "extension"
-        elif isinstance(argument, str):
-            strings.append(argument)
+        elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+            yield opcode.name, "a computed name"

@@ -1,0 +1,120 @@
+"""Fetching through the hubs' own clients from a hub on this machine: resumed, and every change named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bluelm.errors import ExportError, InputError, UnavailableError
+from bluelm.fetch import HUBS, fetch
+from bluelm.manifest import FolderManifest, verify_folder
+from tests.hub_server import COMMIT, Hub, serve
+
+REPO = "vivo-ai/BlueLM-test"
+FILES = {
+    "config.json": b'{"model_type": "BlueLM"}',
+    "model.safetensors": os.urandom(3_000_000),
+    "sub/tokenizer.model": b"pieces",
+    "modeling_bluelm.py": b"import os",
+    "pytorch_model.bin": b"PK",
+}
+WANTED = {"config.json", "model.safetensors", "sub/tokenizer.model"}
+
+
+@pytest.fixture(params=["huggingface", "modelscope"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serve(Hub(REPO, FILES)) as running:
+        yield running
+
+
+def get(
+    kind: str, hub: Hub, out: Path, mirror: Hub | None = None, pinned: FolderManifest | None = None
+) -> FolderManifest:
+    other = HUBS[kind](mirror.address) if mirror else None
+    return fetch(REPO, out, "main", HUBS[kind](hub.address), other, pinned)
+
+
+def test_a_checkpoint_is_fetched_without_code_and_pickles(kind: str, hub: Hub, tmp_path: Path) -> None:
+    found = get(kind, hub, tmp_path / "x")
+    assert set(found.files) == WANTED
+    for name in WANTED:
+        assert (tmp_path / "x" / name).read_bytes() == FILES[name]
+    assert found.origin is not None and found.origin.repo == REPO
+    if kind == "huggingface":
+        assert found.origin.revision == COMMIT
+    verify_folder(tmp_path / "x", found)
+    assert not (tmp_path / "x.partial").exists()
+
+
+def test_an_interrupted_fetch_goes_on(kind: str, hub: Hub, tmp_path: Path) -> None:
+    """The line breaks in the middle of the weights; the second call takes only what is missing."""
+    hub.files["model.safetensors"] = weights = os.urandom(24_000_000)  # the clients write pieces of 10 MB
+    hub.drop = {"model.safetensors": 15_000_000}
+    try:
+        get(kind, hub, tmp_path / "x")
+    except ExportError:
+        assert not (tmp_path / "x").exists()
+        before = len(hub.asked)
+        get(kind, hub, tmp_path / "x")
+        assert "config.json" not in [name for name, _ in hub.asked[before:]]
+    ranges = [asked for name, asked in hub.asked if name == "model.safetensors"]
+    assert any(asked and not asked.startswith("bytes=0-") for asked in ranges), ranges
+    assert (tmp_path / "x" / "model.safetensors").read_bytes() == weights
+
+
+def test_what_a_mirror_changed_dropped_or_added_is_named(kind: str, hub: Hub, tmp_path: Path) -> None:
+    weights = bytearray(FILES["model.safetensors"])
+    weights[1_500_000] ^= 1
+    changed = dict(FILES) | {"model.safetensors": bytes(weights), "extra.json": b"{}"}
+    del changed["sub/tokenizer.model"]
+    with serve(Hub(REPO, changed)) as mirror, pytest.raises(InputError) as caught:
+        get(kind, hub, tmp_path / "x", mirror)
+    text = str(caught.value)
+    assert "changed: model.safetensors" in text
+    assert "missing: sub/tokenizer.model" in text
+    assert "added: extra.json" in text
+    assert "config.json" not in text
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_honest_mirror(kind: str, hub: Hub, tmp_path: Path) -> None:
+    with serve(Hub(REPO, FILES)) as mirror:
+        found = get(kind, hub, tmp_path / "x", mirror)
+        assert found.origin is not None and found.origin.mirror == mirror.address
+        assert not hub.asked
+
+
+def test_a_pinned_manifest_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
+    pinned = get("huggingface", hub, tmp_path / "x")
+    get("huggingface", hub, tmp_path / "y", pinned=pinned)
+    hub.files["config.json"] = b'{"model_type": "BlueLm"}'
+    with pytest.raises(InputError, match=r"changed: config\.json"):
+        get("huggingface", hub, tmp_path / "z", pinned=pinned)
+
+
+def test_hubs_that_do_not_answer(kind: str, tmp_path: Path) -> None:
+    with serve(Hub(REPO, FILES)) as gone:
+        address = gone.address
+    with pytest.raises(UnavailableError):
+        fetch(REPO, tmp_path / "x", "main", HUBS[kind](address))
+    with serve(Hub("another/model", FILES)) as other, pytest.raises(ExportError):
+        get(kind, other, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "x").mkdir()
+    with pytest.raises(InputError, match="exists"):
+        fetch(REPO, tmp_path / "x", "main", HUBS[kind](address))
+
+
+def test_a_hub_that_names_paths_outside_is_refused(tmp_path: Path) -> None:
+    evil = Hub(REPO, {"../../evil.json": b"{}", "model.safetensors": b"x"})
+    with serve(evil) as hub, pytest.raises(ExportError):
+        get("huggingface", hub, tmp_path / "deep" / "x")
+    assert not (tmp_path / "evil.json").exists() and not (tmp_path / "deep" / "evil.json").exists()
