@@ -15,7 +15,7 @@ HAN = re.compile(r"[㐀-䶿一-鿿豈-﫿\U00020000-\U0003ffff]")
 LATIN = re.compile(r"[A-Za-z]")
 FENCE = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 CODE_LINE = re.compile(
-    r"^\s*(?:def |class |import |from \S+ import |#include|return\b.*[;()]|(?:pub )?fn |let |const |var |func |public |static )"
+    r"^\s*(?:def |class |import |from \S+ import |#include|return\b.*[;()]|(?:pub )?fn |let |const |var |func )"
     r"|^(?=.*[=(){}<>\[\]]).*[;{}]\s*$"
     r"|^\s*</?[a-zA-Z][^>]*>\s*$"
 )
@@ -49,9 +49,7 @@ def _without_code(text: str) -> tuple[str, int]:
     prose = FENCE.sub("", text)
     lines = prose.splitlines()
     kept = [line for line in lines if not CODE_LINE.search(line)]
-    code = (
-        len(text.encode()) - len(prose.encode()) + sum(len(x.encode()) for x in lines if CODE_LINE.search(x))
-    )
+    code = len(text.encode()) - len(prose.encode()) + sum(len(x.encode()) for x in lines if CODE_LINE.search(x))
     return "\n".join(kept), code
 
 
@@ -61,9 +59,7 @@ def model_languages(tokenizer: Tokenizer) -> tuple[str, ...]:
     pieces = [tokenizer.decode([token]) for token in range(0, tokenizer.vocab_size, step)]
     scripts = (("Chinese", HAN), ("English", LATIN))
     return tuple(
-        name
-        for name, script in scripts
-        if sum(map(bool, map(script.search, pieces))) >= LEAST_SHARE * len(pieces)
+        name for name, script in scripts if sum(map(bool, map(script.search, pieces))) >= LEAST_SHARE * len(pieces)
     )
 
 

@@ -16,7 +16,7 @@ from bluelm.tokenizer import Message, Tokenizer
 from calibration.describe import model_languages, shares, warnings
 from calibration.sources import Document, TextSet, read_texts
 
-PASSAGE = 8  # characters a token of the window: longer texts are cut at a line's end, so that windows come from many
+PASSAGE = 8  # longer texts are cut into so many characters a token of the window: windows come from many
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,18 @@ class _Passage:
     chat: bool
 
 
-def load_samples(
-    paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int, length: int, seed: int
-) -> Samples:
+def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int, length: int, seed: int) -> Samples:
     """At most `count` windows of `length` tokens from files, or from the bundled set for None.
 
-    Passages are shuffled by the seed and laid end to end; every window begins with bos, as a model's input does.
-    A set too small for `count` windows gives fewer, one too small for a single window gives a shorter one; the
-    report warns of both.
+    Passages are shuffled by the seed and laid end to end; every window begins with bos, as a model's input
+    does. A set too small for `count` windows gives fewer, one too small for a single window a shorter one;
+    the report warns of both.
 
     Raises:
         InputError: see `read_texts`; or the set is shorter than two tokens.
     """
     if count < 1 or length < 2:
-        raise InputError(
-            f"cannot make {count} windows of {length} tokens", fix="at least 1 window of 2 tokens"
-        )
+        raise InputError(f"cannot make {count} windows of {length} tokens", fix="at least 1 window of 2 tokens")
     texts = read_texts(paths)
     used = _passages(texts, tokenizer, count * length, length, seed)
     windows = _windows([token for passage in used for token in passage.tokens], count, length, tokenizer.bos)
@@ -103,9 +99,7 @@ def load_samples(
 
 def _passages(texts: TextSet, tokenizer: Tokenizer, wanted: int, length: int, seed: int) -> list[_Passage]:
     """Passages in shuffled order until there are `wanted` tokens."""
-    pieces = [
-        (i, piece) for i, document in enumerate(texts.documents) for piece in _cut(document, PASSAGE * length)
-    ]
+    pieces = [(i, piece) for i, document in enumerate(texts.documents) for piece in _cut(document, PASSAGE * length)]
     random.Random(seed).shuffle(pieces)
     passages: list[_Passage] = []
     total = 0
@@ -122,7 +116,7 @@ def _passages(texts: TextSet, tokenizer: Tokenizer, wanted: int, length: int, se
 
 
 def _cut(document: Document, most: int) -> Iterator[Document]:
-    """Plain text in passages of at most `most` characters, at the end of a line where there is one; talks whole."""
+    """Plain text in passages of at most `most` characters, cut at a line's end; conversations whole."""
     if document.turns:
         yield document
         return

@@ -52,8 +52,8 @@ def read_texts(paths: Sequence[Path] | None) -> TextSet:
     """Read files and folders, or the bundled set for None.
 
     Raises:
-        InputError: a path is missing, of another kind, too large, not text, not of the shape that is expected, or
-            there is no text in all of it.
+        InputError: a path is missing, of another kind, too large, not text, not of a known shape, or there is
+            no text in all of it.
         UnavailableError: a .parquet file, and pyarrow is not installed.
     """
     files = _files(paths) if paths is not None else [BUNDLED]
@@ -73,9 +73,7 @@ def read_texts(paths: Sequence[Path] | None) -> TextSet:
     kept = tuple(document for document in documents if document.content.strip())
     name = "bundled" if paths is None else ", ".join(str(path) for path in paths)
     if not kept:
-        raise InputError(
-            "there is no text in the calibration set", where=name, fix="give files with text in them"
-        )
+        raise InputError("there is no text in the calibration set", where=name, fix="give files with text in them")
     return TextSet(name, digest.hexdigest(), kept, len(documents) - len(kept))
 
 
@@ -91,9 +89,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
         elif not path.is_file():
             raise InputError("no such calibration file or folder", where=path)
         elif path.suffix.lower() not in SUFFIXES:
-            raise InputError(
-                "calibration text of an unknown kind", where=path, fix=f"give {', '.join(SUFFIXES)}"
-            )
+            raise InputError("calibration text of an unknown kind", where=path, fix=f"give {', '.join(SUFFIXES)}")
         else:
             found.append(path)
     if not found:
@@ -158,9 +154,7 @@ def _read_parquet(file: Path) -> Iterator[Document]:
     if not columns:
         raise InputError("the table has none of the columns that are known", where=file, fix=f"give {SHAPES}")
     for number, row in enumerate(rows):
-        yield _document(
-            {key: value for key, value in row.items() if value is not None}, f"{file}, row {number}"
-        )
+        yield _document({key: value for key, value in row.items() if value is not None}, f"{file}, row {number}")
 
 
 def _document(record: Mapping[str, Any], where: str) -> Document:
@@ -170,9 +164,7 @@ def _document(record: Mapping[str, Any], where: str) -> Document:
     if "prompt" in record and "response" in record:
         prompt, response = _string(record, "prompt", where), _string(record, "response", where)
         return (
-            Document(turns=(("user", prompt), ("assistant", response)))
-            if (prompt + response).strip()
-            else Document()
+            Document(turns=(("user", prompt), ("assistant", response))) if (prompt + response).strip() else Document()
         )
     if "text" in record:
         return Document(text=_string(record, "text", where))

@@ -1,7 +1,7 @@
 """Walking the decoder block by block over the calibration samples, and watching what its linears read.
 
-One block's weights and the residual streams of all samples are held, nothing else. There may be two streams: the
-quantized model's, which the statistics come from, and the float model's, which tells where it should be.
+One block's weights and the residual streams of all samples are held, nothing else. There may be two streams:
+the quantized model's, which the statistics come from, and the float model's, which tells where it should be.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class Moments:
 
     Attributes:
         hessian: float32 [in, in], mean of x xᵀ over all tokens, x being what the linears read.
-        cross: float32 [out, in], mean of y xᵀ, y being what the stage's one linear would have to add to bring the
-            stream to where the float model's is; None where the linears do not write to the stream, or there is
-            no float stream.
+        cross: float32 [out, in], mean of y xᵀ, y being what the stage's one linear would have to add to bring
+            the stream to where the float model's is; None where the linears do not write to the stream, or
+            there is no float stream.
     """
 
     hessian: Tensor
@@ -135,13 +135,11 @@ def collect_hessians(streams: Streams, block: DecoderBlock) -> dict[str, Tensor]
     return {name: hessian.mean() for name, hessian in found.items()}
 
 
-def moments_in_order(
-    streams: Streams, block: DecoderBlock, exact: DecoderBlock
-) -> Iterator[tuple[Stage, Moments]]:
+def moments_in_order(streams: Streams, block: DecoderBlock, exact: DecoderBlock) -> Iterator[tuple[Stage, Moments]]:
     """Each stage with its moments, in true sequential order; the streams advance through the block.
 
-    Before asking for the next stage, the caller puts the quantized weights of this one into `block`: later stages
-    then see activations that already carry the errors of the earlier ones. `exact` stays as it is.
+    Before asking for the next stage, the caller puts the quantized weights of this one into `block`: later
+    stages then see activations that already carry the errors of the earlier ones. `exact` stays as it is.
     """
     hidden, cos, sin = streams.hidden, streams.cos, streams.sin
     attention, mlp = block.self_attn, block.mlp

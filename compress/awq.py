@@ -117,7 +117,7 @@ def search_scales(weights: Sequence[Tensor], hessian: Tensor, reads: Tensor, wid
 
 
 def fold(tensors: Mapping[str, Tensor], place: Fold, scales: Tensor, reads: Tensor) -> dict[str, Tensor]:
-    """The tensors of a block with columns of the stage's linears times the scales, and rows before them divided.
+    """The tensors of a block, columns of the stage's linears times the scales, rows before them divided.
 
     The block computes the same function, up to rounding in float32.
     """

@@ -1,7 +1,7 @@
 """Quantizing a checkpoint: piece by piece, one block's weights resident, resumable at every piece.
 
-Pieces are written into a hidden folder beside the output, each under the fingerprint of all that it depends on;
-a run that finds pieces of the same fingerprint there goes on behind them. The last step renames the folder.
+Pieces are written into a hidden folder beside the output, each under the fingerprint of all that it depends
+on; a run that finds pieces of the same fingerprint there goes on behind them. The last step renames the folder.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def quantize(
 ) -> QuantizedCheckpoint:
     """Quantize a checkpoint into a folder; the same input gives the same bytes.
 
-    A finished folder of the same checkpoint, recipe and text is returned as it is, an unfinished one completed,
-    another quantized checkpoint replaced.
+    A finished folder of the same checkpoint, recipe and text is returned as it is, an unfinished one
+    completed, another quantized checkpoint replaced.
 
     Args:
         samples: calibration windows; None only for a recipe that reads no text.
@@ -107,19 +107,15 @@ def check(config: ModelConfig, recipe: Recipe) -> None:
     """Make sure that a recipe fits a model.
 
     Raises:
-        InputError: a group size does not divide a layer's width; a table that serves as embedding and head is to
-            have two widths.
+        InputError: a group size does not divide a layer's width; a table that serves as embedding and head is
+            to have two widths.
     """
-    shapes = {
-        name.removesuffix(".weight"): shape for name, shape in block_shapes(config).items() if len(shape) == 2
-    }
+    shapes = {name.removesuffix(".weight"): shape for name, shape in block_shapes(config).items() if len(shape) == 2}
     groups = {name: (recipe.group_size, shape[1]) for name, shape in shapes.items()}
     groups[HEAD] = (recipe.head_group_size, config.hidden_size)
     for name, (size, columns) in groups.items():
         if size != -1 and columns % size:
-            fitting = [
-                str(fit) for fit in (128, 64, 32) if all(shape[1] % fit == 0 for shape in shapes.values())
-            ]
+            fitting = [str(fit) for fit in (128, 64, 32) if all(shape[1] % fit == 0 for shape in shapes.values())]
             raise InputError(
                 f"group size {size} does not divide the {columns} columns of {name}",
                 fix=f"choose {', '.join([*fitting, '-1 (one scale a row)'])}",
@@ -168,9 +164,7 @@ class _Run:
             weight = solved.weight
         if tokens is None:
             return None
-        return Streams(
-            self.config, _look_up(weight, tokens), table[tokens] if table is not None and corrects else None
-        )
+        return Streams(self.config, _look_up(weight, tokens), table[tokens] if table is not None and corrects else None)
 
     def block(self, index: int, streams: Streams | None) -> None:
         """One block; the streams advance to the next."""
@@ -220,9 +214,7 @@ class _Run:
         solved: dict[str, Solved] = {}
         if streams is None:
             for name in LINEARS:
-                solved[name] = round_plainly(
-                    tensors[f"{name}.weight"], self.widths, self._search(self.widths.bits)
-                )
+                solved[name] = round_plainly(tensors[f"{name}.weight"], self.widths, self._search(self.widths.bits))
         else:
             exact = DecoderBlock.from_weights(self.config, tensors)
             scalings: Mapping[str, dict[str, Any]] = {}
@@ -260,9 +252,7 @@ def _look_up(table: QuantizedTensor, tokens: Tensor) -> Tensor:
     """float32 [n, T, hidden]: dequantized rows of the tokens [n, T]."""
     hidden = torch.empty(*tokens.shape, table.shape[1])
     for sample, row in enumerate(tokens):
-        part = QuantizedTensor(
-            table.codes[row], table.scales[row], table.zeros[row], table.bits, table.group_size
-        )
+        part = QuantizedTensor(table.codes[row], table.scales[row], table.zeros[row], table.bits, table.group_size)
         hidden[sample] = part.dequantize()
     return hidden
 

@@ -2,9 +2,9 @@
 
 Minimizes tr((W - Ŵ) H (W - Ŵ)ᵀ), the squared error of the layer's output, for H = mean of x xᵀ.
 
-The paper (Frantar et al., 2022, arXiv 2210.17323, eq. 2 and 3) pushes each column's error into the columns to come
-through the Cholesky factor of H⁻¹. We pull instead, which needs no inverse: with H = (I + U) D (I + U)ᵀ, U strictly
-upper triangular, D diagonal,
+The paper (Frantar et al., 2022, arXiv 2210.17323, eq. 2 and 3) pushes each column's error into the columns to
+come through the Cholesky factor of H⁻¹. We pull instead, which needs no inverse: with H = (I + U) D (I + U)ᵀ, U
+strictly upper triangular, D diagonal,
 
     Ŵ_k = round(W_k + (W - Ŵ)_{<k} U_{<k,k})
 
@@ -49,9 +49,7 @@ class Feedback:
     def solve(self, right: Tensor) -> Tensor:
         """X with X (H + damping) = right, both float32 [out, in] in the layer's own order of columns."""
         upper = self.upper
-        x = torch.linalg.solve_triangular(
-            upper.T, right[:, self.order], upper=False, left=False, unitriangular=True
-        )
+        x = torch.linalg.solve_triangular(upper.T, right[:, self.order], upper=False, left=False, unitriangular=True)
         x = torch.linalg.solve_triangular(upper, x / self.pivots, upper=True, left=False, unitriangular=True)
         return torch.empty_like(right).index_copy_(1, self.order, x)
 
@@ -78,9 +76,7 @@ def factorize(hessian: Tensor, damping: float = 0.01, act_order: bool = True) ->
     if act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
     lower, damping, attempts = _cholesky(hessian, order.flip(0), dead, damping)
-    upper = lower.flip(
-        0, 1
-    )  # the Cholesky factor of H backwards, read backwards: H = R Rᵀ, R upper triangular
+    upper = lower.flip(0, 1)  # the Cholesky factor of H backwards, read backwards: H = R Rᵀ, R upper triangular
     pivots = upper.diagonal().clone()
     upper = (upper / pivots).triu_(1)
     return Feedback(order, upper, pivots.square(), damping, attempts, int(dead.sum()))
@@ -105,8 +101,8 @@ def gptq(weight: Tensor, grid: Grid, feedback: Feedback) -> Tensor:
 
     Args:
         weight: float32 [out, in].
-        grid: chosen beforehand from the weight (static groups: the order of columns leaves the groups alone, and a
-            runtime needs no index of groups).
+        grid: chosen beforehand from the weight (static groups: the order of columns leaves the groups alone,
+            and a runtime needs no index of groups).
         feedback: from `factorize` of the layer's Hessian.
     """
     size = weight.shape[1] if grid.group_size == -1 else grid.group_size
@@ -118,9 +114,7 @@ def gptq(weight: Tensor, grid: Grid, feedback: Feedback) -> Tensor:
     return codes.T.contiguous()
 
 
-def _solve(
-    columns: Tensor, scales: Tensor, zeros: Tensor, group_of: Tensor, upper: Tensor, largest: int
-) -> Tensor:
+def _solve(columns: Tensor, scales: Tensor, zeros: Tensor, group_of: Tensor, upper: Tensor, largest: int) -> Tensor:
     """uint8 [in, out]: codes of `columns` [in, out] in the order given; scales, zeros [groups, out]."""
     codes = torch.empty_like(columns, dtype=torch.uint8)
     errors = torch.empty_like(columns)
@@ -142,5 +136,5 @@ def _solve(
 
 
 def objective(error: Tensor, hessian: Tensor) -> Tensor:
-    """float32 [out]: each row's e H eᵀ, its mean squared error at the layer's output. error: float32 [out, in]."""
+    """e H eᵀ of each row, float32 [out]: its mean squared error at the output. error: float32 [out, in]."""
     return torch.linalg.vecdot(error @ hessian, error)

@@ -1,10 +1,11 @@
 """Choosing the grid of a weight: a float16 scale and a zero point a group, before any code is chosen.
 
-Scales are rounded to values that float16 and bfloat16 both hold (8 significant bits): XNNPACK's blockwise kernels
-store bfloat16 scales, most other runtimes float16, and codes chosen for a rounded scale lose next to nothing.
+Scales are rounded to values that float16 and bfloat16 both hold (8 significant bits): XNNPACK's blockwise
+kernels store bfloat16 scales, most other runtimes float16, and codes chosen for a rounded scale lose next to
+nothing.
 
-Two ways: `minmax` spans the group's extremes; with `search` the span is shrunk to what loses least, in the plain
-squared error or in the error that it makes in the layer's output.
+Two ways: `minmax` spans the group's extremes; with `search` the span is shrunk to what loses least, in the
+plain squared error or in the error that it makes in the layer's output.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def choose_grid(
     """Scale and zero point of every group of a weight.
 
     Args:
-        weight: float32 [out, in], finite. Zero groups, huge outliers and tiny values are fine: scales are held
-            between the smallest positive and the largest float16.
+        weight: float32 [out, in], finite. Zero groups, huge outliers and tiny values are fine: scales are
+            held between the smallest positive and the largest float16.
         search: try spans from 1.0 down to 0.35 of the group's and keep the one that loses least.
         hessian: float32 [in, in], mean of x xᵀ over calibration tokens; the search then weighs errors by what
             they do to the output: e H_g eᵀ within a group (its diagonal alone when a group is a whole row).
@@ -111,7 +112,7 @@ def _squared_error(error: Tensor) -> Tensor:
 def _choose(
     weight: Tensor, bits: int, symmetric: bool, shrinks: tuple[float, ...], loss: Loss
 ) -> tuple[Tensor, Tensor]:
-    """Best (scales, zeros), float32 [out, groups] but float16 in value, for a weight [out, groups, columns]."""
+    """Best (scales, zeros), float32 [out, groups], float16 in value; weight: [out, groups, columns]."""
     largest = 2**bits - 1
     low, high = weight.amin(-1).clamp(max=0), weight.amax(-1).clamp(min=0)
     best_scales, best_zeros = _span(low, high, bits, symmetric)
@@ -133,10 +134,8 @@ def _choose(
 def _span(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """(scales, zeros) whose grid spans [low, high], low <= 0 <= high."""
     half = 2 ** (bits - 1)
-    if symmetric:  # codes reach from -half to half - 1: the side that needs more decides
-        scales = torch.maximum(high / (half - 1), -low / half)
-    else:
-        scales = (high - low) / (2 * half - 1)
+    # symmetric codes reach from -half to half - 1: the side that needs more decides
+    scales = torch.maximum(high / (half - 1), -low / half) if symmetric else (high - low) / (2 * half - 1)
     scales = scales.clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.bfloat16).to(torch.float16).float()
     if symmetric:
         return scales, torch.full_like(scales, half)

@@ -41,13 +41,11 @@ class Solved:
     note: dict[str, Any]
 
 
-def solve_stage(
-    weights: Mapping[str, Tensor], moments: Moments, widths: Widths, recipe: Recipe
-) -> dict[str, Solved]:
+def solve_stage(weights: Mapping[str, Tensor], moments: Moments, widths: Widths, recipe: Recipe) -> dict[str, Solved]:
     """Quantize linears that read the same activations.
 
-    Every row keeps the better of the method's codes and plain rounding by the error e H eᵀ of its output, so that
-    no layer ends up worse than rounding; how many rows were kept rounded is noted.
+    Every row keeps the better of the method's codes and plain rounding by the error e H eᵀ of its output, so
+    that no layer ends up worse than rounding; how many rows were kept rounded is noted.
 
     Args:
         weights: float32 [out, in] by name.
@@ -68,9 +66,12 @@ def solve_stage(
         if feedback is not None and moments.cross is not None:
             target = corrected(weight, moments, feedback, recipe.correction)
         parts = [_solve_rows(rows, hessian, widths, recipe, feedback) for rows in target.split(ROWS)]
-        loss, rounding, kept = (sum(part[i] for part in parts) for i in (1, 2, 3))
-        losses = {"loss": _round(loss), "loss_rounding": _round(rounding), "rows_rounded": int(kept)}
-        solved[name] = Solved(stack_rows([part[0] for part in parts]), note | losses)
+        losses = {
+            "loss": _round(sum(part.loss for part in parts)),
+            "loss_rounding": _round(sum(part.loss_rounding for part in parts)),
+            "rows_rounded": sum(part.rows_rounded for part in parts),
+        }
+        solved[name] = Solved(stack_rows([part.weight for part in parts]), note | losses)
     return solved
 
 
@@ -83,10 +84,10 @@ def round_plainly(weight: Tensor, widths: Widths, search: bool) -> Solved:
 def corrected(weight: Tensor, moments: Moments, feedback: Feedback, share: float) -> Tensor:
     """The weight that a linear should have had, given the errors already made in its input and in the stream.
 
-    The least-squares fit of y = W x, pulled towards the weight W0 by the damping: W = W0 + (C - W0 H) (H + λI)⁻¹
-    with C = mean of y xᵀ; `share` of the way there is taken. Fitting the quantized input to the float output is
-    GPTAQ's idea (Li et al., 2025, arXiv 2504.02692); here y also makes up for what earlier layers left in the
-    residual stream.
+    The least-squares fit of y = W x, pulled towards the weight W0 by the damping, is
+    W = W0 + (C - W0 H) (H + λI)⁻¹ with C = mean of y xᵀ; `share` of the way there is taken. Fitting the
+    quantized input to the float output is GPTAQ's idea (Li et al., 2025, arXiv 2504.02692); here y also makes
+    up for what earlier layers left in the residual stream.
 
     Args:
         weight: float32 [out, in].
@@ -101,16 +102,22 @@ def stack_rows(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
     first = parts[0]
     if len(parts) == 1:
         return first
-    codes, scales, zeros = (
-        torch.cat([getattr(part, of) for part in parts]) for of in ("codes", "scales", "zeros")
-    )
+    codes, scales, zeros = (torch.cat([getattr(part, of) for part in parts]) for of in ("codes", "scales", "zeros"))
     return QuantizedTensor(codes, scales, zeros, first.bits, first.group_size)
 
 
-def _solve_rows(
-    target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe, feedback: Feedback | None
-) -> tuple[QuantizedTensor, float, float, int]:
-    """(codes of some rows, their loss, the loss of plain rounding, rows that are kept rounded)."""
+@dataclass(frozen=True)
+class _Rows:
+    """Codes of some rows, their loss, that of plain rounding, and how many were kept rounded."""
+
+    weight: QuantizedTensor
+    loss: float
+    loss_rounding: float
+    rows_rounded: int
+
+
+def _solve_rows(target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe, feedback: Feedback | None) -> _Rows:
+    """Some rows, each the better of the method's codes and of plain rounding."""
     bits, size, symmetric = widths.bits, widths.group_size, widths.symmetric
     grid = choose_grid(target, bits, size, symmetric, search=recipe.grid == "mse", hessian=hessian)
     tuned = grid.nearest(target) if feedback is None else grid.holding(gptq(target, grid, feedback))
@@ -126,7 +133,7 @@ def _solve_rows(
         bits,
         size,
     )
-    return best, torch.minimum(loss, rounding).sum().item(), rounding.sum().item(), int(worse.sum())
+    return _Rows(best, torch.minimum(loss, rounding).sum().item(), rounding.sum().item(), int(worse.sum()))
 
 
 def _round(value: float) -> float:

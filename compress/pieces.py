@@ -1,8 +1,8 @@
 """A piece of a quantized checkpoint: one safetensors file that says itself what it holds.
 
 A quantized weight `name` is stored as `name.codes` (packed), `name.scales` (float16) and, unless symmetric,
-`name.zeros` (packed); a vector under its own name. Widths, notes and the fingerprint of the run that made it are
-JSON in the file's header, under one key: with several, safetensors writes them in any order.
+`name.zeros` (packed); a vector under its own name. Widths, notes and the fingerprint of the run that made it
+are JSON in the file's header, under one key: with several, safetensors writes them in any order.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ def read_header(path: Path) -> Header:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[KEY])
         linears = {
-            name: LinearInfo(
-                (info["shape"][0], info["shape"][1]), info["bits"], info["group_size"], info["symmetric"]
-            )
+            name: LinearInfo((info["shape"][0], info["shape"][1]), info["bits"], info["group_size"], info["symmetric"])
             for name, info in header["linears"].items()
         }
         return Header(header["fingerprint"], linears, tuple(header["vectors"]), header["notes"])
@@ -138,6 +136,4 @@ def read_vector(path: Path, name: str) -> Tensor:
 def _damaged(path: Path, error: Exception) -> InputError:
     if not path.exists():
         return InputError("a file of the quantized checkpoint is missing", where=path, fix="quantize again")
-    return InputError(
-        f"damaged, or not part of a quantized checkpoint: {error}", where=path, fix="quantize again"
-    )
+    return InputError(f"damaged, or not part of a quantized checkpoint: {error}", where=path, fix="quantize again")

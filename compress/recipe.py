@@ -19,21 +19,21 @@ GroupSize = Literal[32, 64, 128, -1]
 
 
 class Recipe(BaseModel):
-    """How a checkpoint is quantized. Everything that the codes depend on, but for checkpoint and text, is here.
+    """How a checkpoint is quantized: all that the codes depend on, but for checkpoint and text.
 
     Attributes:
         method: rtn (round to nearest), gptq or awq, for the linears of the blocks.
         bits: width of the blocks' linears.
         group_size: columns that share a scale; -1 for one scale a row.
         symmetric: zero points all in the middle.
-        grid: how scales are chosen. minmax: the group's extremes. mse: the span that loses least in the layer's
-            output. rtn is plain minmax unless told otherwise; gptq and awq search.
+        grid: how scales are chosen. minmax: the group's extremes. mse: the span that loses least in the
+            layer's output. rtn is plain minmax unless told otherwise; gptq and awq search.
         head_bits, head_group_size: lm_head. One scale a row by default: NPUs have no blocks of 8-bit weights.
         embed_bits: the embedding table, one scale a row, symmetric.
         damping: first share of the Hessian's mean diagonal that GPTQ adds to it.
         act_order: GPTQ rounds the columns of the most excited inputs first; groups stay in place.
-        correction: how far GPTQ's o_proj and down_proj make up for errors that earlier layers left in the stream:
-            0 not at all (plain GPTQ, one forward pass less), 1 as far as least squares goes.
+        correction: how far GPTQ's o_proj and down_proj make up for errors that earlier layers left in the
+            stream: 0 not at all (plain GPTQ, one forward pass less), 1 as far as least squares goes.
         samples, length, seed: calibration windows, tokens in each, and the seed that picks them.
     """
 
@@ -102,9 +102,7 @@ class Recipe(BaseModel):
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"the recipe is not YAML: {error}", where=path) from None
         if not isinstance(values, dict):
-            raise InputError(
-                "a recipe is a table of keys and values", where=path, fix="write lines like `bits: 4`"
-            )
+            raise InputError("a recipe is a table of keys and values", where=path, fix="write lines like `bits: 4`")
         return cls.make({**values, **overrides}, where=path)
 
     @property

@@ -60,8 +60,8 @@ class QuantizedCheckpoint:
     """The `Weights` of a quantized folder, dequantized as they are read; codes by `linear` and `embed`.
 
     Attributes:
-        info: quantized.json as it is: `checkpoint` (digest), `recipe`, `calibration` (report), `layers` (notes by
-            the weight's name), `files` (SHA-256 by name).
+        info: quantized.json as it is: `checkpoint` (digest), `recipe`, `calibration` (report), `layers` (notes
+            by the weight's name), `files` (SHA-256 by name).
     """
 
     folder: Path
@@ -88,9 +88,7 @@ class QuantizedCheckpoint:
         info = read_json(path)
         if info.get("format") != FORMAT or info.get("version") != VERSION:
             found = f"{info.get('format')} version {info.get('version')}"
-            raise InputError(
-                f"expected {FORMAT} version {VERSION}, found {found}", where=path, fix="quantize again"
-            )
+            raise InputError(f"expected {FORMAT} version {VERSION}, found {found}", where=path, fix="quantize again")
         recipe = Recipe.make(info["recipe"], where=path)
         config = ModelConfig.from_folder(folder)
         headers = {name: read_header(folder / name) for name in piece_files(config)}
@@ -150,7 +148,7 @@ class QuantizedCheckpoint:
         raise InputError(f"there is no vector {name}", where=self.folder)
 
     def block(self, index: int) -> dict[str, Tensor]:
-        """Tensors of one block, float32, by their names below `model.layers.<index>.`, linears dequantized."""
+        """Tensors of one block, float32, by their names below `model.layers.<index>.`, dequantized."""
         return read_block(self.folder / block_file(index), f"model.layers.{index}.")
 
     def embedding(self) -> Tensor:

@@ -99,9 +99,7 @@ def code_answer(text: str) -> Iterator[Record]:
             return
 
 
-def take(
-    texts: Iterable[str], form: Callable[[str], Iterator[Record]], budget: int, source: str
-) -> list[Record]:
+def take(texts: Iterable[str], form: Callable[[str], Iterator[Record]], budget: int, source: str) -> list[Record]:
     """Records of one form until their bytes reach the budget."""
     records: list[Record] = []
     size = 0
