@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
+from bluelm.weights import LINEARS
 from calibration.samples import CalibrationReport, Samples, load_samples
 from compress.engine import quantize
 from compress.quantized import QuantizedTensor
@@ -34,6 +36,7 @@ def quantized(source: Path, folder: Path, **recipe: Any) -> QuantizedCheckpoint:
     return quantize(Checkpoint.open(source), Samples(torch.arange(16)[None], report), chosen, folder)
 
 
+@dataclass(frozen=True)
 class Damaged(QuantizedCheckpoint):
     """A quantized checkpoint one of whose blocks has its scales times 1.05."""
 
@@ -41,9 +44,12 @@ class Damaged(QuantizedCheckpoint):
 
     @staticmethod
     def of(whole: QuantizedCheckpoint, block: int) -> Damaged:
-        damaged = Damaged(whole.folder, whole._index)
-        damaged.block_hurt = block
-        return damaged
+        return Damaged(**{field.name: getattr(whole, field.name) for field in fields(whole)}, block_hurt=block)
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        at = f"model.layers.{index}"
+        hurt = {f"{name}.weight": self.linear(f"{at}.{name}").dequantize() for name in LINEARS}
+        return {**super().block(index), **hurt}
 
     def linear(self, name: str) -> QuantizedTensor:
         tensor = super().linear(name)

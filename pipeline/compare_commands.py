@@ -1,0 +1,212 @@
+"""The command `compare`: artifacts, runs and checkpoints held against the first of them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from bluelm.errors import InputError
+from pipeline.errors import leave
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bluelm.tokenizer import Tokenizer
+    from eval.compare import Comparison, Subject
+    from export.artifact import Artifact
+    from targets.runtime import Place
+
+NATURAL: dict[str, Place] = {
+    "qnn-context": "htp",
+    "coreml": "interpreter",
+}  # where an artifact runs by default
+BLOCK_TOKENS = 64
+PROMPT_TOKENS = 32
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(compare)
+
+
+def compare(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Artifact or run folders, quantized checkpoints, the float checkpoint; the first is what "
+            "the others are held against. `FOLDER@PLACE` says where: cpu, htp, interpreter, gpu, ane."
+        ),
+    ],
+    blocks: Annotated[bool, typer.Option("--blocks", help="The error of each block as well.")] = False,
+    tokens: Annotated[int, typer.Option(help="Tokens of held-out text to compare on.", min=2)] = 1024,
+    prompts: Annotated[int, typer.Option(help="Prompts that are continued greedily.", min=0)] = 5,
+    length: Annotated[int, typer.Option(help="Tokens of each continuation.", min=1)] = 64,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a plot there (.png, .svg).", show_default=False)
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures there.", show_default=False)
+    ] = None,
+) -> None:
+    """Hold artifacts of any runtimes against each other: KL, top-1, greedy tokens, and block by block."""
+
+    def work() -> int:
+        if len(paths) < 2:
+            raise InputError("compare needs two folders or more", fix="bluelm-export compare dist/a dist/b")
+        with tempfile.TemporaryDirectory(prefix="bluelm-compare-") as scratch, ExitStack() as stack:
+            return _compare(paths, blocks, tokens, prompts, length, plot, json_file, Path(scratch), stack)
+
+    leave(work)
+
+
+def _compare(
+    paths: Sequence[str],
+    blocks: bool,
+    tokens: int,
+    prompts: int,
+    length: int,
+    plot: Path | None,
+    json_file: Path | None,
+    scratch: Path,
+    stack: ExitStack,
+) -> int:
+    from rich.console import Console
+
+    from bluelm.files import write_text
+    from eval import heldout
+    from eval.compare import compare as hold
+    from pipeline import compare_report
+
+    subjects = [s for i, path in enumerate(paths) for s in open_subjects(path, blocks, scratch / str(i))]
+    for subject in subjects:
+        stack.callback(subject.runtime.close)
+    reference, others = subjects[0], subjects[1:]
+    room = min(subject.runtime.context for subject in subjects)
+    windows = heldout.load([], _tokenizer(paths[0]), length=min(heldout.LENGTH, room)).first(tokens)
+    texts = [window.tokens.tolist() for window in windows]
+    length = min(length, room - PROMPT_TOKENS)
+    if length < 1:
+        raise InputError(
+            f"a context of {room} is too short to compare on", fix=f"export with more than {PROMPT_TOKENS}"
+        )
+    found = hold(
+        reference,
+        others,
+        texts,
+        [text[:PROMPT_TOKENS] for text in (texts * prompts)[:prompts]],
+        length,
+        texts[0][:BLOCK_TOKENS] if blocks else None,
+    )
+    compare_report.show(reference.name, found, Console())
+    if json_file is not None:
+        write_text(json_file, json.dumps(to_json(reference.name, found), indent=1) + "\n")
+    if plot is not None:
+        compare_report.plot(reference.name, found, plot)
+    return 0
+
+
+def to_json(reference: str, found: Sequence[Comparison]) -> dict[str, Any]:
+    """The figures as plain values."""
+    rows = []
+    for comparison in found:
+        row = asdict(comparison)
+        if comparison.blocks is not None:
+            row["blocks"]["first_outside"] = comparison.blocks.first_outside
+        rows.append(row)
+    return {"reference": reference, "compared": rows}
+
+
+def open_subjects(path: str, blocks: bool, scratch: Path) -> list[Subject]:
+    """What a path of the command line stands for: one subject, or all artifacts of a run.
+
+    Raises:
+        InputError: nothing that can be compared lies there, or the place is unknown.
+    """
+    from targets.runtime import Place
+
+    text, at, place = path.rpartition("@")
+    folder = Path(text) if at and place in get_args(Place) else Path(path)
+    chosen: Any = place if at and folder == Path(text) else None
+    if not folder.exists() and at and chosen is None:
+        raise InputError(f"unknown place {place!r}", where=path, fix=f"places: {', '.join(get_args(Place))}")
+    if not folder.is_dir():
+        raise InputError("there is no such folder", where=folder)
+    if (folder / "artifact.json").exists():
+        return [_artifact(folder, chosen, blocks, scratch)]
+    if (folder / "quantized.json").exists() or (folder / "config.json").exists():
+        return [_checkpoint(folder)]
+    inside = sorted(entry.parent for entry in folder.glob("*/artifact.json"))
+    if not inside:
+        raise InputError(
+            "this is neither artifact nor run nor checkpoint",
+            where=folder,
+            fix="name a folder that holds artifact.json, quantized.json or config.json, or a finished run",
+        )
+    return [_artifact(entry, chosen, blocks, scratch / entry.name) for entry in _shipped(inside)]
+
+
+def _shipped(folders: Sequence[Path]) -> list[Path]:
+    """The artifacts of a run without those that another was compiled from."""
+    from export.artifact import Artifact
+
+    kinds = {folder: Artifact.open(folder).format for folder in folders}
+    compiled = "qnn-context" in kinds.values()
+    return [folder for folder, kind in kinds.items() if not (compiled and kind == "onnx-npu")]
+
+
+def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path) -> Subject:
+    from eval.compare import Subject
+    from export.artifact import Artifact
+    from targets.block_outputs import open_blocks
+    from targets.runtime import open_runtime
+
+    artifact = Artifact.open(folder)
+    place: Place = on or NATURAL.get(artifact.format, "cpu")
+    name = f"{folder.resolve().parent.name}/{folder.name} on {place}"
+    if not blocks:
+        runtime = open_runtime(folder, place)
+        return Subject(name, artifact.format, runtime, digest=_digest(artifact))
+    shown = open_blocks(artifact, place, scratch)
+    return Subject(name, artifact.format, shown, lambda t: shown.blocks(list(t)), digest=_digest(artifact))
+
+
+def _digest(artifact: Artifact) -> str:
+    return artifact.quantized_digest
+
+
+def _checkpoint(folder: Path) -> Subject:
+    """A quantized checkpoint, dequantized, or the float one, in torch."""
+    from bluelm.checkpoint import Checkpoint
+    from compress.store import QuantizedCheckpoint
+    from eval.compare import Subject, weights_steps
+    from targets.torch_runtime import TorchRuntime
+
+    quantized = (folder / "quantized.json").exists()
+    weights = QuantizedCheckpoint.open(folder) if quantized else Checkpoint.open(folder)
+    context = min(weights.config.max_position_embeddings, 512)
+    kind = "dequantized" if quantized else "float"
+    return Subject(
+        name=f"{folder.name} ({kind})",
+        kind=kind,
+        runtime=TorchRuntime(weights, context),
+        steps=weights_steps(weights, context),
+        weights=weights,
+        digest=weights.digest() if quantized else "",
+    )
+
+
+def _tokenizer(path: str) -> Tokenizer:
+    """The tokenizer beside what `path` names."""
+    from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
+
+    folder = Path(path) if Path(path).is_dir() else Path(path.rpartition("@")[0])
+    for place in (folder, *sorted(entry.parent for entry in folder.glob("*/artifact.json"))):
+        if any((place / name).exists() for name in TOKENIZER_FILES):
+            return Tokenizer.from_folder(place)
+    raise InputError("there is no tokenizer to read held-out text with", where=folder)
