@@ -1,0 +1,97 @@
+"""Every architecture of the table, quantized and lowered: each runtime answers as the dequantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bluelm.checkpoint import Checkpoint
+from compress.store import QuantizedCheckpoint
+from eval.metrics import kl_divergence, log_softmax
+from export import coreml, onnx_cpu, onnx_npu
+from export.artifact import Artifact
+from export.ranges import calibrate
+from targets.apple import open_interpreter
+from targets.runtime import open_runtime
+from targets.torch_runtime import TorchRuntime
+from tests.coreml_artifacts import quantized
+from tests.test_bluelm_architectures import (
+    BAICHUAN,
+    CHATGLM,
+    COMMON,
+    ROWS,
+    baichuan_tensors,
+    chatglm,
+    randomised,
+    write,
+)  # fmt: skip
+
+TOKENS = list(range(5, 45))
+
+
+def llama(folder: Path) -> Path:
+    import transformers
+
+    randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON))).save_pretrained(folder)
+    return folder
+
+
+def qwen2(folder: Path) -> Path:
+    import transformers
+
+    config = transformers.Qwen2Config(**COMMON, tie_word_embeddings=True)
+    randomised(transformers.Qwen2ForCausalLM(config)).save_pretrained(folder)
+    return folder
+
+
+def baichuan(folder: Path) -> Path:
+    return write(folder, {**BAICHUAN, "vocab_size": ROWS}, baichuan_tensors(ROWS))
+
+
+def glm(folder: Path) -> Path:
+    import transformers
+
+    config = transformers.GlmConfig(**COMMON, head_dim=16, attention_bias=True, pad_token_id=0, eos_token_id=2)
+    return write(folder, CHATGLM, chatglm(dict(randomised(transformers.GlmForCausalLM(config)).state_dict())))
+
+
+@pytest.fixture(scope="module", params=[llama, qwen2, baichuan, glm], ids=lambda make: make.__name__)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+    make: Callable[[Path], Path] = request.param
+    folder = tmp_path_factory.mktemp("architecture")
+    return quantized(make(folder / "float"), folder / "quantized", bits=8, group_size=-1)
+
+
+def mean_kl(q: QuantizedCheckpoint, logits: np.ndarray) -> float:
+    want = TorchRuntime(q, 64).logits(TOKENS)
+    return float(kl_divergence(log_softmax(want), log_softmax(logits)).mean())
+
+
+def test_quantizing_keeps_the_model(model: QuantizedCheckpoint) -> None:
+    """8 bits a row are close to the float checkpoint: biases, permuted pairs and cut tensors came through."""
+    original = Checkpoint.open(model.folder.parent / "float")
+    assert mean_kl(model, TorchRuntime(original, 64).logits(TOKENS)) < 1e-1
+    assert model.config == original.config
+
+
+def test_onnx_on_the_cpu(model: QuantizedCheckpoint, tmp_path: Path) -> None:
+    made = onnx_cpu.export(model, tmp_path / "a", context=64, chunk=16)
+    with open_runtime(made.folder) as runtime:
+        assert mean_kl(model, runtime.logits(TOKENS)) < 1e-6
+
+
+def test_onnx_for_npus(model: QuantizedCheckpoint, tmp_path: Path) -> None:
+    ranges = calibrate(model, torch.tensor([TOKENS]))
+    made = onnx_npu.export(model, ranges, tmp_path / "a", context=64, chunk=16)
+    with open_runtime(made.folder) as runtime:
+        assert mean_kl(model, runtime.logits(TOKENS)) < 1e-2
+
+
+@pytest.mark.parametrize(("activations", "limit"), [("float32", 1e-4), ("float16", 1e-3)])
+def test_core_ml(model: QuantizedCheckpoint, tmp_path: Path, activations, limit: float) -> None:
+    made: Artifact = coreml.export(model, tmp_path / "a", context=64, chunk=16, activations=activations)
+    assert mean_kl(model, open_interpreter(made).logits(TOKENS)) < limit
