@@ -9,7 +9,7 @@ Exported once with a free number of tokens T: chunks of the prompt (T up to `chu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -201,7 +201,7 @@ class ExecutorchDecoder(nn.Module):
         self.head = linear("lm_head")
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
-        start = int(input_pos[0].item())
+        start = cast(int, input_pos[0].item())
         count = tokens.shape[1]
         torch._check(start >= 0)
         torch._check(start < self.context)

@@ -2,65 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
 from bluelm.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
-from compress.grid import choose_grid
+from calibration.samples import load_samples
+from compress.engine import quantize
 from compress.recipe import Recipe
-from compress.store import (
-    EMBED,
-    EMBED_FILE,
-    FINAL_NORM,
-    HEAD,
-    HEAD_FILE,
-    QuantizedCheckpoint,
-    block_file,
-    write_index,
-    write_part,
-)
+from compress.store import QuantizedCheckpoint
 
 
 def rounded(
     folder: Path, *, source: Path | None = None, layers: int | None = None, **recipe: object
 ) -> QuantizedCheckpoint:
     """Write the first `layers` blocks of a checkpoint (default: the demo model) as a quantized one."""
-    made = Recipe.make({"method": "rtn", **recipe})
-    checkpoint = Checkpoint.open(source or demo_checkpoint())
-    config = replace(checkpoint.config, num_layers=layers or checkpoint.config.num_layers)
+    made = Recipe.make({"method": "rtn", "samples": 1, "length": 8, **recipe})
+    source = source or demo_checkpoint()
+    if layers is not None:
+        source = shortened(source, layers, folder.with_name(f"{folder.name}-float"))
+    checkpoint = Checkpoint.open(source)
+    tokenizer = checkpoint.tokenizer()
+    return quantize(checkpoint, load_samples(None, tokenizer, 1, 8, 0), made, folder)
+
+
+def shortened(source: Path, layers: int, folder: Path) -> Path:
+    """A float checkpoint of the first `layers` blocks alone."""
+    checkpoint = Checkpoint.open(source)
     folder.mkdir(parents=True)
-
-    def nearest(name: str, bits: int, group: int, symmetric: bool = True):
-        weight = {EMBED: checkpoint.embedding, HEAD: checkpoint.head}.get(
-            name, lambda: checkpoint.tensor(f"{name}.weight")
-        )()
-        return choose_grid(weight, bits, group, symmetric).nearest(weight)
-
-    files: list[str] = []
-    for layer in range(config.num_layers):
-        at = f"model.layers.{layer}"
-        linears = {
-            name: nearest(f"{at}.{name}", made.bits, made.group_size, made.symmetric) for name in LINEARS
-        }
-        vectors = {key: value for key, value in checkpoint.block(layer).items() if value.ndim == 1}
-        write_part(folder / block_file(layer), linears, vectors, {})
-        files.append(block_file(layer))
-    head = nearest(HEAD, made.head_bits, made.head_group_size)
-    write_part(folder / HEAD_FILE, {HEAD: head}, {f"{FINAL_NORM}.weight": checkpoint.final_norm()}, {})
-    write_part(folder / EMBED_FILE, {EMBED: nearest(EMBED, made.embed_bits, -1)}, {}, {})
+    config = json.loads((source / "config.json").read_text()) | {"num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    gone = tuple(f"model.layers.{index}." for index in range(layers, checkpoint.config.num_layers))
+    kept = {name: checkpoint.tensor(name) for name in checkpoint.tensors if not name.startswith(gone or "-")}
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in kept.items()}, folder / "model.safetensors")
     for name in TOKENIZER_FILES:
-        if (checkpoint.folder / name).exists():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
-            files.append(name)
-    write_index(folder, config, made, {"checkpoint": "demo"}, [*files, HEAD_FILE, EMBED_FILE])
-    return QuantizedCheckpoint.open(folder)
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    return folder
 
 
 def linear_names(quantized: QuantizedCheckpoint) -> list[str]:
     """Every quantized weight of the decoder but the embedding."""
     blocks = range(quantized.config.num_layers)
-    return [f"model.layers.{layer}.{name}" for layer in blocks for name in LINEARS] + [HEAD]
+    return [f"model.layers.{layer}.{name}" for layer in blocks for name in LINEARS] + ["lm_head"]
