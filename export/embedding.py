@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ def write_embedding(path: Path, table: QuantizedTensor) -> None:
         "scales": np.ascontiguousarray(table.scales.numpy()),
         "zeros": np.ascontiguousarray(table.zeros.numpy()),
     }
-    save_file(tensors, path, metadata={"bits": str(table.bits), "hidden": str(table.shape[1])})
+    about = json.dumps({"bits": table.bits, "hidden": table.shape[1]})
+    save_file(tensors, path, metadata={"bluelm": about})  # one key: safetensors writes several in any order
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,13 @@ class EmbeddingTable:
         """
         try:
             file = safe_open(path, "numpy")
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {})["bluelm"])
             return EmbeddingTable(
                 file.get_slice("codes"),
                 file.get_tensor("scales"),
                 file.get_tensor("zeros"),
-                int(about["bits"]),
-                int(about["hidden"]),
+                about["bits"],
+                about["hidden"],
             )
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise InputError(f"not an embedding table: {error}", where=path) from None

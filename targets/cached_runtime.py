@@ -8,8 +8,8 @@ import numpy as np
 
 from bluelm.errors import InputError
 from export.artifact import Artifact
+from export.debug import block_name
 from export.embedding import EmbeddingTable
-from export.onnx_debug import block_name
 from targets.runtime import RuntimeBase
 
 Feeds = dict[str, np.ndarray]
@@ -58,7 +58,7 @@ class CachedRuntime(RuntimeBase):
         """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden].
 
         Raises:
-            InputError: the graphs have no such outputs (`export/onnx_debug.py` gives them).
+            InputError: the graphs have no such outputs (`export/debug.py` gives them).
         """
         self.reset()
         self._stream = []

@@ -44,8 +44,8 @@ class Child:
         self.log = log
         self._module = module
         self._connection, theirs = Pipe()
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        settings = os.environ | (environment or {}) | {"PYTHONPATH": os.pathsep.join(paths)}
+        settings = {**os.environ, **(environment or {})}
+        settings["PYTHONPATH"] = os.pathsep.join(filter(None, [settings.get("PYTHONPATH"), str(ROOT)]))
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno())],
@@ -66,6 +66,8 @@ class Child:
             ExportError: what the child reports.
             TargetError: it crashed, or did not answer within `limit_s` seconds; then it is gone.
         """
+        if self._connection.closed:
+            raise TargetError(f"{self._module} has ended already", where=self.log)
         try:
             self._connection.send(message)
             if not self._connection.poll(limit_s):

@@ -102,6 +102,7 @@ def _explain(error: TargetError, message: Compile, log: Path, limit_s: float) ->
     refused = refused_nodes(log.read_text(encoding="utf-8", errors="replace"))
     if not refused:
         return error
+    Path(message.target).unlink(missing_ok=True)  # the failed try may have written the part that was taken
     child = Child(WORKER, log)
     try:
         again = Compile(message.source, message.target, message.chip, severity=0)
@@ -164,8 +165,7 @@ def _describe(
             "notes": (*artifact.notes, NOTE),
             "files": files,
             "bits_per_weight": bits_per_weight(files, artifact.parameters),
-            "producers": artifact.producers
-            | {name: version(name) for name in ("onnxruntime", "onnxruntime-qnn")},
+            "producers": artifact.producers | {name: version(name) for name in ("onnxruntime", "onnxruntime-qnn")},
         }
     )
     compiled.save(temporary)

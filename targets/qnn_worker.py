@@ -43,7 +43,7 @@ def _compile(message: Compile) -> Compiled:
         "ep.context_file_path": message.target,
         "session.record_ep_graph_assignment_info": "1",
     }
-    provider = {}
+    provider = {"htp_graph_finalization_optimization_mode": "3"}  # takes longest, gives the best graph
     if message.share:
         provider["enable_htp_weight_sharing"] = "1"
         settings["ep.share_ep_contexts"] = "1"

@@ -1,0 +1,78 @@
+"""A child process that crashes, hangs or fails gives a typed error, and the log is kept."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bluelm.errors import InputError, TargetError, UnavailableError
+from targets.child import Child
+from targets.qnn_messages import Chip, Load
+
+MODULE = "tests.child_modules"
+
+
+@pytest.fixture
+def child(tmp_path: Path):
+    made = Child(MODULE, tmp_path / "log")
+    yield made
+    made.close()
+
+
+def test_messages_go_there_and_back(child: Child) -> None:
+    array = np.arange(6, dtype=np.int16).reshape(2, 3)
+    assert child.call({"a": 1}, 60) == {"a": 1}
+    np.testing.assert_array_equal(child.call(array, 60), array)
+
+
+def test_an_error_of_ours_crosses_over(child: Child) -> None:
+    with pytest.raises(InputError) as caught:
+        child.call("fail", 60)
+    assert (caught.value.problem, caught.value.where, caught.value.fix) == (
+        "bad words",
+        "here",
+        "better ones",
+    )
+    assert child.call("still there", 60) == "still there"
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("crash", ["SIGSEGV", "about to crash"]),
+        ("leave", ["exit code 7", "leaving"]),
+        ("bug", ["exit code 1", "ZeroDivisionError: a bug of ours"]),
+    ],
+)
+def test_a_dying_child_is_a_target_error(child: Child, message: str, words: list[str]) -> None:
+    with pytest.raises(TargetError) as caught:
+        child.call(message, 60)
+    for word in words:
+        assert word in caught.value.problem
+    assert caught.value.where == str(child.log) and child.log.exists()
+    with pytest.raises(TargetError):
+        child.call("anybody?", 60)
+
+
+def test_a_hanging_child_is_ended(child: Child) -> None:
+    began = time.monotonic()
+    with pytest.raises(TargetError, match=r"did not answer str within 0\.3 s"):
+        child.call("hang", 0.3)
+    assert child._process.poll() is not None
+    assert time.monotonic() - began < 60
+
+
+def test_without_the_vendors_package(tmp_path: Path) -> None:
+    """An import of onnxruntime_qnn that fails, as where it is not installed: exit code 5 and the fix."""
+    (tmp_path / "onnxruntime_qnn.py").write_text("raise ImportError('No module named onnxruntime_qnn')")
+    child = Child("targets.qnn_worker", tmp_path / "log", environment={"PYTHONPATH": str(tmp_path)})
+    try:
+        with pytest.raises(UnavailableError) as caught:
+            child.call(Load("x", "x.onnx", Chip(57, 75)), 120)
+    finally:
+        child.close()
+    assert caught.value.exit_code == 5
+    assert "bluelm-export[qualcomm]" in (caught.value.fix or "")
