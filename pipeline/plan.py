@@ -18,7 +18,6 @@ from targets.registry import find
 from targets.target import Target
 
 
-
 @dataclass(frozen=True)
 class Request:
     """What the user asked for; the help texts in `pipeline/options.py` say what each means."""

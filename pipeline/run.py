@@ -49,7 +49,7 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
         return 0
     with run_folder(plan.folder) as folder, _log_to(folder / layout.LOG), PeakMemory() as peak:
         log.info("run of %s with %s", plan.title, plan.request)
-        stages = Stages(folder)
+        stages = Stages(folder, lambda text: messages.print(text, highlight=False, style="dim"))
         with show_progress(messages) as progress:
             report = _do(plan, stages, progress, peak)
         report.save(folder)

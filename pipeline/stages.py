@@ -30,8 +30,9 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
 class Stages:
     """The stages of one run folder, in the order in which they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tell: Callable[[str], object] = log.info) -> None:
         self.folder = folder
+        self._tell = tell
         self.done: list[Stage] = []
 
     def is_done(self, name: str, inputs: Mapping[str, Any]) -> bool:
@@ -59,7 +60,7 @@ class Stages:
         """
         folder = self.folder / name
         if self.is_done(name, inputs):
-            log.info("%s: taken from an earlier run", name)
+            self._tell(f"{name}: unchanged, taken from an earlier run")
             self.done.append(Stage(name=name, seconds=0, reused=True))
             return folder
         started = time.monotonic()
