@@ -113,7 +113,9 @@ def load_keys(choice: Choice) -> payload.Keys:
 def inputs_of(artifact: Artifact, draft: BundleManifest, report: Report) -> list[Input]:
     """The artifact's files but the simulator's, the licences, and the report."""
     shipped = [file for file in artifact.files if not file.role.startswith(SIMULATOR)]
-    inputs = [Input(f"artifact/{f.path}", f.role, FileSource(artifact.folder / f.path)) for f in shipped]
+    inputs = [
+        Input(f"artifact/{f.path}", f.role, FileSource(artifact.folder / f.path), f.sha256) for f in shipped
+    ]
     about = artifact.model_copy(update={"files": tuple(shipped)})
     raw = about.model_dump_json(indent=1).encode() + b"\n"
     inputs.append(Input(f"artifact/{MANIFEST}", "artifact", BytesSource(raw)))

@@ -19,11 +19,14 @@ HOMES = {"folder": "", "gradle": "modelpack/src/main/assets/model", "xcode": "Bl
 
 @dataclass(frozen=True)
 class Input:
-    """One file to pack: its path in the payload, what it is for, and its contents."""
+    """One file to pack: its path in the payload, what it is for, its contents, their SHA-256 where it is
+    known.
+    """
 
     path: str
     role: str
     source: Source
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,11 @@ def _measure(
     contents: list[payload.Content] = []
     with progress.task("read and hash", total=len(inputs)) as task:
         for each in inputs:
-            contents.append(payload.measure(each.path, each.role, each.source, cuts.get(each.path, ())))
+            found = payload.measure(each.path, each.role, each.source, cuts.get(each.path, ()))
+            if each.sha256 not in (None, found.sha256):
+                fix = "run bluelm-export again"
+                raise InputError("the file was changed since it was made", where=each.path, fix=fix)
+            contents.append(found)
             task.advance(note=each.path)
     return contents
 
