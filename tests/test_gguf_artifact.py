@@ -1,0 +1,117 @@
+"""GGUF artifacts: gguf-py reads back our codes, scales, tokenizer and logits; rows of q and k in llama.cpp's order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bluelm.config import RopeScaling
+from bluelm.errors import InputError, TargetError
+from bluelm.rope import inverse_frequencies
+from compress.grid import choose_grid
+from compress.store import QuantizedCheckpoint
+from export import gguf_file
+from export.artifact import Artifact
+from export.gguf_file import interleaved, pack, rope_factors
+from export.gguf_reader import GgufWeights
+from targets.runtime import open_runtime
+from targets.torch_runtime import TorchRuntime
+from tests.rounded import rounded
+from tests.test_litert_artifact import TEXT
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+    return rounded(tmp_path_factory.mktemp("gguf") / "quantized", layers=2)
+
+
+@pytest.fixture(scope="module")
+def artifact(quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return gguf_file.export(quantized, tmp_path_factory.mktemp("gguf") / "artifact", context=64)
+
+
+def test_codes_and_scales_in_the_file_are_the_checkpoints(quantized: QuantizedCheckpoint, artifact: Artifact):
+    found = GgufWeights(artifact.path("model"), quantized.config)
+    for layer in range(2):
+        wanted = quantized.linear(f"model.layers.{layer}.mlp.down_proj")
+        there = found.quantized(f"blk.{layer}.ffn_down.weight")
+        assert torch.equal(there.codes, wanted.codes)
+        assert torch.equal(there.scales, wanted.scales)
+        for name, tensor in quantized.block(layer).items():
+            assert torch.equal(found.block(layer)[name], tensor), name
+    head = found.quantized("output.weight")
+    assert torch.equal(head.codes, quantized.linear("lm_head").codes)
+    assert torch.equal(head.scales, quantized.linear("lm_head").scales.expand(-1, 8))  # 256 columns, blocks of 32
+    assert torch.equal(found.embedding(), quantized.embedding())
+    assert torch.equal(found.final_norm(), quantized.final_norm())
+
+
+def test_logits_of_the_file_are_the_dequantized_models(quantized: QuantizedCheckpoint, artifact: Artifact):
+    with open_runtime(artifact.folder) as runtime:
+        assert np.array_equal(runtime.logits(TEXT), TorchRuntime(quantized, 64).logits(TEXT))
+        assert "gguf-py" in runtime.name
+
+
+def test_the_file_says_what_llama_cpp_asks(quantized: QuantizedCheckpoint, artifact: Artifact):
+    fields, config = GgufWeights(artifact.path("model"), quantized.config).fields, quantized.config
+    wanted = {
+        "general.architecture": "llama",
+        "llama.block_count": 2,
+        "llama.embedding_length": config.hidden_size,
+        "llama.attention.head_count": config.num_heads,
+        "llama.attention.head_count_kv": config.num_kv_heads,
+        "llama.rope.dimension_count": config.head_dim,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    assert {key: fields[key].contents() for key in wanted} == wanted
+    pieces = fields["tokenizer.ggml.tokens"].contents()
+    assert len(pieces) == config.vocab_size
+    assert "▁the" in pieces
+
+
+@given(heads=st.integers(1, 4), pairs=st.integers(1, 4), columns=st.integers(1, 3))
+def test_rows_of_q_and_k_are_put_as_llama_cpp_converts_them(heads: int, pairs: int, columns: int):
+    rows = torch.arange(heads * 2 * pairs * columns).view(heads * 2 * pairs, columns)
+    # written out: position 2j holds row j of a head's first half, 2j + 1 row j of its second
+    wanted = [
+        rows[head * 2 * pairs + half * pairs + j] for head in range(heads) for j in range(pairs) for half in (0, 1)
+    ]
+    assert torch.equal(interleaved(rows, heads), torch.stack(wanted))
+
+
+def test_long_contexts_reach_llama_cpp_as_rope_factors(quantized: QuantizedCheckpoint):
+    config = replace(quantized.config, rope_scaling=RopeScaling("ntkmixed", 16.0, 0.3))
+    plain = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).double() / config.head_dim)
+    got = plain / rope_factors(config).double()  # what llama.cpp computes
+    assert torch.allclose(got.float(), inverse_frequencies(config), rtol=1e-6)
+
+
+@given(rows=st.integers(1, 4), blocks=st.integers(1, 4), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
+def test_blocks_mean_to_gguf_what_the_weight_is(rows: int, blocks: int, bits: int, seed: int):
+    weight = torch.randn(rows, 32 * blocks, generator=torch.Generator().manual_seed(seed))
+    quantized = choose_grid(weight, bits, 32, True).nearest(weight)
+    kind = gguf.GGMLQuantizationType.Q4_0 if bits == 4 else gguf.GGMLQuantizationType.Q8_0
+    found = gguf.quants.dequantize(pack(quantized, "w"), kind)
+    assert np.array_equal(found, quantized.dequantize().numpy())
+
+
+def test_what_gguf_cannot_hold_is_refused(tmp_path):
+    asymmetric = rounded(tmp_path / "q", layers=1, symmetric=False)
+    with pytest.raises(TargetError, match="zero points"):
+        gguf_file.export(asymmetric, tmp_path / "a", context=16)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_damaged_file_is_bad_input(artifact: Artifact, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUX" + artifact.path("model").read_bytes()[4:])
+    with pytest.raises(InputError, match="not a GGUF file"):
+        GgufWeights(path, artifact.model)
