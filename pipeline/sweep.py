@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -177,10 +178,9 @@ def on_ray(address: str) -> Iterator[RunAll]:
     import ray
 
     try:
-        ray.init(
-            address=None if address == "local" else address, log_to_driver=False, include_dashboard=False
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        _knock(address)
+        ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+    except (OSError, ValueError, RuntimeError) as error:
         fix = "see `ray status` there, or use --jobs"
         raise UnavailableError(f"no Ray cluster answers: {error}", where=address, fix=fix) from error
     try:
@@ -192,6 +192,13 @@ def on_ray(address: str) -> Iterator[RunAll]:
         yield run_all
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray itself waits for minutes where nobody listens; an OSError says it at once."""
+    host, found, port = address.rpartition("://")[2].rpartition(":")
+    if found and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def do_group(work: Group) -> list[Row]:
@@ -208,7 +215,7 @@ def do_group(work: Group) -> list[Row]:
 
 def do_variant(variant: Variant, out: Path, rest: Sequence[str]) -> Row:
     """Run one variant, or take it as an earlier sweep left it."""
-    arguments = [*variant.arguments(out), *rest]
+    arguments = [*variant.arguments(out), "--no-bundle", *rest]
     record = out / variant.name / DONE
     wanted = {"arguments": arguments, "code": code_digest()}
     found = _read(record)
@@ -236,9 +243,12 @@ def do_variant(variant: Variant, out: Path, rest: Sequence[str]) -> Row:
 
 
 def _last_words(said: str) -> str:
-    """The sentence behind the last "error: " that a run wrote."""
+    """The sentence behind the last "error: " that a run wrote; of a box of wrong usage, what stands in it."""
     _, found, words = said.rpartition("error: ")
-    return " ".join(words.split("\n")[0].split()) if found else said.strip()[-200:]
+    if found:
+        return " ".join(words.split("\n")[0].split())
+    boxed = [line.strip("│ ") for line in said.splitlines() if line.startswith("│")]
+    return " ".join(" ".join(boxed).split()) or said.strip()[-200:]
 
 
 def _read(path: Path) -> dict | None:
