@@ -16,6 +16,7 @@ from bluelm.model import DecoderBlock
 from bluelm.rope import rope_table
 
 BATCH_TOKENS = 4096  # tokens in one forward step: bounds the memory of a wide MLP
+KEPT_BYTES = 2**28  # activations between two stages are kept up to this size, else computed again
 PANEL = 256  # columns of a Hessian that are computed together
 
 
@@ -167,13 +168,18 @@ def moments_in_order(streams: Streams, block: DecoderBlock, exact: DecoderBlock)
     yield GATE_UP, Moments(hessian.mean())
 
     hessian, cross = Hessian(), Cross()
+    keeps = hidden[..., 0].numel() * mlp.down_proj.in_features * hidden.element_size() <= KEPT_BYTES
+    kept: list[Tensor] = []
     for batch in streams.batches():
         gated = mlp.gated(block.post_attention_layernorm(hidden[batch]))
         hessian.add(gated)
         if streams.exact is not None:
             streams.exact[batch] += exact.mlp(exact.post_attention_layernorm(streams.exact[batch]))
             cross.add(streams.exact[batch], hidden[batch], gated)
+        if keeps:
+            kept.append(gated)
     yield DOWN, Moments(hessian.mean(), cross.mean())
 
-    for batch in streams.batches():
-        hidden[batch] += mlp(block.post_attention_layernorm(hidden[batch]))
+    for index, batch in enumerate(streams.batches()):
+        gated = kept[index] if keeps else mlp.gated(block.post_attention_layernorm(hidden[batch]))
+        hidden[batch] += mlp.down_proj(gated)

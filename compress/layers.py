@@ -119,7 +119,9 @@ class _Rows:
 def _solve_rows(target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe, feedback: Feedback | None) -> _Rows:
     """Some rows, each the better of the method's codes and of plain rounding."""
     bits, size, symmetric = widths.bits, widths.group_size, widths.symmetric
-    grid = choose_grid(target, bits, size, symmetric, search=recipe.grid == "mse", hessian=hessian)
+    # GPTQ moves errors between columns, so that what one column's error does by itself tells it little
+    seen = hessian if feedback is None else None
+    grid = choose_grid(target, bits, size, symmetric, search=recipe.grid == "mse", hessian=seen)
     tuned = grid.nearest(target) if feedback is None else grid.holding(gptq(target, grid, feedback))
     rounded = round_to_nearest(target, bits, size, symmetric)
     loss = objective(target - tuned.dequantize(), hessian)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bluelm.errors import InputError
@@ -77,7 +77,7 @@ def write_piece(path: Path, piece: Piece, fingerprint: str) -> None:
         "notes": dict(piece.notes),
     }
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={KEY: json.dumps(header, sort_keys=True)})
+        temporary.write_bytes(save(tensors, metadata={KEY: json.dumps(header, sort_keys=True)}))
 
 
 def read_header(path: Path) -> Header:

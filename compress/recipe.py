@@ -26,8 +26,8 @@ class Recipe(BaseModel):
         bits: width of the blocks' linears.
         group_size: columns that share a scale; -1 for one scale a row.
         symmetric: zero points all in the middle.
-        grid: how scales are chosen. minmax: the group's extremes. mse: the span that loses least in the
-            layer's output. rtn is plain minmax unless told otherwise; gptq and awq search.
+        grid: how scales are chosen. minmax: the group's extremes. mse: the span of least squared error, in the
+            weights for gptq and rtn, in the layer's output for awq. rtn is plain minmax unless told otherwise.
         head_bits, head_group_size: lm_head. One scale a row by default: NPUs have no blocks of 8-bit weights.
         embed_bits: the embedding table, one scale a row, symmetric.
         damping: first share of the Hessian's mean diagonal that GPTQ adds to it.
