@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluelm.errors import BudgetError, InputError, UnavailableError
+from bluelm.errors import BudgetError, InputError
 from pipeline.errors import leave
 from pipeline.history_commands import HistoryFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bluelm.progress import Progress
-    from eval.device_speed import Call, Protocol
     from eval.measurement import Measurement
     from eval.report import Report
     from export.artifact import Artifact
-    from targets.phone import Bench, Phone
-    from targets.runners import Runner
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 Device = Annotated[str, typer.Option("--device", help="Serial; see: bluelm-export devices.")]
@@ -41,9 +36,7 @@ AllowOtherSoc = Annotated[
 CoolingLimit = Annotated[
     float, typer.Option("--cooling-limit", min=0, help="Seconds to wait at most for the phone to cool down.")
 ]
-Hottest = Annotated[
-    int, typer.Option("--hottest", min=0, max=6, help="Thermal status allowed: 0 none, 1 light ...")
-]
+Hottest = Annotated[int, typer.Option("--hottest", min=0, max=6, help="Thermal status allowed: 0 none, 1 light ...")]
 
 
 def register(app: typer.Typer) -> None:
@@ -57,9 +50,7 @@ def measure(
     device: Device,
     runner_config: RunnerConfig = None,
     repeats: Annotated[int, typer.Option(min=5, help="Repeats that count, behind one that warms up.")] = 5,
-    depth: Annotated[
-        list[int] | None, typer.Option(help="More tokens in the cache to decode behind.")
-    ] = None,
+    depth: Annotated[list[int] | None, typer.Option(help="More tokens in the cache to decode behind.")] = None,
     allow_other_soc: AllowOtherSoc = False,
     hottest: Hottest = 0,
     cooling_limit: CoolingLimit = 600,
@@ -79,50 +70,10 @@ def measure(
 
         protocol = Protocol(repeats=repeats, hottest=hottest, cooling_limit_s=cooling_limit)
         with show_progress(Console(stderr=True)) as progress:
-            figures = measure_run(
-                run, device, runner_config, depth or (), allow_other_soc, protocol, progress
-            )
+            figures = measure_run(run, device, runner_config, depth or (), allow_other_soc, protocol, progress)
         return _judge(run, figures, history)
 
     leave(work)
-
-
-def measure_run(
-    run: Path,
-    serial: str,
-    runner_config: Path | None,
-    depths: Sequence[int],
-    allow_other_soc: bool,
-    protocol: Protocol,
-    progress: Progress,
-) -> list[Measurement]:
-    """Figures of the run's artifact on the device; the runner's words are kept in the run's folder.
-
-    Raises:
-        UnavailableError: no such device, no runner, too hot, a crash: no figure. TargetError: another chip.
-    """
-    from eval import device_speed
-    from eval.report import Report
-    from targets.registry import find
-    from targets.runners import load_runner
-
-    report = Report.open(run)
-    artifact = phone_artifact(run, report)
-    runner = load_runner(artifact.format, runner_config)
-    phone, bench = open_device(serial, runner)
-    soc = find(report.target.split()[0], artifact.soc).soc
-    note = ""
-    if soc.dram_gb_s is not None:  # a target without a chip of its own runs on any
-        names = (soc.name, soc.id, *soc.aliases)
-        note = device_speed.check_chip(phone, names, allow_other=allow_other_soc)
-    device = f"{phone.model} {phone.serial}, {phone.soc}, {phone.system}"
-    with tempfile.TemporaryDirectory(prefix="bluelm-export-") as folder:
-        calls = make_calls(artifact, runner, Path(folder), depths)
-        notes = "; ".join(part for part in (note, device) if part)
-        logs = run / "device" / serial.replace(":", "_")
-        return device_speed.measure(
-            bench, runner, calls, logs, protocol=protocol, note=notes, progress=progress
-        )
 
 
 def phone_artifact(run: Path, report: Report, subjects: Sequence[str] = ("npu", "cpu")) -> Artifact:
@@ -139,56 +90,11 @@ def phone_artifact(run: Path, report: Report, subjects: Sequence[str] = ("npu", 
     raise InputError(f"this run has no artifact for {' or '.join(subjects)}", where=run, fix="run it again")
 
 
-def open_device(serial: str, runner: Runner) -> tuple[Phone, Bench]:
-    """The phone and a bench on it: an Apple device if the runner is an app, else over adb."""
-    from targets import devicectl
-    from targets.adb import Server
-    from targets.phone import AndroidBench, describe
-
-    if runner.bundle:
-        found = {phone.serial: phone for phone in devicectl.phones()}
-        if serial not in found:
-            known = ", ".join(found) or "none"
-            raise UnavailableError(f"no device {serial!r} is connected", fix=f"connected: {known}")
-        return found[serial], devicectl.AppleBench(serial, runner.bundle)
-    device = Server().device(serial)
-    return describe(device), AndroidBench(device)
-
-
-def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequence[int]) -> list[Call]:
-    """One call for prefill and one for decode at each depth.
-
-    onnxruntime_perf_test wants the graphs' inputs beside them: they are recorded here, behind real tokens.
-    Other runners take the artifact's folder and a prompt as long as the depth.
-    """
-    from eval.device_speed import Call
-
-    values = {"decode_tokens": "32"}
-    if runner.says != "onnxruntime_perf_test":
-        prompts = {0: artifact.chunk, **{depth: depth for depth in depths}}
-        return [
-            Call("decode", depth, 1, artifact.folder, values={**values, "prompt": "a " * length})
-            for depth, length in prompts.items()
-        ]
-    from targets.step_feeds import perf_test_folder, record
-
-    calls = []
-    for depth in (0, *depths):
-        feeds, _ = record(artifact, depth)
-        for graph in ("prefill", "decode") if depth == 0 else ("decode",):
-            place = perf_test_folder(artifact, graph, feeds[graph], folder / f"{graph}-{depth}")
-            tokens = artifact.chunk if graph == "prefill" else 1
-            calls.append(Call(graph, depth, tokens, place, artifact.path(graph).name, values))
-    return calls
-
-
-def _judge(run: Path, figures: Sequence[Measurement], history: Path | None) -> int:
+def _judge(report: Report, figures: Sequence[Measurement], history: Path | None) -> int:
     """Print the figures, append them to the history, hold the run's own speed limit against them."""
     from eval.budget import Budget, judge
     from eval.history import History, Run
-    from eval.report import Report
 
-    report = Report.open(run)
     for m in figures:
         print(f"{m.name}: {m.value:,.5g} {m.unit} ({m.note})")
     limit = Budget.model_validate(report.budget).min_decode_tokens_per_s

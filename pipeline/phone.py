@@ -1,0 +1,110 @@
+"""A connected phone for a run: found before hours are spent, measured when the artifact is there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bluelm.errors import UnavailableError
+from bluelm.progress import Progress
+from eval import device_speed
+from eval.device_speed import Call, Protocol
+from eval.measurement import Measurement
+from export.artifact import Artifact
+from pipeline.plan import Plan
+from targets import devicectl
+from targets.adb import Server
+from targets.phone import AndroidBench, Bench, Phone, describe
+from targets.runners import Runner, load_runner
+from targets.socs import Soc
+from targets.step_feeds import perf_test_folder, record
+
+
+@dataclass(frozen=True)
+class ChosenPhone:
+    """A phone that answers, the runtime's program for it, and what the report must say (e.g. another chip)."""
+
+    phone: Phone
+    bench: Bench
+    runner: Runner
+    note: str
+
+
+def choose(serial: str, runtime: str, soc: Soc, runner_config: Path | None, allow_other: bool) -> ChosenPhone:
+    """Find the phone, check its chip and the runner's files.
+
+    Raises:
+        UnavailableError: no such device, or no runner. TargetError: another chip, and that was not asked for.
+    """
+    runner = load_runner(runtime, runner_config)
+    runner.files()
+    phone, bench = _open(serial, runner)
+    note = ""
+    if soc.dram_gb_s is not None:  # a target without a chip of its own runs on any
+        note = device_speed.check_chip(phone, (soc.name, soc.id, *soc.aliases), allow_other=allow_other)
+    device = f"{phone.model} {phone.serial}, {phone.soc}, {phone.system}"
+    return ChosenPhone(phone, bench, runner, "; ".join(part for part in (note, device) if part))
+
+
+def find_phone(plan: Plan) -> ChosenPhone:
+    """The phone that a run names."""
+    request, target = plan.request, plan.target
+    assert request.device is not None
+    return choose(request.device, target.runtime, target.soc, request.runner_config, request.allow_other_soc)
+
+
+def measure_on(
+    chosen: ChosenPhone,
+    artifact: Artifact,
+    logs: Path,
+    progress: Progress,
+    protocol: Protocol | None = None,
+    depths: Sequence[int] = (),
+) -> list[Measurement]:
+    """Figures of the artifact on the phone; the runner's words are kept in `logs`.
+
+    Raises:
+        UnavailableError: too hot, disconnected, a crash, nothing that can be read: no figure.
+    """
+    with tempfile.TemporaryDirectory(prefix="bluelm-export-") as folder:
+        calls = make_calls(artifact, chosen.runner, Path(folder), depths)
+        return device_speed.measure(
+            chosen.bench, chosen.runner, calls, logs, protocol=protocol, note=chosen.note, progress=progress
+        )
+
+
+def _open(serial: str, runner: Runner) -> tuple[Phone, Bench]:
+    """The phone and a bench on it: an Apple device if the runner is an app, else over adb."""
+    if runner.bundle:
+        found = {phone.serial: phone for phone in devicectl.phones()}
+        if serial not in found:
+            known = ", ".join(found) or "none"
+            raise UnavailableError(f"no device {serial!r} is connected", fix=f"connected: {known}")
+        return found[serial], devicectl.AppleBench(serial, runner.bundle)
+    device = Server().device(serial)
+    return describe(device), AndroidBench(device)
+
+
+def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequence[int]) -> list[Call]:
+    """One call for prefill and one for decode at each depth.
+
+    onnxruntime_perf_test wants the graphs' inputs beside them: they are recorded here, behind real tokens.
+    Other runners take the artifact's folder and a prompt as long as the depth.
+    """
+    values = {"decode_tokens": "32"}
+    if runner.says != "onnxruntime_perf_test":
+        prompts = {0: artifact.chunk, **{depth: depth for depth in depths}}
+        return [
+            Call("decode", depth, 1, artifact.folder, values={**values, "prompt": "a " * length})
+            for depth, length in prompts.items()
+        ]
+    calls = []
+    for depth in (0, *depths):
+        feeds, _ = record(artifact, depth)
+        for graph in ("prefill", "decode") if depth == 0 else ("decode",):
+            place = perf_test_folder(artifact, graph, feeds[graph], folder / f"{graph}-{depth}")
+            tokens = artifact.chunk if graph == "prefill" else 1
+            calls.append(Call(graph, depth, tokens, place, artifact.path(graph).name, values))
+    return calls
