@@ -19,9 +19,7 @@ DEFAULT_BUDGET = Path(__file__).parent / "data" / "budget.yaml"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Kinds = Annotated[
-    tuple[How, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)
-]
+Kinds = Annotated[tuple[How, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)]
 
 
 class SpeedLimit(BaseModel):
@@ -56,9 +54,7 @@ class Budget(BaseModel):
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"the budget cannot be read: {error}", where=path, fix="name a YAML file"
-            ) from error
+            raise InputError(f"the budget cannot be read: {error}", where=path, fix="name a YAML file") from error
         except yaml.YAMLError as error:
             raise InputError(f"the budget is not YAML: {error}", where=path, fix="mend the file") from error
         if not isinstance(content, dict) or not content:
@@ -100,18 +96,18 @@ class Check:
         asked = f"{bound} {_quantity(self.limit, self.unit)}"
         if self.value is None or self.margin is None:
             return f"{title}: {self.note}; the budget asks for {asked}"
+        found, note = _quantity(self.value, self.unit), f"; {self.note}" if self.note else ""
+        if self.passed:
+            return f"{title}: {found}, {asked}{note}"
         relative = abs(self.margin) / self.limit if self.limit else math.inf
-        side = "within" if self.passed else "beyond"
-        found, distance = _quantity(self.value, self.unit), _quantity(abs(self.margin), self.unit)
-        text = f"{title}: {found}, {asked}: {side} by {distance} ({relative:.2%})"
-        return f"{text}; {self.note}" if self.note else text
+        return f"{title}: {found}, {asked}: beyond by {_quantity(abs(self.margin), self.unit)} ({relative:.1%}){note}"
 
 
 def _quantity(value: float, unit: str) -> str:
-    """Four digits and the unit; bytes in MB."""
+    """Five digits and the unit; bytes in MB."""
     if unit == "bytes":
         return f"{value / 1e6:,.1f} MB"
-    return f"{value:,.4g} {unit}".rstrip()
+    return f"{value:,.5g} {unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -160,9 +156,7 @@ def judge(budget: Budget, measurements: Iterable[Measurement], artifacts: Sequen
     speed = budget.min_decode_tokens_per_s
     if speed is not None:
         figure = figures.get(("decode_tokens_per_s", speed.where))
-        checks.append(
-            _check("min_decode_tokens_per_s", speed.where, "tokens/s", speed.at_least, figure, speed.accept)
-        )
+        checks.append(_check("min_decode_tokens_per_s", speed.where, "tokens/s", speed.at_least, figure, speed.accept))
     return Verdict(tuple(checks))
 
 

@@ -13,6 +13,7 @@ from eval.speed_model import RuntimeClass, Shape, Soc, Work
 from export.artifact import MANIFEST, SIMULATOR, Artifact
 
 CACHE_BYTES = {"float32": 4, "float16": 2, "int16": 2}
+SMALLEST_PUBLISHED = 0.4e9  # parameters of the smallest model with published speeds (Qwen1.5 0.5B: 0.46e9)
 READ_ONCE = ("embedding", "tokenizer", "ranges")  # roles that a decoded token reads next to nothing of
 
 
@@ -28,9 +29,7 @@ def artifact_work(folder: Path) -> tuple[Work, str, str]:
     places = [folder, folder / "compiled", folder / "onnx-cpu"]
     found = next((place for place in places if (place / MANIFEST).is_file()), None)
     if found is None:
-        raise InputError(
-            "there is no artifact", where=folder, fix="name the folder of a run or of an artifact"
-        )
+        raise InputError("there is no artifact", where=folder, fix="name the folder of a run or of an artifact")
     artifact = Artifact.open(found)
     name = found.parent.name if found.name in ("compiled", "onnx-cpu") else found.name
     return work_of(artifact), name, f"{artifact.bits_per_weight:.2f}"
@@ -44,9 +43,7 @@ def work_of(artifact: Artifact) -> Work:
     config = artifact.model
     shape = _shape(config)
     weight_bytes = sum(
-        file.bytes
-        for file in artifact.files
-        if file.role not in READ_ONCE and not file.role.startswith(SIMULATOR)
+        file.bytes for file in artifact.files if file.role not in READ_ONCE and not file.role.startswith(SIMULATOR)
     )
     attended = 4 * config.num_layers * config.num_heads * config.head_dim * artifact.context
     operations = 2 * (shape.body_weights + shape.head_weights) + attended
@@ -70,20 +67,14 @@ def activation_bytes(artifact: Artifact) -> int:
     width = CACHE_BYTES[artifact.cache]
     vectors = 2 * config.hidden_size + (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     attention = 2 * config.num_heads * artifact.context
-    return artifact.chunk * (
-        4 * config.vocab_size + width * (vectors + 3 * config.intermediate_size + attention)
-    )
+    return artifact.chunk * (4 * config.vocab_size + width * (vectors + 3 * config.intermediate_size + attention))
 
 
 def memory(artifact: Artifact) -> Measurement:
     """Memory on the phone: every byte of the files, the KV cache, activations."""
     files, cache, activations = artifact.bytes, cache_bytes(artifact), activation_bytes(artifact)
-    parts = (
-        f"files {files / 1e6:,.1f} MB + cache {cache / 1e6:,.1f} MB + activations {activations / 1e6:,.1f} MB"
-    )
-    return Measurement(
-        "memory_bytes", files + cache + activations, "bytes", "estimated", note=parts, subject="soc"
-    )
+    parts = f"files {files / 1e6:,.1f} MB + cache {cache / 1e6:,.1f} MB + activations {activations / 1e6:,.1f} MB"
+    return Measurement("memory_bytes", files + cache + activations, "bytes", "estimated", note=parts, subject="soc")
 
 
 def chip(name: str) -> Soc | None:
@@ -108,6 +99,8 @@ def speed(artifact: Artifact, soc: Soc, runtime_class: RuntimeClass, runtime: st
             interval = speed_model.estimate(phase, load, soc, runtime_class, runtime=runtime)
         except UnavailableError:
             continue
+        if artifact.parameters < SMALLEST_PUBLISHED:
+            note += "; extrapolated: nothing is published of models this small"
         found.append(speed_model.as_measurement(phase, interval, f"{soc.name}, {note}"))
     return found
 

@@ -116,29 +116,16 @@ def score(
 
 def accuracy(scores: TokenScores, subject: str) -> list[Measurement]:
     """The figures of one artifact against the reference, each with its clustered standard error."""
-    ratio = metrics.exp_mean(scores.nll - scores.reference_nll, scores.cluster)
     figures = [
         ("perplexity", metrics.exp_mean(scores.nll, scores.cluster), ""),
-        ("perplexity_ratio", ratio, ""),
+        ("reference_perplexity", metrics.exp_mean(scores.reference_nll, scores.cluster), ""),
+        ("perplexity_ratio", metrics.exp_mean(scores.nll - scores.reference_nll, scores.cluster), ""),
         ("mean_kl", metrics.mean(scores.kl, scores.cluster), "nats/token"),
         ("p99_kl", metrics.quantile(scores.kl, scores.cluster, 0.99), "nats/token"),
         ("top1_agreement", metrics.mean(scores.agreement, scores.cluster), ""),
     ]
-    found = [
-        Measurement(name, e.value, unit, "measured", e.error, e.n, subject=subject)
-        for name, e, unit in figures
-    ]
-    found.append(Measurement("tokens_judged", len(scores.kl), "tokens", "measured", subject=subject))
-    return found
-
-
-def reference_accuracy(scores: TokenScores) -> list[Measurement]:
-    """The reference's own perplexity on the same tokens."""
-    e = metrics.exp_mean(scores.reference_nll, scores.cluster)
-    return [
-        Measurement("perplexity", e.value, "", "measured", e.error, e.n, subject="reference"),
-        Measurement("tokens_judged", e.n, "tokens", "measured", subject="reference"),
-    ]
+    found = [Measurement(name, e.value, unit, "measured", e.error, e.n, subject=subject) for name, e, unit in figures]
+    return [Measurement("tokens_judged", len(scores.kl), "tokens", "measured", subject=subject), *found]
 
 
 def prefill_decode(runtime: Runtime, tokens: Sequence[int], steps: int, subject: str) -> list[Measurement]:
@@ -156,12 +143,8 @@ def prefill_decode(runtime: Runtime, tokens: Sequence[int], steps: int, subject:
     largest = float(np.abs(whole.astype(np.float64) - decoded).max())
     note = f"{len(tokens) - steps} tokens of prefill, then {steps} of decode"
     return [
-        Measurement(
-            "prefill_decode_kl", float(kl.mean()), "nats/token", "measured", None, steps, note, subject
-        ),
-        Measurement(
-            "prefill_decode_max_difference", largest, "logits", "measured", None, steps, note, subject
-        ),
+        Measurement("prefill_decode_kl", float(kl.mean()), "nats/token", "measured", None, steps, note, subject),
+        Measurement("prefill_decode_max_difference", largest, "logits", "measured", None, steps, note, subject),
     ]
 
 

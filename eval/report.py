@@ -30,23 +30,20 @@ TOOLS = (
     "onnxruntime",
     "onnxruntime-qnn",
 )
-SUBJECTS = {
-    "npu": "NPU artifact",
-    "cpu": "CPU artifact",
-    "reference": "float32 model",
-}  # columns of the table
-
-PLACES = {"host": ", this machine", "soc": ", phone", "run": ", this run", "files": ""}
+SUBJECTS = {"npu": "NPU artifact", "cpu": "CPU artifact"}  # columns of the table
+PLACES = {"host": " (this machine)", "soc": " (phone)", "run": " (this run)"}
 LABELS = {
-    "mean_kl": "mean KL",
-    "p99_kl": "KL, 99th percentile",
-    "top1_agreement": "top-1 agreement",
     "tokens_judged": "tokens judged",
+    "reference_perplexity": "perplexity of the float32 model",
+    "perplexity_ratio": "ratio of the two",
+    "mean_kl": "mean KL, nats a token",
+    "p99_kl": "99th percentile of KL",
+    "top1_agreement": "top-1 agreement",
     "prefill_decode_kl": "KL of decode to prefill",
-    "prefill_decode_max_difference": "largest difference of decode",
-    "prefill_tokens_per_s": "prefill",
-    "decode_tokens_per_s": "decode",
-    "first_token_s": "first token",
+    "prefill_decode_max_difference": "largest difference of logits",
+    "prefill_tokens_per_s": "prefill, tokens/s",
+    "decode_tokens_per_s": "decode, tokens/s",
+    "first_token_s": "first token, s",
     "memory_bytes": "memory",
     "artifact_bytes": "artifact, all files",
     "peak_memory_bytes": "peak memory",
@@ -100,9 +97,7 @@ class Report(BaseModel):
         path = folder / FILE
         if not path.is_file():
             fix = "name the folder of a finished run, e.g. dist/<run>"
-            raise InputError(
-                "this is not the folder of a finished run: it holds no report", where=path, fix=fix
-            )
+            raise InputError("this is not the folder of a finished run: it holds no report", where=path, fix=fix)
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:
@@ -169,19 +164,17 @@ def _figures_table(measurements: Sequence[Measurement]) -> Table:
     for m in measurements:
         if m.subject not in SUBJECTS:
             how = m.how if m.how == "measured" else f"[yellow]{m.how}[/]"
-            noisy = ", noisy" if "noisy" in m.note else ""
+            flags = [flag for flag in ("noisy", "extrapolated") if flag in m.note]
             interval = "" if m.low is None or m.high is None else f"{_number(m.low)} to {_number(m.high)}"
             table.add_row(
-                f"{_label(m)}{PLACES.get(m.subject, '')}", format_value(m), interval, f"{how}{noisy}"
+                f"{_label(m)}{PLACES.get(m.subject, '')}", format_value(m), interval, ", ".join([how, *flags])
             )
     return table
 
 
 def _label(m: Measurement) -> str:
-    """What a figure is called in a table, with its unit where the name does not say it."""
-    label = LABELS.get(m.name) or m.name.replace("_", " ")
-    unit = "" if m.unit in ("", "bytes") or m.unit in label else f" [dim]{m.unit}[/]"
-    return f"{label}{unit}"
+    """What a figure is called in a table."""
+    return LABELS.get(m.name) or f"{m.name.replace('_', ' ')} {m.unit}".strip()
 
 
 def format_value(m: Measurement) -> str:

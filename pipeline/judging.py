@@ -82,8 +82,7 @@ def _accuracy(
         except BaseException:
             stop.set()  # the other threads end behind the window that they are at
             raise
-    longest = max((scores for scores, _ in judged), key=lambda scores: len(scores.kl))
-    return [*(figure for _, figures in judged for figure in figures), *judge.reference_accuracy(longest)]
+    return [figure for figures in judged for figure in figures]
 
 
 def _judge_one(
@@ -92,11 +91,10 @@ def _judge_one(
     windows: Sequence[Window],
     progress: Progress,
     stop: threading.Event,
-) -> tuple[judge.TokenScores, list[Measurement]]:
+) -> list[Measurement]:
     with ExitStack() as stack:
         runtimes = [
-            stack.enter_context(open_runtime(subject.artifact.folder, on=subject.on))
-            for _ in range(subject.sessions)
+            stack.enter_context(open_runtime(subject.artifact.folder, on=subject.on)) for _ in range(subject.sessions)
         ]
         name = f"judge the {subject.name.upper()} artifact"
         scores = judge.score(reference, runtimes, windows, name=name, progress=progress, stop=stop)
@@ -104,7 +102,7 @@ def _judge_one(
         if not stop.is_set():
             tokens = windows[0].tokens.tolist()[: subject.artifact.chunk + DECODED // 2]
             figures += judge.prefill_decode(runtimes[0], tokens, DECODED, subject.name)
-    return scores, figures
+    return figures
 
 
 def speed(subject: Subject, held_out: HeldOut, progress: Progress) -> list[Measurement]:
@@ -115,16 +113,16 @@ def speed(subject: Subject, held_out: HeldOut, progress: Progress) -> list[Measu
         progress.task("measure the speed on this machine", total=1) as task,
         open_runtime(artifact.folder, on=subject.on) as runtime,
     ):
-        found = host_speed(runtime, prompt, decode_steps=min(32, artifact.context // 2))
+        steps = min(32, artifact.context // 2)
+        depths = (artifact.context // 2, artifact.context - steps)
+        found = host_speed(runtime, prompt, decode_steps=steps, depths=depths)
         task.advance()
     return found
 
 
 def sizes(artifact: Artifact, target: Target) -> list[Measurement]:
     """Bytes of the finished artifact, and what is estimated of the phone from them."""
-    size = Measurement(
-        "artifact_bytes", artifact.bytes, "bytes", "measured", note=artifact.format, subject="files"
-    )
+    size = Measurement("artifact_bytes", artifact.bytes, "bytes", "measured", note=artifact.format, subject="files")
     found = [size, estimate.memory(artifact)]
     soc = estimate.chip(target.soc.name)
     if soc is not None:

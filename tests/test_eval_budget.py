@@ -51,7 +51,7 @@ def test_each_limit_passes_fails_and_is_not_measured(key: str) -> None:
     assert failed
     assert all(f.value == value and f.limit == breaks and f.name == key for f in failed)
     assert all(f.margin == pytest.approx(-abs(value - breaks)) for f in failed)
-    distance = f"{abs(value - breaks) / 1e6:.1f} MB" if "bytes" in key else f"{abs(value - breaks):,.4g}"
+    distance = f"{abs(value - breaks) / 1e6:.1f} MB" if "bytes" in key else f"{abs(value - breaks):,.5g}"
     assert f"beyond by {distance}" in str(failed[0])
 
     missing = failures(Budget.model_validate({key: holds}), [m for m in GOOD if m.name != figure])
@@ -74,16 +74,10 @@ def test_a_figure_that_is_no_number_fails(value: float) -> None:
 
 def test_speed_counts_only_the_accepted_kind() -> None:
     limit = {"at_least": 10, "where": "soc"}
-    assert not failures(
-        Budget.model_validate({"min_decode_tokens_per_s": limit | {"accept": "estimated"}}), GOOD
-    )
-    (failed,) = failures(
-        Budget.model_validate({"min_decode_tokens_per_s": limit | {"accept": "measured"}}), GOOD
-    )
+    assert not failures(Budget.model_validate({"min_decode_tokens_per_s": limit | {"accept": "estimated"}}), GOOD)
+    (failed,) = failures(Budget.model_validate({"min_decode_tokens_per_s": limit | {"accept": "measured"}}), GOOD)
     assert "not measured (only estimated: 12.5" in str(failed)
-    (slow,) = failures(
-        Budget.model_validate({"min_decode_tokens_per_s": {"at_least": 400, "where": "host"}}), GOOD
-    )
+    (slow,) = failures(Budget.model_validate({"min_decode_tokens_per_s": {"at_least": 400, "where": "host"}}), GOOD)
     assert "300" in str(slow)
     assert "beyond by 100" in str(slow)
 

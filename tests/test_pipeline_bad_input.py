@@ -134,7 +134,7 @@ def test_bad_checkpoints(name: str, model: Path, tmp_path: Path, capfd: pytest.C
 
 
 BAD_OPTIONS: dict[str, tuple[list[str], int, list[str]]] = {
-    "no target": ([], 2, ["--target"]),
+    "no target": (["--bits", "4"], 2, ["--target"]),
     "unknown target": (["--target", "snapdragoon"], 2, ["snapdragoon", "snapdragon"]),
     "unknown soc": (["--target", "snapdragon", "--soc", "sm9999"], 2, ["sm9999", "sm8650"]),
     "no model": (["--target", "generic-arm64", "--model", "nowhere"], 2, ["nowhere"]),
