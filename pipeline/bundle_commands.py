@@ -37,9 +37,7 @@ class HubName(StrEnum):
 PublicKey = Annotated[Path | None, typer.Option(help="PEM public key of who signed.", show_default=False)]
 Chain = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--certificate-chain", help="PEM certificates of the authority to trust.", show_default=False
-    ),
+    typer.Option("--certificate-chain", help="PEM certificates of the authority to trust.", show_default=False),
 ]
 SignatureFile = Annotated[
     Path | None, typer.Option(help="A model-signing signature of the folder.", show_default=False)
@@ -74,9 +72,7 @@ def fetch(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: checkpoints/<name>.", show_default=False)] = None,
     hub: Annotated[HubName, typer.Option(help="Whose digests count.")] = HubName.HUGGINGFACE,
-    mirror: Annotated[
-        str | None, typer.Option(help="Take the bytes from this address.", show_default=False)
-    ] = None,
+    mirror: Annotated[str | None, typer.Option(help="Take the bytes from this address.", show_default=False)] = None,
     pinned: ManifestFile = None,
 ) -> None:
     """Fetch a checkpoint; every file is checked against the hub's digests. Interrupted, the same call goes
@@ -185,9 +181,7 @@ def _verify_bundle(path: Path, certificate: str | None, load: bool) -> int:
             where=path,
             fix="ask whoever gave you the bundle",
         )
-    _say(
-        f"{path}: {about.format} of {about.model.name} for {about.target}, {len(about.files)} files as signed"
-    )
+    _say(f"{path}: {about.format} of {about.model.name} for {about.target}, {len(about.files)} files as signed")
     _say(f"  signer {about.signing.subject}, certificate SHA-256 {about.signing.certificate_sha256}")
     for note in found.notes:
         _say(f"  note: {note}")
@@ -223,9 +217,7 @@ def bundle(
     ] = None,
     model_key: Annotated[
         Path | None,
-        typer.Option(
-            help="Elliptic curve key of the model signature, where --key is RSA.", show_default=False
-        ),
+        typer.Option(help="Elliptic curve key of the model signature, where --key is RSA.", show_default=False),
     ] = None,
     package: Annotated[
         str | None, typer.Option(help="Application id, e.g. com.example.chat", show_default=False)
@@ -233,12 +225,8 @@ def bundle(
     label: Annotated[str | None, typer.Option(help="Name under the icon.", show_default=False)] = None,
     version_code: Annotated[int, typer.Option(min=1, max=2_100_000_000, help="Rises with each release.")] = 1,
     version_name: Annotated[str, typer.Option(help="What users see.")] = "1.0",
-    weights_licence: Annotated[
-        str | None, typer.Option(help="Licence of the weights.", show_default=False)
-    ] = None,
-    runner: Annotated[
-        Path | None, typer.Option(help="Your own .app folder for an IPA.", show_default=False)
-    ] = None,
+    weights_licence: Annotated[str | None, typer.Option(help="Licence of the weights.", show_default=False)] = None,
+    runner: Annotated[Path | None, typer.Option(help="Your own .app folder for an IPA.", show_default=False)] = None,
     build: Annotated[bool, typer.Option("--build", help="Call xcodebuild on the project (macOS).")] = False,
 ) -> None:
     """Pack a finished run into something to install, signed. The key's password is read from
@@ -274,6 +262,25 @@ def bundle(
     leave(work)
 
 
+def bundle_passed(run: Path, passed: bool, output: Console, messages: Console) -> None:
+    """The end of a run: a bundle in the default format, or why there is none."""
+    from bluelm.errors import ExportError
+    from pipeline.bundling import Choice
+    from pipeline.bundling import bundle as make
+
+    if not passed:
+        output.print("No bundle: the budget failed (`bluelm-export bundle --allow-failed` makes one).")
+        return
+    try:
+        with show_progress(messages) as progress:
+            made = make(run, Choice(), progress)
+    except (ExportError, ModuleNotFoundError) as error:  # the run itself passed and is not spoilt by this
+        text = f"no bundle: {error}"
+        messages.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        return
+    output.print(f"Bundle: {made}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _tell(made: Path) -> None:
     from export.bundle import ipa
 
@@ -302,9 +309,7 @@ def xcodebuild(project: Path) -> None:
 
 
 def install(
-    path: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="An .apk, its folder of splits, or an .ipa.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An .apk, its folder of splits, or an .ipa.")],
     serial: Annotated[str | None, typer.Option(help="Of the phone.", show_default=False)] = None,
 ) -> None:
     """Install a bundle on a phone that it was made for; another is refused with the reason (exit code 4)."""

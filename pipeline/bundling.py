@@ -31,7 +31,6 @@ from export.bundle.manifest import (
 )
 from export.bundle.manifest import Tokenizer as TokenizerFacts
 from export.bundle.zip32 import BytesSource, FileSource
-from pipeline import layout
 from targets.socs import table
 
 OPENATOM = "OpenAtom Model License"
@@ -73,7 +72,7 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
     if not report.passed and not choice.allow_failed:
         fix = "mend the run, or add --allow-failed; the bundle's manifest will say so"
         raise BudgetError("the run failed its budget, so there is no bundle", where=run, fix=fix)
-    artifact = find_artifact(run)
+    artifact = find_artifact(run, report)
     format_ = choice.format or default_format(artifact)
     draft = describe(run, report, artifact, format_, choice)
     out = choice.out or run / "bundle" / draft.name
@@ -81,16 +80,16 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
     return build.make(draft, inputs_of(artifact, draft, report), load_keys(choice), out, options, progress)
 
 
-def find_artifact(run: Path) -> Artifact:
-    """What a phone gets: the compiled artifact, or the one for CPUs where nothing was compiled."""
-    report = Report.open(run)
-    lowered = [
-        str(a.get("format")) for a in report.details.get("artifacts", {}).values() if isinstance(a, dict)
-    ]
-    for name in (layout.COMPILED, *lowered, layout.ONNX_CPU):
-        if re.fullmatch("[a-z0-9-]+", name) and (run / name / MANIFEST).is_file():
-            return Artifact.open(run / name)
-    raise InputError("the run holds no artifact", where=run, fix="run bluelm-export again")
+def find_artifact(run: Path, report: Report) -> Artifact:
+    """What a phone gets: the artifact for its NPU, or the one for CPUs where there is no other.
+
+    Raises:
+        InputError: the run's folder lost it.
+    """
+    built = report.artifacts.get("npu") or report.artifacts.get("cpu")
+    if built is None or Path(built.folder).name != built.folder:
+        raise InputError("the run's report names no artifact", where=run, fix="run bluelm-export again")
+    return Artifact.open(run / built.folder)
 
 
 def default_format(artifact: Artifact) -> Format:
@@ -113,9 +112,7 @@ def load_keys(choice: Choice) -> payload.Keys:
 def inputs_of(artifact: Artifact, draft: BundleManifest, report: Report) -> list[Input]:
     """The artifact's files but the simulator's, the licences, and the report."""
     shipped = [file for file in artifact.files if not file.role.startswith(SIMULATOR)]
-    inputs = [
-        Input(f"artifact/{f.path}", f.role, FileSource(artifact.folder / f.path), f.sha256) for f in shipped
-    ]
+    inputs = [Input(f"artifact/{f.path}", f.role, FileSource(artifact.folder / f.path), f.sha256) for f in shipped]
     about = artifact.model_copy(update={"files": tuple(shipped)})
     raw = about.model_dump_json(indent=1).encode() + b"\n"
     inputs.append(Input(f"artifact/{MANIFEST}", "artifact", BytesSource(raw)))
@@ -139,9 +136,7 @@ def _licence_files(report: Report) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file() and not (folder / name).is_symlink()]
 
 
-def describe(
-    run: Path, report: Report, artifact: Artifact, format_: Format, choice: Choice
-) -> BundleManifest:
+def describe(run: Path, report: Report, artifact: Artifact, format_: Format, choice: Choice) -> BundleManifest:
     """The manifest's draft, from the report and the artifact alone."""
     name = _slug(run.resolve().name)
     runtime, facts = project.runtime_of(artifact.format)
@@ -194,9 +189,7 @@ def _application(name: str, choice: Choice) -> Application:
     if not re.fullmatch(r"\d+(\.\d+){0,3}", choice.version_name, re.ASCII):
         raise InputError(f"{choice.version_name!r} is not a version", fix="e.g. --version-name 1.2")
     label = (choice.label or name)[:50]
-    return Application(
-        id=package, label=label, version_code=choice.version_code, version_name=choice.version_name
-    )
+    return Application(id=package, label=label, version_code=choice.version_code, version_name=choice.version_name)
 
 
 def _model(report: Report, artifact: Artifact) -> Model:
@@ -212,9 +205,7 @@ def _model(report: Report, artifact: Artifact) -> Model:
     )
 
 
-def _requirements(
-    report: Report, artifact: Artifact, format_: Format, facts: project.RuntimeFacts
-) -> Requirements:
+def _requirements(report: Report, artifact: Artifact, format_: Format, facts: project.RuntimeFacts) -> Requirements:
     apple = format_ in ("ipa", "xcode") or facts.os == "ios"
     figure = next((m for m in report.measurements if m.name == "memory_bytes"), None)
     need = figure.value if figure else float(artifact.bytes)
@@ -256,8 +247,6 @@ def _licences(report: Report, choice: Choice) -> Licences:
     if choice.weights_licence:
         return Licences(code="Apache-2.0", weights=choice.weights_licence)
     if Path(str(report.configuration.get("model", ""))) == demo_checkpoint():
-        return Licences(
-            code="Apache-2.0", weights="Apache-2.0", note="the small model that ships with the tool"
-        )
+        return Licences(code="Apache-2.0", weights="Apache-2.0", note="the small model that ships with the tool")
     note = "assumed: that of vivo's BlueLM weights since 2024-12-25; name another with --weights-licence"
     return Licences(code="Apache-2.0", weights=OPENATOM, note=note)

@@ -70,6 +70,14 @@ def export(
     eval_tokens: o.EvalTokens = 16384,
     npu_tokens: o.NpuTokens = 4096,
     budget: o.BudgetFile = None,
+    device: o.Device = None,
+    runner_config: o.RunnerConfig = None,
+    allow_other_soc: o.AllowOtherSoc = False,
+    history: o.HistoryFile = None,
+    public_key: o.PublicKey = None,
+    certificate_chain: o.CertificateChain = None,
+    require_signature: o.RequireSignature = False,
+    bundle: o.Bundle = True,
 ) -> None:
     """Quantize a BlueLM checkpoint, lower it to a phone, compile it, and judge the artifact itself.
 
@@ -114,6 +122,14 @@ def export(
             eval_tokens=eval_tokens,
             npu_tokens=npu_tokens,
             budget=budget,
+            device=device,
+            runner_config=runner_config,
+            allow_other_soc=allow_other_soc,
+            history=history,
+            public_key=public_key,
+            certificate_chain=tuple(certificate_chain or ()),
+            require_signature=require_signature,
+            bundle=bundle,
         )
         return run(request, dry_run=dry_run, output=Console(), messages=Console(stderr=True))
 

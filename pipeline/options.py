@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 WHERE, QUANTIZE, TEXT, JUDGE = "What and where", "Quantization", "Calibration text", "Judging"
+TRUST = "Where the checkpoint comes from, what leaves"
 
 Target = Annotated[
     str | None,
@@ -152,4 +153,56 @@ NpuTokens = Annotated[
 BudgetFile = Annotated[
     Path | None,
     typer.Option("--budget", help="YAML file of limits. Default: a bundled one.", rich_help_panel=JUDGE),
+]
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Serial of a connected phone to measure the speed on; `bluelm-export devices` lists them.",
+        rich_help_panel=JUDGE,
+    ),
+]
+RunnerConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--runner-config",
+        help="YAML file with the paths of the runtime's own program for the phone (docs/speed.md).",
+        rich_help_panel=JUDGE,
+    ),
+]
+AllowOtherSoc = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-soc",
+        help="Measure on a phone with another chip than the target's; the report says so.",
+        rich_help_panel=JUDGE,
+    ),
+]
+HistoryFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--history",
+        help="SQLite file that the run's figures are appended to. Default: in the user's data folder.",
+        rich_help_panel=JUDGE,
+    ),
+]
+
+PublicKey = Annotated[
+    Path | None,
+    typer.Option(help="Check the checkpoint's model-signing signature (model.sig) by this key.", rich_help_panel=TRUST),
+]
+CertificateChain = Annotated[
+    list[Path] | None,
+    typer.Option(help="... or by certificates of this authority (PEM).", rich_help_panel=TRUST),
+]
+RequireSignature = Annotated[
+    bool,
+    typer.Option("--require-signature", help="Refuse a checkpoint without a valid signature.", rich_help_panel=TRUST),
+]
+Bundle = Annotated[
+    bool,
+    typer.Option(
+        help="Make a signed bundle when the run passes; `bluelm-export bundle` takes more options.",
+        rich_help_panel=TRUST,
+    ),
 ]

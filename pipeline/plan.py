@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.files import demo_checkpoint
+from bluelm.signature import Trust
 from bluelm.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
 from compress.recipe import Recipe
 from eval import estimate, heldout
 from eval.budget import DEFAULT_BUDGET, Budget
 from eval.heldout import HeldOut
+from pipeline.provenance import admit
 from targets.registry import find
 from targets.target import Target
 
@@ -38,6 +41,14 @@ class Request:
     chunk: int = 128
     kv_bits: int | None = None
     device_ram: float | None = None
+    device: str | None = None
+    runner_config: Path | None = None
+    allow_other_soc: bool = False
+    history: Path | None = None
+    public_key: Path | None = None
+    certificate_chain: tuple[Path, ...] = ()
+    require_signature: bool = False
+    bundle: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Plan:
     held_out: HeldOut
     budget: Budget
     folder: Path
+    provenance: dict[str, Any]
 
     @property
     def model_name(self) -> str:
@@ -87,12 +99,16 @@ def make_plan(request: Request) -> Plan:
     tokenizer = checkpoint.tokenizer()
     recipe, context = request.recipe, request.context
     target.check(checkpoint.config, recipe, context=context, chunk=min(request.chunk, context))
+    trusted = Trust(request.public_key, request.certificate_chain)
+    named = request.public_key or request.certificate_chain
+    provenance = admit(checkpoint.folder, trusted if named else None, required=request.require_signature)
     samples = load_samples(request.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
     held_out = heldout.load(request.eval_texts, tokenizer, length=min(heldout.LENGTH, context))
     name = request.name or f"{model_name(request.model)}-{_slug(recipe)}-{target.soc.id.lower()}"
     if Path(name).name != name:
         raise InputError(f"--name {name!r} is not the name of a folder", fix="give the place with --out")
-    return Plan(request, target, checkpoint, tokenizer, samples, held_out, budget, folder=request.out / name)
+    folder = request.out / name
+    return Plan(request, target, checkpoint, tokenizer, samples, held_out, budget, folder, provenance)
 
 
 def default_budget(target: Target) -> Budget:

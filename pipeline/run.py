@@ -23,9 +23,12 @@ from export import onnx_cpu
 from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
 from pipeline import judging, layout
+from pipeline.bundle_commands import bundle_passed
 from pipeline.judging import Subject
+from pipeline.phone import ChosenPhone, find_phone, measure_on
 from pipeline.plan import Plan, Request, make_plan
 from pipeline.progress import show_progress
+from pipeline.recording import record
 from pipeline.stages import Stages, run_folder
 
 log = logging.getLogger("bluelm_export")
@@ -47,14 +50,18 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
     if dry_run:
         show_plan(plan, output)
         return 0
+    phone = find_phone(plan) if request.device else None
     with run_folder(plan.folder) as folder, _log_to(folder / layout.LOG), PeakMemory() as peak:
         log.info("run of %s with %s", plan.title, plan.request)
         stages = Stages(folder, lambda text: messages.print(text, highlight=False, style="dim"))
         with show_progress(messages) as progress:
-            report = _do(plan, stages, progress, peak)
+            report = _do(plan, stages, progress, peak, phone)
         report.save(folder)
+    record(report, request.history, messages)
     show(report, output)
     output.print(f"\nReport: {folder / 'report.json'}", highlight=False, soft_wrap=True)
+    if request.bundle:
+        bundle_passed(folder, report.passed, output, messages)
     output.print(f'Try it: bluelm-export generate {folder} --prompt "…"', highlight=False, soft_wrap=True)
     return 0 if report.passed else BudgetError.exit_code
 
@@ -68,17 +75,21 @@ def show_plan(plan: Plan, output: Console) -> None:
     output.print(f"Into {stages.folder}; nothing was written.", highlight=False, soft_wrap=True)
 
 
-def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory) -> Report:
+def _do(
+    plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone: ChosenPhone | None
+) -> Report:
     """All stages, then the report."""
     quantized = _quantize(plan, stages, progress)
     cpu = _export_cpu(plan, stages, quantized, progress)
     subjects = [Subject("cpu", cpu, "cpu", plan.request.eval_tokens)]
     if plan.target.runtime != cpu.format:
         npu = _export_npu(plan, stages, quantized, progress)
-        subjects.append(Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens))
+        subjects.insert(0, Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens))
     figures = judging.accuracy(plan.checkpoint, subjects, plan.held_out, stages, progress)
-    figures += judging.speed(subjects[0], plan.held_out, progress)
-    figures += judging.sizes(subjects[-1].artifact, plan.target)
+    figures += judging.speed(subjects[-1], plan.held_out, progress)
+    figures += judging.sizes(subjects[0].artifact, plan.target)
+    if phone is not None:  # behind the estimate: what was measured counts
+        figures += measure_on(phone, subjects[0].artifact, stages.folder / "device", progress)
     figures.append(peak.measurement())
     verdict = budgets.judge(plan.budget, figures, [s.name for s in subjects])
     return Report(
@@ -209,6 +220,7 @@ def _details(plan: Plan, quantized: QuantizedCheckpoint, subjects: Sequence[Subj
     """What the stages say of themselves."""
     return {
         "model": asdict(plan.checkpoint.config),
+        "provenance": plan.provenance,
         "calibration": plan.samples.report.to_json(),
         "evaluation": {"tokens": dict(plan.held_out.judged)},
         "quantized": quantized.info,

@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from bluelm import signature
+from bluelm.manifest import FolderManifest
+from export.bundle import keys
 from export.bundle.manifest import BundleManifest
 from pipeline.cli import main
 from tests.phone import FakePhone, running_phone
@@ -75,6 +80,36 @@ def test_a_bundle_is_verified_and_its_artifact_answers(apk: Path, capsys: pytest
     assert "development key" in said
 
 
+def test_a_run_that_passes_makes_a_bundle_and_records_where_it_came_from(runs: Path) -> None:
+    assert call("verify", runs / "good" / "bundle" / "good.apk") == 0
+    assert not (runs / "failed" / "bundle").exists()
+    provenance = json.loads((runs / "good" / "report.json").read_text())["details"]["provenance"]
+    weights = (runs / "model" / "model.safetensors").read_bytes()
+    assert provenance["files"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert provenance["signature"] == "not signed"
+
+
+def test_a_checkpoint_that_is_not_signed_is_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(runs / "model", model)
+    words = ["--target", "generic-arm64", "--model", model, "--out", tmp_path / "out", "--dry-run", *SMALL]
+    key = keys.development_key(tmp_path / "key.pem")
+    form = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    public = tmp_path / "key.pub"
+    public.write_bytes(key.private.public_key().public_bytes(*form))
+    assert call(*words, "--require-signature", "--public-key", public) == 2
+    assert "is not signed" in capsys.readouterr().err
+    assert isinstance(key.private, ec.EllipticCurvePrivateKey)
+    signed = signature.sign("model", FolderManifest.of(model).digests(), key.private)
+    (model / "model.sig").write_bytes(signed)
+    assert call(*words, "--require-signature", "--public-key", public) == 0
+    (model / "README.md").write_text("new")
+    assert call(*words, "--require-signature", "--public-key", public) == 2
+    assert "added: README.md" in capsys.readouterr().err
+
+
 def test_the_manifest_says_where_everything_comes_from(apk: Path, runs: Path) -> None:
     with zipfile.ZipFile(apk) as archive:
         manifest = BundleManifest.decode(archive.read("assets/manifest.json"), apk)
@@ -108,9 +143,7 @@ def test_formats_that_the_runtime_does_not_have(runs: Path, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_run_makes_none_unless_told(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_run_makes_none_unless_told(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("bundle", runs / "failed", "--out", tmp_path / "x") == 3
     assert not list(tmp_path.iterdir())
     assert call("bundle", runs / "failed", "--out", tmp_path / "x", "--allow-failed") == 0
@@ -184,9 +217,7 @@ def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePhone
         pm.write_text(PM)
         pm.chmod(0o755)
         cat = running.root / "bin" / "cat"
-        cat.write_text(
-            '#!/bin/sh\n[ "$1" = /proc/meminfo ] && exec /bin/cat bin/meminfo\nexec /bin/cat "$@"\n'
-        )
+        cat.write_text('#!/bin/sh\n[ "$1" = /proc/meminfo ] && exec /bin/cat bin/meminfo\nexec /bin/cat "$@"\n')
         cat.chmod(0o755)
         (running.root / "bin" / "meminfo").write_text("MemTotal:       16000000 kB\n")
         yield running
@@ -199,9 +230,7 @@ def test_install(apk: Path, phone: FakePhone) -> None:
     assert phone.files() == []
 
 
-def test_phones_that_do_not_fit_are_refused(
-    apk: Path, phone: FakePhone, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_phones_that_do_not_fit_are_refused(apk: Path, phone: FakePhone, capsys: pytest.CaptureFixture[str]) -> None:
     (phone.root / "bin" / "meminfo").write_text("MemTotal:       1000000 kB\n")
     properties = phone.root / "bin" / "properties"
     properties.write_text(properties.read_text().replace("[34]", "[21]"))
