@@ -24,6 +24,7 @@ from export.coreml_mil import MASKED, Activations, Quantized, Weights, signed_co
 from export.coreml_package import Package, import_coremltools
 from export.coreml_program import DECODE, PREFILL, Part, Shape, build, part_bytes, split
 from export.coreml_save import FOLDER, save_package
+from export.debug import DEBUG_NOTE
 from export.package import bits_per_weight, parameter_count
 
 PROGRAM_BYTES = 1_900_000_000
@@ -145,6 +146,6 @@ def _describe(
         bits_per_weight=bits_per_weight(files, parameters),
         quantized_digest=quantized.digest(),
         producers={name: version(name) for name in ("bluelm-export", "coremltools")},
-        notes=(f"{activations} activations", *(["debug build: block outputs"] if shape.debug else [])),
+        notes=(f"{activations} activations", *([DEBUG_NOTE] if shape.debug else [])),
         files=files,
     ).save(folder)

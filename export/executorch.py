@@ -32,6 +32,7 @@ from bluelm.progress import Progress, Silent
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
+from export.debug import DEBUG_NOTE
 from export.executorch_model import ExecutorchDecoder
 from export.mobile_package import KvBits, describe
 
@@ -45,6 +46,7 @@ def export(
     context: int = 512,
     chunk: int = 128,
     kv_bits: KvBits = 32,
+    debug: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write the artifact `folder`: model.pte and the tokenizer's files.
@@ -52,13 +54,22 @@ def export(
     Args:
         context: tokens that the cache holds.
         chunk: most tokens that one call takes.
+        debug: the program gives the output of each block as well.
         kv_bits: width of the cache's numbers.
 
     Raises:
         TargetError: XNNPACK has no kernel for a weight; says which.
     """
     with atomic_folder(folder) as temporary:
-        write(quantized, temporary / MODEL, context=context, chunk=chunk, kv_bits=kv_bits, progress=progress)
+        write(
+            quantized,
+            temporary / MODEL,
+            context=context,
+            chunk=chunk,
+            kv_bits=kv_bits,
+            debug=debug,
+            progress=progress,
+        )
         describe(
             temporary,
             "executorch-xnnpack",
@@ -68,6 +79,7 @@ def export(
             chunk=chunk,
             kv_bits=kv_bits,
             producers={"executorch": version("executorch"), "torch": version("torch")},
+            notes=(DEBUG_NOTE,) if debug else (),
         )
     return Artifact.open(folder)
 
@@ -79,12 +91,13 @@ def write(
     context: int,
     chunk: int,
     kv_bits: KvBits,
+    debug: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Lower the model into the file `path`."""
     with (progress or Silent()).task("lower to ExecuTorch", 3) as task, quiet():
         task.advance(note="torch.export")
-        program = _trace(quantized, context, chunk, kv_bits)
+        program = _trace(quantized, context, chunk, kv_bits, debug)
         task.advance(note="XNNPACK")
         edge = to_edge_transform_and_lower(
             program,
@@ -142,8 +155,12 @@ def check_weight(weight: QuantizedTensor, name: str) -> None:
         raise TargetError(problem, where=name, fix=fix)
 
 
-def _trace(quantized: QuantizedCheckpoint, context: int, chunk: int, kv_bits: KvBits) -> ExportedProgram:
-    model = ExecutorchDecoder(quantized, context=context, kv_bits=kv_bits, check=check_weight).eval()
+def _trace(
+    quantized: QuantizedCheckpoint, context: int, chunk: int, kv_bits: KvBits, debug: bool
+) -> ExportedProgram:
+    model = ExecutorchDecoder(
+        quantized, context=context, kv_bits=kv_bits, check=check_weight, debug=debug
+    ).eval()
     tokens = Dim("tokens", min=1, max=chunk) if chunk > 1 else None
     example = (torch.zeros(1, min(chunk, 7), dtype=torch.long), torch.tensor([0]))
     shapes = ({1: tokens}, {}) if tokens is not None else None

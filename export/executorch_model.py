@@ -159,6 +159,7 @@ class Block(nn.Module):
 class ExecutorchDecoder(nn.Module):
     """forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, vocab].
 
+    With `debug` also the stream before the first block and behind each, float32 [layers + 1, T, hidden].
     `input_pos` is how many tokens the cache holds; `check` is called with every linear weight and its name.
     """
 
@@ -172,10 +173,11 @@ class ExecutorchDecoder(nn.Module):
         context: int,
         kv_bits: int,
         check: Callable[[QuantizedTensor, str], None],
+        debug: bool = False,
     ) -> None:
         super().__init__()
         config = quantized.config
-        self.context = context
+        self.context, self.debug = context, debug
 
         def linear(name: str) -> QuantizedLinear:
             weight = quantized.linear(name)
@@ -200,7 +202,7 @@ class ExecutorchDecoder(nn.Module):
         self.norm = RMSNorm(quantized.vector("model.norm"), config.rms_norm_eps)
         self.head = linear("lm_head")
 
-    def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         start = cast(int, input_pos[0].item())
         count = tokens.shape[1]
         torch._check(start >= 0)
@@ -208,6 +210,9 @@ class ExecutorchDecoder(nn.Module):
         torch._check(start + count <= self.context)
         cos, sin = (table.narrow(0, start, count) for table in (self.cos, self.sin))  # [T, 1, head_dim]
         x = self.embedding(tokens)
+        stream = [x]
         for block in self.blocks:
             x = block(x, cos, sin, start)
-        return self.head(self.norm(x))
+            stream.append(x)
+        logits = self.head(self.norm(x))
+        return (logits, torch.cat(stream)) if self.debug else logits

@@ -33,9 +33,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Ran:
-    """logits float32 [tokens, vocab]."""
+    """logits float32 [tokens, vocab]; of a debug build the stream too, float32 [layers + 1, tokens, hidden]."""
 
     logits: np.ndarray
+    stream: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

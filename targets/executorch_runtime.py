@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bluelm.errors import UnavailableError
+from bluelm.errors import InputError, UnavailableError
 from export.artifact import Artifact
 from targets.child import Child
 from targets.executorch_messages import Generate, Generated, Load, Ran, Run, Time, Timed
@@ -34,14 +34,30 @@ class ExecutorchRuntime(RuntimeBase):
         self._held = 0
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        return np.concatenate([ran.logits for ran in self._steps(tokens)])
+
+    def blocks(self, tokens: Sequence[int]) -> np.ndarray:
+        """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden].
+
+        Raises:
+            InputError: the program is no debug build.
+        """
+        self.reset()
+        streams = [ran.stream for ran in self._steps(tokens)]
+        if any(stream is None for stream in streams):
+            raise InputError(f"{self.name} does not show its blocks", fix="export a debug build of it")
+        return np.concatenate([stream for stream in streams if stream is not None], axis=1)
+
+    def _steps(self, tokens: Sequence[int]) -> list[Ran]:
+        """What each chunk of the tokens gave."""
         self.check_tokens(tokens, self._held)
-        rows: list[np.ndarray] = []
+        steps: list[Ran] = []
         for start in range(0, len(tokens), self._artifact.chunk):
             part = [int(token) for token in tokens[start : start + self._artifact.chunk]]
             ran: Ran = self._child.call(Run(part, self._held), STEP_LIMIT_S)
-            rows.append(ran.logits)
+            steps.append(ran)
             self._held += len(part)
-        return np.concatenate(rows)
+        return steps
 
     def generate(self, prompt: str, count: int) -> str:
         """Greedy text by ExecuTorch's own `TextLLMRunner` on a fresh load of the program: what an app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the attention operators)
@@ -26,7 +27,8 @@ def handle(message: Message) -> Loaded | Ran | Generated | Timed:
     if isinstance(message, Time):
         return _time(message)
     assert isinstance(message, Run)
-    return Ran(_run(message.tokens, message.start).numpy().copy())
+    logits, *stream = _run(message.tokens, message.start)
+    return Ran(logits[0].numpy().copy(), stream[0].numpy().copy() if stream else None)
 
 
 def _load(message: Load) -> Loaded:
@@ -43,10 +45,10 @@ def _load(message: Load) -> Loaded:
     return Loaded(tuple(sorted(program.method_names)), tuple(names))
 
 
-def _run(tokens: list[int], start: int) -> torch.Tensor:
+def _run(tokens: list[int], start: int) -> Sequence[torch.Tensor]:
+    """Outputs: logits [1, tokens, vocab], and of a debug build the stream [layers + 1, tokens, hidden]."""
     _, method = _loaded["forward"]
-    logits = method.execute([torch.tensor([tokens]), torch.tensor([start])])[0]
-    return logits[0]  # [tokens, vocab]
+    return method.execute([torch.tensor([tokens]), torch.tensor([start])])
 
 
 def _time(message: Time) -> Timed:

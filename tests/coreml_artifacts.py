@@ -55,4 +55,5 @@ class Damaged(QuantizedCheckpoint):
         tensor = super().linear(name)
         if not name.startswith(f"model.layers.{self.block_hurt}."):
             return tensor
-        return replace(tensor, scales=(tensor.scales.float() * 1.05).half())
+        scales = (tensor.scales.float() * 1.05).bfloat16().half()  # bfloat16: what XNNPACK holds
+        return replace(tensor, scales=scales)

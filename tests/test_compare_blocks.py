@@ -16,9 +16,9 @@ from bluelm.errors import InputError
 from bluelm.files import demo_checkpoint
 from compress.store import QuantizedCheckpoint
 from eval.compare import Subject, block_errors, compare, weights_steps
-from export import coreml, onnx_cpu, onnx_npu
+from export import coreml, executorch, litert, onnx_cpu, onnx_npu
 from export.artifact import Artifact
-from export.onnx_debug import debug_build
+from export.debug import debug_build
 from export.ranges import Ranges, calibrate
 from pipeline.cli import app
 from targets.block_outputs import open_blocks
@@ -32,6 +32,8 @@ KINDS: list[tuple[str, Place]] = [
     ("onnx-cpu", "cpu"),
     ("onnx-npu", "cpu"),
     ("onnx-npu", "htp"),
+    ("litert", "cpu"),
+    ("executorch-xnnpack", "cpu"),
     ("coreml", "interpreter"),
 ]
 Maker = Callable[[str, bool], Artifact]
@@ -63,6 +65,10 @@ def made(demo: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) ->
             kept[kind, hurt] = {
                 "onnx-cpu": lambda: onnx_cpu.export(source, target, context=CONTEXT, chunk=CHUNK),
                 "onnx-npu": lambda: onnx_npu.export(source, ranges[0], target, context=CONTEXT, chunk=CHUNK),
+                "executorch-xnnpack": lambda: executorch.export(
+                    source, target, context=CONTEXT, chunk=CHUNK, debug=True
+                ),
+                "litert": lambda: litert.export(source, target, context=CONTEXT, chunk=CHUNK),
                 "coreml": lambda: coreml.export(source, target, context=CONTEXT, chunk=CHUNK),
             }[kind]()
         return kept[kind, hurt]
@@ -76,9 +82,7 @@ def test_a_damaged_block_is_named_on_every_runtime(
 ) -> None:
     for hurt in (False, True):
         with open_blocks(made(kind, hurt), on, tmp_path / str(hurt)) as runtime:
-            subject = Subject(
-                kind, kind, runtime, lambda t, r=runtime: r.blocks(list(t)), digest=demo.digest()
-            )
+            subject = Subject(kind, kind, runtime, lambda t, r=runtime: r.blocks(list(t)), digest=demo.digest())
             found = block_errors(reference, subject, TOKENS)
         assert found.local and len(found.errors) == demo.config.num_layers
         assert found.first_outside == (HURT if hurt else None), found
@@ -107,9 +111,7 @@ def test_against_the_float_model_quantization_is_expected_and_damage_is_not(
     reference = Subject("float", "float", TorchRuntime(checkpoint, CONTEXT), steps, checkpoint)
     for hurt in (False, True):
         with open_blocks(made("coreml", hurt), "interpreter", tmp_path / str(hurt)) as runtime:
-            subject = Subject(
-                "a", "coreml", runtime, lambda t, r=runtime: r.blocks(list(t)), digest=demo.digest()
-            )
+            subject = Subject("a", "coreml", runtime, lambda t, r=runtime: r.blocks(list(t)), digest=demo.digest())
             assert block_errors(reference, subject, TOKENS).first_outside == (HURT if hurt else None)
 
 
@@ -143,9 +145,7 @@ def test_the_first_diverging_token_is_where_free_generation_parts(
     assert any(d.at is not None for d in found.divergences)
 
 
-def test_other_models_and_closed_artifacts_are_refused(
-    reference: Subject, made: Maker, tmp_path: Path
-) -> None:
+def test_other_models_and_closed_artifacts_are_refused(reference: Subject, made: Maker, tmp_path: Path) -> None:
     closed = Subject("closed", "onnx-cpu", open_runtime(made("onnx-cpu", False).folder))
     with pytest.raises(InputError, match="closed cannot show the output of its blocks"):
         block_errors(reference, closed, TOKENS)

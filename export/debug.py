@@ -1,4 +1,4 @@
-"""A debug build of an ONNX artifact: the same graphs and weights, with every block's output an output too.
+"""A debug build of an ONNX or LiteRT artifact: the same graphs and weights, every block's output shown.
 
    x -> block 0 -> layers.0.output -> ... -> logits        outputs: logits, keys.N, values.N
 becomes the same with                                     outputs: ..., layers.0.output, layers.1.output, ...
@@ -18,6 +18,9 @@ from bluelm.files import atomic_folder
 from export.artifact import Artifact, list_files
 from export.onnx_decoder import GRAPHS
 
+DEBUG_NOTE = "debug build: block outputs"
+REWRITTEN = {"onnx-cpu": GRAPHS, "onnx-npu": GRAPHS, "litert": ("model",)}  # format: roles of its graphs
+
 
 def block_name(layer: int) -> str:
     """The lowered decoder's name of a block's output."""
@@ -28,41 +31,46 @@ def debug_build(artifact: Artifact, folder: Path) -> Artifact:
     """Write the artifact once more into `folder`, its graphs with the outputs of the blocks.
 
     Raises:
-        InputError: not an ONNX artifact, or one whose graphs have no such values.
+        InputError: an artifact of another kind, or one whose graphs have no such values.
     """
-    if artifact.format not in ("onnx-cpu", "onnx-npu"):
+    if artifact.format not in REWRITTEN:
         raise InputError(
             f"a {artifact.format} artifact cannot be opened up",
             where=artifact.folder,
-            fix="give the ONNX artifact that it was compiled from",
+            fix="give the artifact that it was compiled from, or export a debug build",
         )
-    graphs = {artifact.path(name).name for name in GRAPHS}
+    graphs = {artifact.path(role).name for role in REWRITTEN[artifact.format]}
     with atomic_folder(folder) as temporary:
         for file in artifact.files:
             target = temporary / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             if file.path in graphs:
-                _open_up(artifact, artifact.folder / file.path, target)
+                _rewrite(artifact, artifact.folder / file.path, target)
             else:
                 _link(artifact.folder / file.path, target)
         files = list_files(temporary, {file.path: file.role for file in artifact.files})
-        notes = (*artifact.notes, "debug build: block outputs")
+        notes = (*artifact.notes, DEBUG_NOTE)
         artifact.model_copy(update={"files": files, "notes": notes}).save(temporary)
     return Artifact.open(folder)
+
+
+def _rewrite(artifact: Artifact, source: Path, target: Path) -> None:
+    if artifact.format == "litert":
+        from export.litert_debug import open_up
+
+        open_up(source, target, [block_name(layer) for layer in range(artifact.model.num_layers)])
+    else:
+        _open_up(artifact, source, target)
 
 
 def _open_up(artifact: Artifact, source: Path, target: Path) -> None:
     model = onnx.load(source, load_external_data=False)
     made = {name for node in model.graph.node for name in node.output}
-    tokens = (
-        next(i for i in model.graph.input if i.name == "positions").type.tensor_type.shape.dim[0].dim_value
-    )
+    tokens = next(i for i in model.graph.input if i.name == "positions").type.tensor_type.shape.dim[0].dim_value
     shape = (1, tokens, artifact.model.hidden_size)
     for layer in range(artifact.model.num_layers):
         if block_name(layer) not in made:
-            raise InputError(
-                f"the graph has no value {block_name(layer)}", where=source, fix="export it again"
-            )
+            raise InputError(f"the graph has no value {block_name(layer)}", where=source, fix="export it again")
         model.graph.output.append(helper.make_tensor_value_info(block_name(layer), TensorProto.FLOAT, shape))
     onnx.save(model, target)
 
