@@ -12,7 +12,15 @@ from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
 
 Format = Literal[
-    "onnx-npu", "onnx-cpu", "qnn-context", "coreml", "executorch-xnnpack", "executorch-qnn", "litert", "gguf", "onnx-genai"
+    "onnx-npu",
+    "onnx-cpu",
+    "qnn-context",
+    "coreml",
+    "executorch-xnnpack",
+    "executorch-qnn",
+    "litert",
+    "gguf",
+    "onnx-genai",
 ]
 MANIFEST = "artifact.json"
 SIMULATOR = "simulator"
@@ -22,8 +30,9 @@ SIMULATOR = "simulator"
 class ArtifactFile(BaseModel):
     """One file: path in the folder, what it is for, size and hash.
 
-    Roles: `prefill` and `decode` (graphs), `weights` (external data of both), `context` (compiled for the
-    NPU), `program` and `manifest` (of a Core ML package), `embedding`, `tokenizer`, `ranges`, and `simulator...` (see `SIMULATOR`).
+    Roles: `prefill` and `decode` (graphs), `weights` (external data of both), `context` (compiled for the NPU),
+    `program` and `manifest` (of a Core ML package), `embedding`, `tokenizer`, `ranges`, and `simulator...` (see
+    `SIMULATOR`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,9 +140,7 @@ class Artifact(BaseModel):
             if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
                 raise InputError(f"{MANIFEST} names a file outside its folder: {file.path}", where=path)
             if not found.is_file() or found.stat().st_size != file.bytes:
-                raise InputError(
-                    "a file of the artifact is missing or cut", where=found, fix="export it again"
-                )
+                raise InputError("a file of the artifact is missing or cut", where=found, fix="export it again")
         return artifact
 
     def verify(self) -> None:

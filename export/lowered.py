@@ -111,9 +111,7 @@ def attention(
     """Grouped-query attention; the query heads of one key head are rows of one matrix: no key is repeated."""
     at, weights = f"layers.{layer}", f"model.layers.{layer}.self_attn"
     tokens, heads, kv_heads, size = x.shape[1], config.num_heads, config.num_kv_heads, config.head_dim
-    query = _split_heads(
-        ops, _projected(ops, config, x, f"{weights}.q_proj", f"{at}.q"), heads
-    )  # [1, heads, T, size]
+    query = _split_heads(ops, _projected(ops, config, x, f"{weights}.q_proj", f"{at}.q"), heads)  # [1, heads, T, size]
     key = _split_heads(
         ops, _projected(ops, config, x, f"{weights}.k_proj", f"{at}.k"), kv_heads
     )  # [1, kv_heads, T, size]

@@ -147,9 +147,7 @@ class CpuOps(OnnxOps):
         return self.emit("RMSNormalization", [x.name, gamma.name], name, x.shape, axis=-1, epsilon=epsilon)
 
     def masked_softmax(self, scores: Symbol, mask: Symbol, name: str) -> Symbol:
-        return self.emit(
-            "Softmax", [self.add(scores, mask, f"{name}.masked").name], name, scores.shape, axis=-1
-        )
+        return self.emit("Softmax", [self.add(scores, mask, f"{name}.masked").name], name, scores.shape, axis=-1)
 
     def silu(self, x: Symbol, name: str) -> Symbol:
         return self.multiply(x, self.emit("Sigmoid", [x.name], f"{name}.sigmoid", x.shape), name)

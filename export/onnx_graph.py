@@ -87,13 +87,9 @@ class OnnxGraph:
         """Declare the tensor `name` an output; a name in `shape` is a free size."""
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
-    def node(
-        self, kind: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any
-    ) -> None:
+    def node(self, kind: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> None:
         """Append a node with one output, whose name is the node's too."""
-        self._nodes.append(
-            helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes)
-        )
+        self._nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
 
     def initializer(self, name: str, array: np.ndarray) -> str:
         """A constant of a numpy type; the same name always means the same constant."""

@@ -195,17 +195,15 @@ def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> Deq
         TargetError: zero points; HTP compiles int4 blocks that have them and then ignores them.
     """
     if not tensor.symmetric:
-        raise TargetError(
-            "the NPU computes wrongly with zero points", where=name, fix="quantize with --symmetric"
-        )
+        raise TargetError("the NPU computes wrongly with zero points", where=name, fix="quantize with --symmetric")
     rows, columns = tensor.shape
-    codes = tensor.signed_codes().numpy().T  # [in, out]
     scales = tensor.scales.float().numpy().T  # [groups, out]
     if tensor.bits == 4:
-        packed = pack(codes.reshape(-1).view(np.uint8) & 15, 4)
-        weights.write(f"{name}.codes", packed, TensorProto.INT4, (columns, rows))
+        signed = (tensor.codes.numpy() ^ 8).T  # [in, out]; code - 8 in two's complement of 4 bits
+        weights.write(f"{name}.codes", pack(signed.reshape(-1), 4), TensorProto.INT4, (columns, rows))
     else:
-        weights.write(f"{name}.codes", codes, TensorProto.INT8, (columns, rows))
+        signed = (tensor.codes.numpy() ^ 128).T  # code - 128
+        weights.write(f"{name}.codes", signed, TensorProto.INT8, (columns, rows))
     if tensor.bits == 8 and tensor.groups == 1:
         weights.write(f"{name}.scales", scales[0], TensorProto.FLOAT, (rows,))
         return DequantizedLinear(rows, {"axis": 1})

@@ -142,9 +142,7 @@ class Parameters:
 class TorchOps:
     """Runs the lowered decoder on float32 tensors; `activations` sees, and may change, every value."""
 
-    def __init__(
-        self, parameters: Parameters, epsilon: float, activations: Activations | None = None
-    ) -> None:
+    def __init__(self, parameters: Parameters, epsilon: float, activations: Activations | None = None) -> None:
         self._parameters = parameters
         self._epsilon = epsilon
         self._activations: Activations = activations or Plain()

@@ -38,9 +38,7 @@ class CpuBackend:
     ) -> Artifact:
         return onnx_cpu.export(quantized, folder, context=context, chunk=chunk, progress=progress)
 
-    def compile(
-        self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
-    ) -> Artifact:
+    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return artifact
 
 

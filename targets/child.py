@@ -38,7 +38,12 @@ class Failure:
 
 
 class Child:
-    """The parent's end. One call at a time."""
+    """The parent's end. One call at a time.
+
+    Attributes:
+        log: what the child prints.
+        failed: it crashed or hung; then the log is worth keeping.
+    """
 
     def __init__(self, module: str, log: Path, *, environment: dict[str, str] | None = None) -> None:
         self.log = log
@@ -57,6 +62,7 @@ class Child:
                 start_new_session=True,  # Ctrl-C is the parent's to handle
             )
         theirs.close()
+        self.failed = False
         self._end = weakref.finalize(self, _end, self._process, self._connection)
 
     def call(self, message: object, limit_s: float) -> Any:
@@ -71,6 +77,7 @@ class Child:
         try:
             self._connection.send(message)
             if not self._connection.poll(limit_s):
+                self.failed = True
                 self.close()
                 raise TargetError(
                     f"{self._module} did not answer {type(message).__name__} within {limit_s:g} s",
@@ -97,6 +104,7 @@ class Child:
         return "\n".join(line for line in text.splitlines()[-lines:] if line.strip())
 
     def _crashed(self, message: object) -> TargetError:
+        self.failed = True
         code = self._process.wait()
         self.close()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"

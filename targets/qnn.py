@@ -70,7 +70,8 @@ def compile_contexts(
                     nodes[name] = _compile(child, message, limit_s)
             finally:
                 child.close()
-        return _describe(artifact, temporary, folder, target, soc, nodes)
+        _describe(artifact, temporary, target, soc, nodes)
+    return Artifact.open(folder)
 
 
 def _compile(child: Child, message: Compile, limit_s: float) -> NodeCount:
@@ -142,9 +143,7 @@ def refusal_reasons(log: str) -> dict[str, str]:
     return reasons
 
 
-def _describe(
-    artifact: Artifact, temporary: Path, folder: Path, target: str, soc: str, nodes: dict[str, NodeCount]
-) -> Artifact:
+def _describe(artifact: Artifact, temporary: Path, target: str, soc: str, nodes: dict[str, NodeCount]) -> None:
     """Check what the compiler wrote, bring the host's files along, write artifact.json."""
     context = _shared_binary(temporary)
     roles = {f"{name}.onnx": name for name in GRAPHS} | {context: "context"}
@@ -169,8 +168,6 @@ def _describe(
         }
     )
     compiled.save(temporary)
-    compiled._folder = folder
-    return compiled
 
 
 def _shared_binary(folder: Path) -> str:

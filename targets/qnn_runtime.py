@@ -32,7 +32,8 @@ class QnnRuntime(CachedRuntime):
 
     def close(self) -> None:
         self._child.close()
-        self._child.log.unlink(missing_ok=True)
+        if not self._child.failed:
+            self._child.log.unlink(missing_ok=True)
 
     def _prefill(self, feeds: Feeds) -> Mapping[str, np.ndarray]:
         return self._run("prefill", feeds)
@@ -55,8 +56,8 @@ def open_htp(artifact: Artifact) -> QnnRuntime:
     soc = find_soc(artifact.soc or DEFAULT_SNAPDRAGON)
     prefix = "simulator-" if artifact.format == "qnn-context" else ""
     paths = {name: artifact.path(f"{prefix}{name}") for name in GRAPHS}
-    log = Path(tempfile.mkstemp(prefix="bluelm-htp-", suffix=".log")[1])
-    child = Child(WORKER, log)
+    with tempfile.NamedTemporaryFile(prefix="bluelm-htp-", suffix=".log", delete=False) as log:
+        child = Child(WORKER, Path(log.name))
     try:
         return QnnRuntime(artifact, child, paths, chip_of(soc))
     except BaseException:

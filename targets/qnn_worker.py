@@ -30,9 +30,7 @@ def handle(message: Message) -> Compiled | Loaded | Ran:
     if isinstance(message, Load):
         session = _session(message.source, message.chip, {}, severity=3)
         _sessions[message.name] = session
-        return Loaded(
-            tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs())
-        )
+        return Loaded(tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
     return _run(message)
 
 

@@ -58,9 +58,7 @@ def find(
     row = rows[name]
     chosen = runtime or row.runtimes[0]
     if chosen not in row.runtimes:
-        raise InputError(
-            f"the target {name} has no runtime {chosen!r}", fix=f"its runtimes: {', '.join(row.runtimes)}"
-        )
+        raise InputError(f"the target {name} has no runtime {chosen!r}", fix=f"its runtimes: {', '.join(row.runtimes)}")
     assert chosen in get_args(Format), chosen
     backend = _with_cache(BACKENDS[chosen], chosen, kv_bits)
     return Target(name, find_soc(soc or row.soc, row.vendor), cast(Format, chosen), backend, device_ram_gb)

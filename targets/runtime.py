@@ -97,9 +97,7 @@ class RuntimeBase:
             )
         for token in tokens:
             if not 0 <= token < self.vocab_size:
-                raise InputError(
-                    f"token {token} is outside the vocabulary of {self.vocab_size}", where=self.name
-                )
+                raise InputError(f"token {token} is outside the vocabulary of {self.vocab_size}", where=self.name)
 
 
 def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:

@@ -56,9 +56,7 @@ class HtpBackend:
             raise InputError("16-bit activations need activation ranges", fix="calibrate them first")
         return onnx_npu.export(quantized, ranges, folder, context=context, chunk=chunk, progress=progress)
 
-    def compile(
-        self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
-    ) -> Artifact:
+    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return compile_contexts(artifact, chip_of(soc), target, soc.id, folder, progress)
 
 
