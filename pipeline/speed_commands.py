@@ -66,12 +66,20 @@ def measure(
         from rich.console import Console
 
         from eval.device_speed import Protocol
+        from eval.report import Report
+        from pipeline.phone import choose, measure_on
         from pipeline.progress import show_progress
+        from targets.registry import find
 
+        report = Report.open(run)
+        artifact = phone_artifact(run, report)
+        soc = find(report.target.split()[0], artifact.soc).soc
+        phone = choose(device, artifact.format, soc, runner_config, allow_other_soc)
         protocol = Protocol(repeats=repeats, hottest=hottest, cooling_limit_s=cooling_limit)
+        logs = run / "device" / device.replace(":", "_")
         with show_progress(Console(stderr=True)) as progress:
-            figures = measure_run(run, device, runner_config, depth or (), allow_other_soc, protocol, progress)
-        return _judge(run, figures, history)
+            figures = measure_on(phone, artifact, logs, progress, protocol, depth or ())
+        return _judge(report, figures, history)
 
     leave(work)
 

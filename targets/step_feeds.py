@@ -50,11 +50,14 @@ def record(artifact: Artifact, depth: int = 0) -> tuple[dict[str, Feeds], dict[s
 
     runtime = CachedRuntime("recording", artifact, recording("prefill"), recording("decode"))
     runtime.prefill([TOKEN] * artifact.chunk)
-    first = dict(feeds)
+    first = feeds["prefill"], logits["prefill"]
     if depth > artifact.chunk:
         runtime.prefill([TOKEN] * (depth - artifact.chunk))
     runtime.decode(TOKEN)
-    return {"prefill": first["prefill"], "decode": feeds["decode"]}, logits
+    return (
+        {"prefill": first[0], "decode": feeds["decode"]},
+        {"prefill": first[1], "decode": logits["decode"]},
+    )
 
 
 def perf_test_folder(artifact: Artifact, graph: str, feeds: Feeds, folder: Path) -> Path:
