@@ -1,0 +1,108 @@
+"""Every runtime from one quantized demo checkpoint: lowering time, size, divergence, greedy agreement, speed.
+
+    python -m benchmarks.runtimes OUT [runtime ...]
+
+The reference is the dequantized torch model. Speed is of this machine; peers' own exports of the same weights run in
+the same call: onnxruntime-genai's model builder (int4) and ExecuTorch's llama export (8da4w).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.files import demo_checkpoint
+from calibration.samples import load_samples
+from compress.engine import quantize
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+from targets.registry import find
+from targets.runtime import Runtime, open_runtime
+from targets.torch_runtime import TorchRuntime
+
+CONTEXT, CHUNK, GREEDY, CLOSE = 512, 128, 64, 1e-2
+PROMPTS = ("手机上的语言模型", "The weather today", "def add(a, b):", "Once upon a time", "北京是中国的")
+RUNTIMES = ("onnx-cpu", "onnx-genai", "litert", "gguf", "executorch-xnnpack")
+
+
+def main(out: Path, runtimes: list[str]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    quantized = demo(out / "quantized")
+    tokenizer = quantized.tokenizer()
+    tokens = load_samples(None, tokenizer, 4, 256, 7).tokens.tolist()
+    reference = TorchRuntime(quantized, CONTEXT)
+    expected = [reference.logits(window) for window in tokens]
+    prompts = [tokenizer.encode(prompt, bos=True) for prompt in PROMPTS]
+    for name in runtimes or RUNTIMES:
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        target = find("generic-arm64", runtime=name)
+        artifact = target.lower(quantized, None, out / name, context=CONTEXT, chunk=CHUNK)
+        row = {
+            "runtime": name,
+            "wall_s": round(time.perf_counter() - wall, 1),
+            "cpu_s": round(cpu_seconds() - cpu, 1),
+            "MB": round(artifact.bytes / 1e6, 2),
+        }
+        with open_runtime(artifact.folder) as runtime:
+            found = [runtime.logits(window) for window in tokens]
+            kl, top1 = divergence(np.concatenate(expected), np.concatenate(found))
+            row |= {"kl": kl, "top1": top1}
+            row["greedy"] = sum(greedy_agrees(reference, runtime, prompt) for prompt in prompts)
+            row["decode_tok_s"] = round(decode_rate(runtime, tokens[0][:128]), 1)
+        print(json.dumps(row), flush=True)
+
+
+def demo(folder: Path) -> QuantizedCheckpoint:
+    """The demo checkpoint by the default recipe with fewer windows; kept between calls."""
+    if not folder.exists():
+        checkpoint = Checkpoint.open(demo_checkpoint())
+        recipe = Recipe.load("w4-g32", samples=32, length=128)
+        quantize(checkpoint, load_samples(None, checkpoint.tokenizer(), 32, 128, 0), recipe, folder)
+    return QuantizedCheckpoint.open(folder)
+
+
+def divergence(reference: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Mean KL(reference || other) a token, and the share of equal first choices."""
+    p, q = (torch.from_numpy(logits).double().log_softmax(-1) for logits in (reference, other))
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    return float(f"{kl:.3g}"), round(float((p.argmax(-1) == q.argmax(-1)).float().mean()), 4)
+
+
+def greedy_agrees(reference: Runtime, runtime: Runtime, prompt: list[int]) -> bool:
+    """64 greedy tokens are the reference's, but for a choice where its best two logits are closer than 1e-2."""
+    row, answer = reference.logits(prompt)[-1], runtime.logits(prompt)[-1]
+    for _ in range(GREEDY):
+        best = int(row.argmax())
+        if int(answer.argmax()) != best:
+            first, second = np.sort(row)[-2:][::-1]
+            return bool(first - second < CLOSE)
+        row, answer = reference.decode(best), runtime.decode(best)
+    return True
+
+
+def decode_rate(runtime: Runtime, prompt: list[int], count: int = 100) -> float:
+    """Median tokens/s behind a prompt."""
+    runtime.logits(prompt)
+    seconds: list[float] = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        runtime.decode(5)
+        seconds.append(time.perf_counter() - begin)
+    return 1 / float(np.median(seconds[10:]))
+
+
+def cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main(Path(sys.argv[1]), sys.argv[2:])
