@@ -22,7 +22,7 @@ from eval.report import tool_versions
 from eval.speed import host_speed
 from export.artifact import Artifact
 from pipeline import layout
-from pipeline.stages import Stages
+from pipeline.stages import Stages, code
 from targets.runtime import Place, open_runtime
 from targets.target import Target
 from targets.torch_runtime import TorchRuntime
@@ -54,7 +54,7 @@ def accuracy(
         "checkpoint": checkpoint.digest(),
         "text": [held_out.digest, held_out.length],
         "subjects": {s.name: [s.artifact.model_dump(mode="json"), s.on, s.tokens] for s in subjects},
-        "versions": tool_versions(),
+        "made by": [code("bluelm", "targets", "eval"), tool_versions()],
     }
 
     def work(folder: Path) -> None:

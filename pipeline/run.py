@@ -18,7 +18,7 @@ from compress.engine import quantize
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
 from eval.memory import PeakMemory
-from eval.report import Built, Report, show, tool_versions
+from eval.report import TOOLS, Built, Report, show, tool_versions
 from export import onnx_cpu
 from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
@@ -29,9 +29,11 @@ from pipeline.phone import ChosenPhone, find_phone, measure_on
 from pipeline.plan import Plan, Request, make_plan
 from pipeline.progress import show_progress
 from pipeline.recording import record
-from pipeline.stages import Stages, run_folder
+from pipeline.stages import Stages, code, run_folder
 
 log = logging.getLogger("bluelm_export")
+QUANTIZING = ("bluelm", "calibration", "compress")
+LOWERING = ("bluelm", "export")
 RANGE_WINDOWS = 32  # calibration windows that activation ranges are taken from
 
 
@@ -75,9 +77,7 @@ def show_plan(plan: Plan, output: Console) -> None:
     output.print(f"Into {stages.folder}; nothing was written.", highlight=False, soft_wrap=True)
 
 
-def _do(
-    plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone: ChosenPhone | None
-) -> Report:
+def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone: ChosenPhone | None) -> Report:
     """All stages, then the report."""
     quantized = _quantize(plan, stages, progress)
     cpu = _export_cpu(plan, stages, quantized, progress)
@@ -119,7 +119,7 @@ def _quantize(plan: Plan, stages: Stages, progress: Progress) -> QuantizedCheckp
         "checkpoint": plan.checkpoint.digest(),
         "calibration": plan.samples.report.sha256,
         "recipe": plan.request.recipe.digest(),
-        "versions": _versions("bluelm-export", "torch"),
+        "made by": _made_by(QUANTIZING, "torch"),
     }
 
     def work(folder: Path) -> None:
@@ -137,7 +137,7 @@ def _export_cpu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
     inputs = {
         "quantized": quantized.digest(),
         **sizes,
-        "versions": _versions("bluelm-export", "onnx"),
+        "made by": _made_by(LOWERING, "onnx"),
     }
 
     def work(folder: Path) -> None:
@@ -153,7 +153,7 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
         "quantized": quantized.digest(),
         "calibration": plan.samples.report.sha256,
         "windows": list(tokens.shape),
-        "versions": _versions("bluelm-export", "torch"),
+        "made by": _made_by(LOWERING, "torch"),
     }
 
     def watch(folder: Path) -> None:
@@ -168,14 +168,14 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
         **sizes,
         "kv_bits": plan.target.kv_bits,
         "target": plan.target.name,
-        "versions": _versions("bluelm-export", "onnx"),
+        "made by": _made_by(LOWERING, "onnx"),
     }
     lowered = stages.run(
         layout.lowered(plan.target.runtime),
         inputs,
         lambda folder: plan.target.lower(quantized, ranges, folder, **sizes, progress=progress),
     )
-    inputs |= {"soc": plan.target.soc.id, "versions": tool_versions()}
+    inputs |= {"soc": plan.target.soc.id, "made by": _made_by((*LOWERING, "targets"), *TOOLS)}
     compiled = stages.run(
         layout.COMPILED,
         inputs,
@@ -184,9 +184,10 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
     return Artifact.open(compiled if compiled.is_dir() else lowered)  # some runtimes compile on the phone
 
 
-def _versions(*tools: str) -> dict[str, str]:
+def _made_by(packages: tuple[str, ...], *tools: str) -> dict[str, str]:
+    """What besides its input decides a stage's result: our code, and the tools that it uses."""
     versions = tool_versions()
-    return {tool: versions[tool] for tool in tools}
+    return {"code": code(*packages), **{tool: versions[tool] for tool in tools}}
 
 
 def _stage_names(plan: Plan) -> list[str]:

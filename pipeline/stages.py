@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ log = logging.getLogger("bluelm_export")
 def fingerprint(inputs: Mapping[str, Any]) -> str:
     """SHA-256 of what decides a stage's result, given as JSON values."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def code(*packages: str) -> str:
+    """SHA-256 over the sources of our own packages: a stage made by other code is made again."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(p for package in packages for p in (root / package).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class Stages:
