@@ -33,7 +33,7 @@ from pipeline.stages import Stages, code, run_folder
 
 log = logging.getLogger("bluelm_export")
 QUANTIZING = ("bluelm", "calibration", "compress")
-LOWERING = ("bluelm", "export")
+LOWERING = ("bluelm", "compress", "export")
 RANGE_WINDOWS = 32  # calibration windows that activation ranges are taken from
 
 
