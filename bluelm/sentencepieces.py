@@ -123,6 +123,16 @@ class SentencePieces:
         return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
 
 
+def piece_count(path: Path) -> int:
+    """Pieces of a SentencePiece model; 0 where the file is none (`SentencePieces` says what is wrong)."""
+    proto = ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except (DecodeError, OSError):
+        return 0
+    return len(proto.pieces)
+
+
 class SentencePieceStream:
     """Text of tokens as they come; a UTF-8 character is held back until its last byte is there."""
 

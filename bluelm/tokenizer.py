@@ -16,7 +16,8 @@ from bluelm.added_tokens import optional_json, read_added_tokens
 from bluelm.errors import InputError
 from bluelm.files import member
 from bluelm.jsonpieces import JsonPieces
-from bluelm.sentencepieces import SentencePieces
+from bluelm.sentencepieces import SentencePieces, piece_count
+from bluelm.templates import Template, chatglm_tokens, find_template
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -59,6 +60,7 @@ class Tokenizer:
 
     Attributes:
         bos, eos, pad: token ids, None where the tokenizer and config.json know none.
+        template: of another model's chats; None for BlueLM's.
     """
 
     pieces: SentencePieces | JsonPieces
@@ -66,6 +68,7 @@ class Tokenizer:
     eos: int | None
     pad: int | None
     source: Path
+    template: Template | None = None
 
     @staticmethod
     def from_folder(folder: Path | str) -> Tokenizer:
@@ -79,7 +82,10 @@ class Tokenizer:
         if (folder / "tokenizer.model").exists():
             path = member(folder, "tokenizer.model")
             legacy = optional_json(folder, "tokenizer_config.json").get("legacy") is not False
-            pieces = SentencePieces(path, read_added_tokens(folder), legacy)
+            added = read_added_tokens(folder)
+            if optional_json(folder, "config.json").get("model_type") == "chatglm":
+                added += chatglm_tokens(piece_count(path), added)
+            pieces = SentencePieces(path, added, legacy)
         elif (folder / "tokenizer.json").exists():
             path = member(folder, "tokenizer.json")
             pieces = JsonPieces(path)
@@ -94,7 +100,8 @@ class Tokenizer:
             _first_id(config.get(f"{name}_token_id")) if found is None else found
             for name, found in (("bos", pieces.bos), ("eos", pieces.eos), ("pad", pieces.pad))
         )
-        return Tokenizer(pieces, bos, eos, pad, path)
+        blue = all(pieces.id(TURNS[role]) is not None for role in ("user", "assistant"))
+        return Tokenizer(pieces, bos, eos, pad, path, find_template(pieces, blue))
 
     @property
     def vocab_size(self) -> int:
@@ -133,6 +140,8 @@ class Tokenizer:
         """
         if not messages:
             raise InputError("a chat needs at least one message")
+        if self.template is not None:
+            return self._others(self.template, messages)
         tokens, turns = self._begin(True), []
         for index, message in enumerate(messages):
             if message.role not in TURNS or (message.role == "system" and index):
@@ -158,6 +167,15 @@ class Tokenizer:
                 where=self.source,
                 fix="use the tokenizer that belongs to these weights",
             )
+
+    def _others(self, template: Template, messages: Sequence[Message]) -> list[int]:
+        """A chat in another model's template."""
+        for message in messages:
+            if message.role not in template.turns:
+                raise InputError(
+                    f"unknown role {message.role!r}", fix=f"known roles: {', '.join(template.turns)}"
+                )
+        return template.encode(self.pieces, [(message.role, message.content) for message in messages])
 
     def _begin(self, wanted: bool) -> list[int]:
         return [self.bos] if wanted and self.bos is not None else []
