@@ -46,11 +46,13 @@ def answer(
     text = tokenizer.stream(continues=not chat)
     with open_runtime(folder, on=on) as runtime:
         new = generate(runtime, tokens, max_tokens, lambda logits: pick(logits, temperature, generator))
+        held = len(tokens)
         for token in until(new, ends(tokenizer, artifact)):
             print(text.push(token), end="", flush=True)
+            held += 1
     print(text.flush())
-    if artifact.context - len(tokens) < max_tokens:
-        print(f"(the context of {artifact.context} tokens bounds the answer)", file=sys.stderr)
+    if held == artifact.context:
+        print(f"(the context of {artifact.context} tokens is full)", file=sys.stderr)
 
 
 def artifact_folder(run: Path, on: Place) -> Path:
