@@ -1,0 +1,297 @@
+"""Everything that reads foreign bytes, each with a small valid input to mutate: for fuzzing, here and in benchmarks.
+
+A reader gets a folder in which one file was changed. It may accept it, or raise an ExportError; anything else is a
+fault. `allowed` decides.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.config import ModelConfig
+from bluelm.errors import ExportError
+from bluelm.files import demo_checkpoint
+from bluelm.manifest import FolderManifest
+from bluelm.safety import check_folder
+from bluelm.signature import Trust
+from bluelm.signature import verify_folder as verify_signature
+from bluelm.tokenizer import Tokenizer
+from calibration.sources import read_texts
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+from eval.budget import Budget
+from eval.report import Report
+from export.artifact import Artifact
+from export.bundle import build, keys
+from tests import bundles
+
+ROWS, HIDDEN, INNER = 16, 8, 16
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A way in: valid files by name, which of them is mutated, and the code that reads the folder."""
+
+    files: Mapping[str, bytes]
+    target: str
+    read: Callable[[Path], object]
+
+    @property
+    def seed(self) -> bytes:
+        return self.files[self.target]
+
+    def write(self, folder: Path) -> None:
+        """The valid files into a folder."""
+        for name, data in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+
+
+def allowed(reader: Reader, folder: Path, data: bytes) -> bool:
+    """Read the folder with `data` as the target; True when it was accepted, False when it was refused.
+
+    Raises:
+        whatever a faulty reader lets through.
+    """
+    (folder / reader.target).write_bytes(data)
+    try:
+        reader.read(folder)
+    except ExportError:
+        return False
+    return True
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    shapes = {
+        "model.embed_tokens.weight": (ROWS, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+        "lm_head.weight": (ROWS, HIDDEN),
+        "model.layers.0.input_layernorm.weight": (HIDDEN,),
+        "model.layers.0.post_attention_layernorm.weight": (HIDDEN,),
+        **{f"model.layers.0.self_attn.{x}_proj.weight": (HIDDEN, HIDDEN) for x in "qkvo"},
+        "model.layers.0.mlp.gate_proj.weight": (INNER, HIDDEN),
+        "model.layers.0.mlp.up_proj.weight": (INNER, HIDDEN),
+        "model.layers.0.mlp.down_proj.weight": (HIDDEN, INNER),
+    }
+    return {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
+
+
+@cache
+def checkpoint() -> Mapping[str, bytes]:
+    """A checkpoint of one block, eight wide."""
+    config = json.loads((demo_checkpoint() / "config.json").read_text())
+    config |= {
+        "vocab_size": ROWS,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "use_stable_embedding": False,
+    }
+    return {"config.json": json.dumps(config).encode(), "model.safetensors": save(tensors())}
+
+
+def _read_checkpoint(folder: Path) -> None:
+    opened = Checkpoint.open(folder)
+    opened.block(0)
+    opened.embedding()
+
+
+def _index() -> Mapping[str, bytes]:
+    files = dict(checkpoint())
+    shard = "model-00001-of-00001.safetensors"
+    files[shard] = files.pop("model.safetensors")
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors(), shard)}
+    return files | {"model.safetensors.index.json": json.dumps(index).encode()}
+
+
+def _torch_files() -> Mapping[str, bytes]:
+    body = BytesIO()
+    torch.save(tensors(), body)
+    return {"config.json": checkpoint()["config.json"], "pytorch_model.bin": body.getvalue()}
+
+
+@cache
+def _pieces() -> bytes:
+    """A SentencePiece model of a few hundred bytes."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    model = proto.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    model.ParseFromString((demo_checkpoint() / "tokenizer.model").read_bytes())
+    del model.pieces[300:]
+    return model.SerializeToString()
+
+
+def _read_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.decode(tokenizer.encode("你好 [|AI|]: a", bos=True, marks=True))
+
+
+def _tokenizer_json() -> bytes:
+    from tokenizers import Tokenizer as Fast
+    from tokenizers.models import BPE
+
+    fast = Fast(BPE({"<s>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")]))
+    fast.add_special_tokens(["<s>", "</s>"])
+    return fast.to_str().encode()
+
+
+@cache
+def _bundles() -> Mapping[str, bytes]:
+    """One bundle of each kind that is a file, and a signed folder."""
+    files = dict(bundles.FILES) | {"artifact/weights.bin": bytes(500)}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        signing = bundles.development_keys(folder)
+        out: dict[str, bytes] = {}
+        for kind in ("apk", "ipa"):
+            out[f"x.{kind}"] = bundles.make(kind, folder / "x", signing, files).read_bytes()
+        made = bundles.make("folder", folder / "x", signing, files)
+        for path in sorted(p for p in made.rglob("*") if p.is_file()):
+            out[f"x-folder/{path.relative_to(made).as_posix()}"] = path.read_bytes()
+        form = keys.serialization.PublicFormat.SubjectPublicKeyInfo
+        public = signing.model.private.public_key()
+        out["key.pub"] = public.public_bytes(keys.serialization.Encoding.PEM, form)
+        out["key.pem"] = (folder / "development.pem").read_bytes()
+    return out
+
+
+def _app() -> Mapping[str, bytes]:
+    with zipfile.ZipFile(BytesIO(_bundles()["x.ipa"])) as archive:
+        home = "Payload/bluelm-demo.app/"
+        return {f"A.app/{n}": archive.read(home + n) for n in ("Info.plist", "BundleRunner", "PkgInfo")}
+
+
+def _read_app(folder: Path) -> None:
+    signing = bundles.development_keys(folder.parent)
+    made = build.make(bundles.draft("ipa"), [], signing, folder / "out", build.Options(runner=folder / "A.app"))
+    made.unlink()
+
+
+def _signed(target: str) -> Reader:
+    wanted = {name: data for name, data in _bundles().items() if name.startswith("x-folder/")}
+    return Reader(wanted, f"x-folder/{target}", lambda folder: build.verify(folder / "x-folder"))
+
+
+def _folder_manifest() -> Mapping[str, bytes]:
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "a").write_bytes(b"a")
+        FolderManifest.of(Path(place)).save(Path(place) / "m.json")
+        return {"m.json": (Path(place) / "m.json").read_bytes()}
+
+
+def _run_files() -> Mapping[str, bytes]:
+    """A report and an artifact's description, as small as they can be."""
+    report = Report(
+        passed=True, title="t", target="x", configuration={}, inputs={}, versions={}, artifacts={}, stages=(),
+        measurements=(), budget={}, checks=(),
+    )  # fmt: skip
+    config = ModelConfig.from_dict(json.loads(checkpoint()["config.json"]), Path("config.json"))
+    artifact = Artifact(
+        format="onnx-cpu", model=config, context=64, chunk=16, mask_value=-1.0, cache="float32", parameters=1,
+        bits_per_weight=4.5, quantized_digest="0", producers={}, files=(),
+    )  # fmt: skip
+    return {"report.json": report.model_dump_json().encode(), "artifact.json": artifact.model_dump_json().encode()}
+
+
+@cache
+def quantized() -> Mapping[str, bytes]:
+    """A quantized checkpoint of the smallest model that the tool quantizes."""
+    from calibration.samples import load_samples
+    from compress.engine import quantize
+    from tests.tiny import tiny_checkpoint
+
+    with tempfile.TemporaryDirectory() as place:
+        model = Checkpoint.open(tiny_checkpoint(Path(place) / "model"))
+        recipe = Recipe.load("w4-g32", method="rtn", samples=1, length=16)
+        samples = load_samples(None, model.tokenizer(), 1, 16, 0)
+        quantize(model, samples, recipe, Path(place) / "q")
+        files = {p.relative_to(Path(place) / "q").as_posix(): p for p in (Path(place) / "q").rglob("*")}
+        return {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+
+
+def _quantized(target: str) -> Reader:
+    return Reader(quantized(), target, QuantizedCheckpoint.open)
+
+
+READERS: dict[str, Callable[[], Reader]] = {
+    "safetensors": lambda: Reader(checkpoint(), "model.safetensors", _read_checkpoint),
+    "index": lambda: Reader(_index(), "model.safetensors.index.json", _read_checkpoint),
+    "config": lambda: Reader(checkpoint(), "config.json", _read_checkpoint),
+    "torch file": lambda: Reader(_torch_files(), "pytorch_model.bin", _read_checkpoint),
+    "folder with a torch file": lambda: Reader(_torch_files(), "pytorch_model.bin", check_folder),
+    "tokenizer.model": lambda: Reader({"tokenizer.model": _pieces()}, "tokenizer.model", _read_tokenizer),
+    "tokenizer.json": lambda: Reader({"tokenizer.json": _tokenizer_json()}, "tokenizer.json", _read_tokenizer),
+    "added tokens": lambda: Reader(
+        {"tokenizer.model": _pieces(), "added_tokens.json": b'{"[|Function|]:": 300, "<x>": 301}'},
+        "added_tokens.json",
+        _read_tokenizer,
+    ),
+    "tokenizer config": lambda: Reader(
+        {
+            "tokenizer.model": _pieces(),
+            "tokenizer_config.json": b'{"legacy": false, "added_tokens_decoder": {"300": {"content": "<x>", '
+            b'"lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true}}}',
+        },
+        "tokenizer_config.json",
+        _read_tokenizer,
+    ),
+    "calibration jsonl": lambda: Reader(
+        {"t.jsonl": b'{"text": "a"}\n{"messages": [{"role": "user", "content": "b"}]}\n'},
+        "t.jsonl",
+        lambda folder: read_texts([folder / "t.jsonl"]),
+    ),
+    "recipe": lambda: Reader(
+        {"r.yaml": b"method: gptq\nbits: 4\ngroup_size: 32\nsymmetric: true\n"},
+        "r.yaml",
+        lambda folder: Recipe.load(folder / "r.yaml"),
+    ),
+    "budget": lambda: Reader(
+        {"b.yaml": b"max_mean_kl: 0.01\nmin_decode_tokens_per_s: {at_least: 5, accept: [measured]}\n"},
+        "b.yaml",
+        lambda folder: Budget.from_file(folder / "b.yaml"),
+    ),
+    "report": lambda: Reader(_run_files(), "report.json", Report.open),
+    "artifact": lambda: Reader(_run_files(), "artifact.json", Artifact.open),
+    "quantized manifest": lambda: _quantized("quantized.json"),
+    "quantized tensors": lambda: _quantized("head.safetensors"),
+    "folder manifest": lambda: Reader(
+        _folder_manifest(), "m.json", lambda folder: FolderManifest.open(folder / "m.json")
+    ),
+    "signature": lambda: Reader(
+        {name: _bundles()[name] for name in ("x-folder/model.sig", "x-folder/manifest.json", "key.pub")},
+        "x-folder/model.sig",
+        lambda folder: verify_signature(folder / "x-folder", folder / "x-folder/model.sig", Trust(folder / "key.pub")),
+    ),
+    "signing key": lambda: Reader(
+        {"key.pem": _bundles()["key.pem"]}, "key.pem", lambda folder: keys.load_key(folder / "key.pem")
+    ),
+    "apk": lambda: Reader({"x.apk": _bundles()["x.apk"]}, "x.apk", lambda folder: build.verify(folder / "x.apk")),
+    "ipa": lambda: Reader({"x.ipa": _bundles()["x.ipa"]}, "x.ipa", lambda folder: build.verify(folder / "x.ipa")),
+    "bundle manifest": lambda: _signed("manifest.json"),
+    "bundle certificate": lambda: _signed("signer.pem"),
+    "bundle signature": lambda: _signed("model.sig"),
+    "runner executable": lambda: Reader(_app(), "A.app/BundleRunner", _read_app),
+    "runner Info.plist": lambda: Reader(_app(), "A.app/Info.plist", _read_app),
+}
+
+
+def fresh(reader: Reader, folder: Path) -> Path:
+    """An empty folder with the reader's valid files."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    reader.write(folder)
+    return folder
