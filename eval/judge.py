@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,8 +85,12 @@ def score(
 ) -> TokenScores:
     """Scores of all windows; several runtimes of the same artifact share the work, a thread each.
 
+    Args:
+        stop: set from outside, it ends the work behind the windows under way.
+
     Raises:
         TargetError: the artifact answers with another number of rows or another vocabulary.
+        CancelledError: it was stopped.
     """
     stop = stop or threading.Event()
     with (progress or Silent()).task(name, total=len(windows)) as task:
@@ -111,6 +115,8 @@ def score(
             except BaseException:
                 stop.set()
                 raise
+    if stop.is_set():
+        raise CancelledError
     return TokenScores.join(parts)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from pydantic import TypeAdapter
 
 from bluelm.checkpoint import Checkpoint
@@ -46,6 +48,18 @@ class Subject:
         return 2 if self.on == "htp" else 1
 
 
+def room_for_reference(checkpoint: Checkpoint) -> str | None:
+    """None, or why the float model cannot be held beside the artifacts here."""
+    weights = 4 * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    available = psutil.virtual_memory().available
+    if weights < 0.9 * available:
+        return None
+    return (
+        f"accuracy was not measured: the float32 model takes {weights / 1e9:.1f} GB of memory, "
+        f"{available / 1e9:.1f} GB are available"
+    )
+
+
 def accuracy(
     checkpoint: Checkpoint, subjects: Sequence[Subject], held_out: HeldOut, stages: Stages, progress: Progress
 ) -> list[Measurement]:
@@ -78,11 +92,13 @@ def _accuracy(
             for subject in subjects
         ]
         try:
-            judged = [future.result() for future in futures]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
         except BaseException:
             stop.set()  # the other threads end behind the window that they are at
             raise
-    return [figure for figures in judged for figure in figures]
+    return [figure for future in futures for figure in future.result()]
 
 
 def _judge_one(
@@ -99,9 +115,10 @@ def _judge_one(
         name = f"judge the {subject.name.upper()} artifact"
         scores = judge.score(reference, runtimes, windows, name=name, progress=progress, stop=stop)
         figures = judge.accuracy(scores, subject.name)
-        if not stop.is_set():
-            tokens = windows[0].tokens.tolist()[: subject.artifact.chunk + DECODED // 2]
-            figures += judge.prefill_decode(runtimes[0], tokens, DECODED, subject.name)
+        longest = max(windows, key=lambda window: len(window.tokens))
+        tokens = longest.tokens.tolist()[: subject.artifact.chunk + DECODED // 2]
+        steps = min(DECODED, len(tokens) - 1)
+        figures += judge.prefill_decode(runtimes[0], tokens, steps, subject.name)
     return figures
 
 

@@ -85,7 +85,10 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
     if plan.target.runtime != cpu.format:
         npu = _export_npu(plan, stages, quantized, progress)
         subjects.insert(0, Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens))
-    figures = judging.accuracy(plan.checkpoint, subjects, plan.held_out, stages, progress)
+    no_room = judging.room_for_reference(plan.checkpoint)
+    figures = []
+    if no_room is None:
+        figures += judging.accuracy(plan.checkpoint, subjects, plan.held_out, stages, progress)
     figures += judging.speed(subjects[-1], plan.held_out, progress)
     figures += judging.sizes(subjects[0].artifact, plan.target)
     if phone is not None:  # behind the estimate: what was measured counts
@@ -110,7 +113,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         budget=plan.budget.model_dump(mode="json", exclude_none=True),
         checks=verdict.checks,
         details=_details(plan, quantized, subjects),
-        warnings=plan.samples.report.warnings,
+        warnings=(*plan.samples.report.warnings, *([no_room] if no_room else [])),
     )
 
 
