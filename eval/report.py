@@ -126,7 +126,7 @@ def show(report: Report, console: Console) -> None:
     """Print the verdict, then the figures."""
     show_verdict(report.title, Verdict(report.checks), console)
     for warning in report.warnings:
-        console.print(f"[yellow]warning[/] {escape(warning)}")
+        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     console.print()
     console.print(_accuracy_table(report.measurements))
     console.print(_figures_table(report.measurements))
@@ -174,7 +174,9 @@ def _figures_table(measurements: Sequence[Measurement]) -> Table:
 
 def _label(m: Measurement) -> str:
     """What a figure is called in a table."""
-    return LABELS.get(m.name) or f"{m.name.replace('_', ' ')} {m.unit}".strip()
+    name, _, depth = m.name.partition("@")
+    label = LABELS.get(name) or f"{name.replace('_', ' ')} {m.unit}".strip()
+    return f"{label} behind {depth}" if depth else label
 
 
 def format_value(m: Measurement) -> str:

@@ -76,6 +76,13 @@ class Plan:
         return {"context": context, "chunk": min(self.request.chunk, context)}
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know before believing the result."""
+        both = {p.resolve() for p in self.request.calibration} & {p.resolve() for p in self.request.eval_texts}
+        leak = (f"judged on text that it was calibrated with: {', '.join(sorted(p.name for p in both))}",)
+        return self.samples.report.warnings + (leak if both else ())
+
+    @property
     def title(self) -> str:
         """Model, recipe and chip in one line."""
         return f"{self.model_name}, {describe(self.request.recipe)}, on {self.target.soc.name}"

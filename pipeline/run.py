@@ -47,8 +47,8 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
         messages.print("No --model given: this is the small BlueLM that ships with the tool.", highlight=False)
     with messages.status("reading the checkpoint and the texts"):
         plan = make_plan(request)
-    for warning in plan.samples.report.warnings:
-        messages.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
+    for warning in plan.warnings:
+        messages.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if dry_run:
         show_plan(plan, output)
         return 0
@@ -113,7 +113,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         budget=plan.budget.model_dump(mode="json", exclude_none=True),
         checks=verdict.checks,
         details=_details(plan, quantized, subjects),
-        warnings=(*plan.samples.report.warnings, *([no_room] if no_room else [])),
+        warnings=(*plan.warnings, *([no_room] if no_room else [])),
     )
 
 
