@@ -229,6 +229,7 @@ class MlflowHistory:
 
         from bluelm.errors import UnavailableError
 
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # not minutes behind a finished run
         try:
             client = MlflowClient(tracking_uri=self.uri)
             experiment = client.get_experiment_by_name(self.EXPERIMENT)
