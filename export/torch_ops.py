@@ -81,8 +81,9 @@ class Recorded(Plain):
         return x
 
     def masked(self, name: str, x: Tensor, visible: Tensor) -> Tensor:
-        seen = x[visible.expand_as(x)]
-        self.value(name, torch.cat([seen, seen.min().reshape(1) - MASKED_BELOW]))
+        low = x.masked_fill(~visible, torch.inf).min()
+        high = x.masked_fill(~visible, -torch.inf).max()
+        self.value(name, torch.stack([low - MASKED_BELOW, high]))
         return x
 
 

@@ -1,0 +1,82 @@
+"""What the way to the NPU costs: dequantized weights, 16-bit twin and artifact on the simulator, against float32.
+
+    python -m benchmarks.npu_accuracy OUT [--tokens 1500] [method ...]
+
+The demo checkpoint, default recipe of each method, bundled held-out text. Prints a Markdown table of mean KL
+divergences in nats a token; a run on the simulator takes about 6 s of one core for 128 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.files import demo_checkpoint
+from calibration.samples import load_samples
+from compress.engine import quantize
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+from eval import heldout
+from eval.heldout import Window
+from eval.metrics import kl_divergence, log_softmax
+from export.ranges import calibrate
+from targets.registry import find
+from targets.runtime import Runtime, open_runtime
+from targets.torch_runtime import TorchRuntime, TwinRuntime
+
+CONTEXT, CHUNK, RANGE_WINDOWS = 512, 128, 64
+COLUMNS = ("dequantized", "twin", "npu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("methods", nargs="*", default=["gptq", "rtn"])
+    parser.add_argument("--tokens", type=int, default=1500)
+    arguments = parser.parse_args()
+    checkpoint = Checkpoint.open(demo_checkpoint())
+    windows = heldout.load([], checkpoint.tokenizer()).first(arguments.tokens)
+    reference = answers(TorchRuntime(checkpoint, CONTEXT), windows)
+    print(f"{sum(map(len, reference))} tokens\n\n| method | {' | '.join(COLUMNS)} | npu to dequantized | top-1 |")
+    print("|---" * 6 + "|")
+    for method in arguments.methods:
+        found = trial(checkpoint, method, windows, arguments.out / method)
+        kl = [mean_kl(reference, found[name]) for name in COLUMNS]
+        same = [a.argmax(-1) == b.argmax(-1) for a, b in zip(reference, found["npu"], strict=True)]
+        top1, own = np.concatenate(same).mean(), mean_kl(found["dequantized"], found["npu"])
+        print(f"| {method} | {' | '.join(f'{v:.3e}' for v in kl)} | {own:.1e} | {top1:.4f} |", flush=True)
+
+
+def trial(checkpoint: Checkpoint, method: str, windows: tuple[Window, ...], out: Path) -> dict[str, list[np.ndarray]]:
+    """Logits of each window by each of `COLUMNS`."""
+    recipe = Recipe.make({"method": method})
+    samples = load_samples(None, checkpoint.tokenizer(), recipe.samples, recipe.length, recipe.seed)
+    place = out / "quantized"
+    quantized = QuantizedCheckpoint.open(place) if place.exists() else quantize(checkpoint, samples, recipe, place)
+    ranges = calibrate(quantized, samples.tokens[:RANGE_WINDOWS])
+    target = find("snapdragon")
+    lowered = target.lower(quantized, ranges, out / "lowered", context=CONTEXT, chunk=CHUNK)
+    compiled = target.compile(lowered, out / "compiled")
+    with open_runtime(compiled.folder, on="htp") as npu:
+        runtimes = (TorchRuntime(quantized, CONTEXT), TwinRuntime(quantized, ranges, CONTEXT), npu)
+        return {name: answers(runtime, windows) for name, runtime in zip(COLUMNS, runtimes, strict=True)}
+
+
+def answers(runtime: Runtime, windows: tuple[Window, ...]) -> list[np.ndarray]:
+    """Logits of each window."""
+    return [runtime.logits(window.tokens.tolist()) for window in windows]
+
+
+def mean_kl(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
+    """Over all rows of all windows."""
+    pairs = zip(expected, found, strict=True)
+    return float(np.concatenate([kl_divergence(log_softmax(a), log_softmax(b)) for a, b in pairs]).mean())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
