@@ -19,10 +19,10 @@ def writer(text: str, calls: list[str]):
 
 def test_a_finished_stage_is_reused(tmp_path: Path) -> None:
     calls: list[str] = []
-    for _ in range(2):
-        stages = Stages(tmp_path)
-        folder = stages.run("quantized", {"bits": 4}, writer("a", calls))
-        assert (folder / "result.txt").read_text() == "a"
+    Stages(tmp_path).run("quantized", {"bits": 4}, writer("a", calls))
+    stages = Stages(tmp_path)
+    folder = stages.run("quantized", {"bits": 4}, writer("a", calls))
+    assert (folder / "result.txt").read_text() == "a"
     assert calls == ["a"]
     assert [s.reused for s in stages.done] == [True]
 
@@ -84,6 +84,39 @@ def test_an_error_does_not_remove_a_folder_that_was_there(tmp_path: Path) -> Non
     with pytest.raises(InputError), run_folder(tmp_path):
         raise InputError("bad text")
     assert tmp_path.is_dir()
+
+
+def test_what_an_interrupted_stage_left_is_kept_for_the_same_input_only(tmp_path: Path) -> None:
+    def broken(folder: Path) -> None:
+        partial = folder.with_name("quantized.partial")
+        partial.mkdir(exist_ok=True)
+        (partial / f"block-{len(list(partial.iterdir()))}").write_text("")
+        raise KeyboardInterrupt
+
+    for bits, expected in ((4, 1), (4, 2), (8, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            Stages(tmp_path).run("quantized", {"bits": bits}, broken)
+        assert len(list((tmp_path / "quantized.partial").iterdir())) == expected
+
+
+def test_ctrl_c_keeps_what_can_be_resumed(tmp_path: Path) -> None:
+    def broken(folder: Path) -> None:
+        folder.with_name("quantized.partial").mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "run") as folder:
+        Stages(folder).run("quantized", {}, broken)
+    assert (tmp_path / "run" / "quantized.partial").is_dir()
+
+
+def test_bad_input_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    def broken(folder: Path) -> None:
+        folder.with_name("quantized.partial").mkdir()
+        raise InputError("NaN in block 3")
+
+    with pytest.raises(InputError), run_folder(tmp_path / "run") as folder:
+        Stages(folder).run("quantized", {}, broken)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
