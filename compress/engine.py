@@ -157,9 +157,7 @@ class _Run:
             weight = read_linear(path, EMBED, read_header(path).linears[EMBED])
         else:
             assert table is not None
-            solved = round_plainly(
-                table, Widths(self.recipe.embed_bits, -1, True), self._search(self.recipe.embed_bits)
-            )
+            solved = round_plainly(table, Widths(self.recipe.embed_bits, -1, True), self.recipe)
             self._write(path, {EMBED: solved}, {})
             weight = solved.weight
         if tokens is None:
@@ -199,7 +197,7 @@ class _Run:
             widths = Widths(self.recipe.head_bits, self.recipe.head_group_size, self.recipe.symmetric)
             weight = self.checkpoint.head()
             if streams is None:
-                solved[HEAD] = round_plainly(weight, widths, self._search(widths.bits))
+                solved[HEAD] = round_plainly(weight, widths, self.recipe)
             else:
                 hessian = Hessian()
                 for batch in streams.batches():
@@ -214,7 +212,7 @@ class _Run:
         solved: dict[str, Solved] = {}
         if streams is None:
             for name in LINEARS:
-                solved[name] = round_plainly(tensors[f"{name}.weight"], self.widths, self._search(self.widths.bits))
+                solved[name] = round_plainly(tensors[f"{name}.weight"], self.widths, self.recipe)
         else:
             exact = DecoderBlock.from_weights(self.config, tensors)
             scalings: Mapping[str, dict[str, Any]] = {}
@@ -230,10 +228,6 @@ class _Run:
                     linear = block.get_submodule(name)
                     linear.weight = nn.Parameter(result.weight.dequantize(), requires_grad=False)
         return solved, {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}
-
-    def _search(self, bits: int) -> bool:
-        """Whether a grid without activations is searched: at 8 bits there is nothing to gain."""
-        return self.recipe.grid == "mse" and bits < 8
 
     def _is_made(self, path: Path) -> bool:
         """True for a piece of this very run; a damaged one, or one of another run, is made again."""

@@ -70,15 +70,20 @@ def choose_grid(
     """Scale and zero point of every group of a weight.
 
     Args:
-        weight: float32 [out, in], finite. Zero groups, huge outliers and tiny values are fine: scales are
-            held between the smallest positive and the largest float16.
+        weight: float32 [out, in], finite. Zero groups, outliers and tiny values are fine.
         search: try spans from 1.0 down to 0.35 of the group's and keep the one that loses least.
         hessian: float32 [in, in], mean of x xᵀ over calibration tokens; the search then weighs errors by what
             they do to the output: e H_g eᵀ within a group (its diagonal alone when a group is a whole row).
 
     Raises:
-        InputError: the group size does not divide the columns.
+        InputError: the group size does not divide the columns, or a weight is too large for float16 scales.
     """
+    largest = weight.abs().max().item()
+    if largest > LARGEST_SCALE * (2 ** (bits - 1) - 1):
+        raise InputError(
+            f"a weight of {largest:.3g} is too large for {bits}-bit codes with float16 scales",
+            fix="check the checkpoint: trained weights are far smaller",
+        )
     loss = output_loss(hessian, group_size) if search and hessian is not None else _squared_error
     rows = max(1, CHUNK // weight.shape[1])
     parts = [

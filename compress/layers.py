@@ -75,8 +75,14 @@ def solve_stage(weights: Mapping[str, Tensor], moments: Moments, widths: Widths,
     return solved
 
 
-def round_plainly(weight: Tensor, widths: Widths, search: bool) -> Solved:
-    """Round to nearest without activations; search: on the grid of least squared error."""
+def searches(recipe: Recipe, bits: int) -> bool:
+    """Whether grids of so many bits are searched: at 8 bits there is nothing to gain."""
+    return recipe.grid == "mse" and bits < 8
+
+
+def round_plainly(weight: Tensor, widths: Widths, recipe: Recipe) -> Solved:
+    """Round to nearest without activations, on the grid that the recipe asks for."""
+    search = searches(recipe, widths.bits)
     grid = choose_grid(weight, widths.bits, widths.group_size, widths.symmetric, search=search)
     return Solved(grid.nearest(weight), widths.note | {"method": "rtn"})
 
@@ -121,7 +127,7 @@ def _solve_rows(target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe,
     bits, size, symmetric = widths.bits, widths.group_size, widths.symmetric
     # GPTQ moves errors between columns, so that what one column's error does by itself tells it little
     seen = hessian if feedback is None else None
-    grid = choose_grid(target, bits, size, symmetric, search=recipe.grid == "mse", hessian=seen)
+    grid = choose_grid(target, bits, size, symmetric, search=searches(recipe, bits), hessian=seen)
     tuned = grid.nearest(target) if feedback is None else grid.holding(gptq(target, grid, feedback))
     rounded = round_to_nearest(target, bits, size, symmetric)
     loss = objective(target - tuned.dequantize(), hessian)

@@ -47,12 +47,12 @@ class Recipe(BaseModel):
     head_bits: Bits = 8
     head_group_size: GroupSize = -1
     embed_bits: Bits = 8
-    damping: float = Field(0.01, gt=0, le=1)
+    damping: float = Field(default=0.01, gt=0, le=1)
     act_order: bool = True
-    correction: float = Field(0.5, ge=0, le=1)
-    samples: int = Field(128, ge=1)
-    length: int = Field(512, ge=2)
-    seed: int = Field(0, ge=0)
+    correction: float = Field(default=0.5, ge=0, le=1)
+    samples: int = Field(default=128, ge=1)
+    length: int = Field(default=512, ge=2)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod

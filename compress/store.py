@@ -69,6 +69,7 @@ class QuantizedCheckpoint:
     recipe: Recipe
     info: Mapping[str, Any]
     headers: Mapping[str, Header]
+    manifest: str  # SHA-256 of quantized.json as it was opened
 
     @staticmethod
     def open(folder: Path | str) -> QuantizedCheckpoint:
@@ -89,16 +90,19 @@ class QuantizedCheckpoint:
         if info.get("format") != FORMAT or info.get("version") != VERSION:
             found = f"{info.get('format')} version {info.get('version')}"
             raise InputError(f"expected {FORMAT} version {VERSION}, found {found}", where=path, fix="quantize again")
+        for key in ("recipe", "files", "layers"):
+            if not isinstance(info.get(key), dict):
+                raise InputError(f"the manifest has no {key}", where=path, fix="quantize again")
         recipe = Recipe.make(info["recipe"], where=path)
         config = ModelConfig.from_folder(folder)
         headers = {name: read_header(folder / name) for name in piece_files(config)}
-        opened = QuantizedCheckpoint(folder, config, recipe, info, headers)
+        opened = QuantizedCheckpoint(folder, config, recipe, info, headers, sha256(path))
         opened._check()
         return opened
 
     def digest(self) -> str:
         """Hex SHA-256 of the manifest, which holds those of all files."""
-        return sha256(self.folder / MANIFEST)
+        return self.manifest
 
     def verify(self) -> None:
         """Read every byte and compare with the manifest.

@@ -1,0 +1,135 @@
+"""AWQ: folding leaves the function alone, and the search wins back what outlier channels cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bluelm.checkpoint import Checkpoint, block_shapes
+from bluelm.config import ModelConfig
+from bluelm.files import demo_checkpoint
+from bluelm.model import DecoderBlock
+from calibration.samples import load_samples
+from calibration.walk import DOWN, GATE_UP, OUT, QKV, Streams, collect_hessians
+from compress.awq import FOLDS, channels_read, fold, fold_block, search_scales
+from compress.layers import Widths
+from compress.rtn import round_to_nearest
+
+W4 = Widths(4, 32, True)
+
+
+def small_config(kv_heads: int, architecture: str = "LlamaForCausalLM") -> ModelConfig:
+    fields: dict[str, Any] = {
+        "architectures": [architecture],
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 64,
+    }
+    return ModelConfig.from_dict(fields)
+
+
+def random_block(config: ModelConfig) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: 1 + 0.1 * torch.randn(shape, generator=generator)
+        if name.endswith("layernorm.weight")
+        else torch.randn(shape, generator=generator) / 8
+        for name, shape in block_shapes(config).items()
+    }
+
+
+def run(config: ModelConfig, tensors: dict[str, Tensor], hidden: Tensor) -> Tensor:
+    """float64 output of a block."""
+    block = DecoderBlock.from_weights(config, {name: tensor.double() for name, tensor in tensors.items()})
+    streams = Streams(config, hidden.double())
+    return block(streams.hidden, streams.cos.double(), streams.sin.double())
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "architecture"),
+    [(4, "LlamaForCausalLM"), (2, "LlamaForCausalLM"), (1, "LlamaForCausalLM"), (2, "Qwen2ForCausalLM")],
+)
+def test_folding_leaves_the_function_alone(kv_heads: int, architecture: str) -> None:
+    config = small_config(kv_heads, architecture)
+    tensors = random_block(config)
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, 10, 64, generator=generator)
+    before = run(config, tensors, hidden)
+    folded = tensors
+    for place in FOLDS:
+        reads = channels_read(config, place.stage)
+        scales = torch.randn(int(reads.max()) + 1, generator=generator).exp()
+        changed = fold(folded, place, scales, reads)
+        assert all(not torch.equal(changed[f"{n}.weight"], folded[f"{n}.weight"]) for n in place.stage.linears)
+        folded = changed
+    torch.testing.assert_close(run(config, folded, hidden), before, rtol=1e-5, atol=1e-5)
+    assert {name: tensor.shape for name, tensor in folded.items()} == {n: t.shape for n, t in tensors.items()}
+
+
+def test_heads_of_a_group_share_their_value_head() -> None:
+    reads = channels_read(small_config(2), OUT)  # 4 heads of 16, 2 value heads
+    assert reads.tolist() == [*range(16), *range(16), *range(16, 32), *range(16, 32)]
+    for stage, width in ((QKV, 64), (GATE_UP, 64), (DOWN, 96)):
+        assert torch.equal(channels_read(small_config(2), stage), torch.arange(width))
+
+
+def test_search_is_never_worse_than_no_scales() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(5):
+        weights = [torch.randn(16, 64, generator=generator.manual_seed(seed)) for _ in range(2)]
+        x = torch.randn(100, 64, generator=generator)
+        found = search_scales(weights, x.T @ x / 100, torch.arange(64), W4)
+        assert found.loss <= found.plain
+        assert torch.isfinite(found.scales).all()
+        assert (found.scales > 0).all()
+
+
+def test_channels_without_signal_are_left_alone() -> None:
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(search_scales([weight], torch.zeros(64, 64), torch.arange(64), W4).scales, torch.ones(64))
+    x = torch.randn(100, 64, generator=torch.Generator().manual_seed(1)) * 10
+    x[:, 7] = 0
+    assert search_scales([weight], x.T @ x / 100, torch.arange(64), W4).scales[7] == 1
+
+
+def planted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same function with outlier channels: a norm's weight times c, the columns behind it divided by c."""
+    changed = dict(tensors)
+    for norm, stage in (("input_layernorm", QKV), ("post_attention_layernorm", GATE_UP)):
+        factor = torch.ones(len(tensors[f"{norm}.weight"]))
+        factor[[3, 50, 77, 120, 201]] = torch.tensor([50.0, 30.0, 50.0, 20.0, 40.0])
+        changed[f"{norm}.weight"] = tensors[f"{norm}.weight"] * factor
+        for linear in stage.linears:
+            changed[f"{linear}.weight"] = changed[f"{linear}.weight"] / factor
+    return changed
+
+
+def test_planted_outliers_are_won_back() -> None:
+    checkpoint = Checkpoint.open(demo_checkpoint())
+    config = checkpoint.config
+    tokens = load_samples(None, checkpoint.tokenizer(), 8, 128, 0).tokens
+    streams = Streams(config, checkpoint.embedding()[tokens])
+    original = checkpoint.block(0)
+    tensors = planted(original)
+    block = DecoderBlock.from_weights(config, tensors)
+
+    def lost(changed: dict[str, Tensor]) -> float:
+        rounded = {
+            name: round_to_nearest(tensor, 4, 32, True).dequantize() if tensor.ndim == 2 else tensor
+            for name, tensor in changed.items()
+        }
+        return float((run(config, rounded, streams.hidden) - exact).square().mean())
+
+    exact = run(config, tensors, streams.hidden)
+    folded, notes = fold_block(config, tensors, collect_hessians(streams, block), W4)
+    without, planted_loss, awq = lost(original), lost(tensors), lost(folded)
+    assert planted_loss > 1.5 * without
+    assert planted_loss - awq >= 0.8 * (planted_loss - without)
+    assert notes["qkv"]["scaling"]["exponent"] > 0
