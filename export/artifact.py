@@ -17,7 +17,7 @@ Format = Literal[
     "qnn-context",
     "coreml",
     "executorch-xnnpack",
-    "executorch-qnn",
+    "executorch-neuropilot",
     "litert",
     "gguf",
     "onnx-genai",

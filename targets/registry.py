@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import cast, get_args
 
 from bluelm.errors import InputError
@@ -11,6 +11,7 @@ from targets.apple import CoreMLBackend
 from targets.arm64 import CpuBackend, GenaiBackend, GgufBackend
 from targets.executorch import ExecutorchBackend
 from targets.litert import LitertBackend
+from targets.mediatek import NeuropilotBackend
 from targets.snapdragon import HtpBackend
 from targets.socs import Soc, find_soc, table
 from targets.target import Backend, Target
@@ -21,6 +22,7 @@ BACKENDS: dict[str, Backend] = {
     "coreml": CoreMLBackend(),
     "executorch-xnnpack": ExecutorchBackend(),
     "litert": LitertBackend(),
+    "executorch-neuropilot": NeuropilotBackend(),
     "onnx-genai": GenaiBackend(),
     "gguf": GgufBackend(),
 }
@@ -60,8 +62,16 @@ def find(
     if chosen not in row.runtimes:
         raise InputError(f"the target {name} has no runtime {chosen!r}", fix=f"its runtimes: {', '.join(row.runtimes)}")
     assert chosen in get_args(Format), chosen
-    backend = _with_cache(BACKENDS[chosen], chosen, kv_bits)
-    return Target(name, find_soc(soc or row.soc, row.vendor), cast(Format, chosen), backend, device_ram_gb)
+    chip = find_soc(soc or row.soc, row.vendor)
+    backend = _for_chip(_with_cache(BACKENDS[chosen], chosen, kv_bits), chip)
+    return Target(name, chip, cast(Format, chosen), backend, device_ram_gb)
+
+
+def _for_chip(backend: Backend, chip: Soc) -> Backend:
+    """A backend that lowers for one chip has a field `soc`."""
+    if is_dataclass(backend) and any(field.name == "soc" for field in fields(backend)):
+        return cast(Backend, replace(backend, soc=chip))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return backend
 
 
 def _with_cache(backend: Backend, runtime: str, kv_bits: int | None) -> Backend:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bluelm.config import ModelConfig
-from bluelm.errors import InputError, TargetError
+from bluelm.errors import InputError, TargetError, UnavailableError
 from bluelm.files import demo_checkpoint
 from compress.recipe import Recipe
 from pipeline.cli import app
@@ -41,7 +41,7 @@ def test_every_chip_and_alias_finds_its_target_and_every_runtime_has_a_backend()
                 assert find(name).soc == soc
     for name, row in table().targets.items():
         for runtime in row.runtimes:
-            assert find(name, runtime=runtime).backend is BACKENDS[runtime]
+            assert type(find(name, runtime=runtime).backend) is type(BACKENDS[runtime])
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,12 @@ def test_doctor_lists_tools_and_ends_with_5_where_the_named_runtime_lacks_one():
     assert "mtk_converter" in every.output
     lacking = CliRunner().invoke(app, ["doctor", "--runtime", "executorch-neuropilot"])
     assert lacking.exit_code == 5
+
+
+def test_the_npu_of_a_dimensity_says_that_its_sdk_is_missing():
+    target = find("dimensity-9400", runtime="executorch-neuropilot")
+    with pytest.raises(UnavailableError, match="mtk_converter") as refused:
+        target.check(DEMO, RECIPE)
+    assert refused.value.exit_code == 5
+    with pytest.raises(TargetError, match="Dimensity 9200"):
+        find("dimensity-9200", runtime="executorch-neuropilot").check(DEMO, RECIPE)

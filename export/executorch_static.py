@@ -1,0 +1,146 @@
+"""The lowered decoder as two ExecuTorch methods of static shapes, for NPUs' delegates: `prefill` and `decode`.
+
+Inputs and outputs are those of the ONNX graphs (`export/onnx_decoder.py`), in that order, so the same host drives
+them. Weights are int8 buffers of codes with their scales; a dequantize operator stands before each product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torchao.quantization.quant_primitives import dequantize_affine
+
+from bluelm.config import ModelConfig
+from bluelm.rope import rope_table
+from bluelm.weights import LINEARS
+from compress.quantized import QuantizedTensor
+from compress.store import QuantizedCheckpoint
+from export import lowered
+from export.lowered import KeysValues, Rotary
+from export.torch_ops import Parameters, TorchOps
+
+METHODS = ("prefill", "decode")
+
+
+class StaticDecoder(nn.Module):
+    """forward(hidden [1, T, hidden], positions int32 [T], mask [1, 1, T, C], past keys and values by layer)."""
+
+    def __init__(self, quantized: QuantizedCheckpoint, context: int) -> None:
+        super().__init__()
+        self.config, self.context = quantized.config, context
+        names = [f"model.layers.{layer}.{name}" for layer in range(self.config.num_layers) for name in LINEARS]
+        self._linears: dict[str, QuantizedTensor] = {}
+        for name in [*names, "lm_head"]:
+            weight = quantized.linear(name)
+            self._linears[name] = weight
+            key = _key(name)
+            self.register_buffer(f"{key}_codes", weight.signed_codes())
+            self.register_buffer(f"{key}_scales", weight.scales.float())
+            half = 2 ** (weight.bits - 1)
+            self.register_buffer(f"{key}_zeros", (weight.zeros.to(torch.int16) - half).to(torch.int8))
+        for name in _vectors(self.config):
+            self.register_buffer(_key(name), quantized.vector(name))
+        cos, sin = rope_table(self.config, context)  # [context, head_dim]
+        half = self.config.head_dim // 2
+        self.register_buffer("cos", cos)
+        self.register_buffer("sin", torch.cat([-sin[:, :half], sin[:, half:]], dim=1))
+
+    def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        ops = _BufferOps(self, self._linears)
+        shape = (1, 1, positions.shape[0], self.config.head_dim)
+        rotary = Rotary(*(self.get_buffer(name)[positions].view(shape) for name in ("cos", "sin")))
+        x, new = hidden, list[Tensor]()
+        for layer in range(self.config.num_layers):
+            pair = KeysValues(past[2 * layer], past[2 * layer + 1])
+            x, made = lowered.block(ops, self.config, layer, x, rotary, mask, pair)
+            new += [made.keys, made.values]
+        return lowered.head(ops, x), *new
+
+
+class _BufferOps(TorchOps):
+    """`TorchOps` whose weights are the module's buffers."""
+
+    def __init__(self, module: nn.Module, linears: dict[str, QuantizedTensor]) -> None:
+        self._module, self._linears = module, linears
+        config: Any = module.config
+
+        def parameter(name: str) -> Tensor:
+            return module.get_buffer(_key(name))
+
+        super().__init__(_Named(parameter), config.rms_norm_eps)
+
+    def linear(self, x: Tensor, weight: str, name: str) -> Tensor:
+        about, key = self._linears[weight], _key(weight)
+        codes, scales, zeros = (self._module.get_buffer(f"{key}_{part}") for part in ("codes", "scales", "zeros"))
+        half = 2 ** (about.bits - 1)
+        block = (1, about.columns_per_group)
+        return F.linear(x, dequantize_affine(codes, block, scales, zeros, torch.int8, -half, half - 1))
+
+
+class _Named(Parameters):
+    """Parameters by a function."""
+
+    def __init__(self, read: Callable[[str], Tensor]) -> None:
+        self._read_one = read
+
+    def __call__(self, name: str) -> Tensor:
+        return self._read_one(name)
+
+
+def trace(quantized: QuantizedCheckpoint, *, context: int, chunk: int) -> dict[str, ExportedProgram]:
+    """Both methods by name, before any delegate."""
+    module = StaticDecoder(quantized, context).eval()
+    programs: dict[str, ExportedProgram] = {}
+    with torch.inference_mode():
+        for name, tokens in zip(METHODS, (chunk, 1), strict=True):
+            programs[name] = torch.export.export(module, _example(module.config, tokens, context), strict=False)
+    return programs
+
+
+def write(programs: dict[str, ExportedProgram], partitioners: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Lower both methods and write `path`; the operators that no delegate took."""
+    edge = to_edge_transform_and_lower(
+        dict(programs),
+        partitioner={name: [partitioners[name]] for name in programs},
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+    left = {
+        str(node.target)
+        for name in programs
+        for node in edge.exported_program(name).graph.nodes
+        if node.op == "call_function" and "getitem" not in str(node.target) and "delegate" not in str(node.target)
+    }
+    with path.open("wb") as file:
+        edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True)).write_to_file(file)
+    return tuple(sorted(left))
+
+
+def _example(config: ModelConfig, tokens: int, context: int) -> tuple[Tensor, ...]:
+    heads, size, slots = config.num_kv_heads, config.head_dim, context - tokens
+    past = [
+        torch.zeros(shape)
+        for _ in range(config.num_layers)
+        for shape in ((1, heads, size, slots), (1, heads, slots, size))
+    ]
+    hidden = torch.zeros(1, tokens, config.hidden_size)
+    return hidden, torch.zeros(tokens, dtype=torch.int32), torch.zeros(1, 1, tokens, context), *past
+
+
+def _vectors(config: ModelConfig) -> list[str]:
+    names = ["model.norm"]
+    for layer in range(config.num_layers):
+        at = f"model.layers.{layer}"
+        names += [f"{at}.input_layernorm", f"{at}.post_attention_layernorm"]
+        names += [f"{at}.self_attn.{kind}_proj.bias" for kind in "qkv"] if config.qkv_bias else []
+    return names
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")
