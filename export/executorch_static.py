@@ -56,7 +56,8 @@ class StaticDecoder(nn.Module):
         ops = _BufferOps(self, self._linears)
         shape = (1, 1, positions.shape[0], self.config.head_dim)
         rotary = Rotary(*(self.get_buffer(name)[positions].view(shape) for name in ("cos", "sin")))
-        x, new = hidden, list[Tensor]()
+        x = hidden
+        new: list[Tensor] = []
         for layer in range(self.config.num_layers):
             pair = KeysValues(past[2 * layer], past[2 * layer + 1])
             x, made = lowered.block(ops, self.config, layer, x, rotary, mask, pair)
