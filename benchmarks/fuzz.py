@@ -11,6 +11,7 @@ or a file opened for writing outside the reader's folder. The input of a fault s
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -64,8 +65,7 @@ class Watch:
 
 def one_reader(name: str, inputs: int, folder: Path, keep: Path) -> None:
     """Fuzz one reader in this process; writes what it saw to `folder`/result.json as it goes."""
-    import atheris
-
+    atheris = importlib.import_module("atheris")  # not among the test extras: `pip install atheris`
     with atheris.instrument_imports(include=INSTRUMENTED):
         from tests import readers
     reader = readers.READERS[name]()
@@ -172,7 +172,8 @@ def main() -> None:
     with ThreadPoolExecutor(given.jobs) as pool:
         rows = []
         print(
-            "| reader | inputs | accepted | slowest input s | memory above start MB | fault |\n|---|---|---|---|---|---|"
+            "| reader | inputs | accepted | slowest input s | memory above start MB | fault |"
+            "\n|---|---|---|---|---|---|"
         )
         for row in pool.map(lambda name: fuzz(name, share, given.keep), names):
             rows.append(row)

@@ -13,7 +13,7 @@ import numpy as np
 
 from bluelm.files import write_text
 from eval.speed_fit import Leave, Row, dumps, fit_all, inside, leaves, left_out, published, twin
-from eval.speed_model import DATA, Phase, default_work, estimate, find_shape, find_soc
+from eval.speed_model import DATA, Phase, RuntimeClass, default_work, estimate, find_shape, find_soc
 
 WAYS: tuple[tuple[str, Leave], ...] = (
     ("the row and its twins (same model and chip)", twin),
@@ -70,7 +70,7 @@ def _line(rows: Sequence[Row], errors: dict[int, float], held: dict[int, bool]) 
 
 def _outside() -> str:
     """Figures that took no part in the fit: papers and users' reports."""
-    cases = (
+    cases: tuple[tuple[str, str, str, RuntimeClass, int, float], ...] = (
         (
             "BlueLM-V-3B, Dimensity 9300 NPU (arXiv 2411.10640)",
             "BlueLM-3B",

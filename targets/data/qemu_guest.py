@@ -30,6 +30,6 @@ for index, name in enumerate(names):
     mark(2 * index + 1)
     again = session.run(None, feeds)
     mark(2 * index + 2)
-    same = all(np.array_equal(a, b) for a, b in zip(outputs, again, strict=True))
-    np.save(f"{folder}/{name}.logits.npy", again[0])
+    same = all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(outputs, again, strict=True))
+    np.save(f"{folder}/{name}.logits.npy", np.asarray(again[0]))
     print(f"{name} {'same' if same else 'different'}", flush=True)
