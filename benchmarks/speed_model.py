@@ -37,9 +37,7 @@ def main() -> None:
     for phase in phases:
         rows = published(phase)
         text.append(f"\n## {phase.capitalize()}: error on rows left out ({len(rows)} rows fitted)\n\n")
-        text.append(
-            "| left out | rows judged | n | median | 80 % below | inside 80 % interval | by class |\n"
-        )
+        text.append("| left out | rows judged | n | median | 80 % below | inside 80 % interval | by class |\n")
         text.append("|---|---|---|---|---|---|---|\n")
         for name, leave in WAYS:
             errors = left_out(phase, rows, leave)
@@ -91,9 +89,7 @@ def _outside() -> str:
         ("Llama-3.2-1B, M1, MLX (user)", "Llama-3.2-1B", "M1", "gpu", 128, 66.0),
         ("Llama-3.1-8B, M1, MLX (user)", "Llama-3-8B", "M1", "gpu", 128, 12.0),
     )
-    lines = [
-        "\n## Figures that took no part\n\n| what | published | estimated, 80 % interval |\n|---|---|---|\n"
-    ]
+    lines = ["\n## Figures that took no part\n\n| what | published | estimated, 80 % interval |\n|---|---|---|\n"]
     for title, model, soc, kind, context, figure in cases:
         load = default_work(find_shape(model), 4, kind, context)
         found = estimate("decode", load, find_soc(soc), kind, runtime="QNN" if kind == "npu" else "")

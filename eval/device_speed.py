@@ -83,9 +83,7 @@ def cool(bench: Bench, protocol: Protocol) -> tuple[Thermal, float]:
             return state, waited
         if waited >= protocol.cooling_limit_s:
             fix = "let it rest in a cool place, or raise --cooling-limit"
-            raise UnavailableError(
-                f"still too hot after {waited:.0f} s: {state}", where=bench.serial, fix=fix
-            )
+            raise UnavailableError(f"still too hot after {waited:.0f} s: {state}", where=bench.serial, fix=fix)
         protocol.sleep(protocol.look_again_s)
 
 
@@ -171,9 +169,7 @@ def _command(runner: Runner, call: Call, folder: str) -> tuple[list[str], dict[s
         return words, {name: value.format(**values) for name, value in runner.environment.items()}
     except (KeyError, IndexError, ValueError) as error:
         fix = f"known names: {', '.join(values)}"
-        raise UnavailableError(
-            f"the runner's command line is wrong at {error}", where=template, fix=fix
-        ) from error
+        raise UnavailableError(f"the runner's command line is wrong at {error}", where=template, fix=fix) from error
 
 
 def _run(bench: Bench, runner: Runner, call: Call, folder: str, log: Path) -> str:

@@ -84,15 +84,11 @@ class History:
                 _create(self.path)
             mode = "rw" if write else "ro"
             location = f"{self.path.absolute().as_uri()}?mode={mode}"
-            with closing(
-                sqlite3.connect(location, timeout=PATIENCE_S, isolation_level=None, uri=True)
-            ) as file:
+            with closing(sqlite3.connect(location, timeout=PATIENCE_S, isolation_level=None, uri=True)) as file:
                 version = file.execute("PRAGMA user_version").fetchone()[0]
                 if version != LAYOUT:
                     fix = "name another file with --history, or use the version that wrote it"
-                    raise InputError(
-                        f"the history has layout {version}, not {LAYOUT}", where=self.path, fix=fix
-                    )
+                    raise InputError(f"the history has layout {version}, not {LAYOUT}", where=self.path, fix=fix)
                 yield file
         except sqlite3.Error as error:
             fix = "name another file with --history"
@@ -132,9 +128,7 @@ class History:
                 raise
         return number
 
-    def runs(
-        self, *, title: str | None = None, target: str | None = None, last: int | None = None
-    ) -> list[Run]:
+    def runs(self, *, title: str | None = None, target: str | None = None, last: int | None = None) -> list[Run]:
         """Runs in the order of writing, the last so many; [] where there is no history yet."""
         if not self.path.exists():
             return []
@@ -164,9 +158,7 @@ class History:
         with self._open(write=True) as file:
             changed = file.execute("UPDATE runs SET accepted = ? WHERE id = ?", (accepted, number)).rowcount
             if not changed:
-                raise InputError(
-                    f"there is no run {number}", where=self.path, fix="see: bluelm-export history"
-                )
+                raise InputError(f"there is no run {number}", where=self.path, fix="see: bluelm-export history")
 
 
 def _create(path: Path) -> None:
@@ -185,9 +177,7 @@ def _figures(file: sqlite3.Connection, number: int) -> tuple[Measurement, ...]:
     found = file.execute(f"SELECT {', '.join(_COLUMNS)} FROM figures WHERE run = ? ORDER BY rowid", (number,))
     rows = [dict(zip(_COLUMNS, row, strict=True)) for row in found]
     nan = float("nan")  # SQLite keeps NaN as NULL
-    return tuple(
-        Measurement(**{**row, "value": nan if row["value"] is None else row["value"]}) for row in rows
-    )
+    return tuple(Measurement(**{**row, "value": nan if row["value"] is None else row["value"]}) for row in rows)
 
 
 def _run(row: Sequence[Any], measurements: tuple[Measurement, ...]) -> Run:

@@ -56,9 +56,7 @@ class Repeats:
         low, high = self.interval
         quiet = f"repeats agree within {self.spread:.1%}"
         state = f"a noisy machine: repeats differ by {self.spread:.0%}" if self.noisy else quiet
-        text = (
-            f"median of {len(self.values)}, {self.confidence:.0%} interval {low:,.4g} to {high:,.4g}; {state}"
-        )
+        text = f"median of {len(self.values)}, {self.confidence:.0%} interval {low:,.4g} to {high:,.4g}; {state}"
         # 1.2533 s / sqrt(n): standard error of the median of normal repeats
         error = 1.2533 * statistics.stdev(self.values) / math.sqrt(len(self.values))
         return Measurement(

@@ -89,9 +89,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def estimate(
-    soc: Annotated[
-        list[str] | None, typer.Option(help="Chip, may be given again. Default: the device table.")
-    ] = None,
+    soc: Annotated[list[str] | None, typer.Option(help="Chip, may be given again. Default: the device table.")] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Model, may be given again. Default: BlueLM 1B, 3B, 7B, 13B.")
     ] = None,

@@ -29,9 +29,7 @@ def drawing(path: Path, *, xlabel: str, ylabel: str) -> Iterator[Axes]:
     kind = path.suffix.lstrip(".").lower()
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
-        raise InputError(
-            f"{path.name!r} is no kind of drawing", fix=f"end it in .{', .'.join(sorted(known))}"
-        )
+        raise InputError(f"{path.name!r} is no kind of drawing", fix=f"end it in .{', .'.join(sorted(known))}")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     yield axes
     axes.grid(alpha=0.3)

@@ -21,9 +21,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 HistoryFile = Annotated[
     Path | None,
-    typer.Option(
-        "--history", help="File of the history. Default: in the user's data folder.", show_default=False
-    ),
+    typer.Option("--history", help="File of the history. Default: in the user's data folder.", show_default=False),
 ]
 
 
@@ -44,9 +42,7 @@ def history(
     plot: Annotated[
         Path | None, typer.Option(help="Draw the figure into this .png, .svg or .pdf.", show_default=False)
     ] = None,
-    accept: Annotated[
-        int | None, typer.Option(help="Let later runs be compared with the run of this number.")
-    ] = None,
+    accept: Annotated[int | None, typer.Option(help="Let later runs be compared with the run of this number.")] = None,
     reject: Annotated[int | None, typer.Option(help="Let none be compared with it.")] = None,
     path: HistoryFile = None,
 ) -> None:

@@ -48,9 +48,7 @@ def _undominated(row: Row, rows: Sequence[Row]) -> bool:
     if cost is None:
         return False
     rivals = [c for r in rows if (r.target, r.how) == (row.target, row.how) and (c := _cost(r)) is not None]
-    return not any(
-        rival != cost and all(a <= b for a, b in zip(rival, cost, strict=True)) for rival in rivals
-    )
+    return not any(rival != cost and all(a <= b for a, b in zip(rival, cost, strict=True)) for rival in rivals)
 
 
 def _cost(row: Row) -> tuple[float, float, float] | None:
@@ -117,9 +115,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         points = axes.scatter(sizes, errors, c=speeds, cmap="viridis", s=60, zorder=3)
         for target in dict.fromkeys(row.target for row in shown):
             best = sorted(
-                ((row.size_bytes or 0) / 1e6, row.mean_kl or 0)
-                for row in shown
-                if row.pareto and row.target == target
+                ((row.size_bytes or 0) / 1e6, row.mean_kl or 0) for row in shown if row.pareto and row.target == target
             )
             axes.plot(*zip(*best, strict=True), marker="o", markersize=11, fillstyle="none", label=target)
         for row, x, y in zip(shown, sizes, errors, strict=True):

@@ -133,9 +133,7 @@ class Server:
         self.host = host or os.environ.get("ANDROID_ADB_SERVER_ADDRESS", "127.0.0.1")
         text = os.environ.get("ANDROID_ADB_SERVER_PORT", "5037")
         if port is None and not text.isdigit():
-            raise InputError(
-                f"ANDROID_ADB_SERVER_PORT is not a port: {text!r}", fix="unset it, or name a port"
-            )
+            raise InputError(f"ANDROID_ADB_SERVER_PORT is not a port: {text!r}", fix="unset it, or name a port")
         self.port = port or int(text)
 
     @contextmanager
@@ -242,9 +240,7 @@ class Device:
             mode, size, mtime = struct.unpack("<III", connection.read(12))
             return RemoteFile(mode, size, mtime) if mode else None
 
-    def push(
-        self, local: Path, remote: str, mode: int = 0o644, advance: Callable[[int], None] | None = None
-    ) -> None:
+    def push(self, local: Path, remote: str, mode: int = 0o644, advance: Callable[[int], None] | None = None) -> None:
         """Copy a file to the device and check its size there; `advance` hears of bytes sent.
 
         Raises:

@@ -42,15 +42,11 @@ def devicectl(*arguments: str, timeout: float = 60) -> dict[str, Any]:
         done = _xcrun([*arguments, "--json-output", str(output)], timeout)
         if done.returncode != 0:
             said = done.stderr.strip()[-300:]
-            raise UnavailableError(
-                f"devicectl {' '.join(arguments[:2])} failed: {said}", fix="see it in Xcode"
-            )
+            raise UnavailableError(f"devicectl {' '.join(arguments[:2])} failed: {said}", fix="see it in Xcode")
         try:
             return json.loads(output.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UnavailableError(
-                f"devicectl wrote no JSON: {error}", fix="update Xcode to 15 or newer"
-            ) from error
+            raise UnavailableError(f"devicectl wrote no JSON: {error}", fix="update Xcode to 15 or newer") from error
 
 
 def _xcrun(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
@@ -61,9 +57,7 @@ def _xcrun(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProc
         fix = "on a Mac, install Xcode 15 or newer; iPhones cannot be reached from elsewhere"
         raise UnavailableError("Xcode's devicectl is not here", fix=fix) from error
     except subprocess.TimeoutExpired as error:
-        raise UnavailableError(
-            f"devicectl did not answer within {timeout:.0f} s", fix="reconnect it"
-        ) from error
+        raise UnavailableError(f"devicectl did not answer within {timeout:.0f} s", fix="reconnect it") from error
 
 
 def phones() -> list[Phone]:

@@ -109,9 +109,7 @@ def run_counted(command: Sequence[str], folder: Path, *, prefix: Path | None = N
         raise UnavailableError(f"the program ran longer than {TIME_LIMIT_S} s under qemu") from error
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()[-500:]
-        raise UnavailableError(
-            f"the program failed under qemu ({done.returncode}): {said}", fix="see its log"
-        )
+        raise UnavailableError(f"the program failed under qemu ({done.returncode}): {said}", fix="see its log")
     marks = {int(k): int(v) for k, v in re.findall(r"^mark (\d+) (\d+)$", out.read_text(), re.MULTILINE)}
     end = re.search(r"^end (\d+)$", out.read_text(), re.MULTILINE)
     return {**marks, 0: int(end[1])} if end else marks
@@ -119,9 +117,7 @@ def run_counted(command: Sequence[str], folder: Path, *, prefix: Path | None = N
 
 def _same_addresses() -> list[str]:
     """Turns off the random layout of memory where that is allowed: counts then repeat to the instruction."""
-    tried = shutil.which("setarch") and subprocess.run(
-        ["setarch", "-R", "true"], capture_output=True, check=False
-    )
+    tried = shutil.which("setarch") and subprocess.run(["setarch", "-R", "true"], capture_output=True, check=False)
     return ["setarch", "-R"] if tried and tried.returncode == 0 else []
 
 
@@ -143,9 +139,7 @@ def count(artifact: Artifact, depth: int = 0) -> Counts:
         error = max(_error(np.load(folder / f"{graph}.logits.npy"), logits[graph]) for graph in GRAPHS)
     if error > 0.05:
         raise UnavailableError(f"the emulated logits differ from this machine's by {error:.1%}: no count")
-    tools = ", ".join(
-        (f"qemu {'.'.join(map(str, qemu_version()))} -cpu {CPU}", wheels()[0], _plugin_digest())
-    )
+    tools = ", ".join((f"qemu {'.'.join(map(str, qemu_version()))} -cpu {CPU}", wheels()[0], _plugin_digest()))
     prefill, decode = marks[2] - marks[1], marks[4] - marks[3]
     return Counts(prefill / artifact.chunk, decode, depth or artifact.chunk, tools, error)
 

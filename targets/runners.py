@@ -78,9 +78,7 @@ def load_runner(name: str, path: Path | None = None) -> Runner:
     try:
         return Runner.model_validate({**content[name], **own.get(name, {})})
     except (ValidationError, TypeError) as error:
-        raise InputError(
-            f"the runner's configuration is wrong: {error}", where=path, fix="mend it"
-        ) from error
+        raise InputError(f"the runner's configuration is wrong: {error}", where=path, fix="mend it") from error
 
 
 def _read(path: Path) -> dict:
@@ -103,9 +101,7 @@ def read_figures(runner: Runner, phase: Literal["prefill", "decode"], text: str,
     rates = (figures.prefill_tokens_s, figures.decode_tokens_s)
     if not any(rate is not None and 0 < rate < 1e6 for rate in rates):
         tail = "".join(c if c.isprintable() or c == "\n" else "?" for c in text[-300:]).strip() or "nothing"
-        raise UnavailableError(
-            f"{runner.says} gave no speed; it said: {tail}", fix="run it by hand on the device"
-        )
+        raise UnavailableError(f"{runner.says} gave no speed; it said: {tail}", fix="run it by hand on the device")
     return figures
 
 

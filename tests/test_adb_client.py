@@ -160,9 +160,7 @@ def test_an_old_android_without_shell_v2(phone):
 def test_list_tells_chip_memory_system_libraries_and_heat(phone):
     phone.heat(2)
     (found,) = phones(phone.server)
-    own = int(
-        next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
-    )
+    own = int(next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line))
     assert (found.soc, found.model, found.system) == ("MT6989", "V2309A", "Android 14 (API 34)")
     assert found.memory == own * 1024  # the phone's /proc/meminfo is this machine's
     assert found.runtimes == ("NeuroPilot",)

@@ -239,9 +239,7 @@ def test_what_litert_benchmark_model_says():
     assert figures.peak_bytes == pytest.approx(24.5 * 2**20)
 
 
-@pytest.mark.parametrize(
-    "text", ["P50 Latency: 0 s", "P50 Latency: nan", "P50 Latency: 1.2.3 s", "P50 Latency: 1e-30"]
-)
+@pytest.mark.parametrize("text", ["P50 Latency: 0 s", "P50 Latency: nan", "P50 Latency: 1.2.3 s", "P50 Latency: 1e-30"])
 def test_impossible_latencies_are_no_figures(text):
     with pytest.raises(UnavailableError, match="gave no speed"):
         read_figures(load_runner("onnx-cpu"), "decode", text, 1)

@@ -122,9 +122,7 @@ def test_mlflow_keeps_the_same_figures(monkeypatch, tmp_path):
     history = MlflowHistory.from_environment()
     assert history is not None
     figures = (
-        Measurement(
-            "decode_tokens_per_s@512", 42.5, "tokens/s", "measured", subject="host", low=40.0, high=45.0
-        ),
+        Measurement("decode_tokens_per_s@512", 42.5, "tokens/s", "measured", subject="host", low=40.0, high=45.0),
         Measurement("mean_kl", 0.004, "nats/token", "measured", 0.001, subject="npu"),
     )
     number = history.append(Run("demo", "snapdragon", False, figures, {"configuration": {"context": 512}}))

@@ -61,9 +61,7 @@ def test_estimate_loads_nothing_heavy():
 
 
 def test_estimate_of_one_chip_by_its_other_name():
-    named = [
-        ask("estimate", "--soc", name, "--bits", "4").stdout for name in ("SM8650", "snapdragon-8-gen-3")
-    ]
+    named = [ask("estimate", "--soc", name, "--bits", "4").stdout for name in ("SM8650", "snapdragon-8-gen-3")]
     assert named[0] == named[1] and "BlueLM-7B" in named[0]
 
 

@@ -158,9 +158,7 @@ def test_knowing_less_never_narrows_the_interval():
 
 def test_bluelm_v_3b_as_its_paper_measured_it_lies_in_the_interval():
     """arXiv 2411.10640: 24.4 tokens/s on a Dimensity 9300. The row took no part in the fit."""
-    found = estimate(
-        "decode", default_work(find_shape("BlueLM-3B"), 4, "npu", 2048), find_soc("Dimensity 9300"), "npu"
-    )
+    found = estimate("decode", default_work(find_shape("BlueLM-3B"), 4, "npu", 2048), find_soc("Dimensity 9300"), "npu")
     assert found.low < 24.4 < found.high
 
 

@@ -86,12 +86,8 @@ def test_host_speed_by_a_known_clock():
     found = {m.name: m for m in figures}
     assert found["prefill_tokens_per_s"].value == pytest.approx(1000)
     assert found["first_token_s"].value == pytest.approx(0.1)
-    assert found["decode_tokens_per_s"].value == pytest.approx(
-        10 / sum(0.010 + (100 + i) / 1e5 for i in range(10))
-    )
-    assert found["decode_tokens_per_s@400"].value == pytest.approx(
-        10 / sum(0.010 + (400 + i) / 1e5 for i in range(10))
-    )
+    assert found["decode_tokens_per_s"].value == pytest.approx(10 / sum(0.010 + (100 + i) / 1e5 for i in range(10)))
+    assert found["decode_tokens_per_s@400"].value == pytest.approx(10 / sum(0.010 + (400 + i) / 1e5 for i in range(10)))
     assert "decode_tokens_per_s@511" not in found  # no room for ten more
     assert found["speed_peak_memory_bytes"].value > 1e6
     assert all(m.how == "measured" and m.subject == "host" for m in figures)

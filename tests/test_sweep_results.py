@@ -15,9 +15,7 @@ from pipeline.sweep import Variant, expand, grouped, run_sweep, share
 from pipeline.sweep_results import Row, lines, mark_pareto, write_results
 
 
-def row(
-    name: str, size: float | None, speed: float, kl: float | None, target: str = "t", how: str = "e"
-) -> Row:
+def row(name: str, size: float | None, speed: float, kl: float | None, target: str = "t", how: str = "e") -> Row:
     return Row(name, "gptq", "4", "32", target, 0, size, speed, how, kl, 1.0)
 
 
@@ -66,9 +64,7 @@ points = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5))
 def test_the_front_is_what_the_definition_says(values):
     marked = mark_pareto([row(str(i), *v) for i, v in enumerate(values)])
     for (size, speed, kl), found in zip(values, marked, strict=True):
-        beaten = any(
-            s <= size and v >= speed and k <= kl and (s, v, k) != (size, speed, kl) for s, v, k in values
-        )
+        beaten = any(s <= size and v >= speed and k <= kl and (s, v, k) != (size, speed, kl) for s, v, k in values)
         assert found.pareto is not beaten
     assert any(r.pareto for r in marked)
 
