@@ -265,16 +265,21 @@ def bundle(
 def bundle_passed(run: Path, passed: bool, output: Console, messages: Console) -> None:
     """The end of a run: a bundle in the default format, or why there is none."""
     from bluelm.errors import ExportError
-    from pipeline.bundling import Choice
-    from pipeline.bundling import bundle as make
 
     if not passed:
         output.print("No bundle: the budget failed (`bluelm-export bundle --allow-failed` makes one).")
         return
     try:
+        from pipeline.bundling import Choice
+        from pipeline.bundling import bundle as make
+
         with show_progress(messages) as progress:
             made = make(run, Choice(), progress)
-    except (ExportError, ModuleNotFoundError) as error:  # the run itself passed and is not spoilt by this
+    except ModuleNotFoundError as error:
+        text = f"No bundle: it needs {error.name}, pip install 'bluelm-export[bundle]'"
+        output.print(text, highlight=False, markup=False, soft_wrap=True)
+        return
+    except ExportError as error:  # the run itself passed and is not spoilt by this
         text = f"no bundle: {error}"
         messages.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
         return
