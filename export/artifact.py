@@ -18,6 +18,7 @@ Format = Literal[
     "coreml",
     "executorch-xnnpack",
     "executorch-neuropilot",
+    "executorch-qnn",
     "litert",
     "gguf",
     "onnx-genai",

@@ -30,9 +30,14 @@ METHODS = ("prefill", "decode")
 
 
 class StaticDecoder(nn.Module):
-    """forward(hidden [1, T, hidden], positions int32 [T], mask [1, 1, T, C], past keys and values by layer)."""
+    """forward(hidden [1, T, hidden], positions int32 [T], mask [1, 1, T, C], past keys and values by layer).
 
-    def __init__(self, quantized: QuantizedCheckpoint, context: int) -> None:
+    Args:
+        codes: hold weights as codes behind dequantize operators; False: as the floats that they stand for, where a
+            delegate has no such operator.
+    """
+
+    def __init__(self, quantized: QuantizedCheckpoint, context: int, codes: bool = True) -> None:
         super().__init__()
         self.config, self.context = quantized.config, context
         names = [f"model.layers.{layer}.{name}" for layer in range(self.config.num_layers) for name in LINEARS]
@@ -41,6 +46,9 @@ class StaticDecoder(nn.Module):
             weight = quantized.linear(name)
             self._linears[name] = weight
             key = _key(name)
+            if not codes:
+                self.register_buffer(f"{key}_weight", weight.dequantize())
+                continue
             self.register_buffer(f"{key}_codes", weight.signed_codes())
             self.register_buffer(f"{key}_scales", weight.scales.float())
             half = 2 ** (weight.bits - 1)
@@ -79,6 +87,8 @@ class _BufferOps(TorchOps):
 
     def linear(self, x: Tensor, weight: str, name: str) -> Tensor:
         about, key = self._linears[weight], _key(weight)
+        if hasattr(self._module, f"{key}_weight"):
+            return F.linear(x, self._module.get_buffer(f"{key}_weight"))
         codes, scales, zeros = (self._module.get_buffer(f"{key}_{part}") for part in ("codes", "scales", "zeros"))
         half = 2 ** (about.bits - 1)
         block = (1, about.columns_per_group)
@@ -101,7 +111,7 @@ def trace(quantized: QuantizedCheckpoint, *, context: int, chunk: int) -> dict[s
     programs: dict[str, ExportedProgram] = {}
     with torch.inference_mode():
         for name, tokens in zip(METHODS, (chunk, 1), strict=True):
-            programs[name] = torch.export.export(module, _example(module.config, tokens, context), strict=False)
+            programs[name] = torch.export.export(module, example(module.config, tokens, context), strict=False)
     return programs
 
 
@@ -123,7 +133,8 @@ def write(programs: dict[str, ExportedProgram], partitioners: dict[str, Any], pa
     return tuple(sorted(left))
 
 
-def _example(config: ModelConfig, tokens: int, context: int) -> tuple[Tensor, ...]:
+def example(config: ModelConfig, tokens: int, context: int) -> tuple[Tensor, ...]:
+    """Inputs of a step of `tokens` tokens, all zero."""
     heads, size, slots = config.num_kv_heads, config.head_dim, context - tokens
     past = [
         torch.zeros(shape)
@@ -132,6 +143,17 @@ def _example(config: ModelConfig, tokens: int, context: int) -> tuple[Tensor, ..
     ]
     hidden = torch.zeros(1, tokens, config.hidden_size)
     return hidden, torch.zeros(tokens, dtype=torch.int32), torch.zeros(1, 1, tokens, context), *past
+
+
+def input_names(config: ModelConfig) -> list[str]:
+    """Names of a step's inputs, in order."""
+    pairs = [f"past_{kind}.{layer}" for layer in range(config.num_layers) for kind in ("keys", "values")]
+    return ["hidden", "positions", "mask", *pairs]
+
+
+def output_names(config: ModelConfig) -> list[str]:
+    """Names of a step's outputs, in order."""
+    return ["logits", *(f"{kind}.{layer}" for layer in range(config.num_layers) for kind in ("keys", "values"))]
 
 
 def _vectors(config: ModelConfig) -> list[str]:

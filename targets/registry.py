@@ -10,6 +10,7 @@ from export.artifact import Format
 from targets.apple import CoreMLBackend
 from targets.arm64 import CpuBackend, GenaiBackend, GgufBackend
 from targets.executorch import ExecutorchBackend
+from targets.executorch_qnn import ExecutorchQnnBackend
 from targets.litert import LitertBackend
 from targets.mediatek import NeuropilotBackend
 from targets.snapdragon import HtpBackend
@@ -21,6 +22,7 @@ BACKENDS: dict[str, Backend] = {
     "onnx-cpu": CpuBackend(),
     "coreml": CoreMLBackend(),
     "executorch-xnnpack": ExecutorchBackend(),
+    "executorch-qnn": ExecutorchQnnBackend(),
     "litert": LitertBackend(),
     "executorch-neuropilot": NeuropilotBackend(),
     "onnx-genai": GenaiBackend(),

@@ -106,8 +106,8 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
     Args:
         on: `cpu` for onnx-cpu, onnx-genai, executorch-xnnpack, litert, gguf and, as a slow reference,
             onnx-npu; `arm64` for onnx-cpu and litert: as arm64 code under qemu; `htp` for onnx-npu (compiled
-            in memory) and qnn-context: Qualcomm's simulator of its NPU, in a child process; `interpreter` for
-            coreml anywhere, and `cpu`, `gpu`, `ane` on a Mac.
+            in memory), qnn-context and executorch-qnn: Qualcomm's simulator of its NPU, in a child process;
+            `interpreter` for coreml anywhere, and `cpu`, `gpu`, `ane` on a Mac.
 
     Raises:
         InputError: no artifact, or one that cannot run there.
@@ -130,6 +130,7 @@ def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
     """Imported here: each brings libraries that the others do not need."""
     from targets.apple import open_interpreter, open_mac
     from targets.emulator import open_emulated
+    from targets.executorch_qnn import open_executorch_qnn
     from targets.executorch_runtime import open_executorch
     from targets.genai_runtime import open_genai
     from targets.gguf_runtime import open_gguf
@@ -143,6 +144,7 @@ def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
         ("onnx-npu", "htp"): open_htp,
         ("qnn-context", "htp"): open_htp,
         ("executorch-xnnpack", "cpu"): open_executorch,
+        ("executorch-qnn", "htp"): open_executorch_qnn,
         ("litert", "cpu"): open_litert,
         ("litert", "arm64"): open_emulated("litert", ("model",)),
         ("onnx-cpu", "arm64"): open_emulated("onnx", ("prefill", "decode")),

@@ -1,0 +1,164 @@
+"""Snapdragons through ExecuTorch: a .pte whose two methods are HTP graphs, run here on Qualcomm's simulator.
+
+ExecuTorch's delegate takes no operator for weights in groups, so the .pte holds the float16 numbers that codes and
+scales stand for: right, but four times as large as qnn-context, which is the default for that reason.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from bluelm.config import ModelConfig
+from bluelm.errors import TargetError, UnavailableError
+from bluelm.files import atomic_folder
+from bluelm.progress import Progress, Silent
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact
+from export.embedding import write_embedding
+from export.mobile_package import describe
+from export.ranges import Ranges
+from targets.cached_runtime import CachedRuntime, Feeds, Step
+from targets.child import Child
+from targets.executorch_qnn_messages import Load, Lower, Lowered
+from targets.executorch_qnn_messages import Step as Run
+from targets.legality import check_groups, check_lengths, weight_bytes
+from targets.runtime import Place
+from targets.socs import Soc
+
+MODEL, EMBEDDING = "model.pte", "embedding.safetensors"
+MASK_VALUE = -100.0  # far below every score, and exact in float16
+WORKER = "targets.executorch_qnn_worker"
+LOWER_LIMIT_S, STEP_LIMIT_S = 3600.0, 900.0
+MIB = 2**20
+
+
+@dataclass
+class ExecutorchQnnBackend:
+    """float16 weights and activations on HTP."""
+
+    soc: Soc | None = None
+    needs_ranges = False
+    place: Place = "htp"
+
+    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
+        check_lengths(config, context, chunk)
+        check_groups(config, recipe)
+        half = recipe.model_copy(update={"bits": 16, "head_bits": 16})
+        block, head = weight_bytes(config, half)
+        total, limit = config.num_layers * block + head, (soc.context_binary_mib or 2048) * MIB
+        if total > limit:
+            raise TargetError(
+                f"{total / MIB:.0f} MiB of float16 weights do not fit one graph of {soc.name} ({limit // MIB} MiB)",
+                fix="use --runtime qnn-context, which keeps 4 bits, or executorch-xnnpack",
+            )
+
+    def lower(
+        self,
+        quantized: QuantizedCheckpoint,
+        ranges: Ranges | None,
+        folder: Path,
+        context: int,
+        chunk: int,
+        progress: Progress | None,
+    ) -> Artifact:
+
+        assert self.soc is not None, "the registry fills the chip in"
+        child = start()
+        try:
+            with (progress or Silent()).task("lower to ExecuTorch for HTP", 1) as task, atomic_folder(folder) as new:
+                source, path = str(quantized.folder.resolve()), str((new / MODEL).resolve())
+                message = Lower(source, path, context, chunk, self.soc.id)
+                lowered: Lowered = child.call(message, LOWER_LIMIT_S)
+                left = [f"{name}: {operator}" for name, found in lowered.left.items() for operator in found]
+                if left:
+                    raise TargetError(f"HTP refuses operators: {', '.join(left)}", where=child.log)
+                write_embedding(new / EMBEDDING, quantized.embed())
+                describe(
+                    new,
+                    "executorch-qnn",
+                    quantized,
+                    {MODEL: "model", EMBEDDING: "embedding"},
+                    context=context,
+                    chunk=chunk,
+                    kv_bits=32,
+                    mask_value=MASK_VALUE,
+                    producers={name: version(name) for name in ("executorch", "onnxruntime-qnn")},
+                    notes=("weights are float16: the numbers that codes and scales stand for",),
+                )
+                task.advance()
+        finally:
+            child.close()
+        return Artifact.open(folder)
+
+    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
+        return artifact
+
+
+class ExecutorchQnnRuntime(CachedRuntime):
+    """Both methods on the simulator, in a child process; nothing falls back to the CPU."""
+
+    def __init__(self, artifact: Artifact, child: Child) -> None:
+        from export.executorch_static import input_names, output_names
+
+        name = f"{artifact.format} on the HTP simulator"
+        super().__init__(name, artifact, self._step("prefill"), self._step("decode"))
+        self._child = child
+        names = tuple(input_names(artifact.model)), tuple(output_names(artifact.model))
+        child.call(Load(str(artifact.path("model").resolve()), *names), STEP_LIMIT_S)
+
+    def close(self) -> None:
+        self._child.close()
+        self._child.log.unlink(missing_ok=True)
+
+    def _step(self, method: str) -> Step:
+
+        def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
+            return self._child.call(Run(method, feeds), STEP_LIMIT_S)
+
+        return run
+
+
+def open_executorch_qnn(artifact: Artifact) -> ExecutorchQnnRuntime:
+    """Load the program on the simulator.
+
+    Raises:
+        UnavailableError: ExecuTorch or onnxruntime-qnn is not installed.
+        InputError: the program is damaged.
+    """
+    child = start()
+    try:
+        return ExecutorchQnnRuntime(artifact, child)
+    except BaseException:
+        child.close()
+        raise
+
+
+def start() -> Child:
+    """A child process with Qualcomm's libraries where ExecuTorch looks for an SDK.
+
+    Raises:
+        UnavailableError: a package is not installed.
+    """
+    for module, extra in (("executorch", "executorch"), ("onnxruntime_qnn", "qualcomm"), ("cpuinfo", "qualcomm")):
+        if importlib.util.find_spec(module) is None:
+            raise UnavailableError(f"{module} is not installed", fix=f"pip install 'bluelm-export[{extra}]'")
+    found = importlib.util.find_spec("onnxruntime_qnn")
+    assert found is not None and found.origin is not None
+    libraries = Path(found.origin).parent
+    sdk = Path(tempfile.gettempdir()) / f"bluelm-qnn-{version('onnxruntime-qnn')}"
+    link = sdk / "lib" / "x86_64-linux-clang"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(libraries)
+    paths = f"{libraries}:{libraries.with_name('onnxruntime_qnn.libs')}"
+    log = Path(tempfile.mkstemp(prefix="bluelm-executorch-qnn-", suffix=".log")[1])
+    return Child(WORKER, log, environment={"QNN_SDK_ROOT": str(sdk), "LD_LIBRARY_PATH": paths})

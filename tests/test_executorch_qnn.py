@@ -1,0 +1,34 @@
+"""ExecuTorch with the QNN delegate: a tiny model, lowered for HTP and run on Qualcomm's simulator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bluelm.errors import TargetError
+from compress.recipe import Recipe
+from targets.registry import find
+from targets.runtime import open_runtime
+from targets.torch_runtime import TorchRuntime
+from tests.rounded import rounded
+from tests.test_litert_artifact import mean_kl
+from tests.test_targets_mobile import SEVEN
+from tests.tiny import tiny_checkpoint
+
+TOKENS = [1, 400, 23, 871, 5000, 77]
+
+
+def test_a_pte_runs_on_the_npus_simulator(tmp_path):
+    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), layers=1)
+    target = find("snapdragon", runtime="executorch-qnn")
+    made = target.lower(quantized, None, tmp_path / "a", context=16, chunk=4)
+    with open_runtime(made.folder, target.default_on) as runtime:
+        chunked = runtime.logits(TOKENS[:5])
+        last = runtime.decode(TOKENS[5])
+    expected = TorchRuntime(quantized, 16).logits(TOKENS)
+    assert mean_kl(expected, np.concatenate([chunked, last[None]])) < 1e-3  # 16-bit activations
+
+
+def test_a_7b_in_float16_is_refused_in_advance():
+    with pytest.raises(TargetError, match="float16 weights do not fit"):
+        find("snapdragon", runtime="executorch-qnn").check(SEVEN, Recipe.load("w4-g32"))
