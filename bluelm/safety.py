@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import pickletools
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from bluelm.errors import InputError
 
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".npy", ".npz")
 TORCH_FILES = (".bin", ".pt", ".pth", ".ckpt")
+# What zipfile lets through on damaged archives.
+_DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, struct.error, zlib.error)
 MAX_FILES = 100_000
 MAX_PICKLE = 64 << 20  # bytes of a state dict's index; a 7B model has some tens of kilobytes
 
@@ -88,7 +92,7 @@ def _check_archive(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
         entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+    except _DAMAGED as error:
         fix = "take the checkpoint as safetensors; bare pickles of torch older than 1.6 are refused"
         raise InputError("neither a zip archive nor readable: a bare pickle?", where=path, fix=fix) from error
     unpacked = sum(entry.file_size for entry in entries)
@@ -105,14 +109,7 @@ def _check_torch_file(path: Path) -> None:
             raise InputError("not an archive of tensors as torch.save writes it", where=path)
         try:
             foreign = sorted(set(_globals(archive.read(names[0]))) - _ALLOWED)
-        except (
-            ValueError,
-            zipfile.BadZipFile,
-            EOFError,
-            IndexError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
+        except (*_DAMAGED, EOFError, IndexError) as error:
             raise InputError(f"the pickle inside is damaged: {error}", where=path) from error
     if foreign:
         called = ", ".join(".".join(name) for name in foreign[:3])

@@ -42,11 +42,15 @@ ROWS, HIDDEN, INNER = 16, 8, 16
 
 @dataclass(frozen=True)
 class Reader:
-    """A way in: valid files by name, which of them is mutated, and the code that reads the folder."""
+    """A way in: valid files by name, which of them is mutated, and the code that reads the folder.
+
+    `exact`: what is signed, so that nothing but the valid input may be accepted.
+    """
 
     files: Mapping[str, bytes]
     target: str
     read: Callable[[Path], object]
+    exact: bool = False
 
     @property
     def seed(self) -> bytes:
@@ -70,6 +74,8 @@ def allowed(reader: Reader, folder: Path, data: bytes) -> bool:
         reader.read(folder)
     except ExportError:
         return False
+    if reader.exact and data != reader.seed:
+        raise AssertionError("a changed bundle was accepted")
     return True
 
 
@@ -183,7 +189,7 @@ def _read_app(folder: Path) -> None:
 
 def _signed(target: str) -> Reader:
     wanted = {name: data for name, data in _bundles().items() if name.startswith("x-folder/")}
-    return Reader(wanted, f"x-folder/{target}", lambda folder: build.verify(folder / "x-folder"))
+    return Reader(wanted, f"x-folder/{target}", lambda folder: build.verify(folder / "x-folder"), True)
 
 
 def _folder_manifest() -> Mapping[str, bytes]:
@@ -272,15 +278,15 @@ READERS: dict[str, Callable[[], Reader]] = {
         _folder_manifest(), "m.json", lambda folder: FolderManifest.open(folder / "m.json")
     ),
     "signature": lambda: Reader(
-        {name: _bundles()[name] for name in ("x-folder/model.sig", "x-folder/manifest.json", "key.pub")},
+        {name: data for name, data in _bundles().items() if name.startswith(("x-folder/", "key.pub"))},
         "x-folder/model.sig",
         lambda folder: verify_signature(folder / "x-folder", folder / "x-folder/model.sig", Trust(folder / "key.pub")),
     ),
     "signing key": lambda: Reader(
         {"key.pem": _bundles()["key.pem"]}, "key.pem", lambda folder: keys.load_key(folder / "key.pem")
     ),
-    "apk": lambda: Reader({"x.apk": _bundles()["x.apk"]}, "x.apk", lambda folder: build.verify(folder / "x.apk")),
-    "ipa": lambda: Reader({"x.ipa": _bundles()["x.ipa"]}, "x.ipa", lambda folder: build.verify(folder / "x.ipa")),
+    "apk": lambda: Reader({"x.apk": _bundles()["x.apk"]}, "x.apk", lambda folder: build.verify(folder / "x.apk"), True),
+    "ipa": lambda: Reader({"x.ipa": _bundles()["x.ipa"]}, "x.ipa", lambda folder: build.verify(folder / "x.ipa"), True),
     "bundle manifest": lambda: _signed("manifest.json"),
     "bundle certificate": lambda: _signed("signer.pem"),
     "bundle signature": lambda: _signed("model.sig"),

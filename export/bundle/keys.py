@@ -135,17 +135,16 @@ def load_key(path: Path, password: str | None = None, certificate: Path | None =
             found = x509.load_pem_x509_certificate(_read(certificate) if certificate else data)
         else:
             private, found, _ = pkcs12.load_key_and_certificates(data, secret)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         fix = "check the password and that the file holds a private key and its certificate (PKCS#12 or PEM)"
         raise InputError(f"the signing key cannot be read: {error}", where=path, fix=fix) from error
     if not isinstance(private, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) or found is None:
         raise InputError("the file holds no RSA or elliptic curve key with a certificate", where=path)
+    algorithm_of(found)
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if private.public_key().public_bytes(*form) != found.public_key().public_bytes(*form):
         raise InputError("the certificate belongs to another key", where=certificate or path)
-    key = SigningKey(private, found)
-    algorithm_of(found)
-    return key
+    return SigningKey(private, found)
 
 
 def _read(path: Path) -> bytes:
