@@ -136,8 +136,6 @@ def _encode(document: Document, tokenizer: Tokenizer, begin: int) -> list[int]:
 def spread(groups: Mapping[str, Sequence[Window]]) -> list[Window]:
     """Merge the groups so that each is spread evenly over the whole."""
     placed = [
-        ((i + 0.5) / len(windows), name, window)
-        for name, windows in groups.items()
-        for i, window in enumerate(windows)
+        ((i + 0.5) / len(windows), name, window) for name, windows in groups.items() for i, window in enumerate(windows)
     ]
     return [window for _, _, window in sorted(placed, key=lambda p: p[:2])]

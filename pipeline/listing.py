@@ -10,9 +10,7 @@ from targets.socs import table
 
 def show_targets(console: Console) -> None:
     """Print every target with its runtimes and its chips, the default first."""
-    rows = Table(
-        title="Targets (the first runtime and the first chip are the defaults)", title_justify="left"
-    )
+    rows = Table(title="Targets (the first runtime and the first chip are the defaults)", title_justify="left")
     for heading in ("--target", "--runtime", "--soc", "chip", "memory GB/s"):
         rows.add_column(heading, justify="right" if heading == "memory GB/s" else "left")
     for name, target in table().targets.items():

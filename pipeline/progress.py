@@ -39,9 +39,7 @@ def show_progress(console: Console) -> Iterator[Progress]:
 
 def _finished(console: Console, name: str, started: float) -> None:
     line = f"{name}: done in {time.monotonic() - started:.1f} s"
-    console.print(
-        f"[green]done[/] {escape(name)} [dim]{time.monotonic() - started:.1f} s[/]", highlight=False
-    )
+    console.print(f"[green]done[/] {escape(name)} [dim]{time.monotonic() - started:.1f} s[/]", highlight=False)
     log.info(line)
 
 
@@ -99,7 +97,5 @@ class _PlainTask:
             return
         self._told = now
         left = (now - self._started) / max(self._done, 1) * (self._total - self._done)
-        line = (
-            f"{self._name}: {self._done}/{self._total}, about {left:.0f} s left{f', {note}' if note else ''}"
-        )
+        line = f"{self._name}: {self._done}/{self._total}, about {left:.0f} s left{f', {note}' if note else ''}"
         self._console.print(line, highlight=False, markup=False)

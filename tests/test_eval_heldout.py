@@ -59,13 +59,9 @@ def test_no_text_is_lost_or_doubled(tokenizer: Tokenizer, tmp_path: Path) -> Non
 
 def test_same_seed_same_windows(tokenizer: Tokenizer, bundled: heldout.HeldOut) -> None:
     again = heldout.load([], tokenizer)
-    assert all(
-        np.array_equal(a.tokens, b.tokens) for a, b in zip(bundled.windows, again.windows, strict=True)
-    )
+    assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(bundled.windows, again.windows, strict=True))
     other = heldout.load([], tokenizer, seed=1)
-    assert not all(
-        np.array_equal(a.tokens, b.tokens) for a, b in zip(bundled.windows, other.windows, strict=True)
-    )
+    assert not all(np.array_equal(a.tokens, b.tokens) for a, b in zip(bundled.windows, other.windows, strict=True))
 
 
 def test_chats_are_judged_in_the_template(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -46,9 +46,7 @@ def test_kl_is_exact_for_logits_that_float32_cannot_tell_apart() -> None:
     q = np.array([[1e4, 1e4]])
     a = 1 / (1 + math.exp(1e-4))
     expected = a * math.log(a / 0.5) + (1 - a) * math.log((1 - a) / 0.5)
-    assert metrics.kl_divergence(metrics.log_softmax(p), metrics.log_softmax(q))[0] == pytest.approx(
-        expected, rel=1e-3
-    )
+    assert metrics.kl_divergence(metrics.log_softmax(p), metrics.log_softmax(q))[0] == pytest.approx(expected, rel=1e-3)
 
 
 def test_uniform_model_has_the_vocabulary_as_perplexity() -> None:
@@ -66,9 +64,7 @@ def test_agreement_counts_equal_tops() -> None:
 
 def test_non_finite_logits_give_a_non_finite_kl() -> None:
     bad = np.array([[np.nan, 1.0]])
-    assert math.isnan(
-        metrics.kl_divergence(metrics.log_softmax(np.zeros((1, 2))), metrics.log_softmax(bad))[0]
-    )
+    assert math.isnan(metrics.kl_divergence(metrics.log_softmax(np.zeros((1, 2))), metrics.log_softmax(bad))[0])
 
 
 def correlated(generator: np.random.Generator, groups: int) -> tuple[np.ndarray, np.ndarray]:

@@ -96,9 +96,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "tokenizer too large": (
         lambda m: edit_tensors(
             m,
-            lambda t: t.update(
-                {n: t[n][:6000].clone() for n in ("model.embed_tokens.weight", "lm_head.weight")}
-            ),
+            lambda t: t.update({n: t[n][:6000].clone() for n in ("model.embed_tokens.weight", "lm_head.weight")}),
         ),
         ["tokenizer", "6144", "6000"],
     ),
