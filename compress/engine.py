@@ -1,7 +1,7 @@
 """Quantizing a checkpoint: piece by piece, one block's weights resident, resumable at every piece.
 
-Pieces are written into a hidden folder beside the output, each under the fingerprint of all that it depends
-on; a run that finds pieces of the same fingerprint there goes on behind them. The last step renames the folder.
+Pieces are written into `<out>.partial`, each under the fingerprint of all that it depends on; a run that finds
+pieces of the same fingerprint there goes on behind them. The last step renames the folder.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def quantize(
     found = _finished(out, described["fingerprint"])
     if found is not None:
         return found
-    work = out.with_name(f".{out.name}.partial")
+    work = out.with_name(f"{out.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
     try:
         run = _Run(checkpoint, recipe, work, described["fingerprint"])
