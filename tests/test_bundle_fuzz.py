@@ -67,7 +67,12 @@ def test_damaged_input_is_refused_or_read(name: str) -> None:
         assert readers.allowed(reader, home, reader.seed)
 
         @seed(1)
-        @settings(max_examples=INPUTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=INPUTS,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        )
         @given(st.data())
         def run(data: st.DataObject) -> None:
             readers.allowed(reader, home, damage(data, reader.seed))
