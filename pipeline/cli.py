@@ -18,6 +18,7 @@ from pipeline import (
     compare_commands,
     device_commands,
     history_commands,
+    quantize,
     speed_commands,
     sweep,
     target_commands,
@@ -96,11 +97,11 @@ def export(
             raise InputError("no target is given", fix="add --target snapdragon, or see: bluelm-export targets")
         chosen = {
             "method": method,
-            "bits": _number(bits),
-            "group_size": _number(group_size),
+            "bits": o.number(bits),
+            "group_size": o.number(group_size),
             "symmetric": symmetric,
-            "head_bits": _number(head_bits),
-            "embed_bits": _number(embed_bits),
+            "head_bits": o.number(head_bits),
+            "embed_bits": o.number(embed_bits),
             "samples": samples,
             "length": length,
             "seed": seed,
@@ -116,7 +117,7 @@ def export(
             calibration=tuple(calibration or ()),
             context=context_length,
             chunk=chunk,
-            kv_bits=_number(kv_bits),
+            kv_bits=o.number(kv_bits),
             device_ram=device_ram,
             eval_texts=tuple(eval_text or ()),
             eval_tokens=eval_tokens,
@@ -200,6 +201,7 @@ for commands in (
     device_commands,
     speed_commands,
     history_commands,
+    quantize,
     sweep,
     target_commands,
 ):
@@ -230,10 +232,6 @@ def spread_lists(arguments: Sequence[str]) -> list[str]:
             spread.append(option)
         spread.append(argument)
     return spread
-
-
-def _number(text: str | None) -> int | None:
-    return None if text is None else int(text)
 
 
 def _refuse_options_before(context: typer.Context) -> None:

@@ -206,3 +206,8 @@ Bundle = Annotated[
         rich_help_panel=TRUST,
     ),
 ]
+
+
+def number(text: str | None) -> int | None:
+    """The value of an option that takes one of a few numbers."""
+    return None if text is None else int(text)

@@ -102,7 +102,7 @@ def make_plan(request: Request) -> Plan:
         device_ram_gb=request.device_ram,
     )
     budget = Budget.from_file(request.budget) if request.budget else default_budget(target)
-    checkpoint = Checkpoint.open(_model_folder(request.model))
+    checkpoint = Checkpoint.open(model_folder(request.model))
     tokenizer = checkpoint.tokenizer()
     recipe, context = request.recipe, request.context
     target.check(checkpoint.config, recipe, context=context, chunk=min(request.chunk, context))
@@ -143,7 +143,12 @@ def _slug(recipe: Recipe) -> str:
     return f"{recipe.method}-w{recipe.bits}-{groups}{'' if recipe.symmetric else '-asym'}"
 
 
-def _model_folder(model: Path | None) -> Path:
+def model_folder(model: Path | None) -> Path:
+    """The folder that was named, or the demo's.
+
+    Raises:
+        InputError: it is not a folder.
+    """
     if model is None:
         return demo_checkpoint()
     if not model.is_dir():
