@@ -31,6 +31,7 @@ from compress.layers import Solved, Widths, round_plainly, solve_stage
 from compress.pieces import Piece, read_header, read_linear, write_piece
 from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
+from compress.refine import refine
 from compress.store import (
     EMBED,
     EMBEDDING_FILE,
@@ -150,7 +151,7 @@ class _Run:
     def embedding(self, tokens: Tensor | None) -> Streams | None:
         """The table; and the streams that begin with its rows, for a recipe that reads text."""
         path = self.folder / EMBEDDING_FILE
-        corrects = self.recipe.method == "gptq" and self.recipe.correction > 0
+        corrects = self.recipe.follows_float
         made = self._is_made(path)
         table = self.checkpoint.embedding() if not made or (tokens is not None and corrects) else None
         if made:
@@ -220,14 +221,43 @@ class _Run:
                 hessians = collect_hessians(streams, exact)
                 tensors, scalings = fold_block(self.config, tensors, hessians, self.widths)
             block = DecoderBlock.from_weights(self.config, tensors)
+            inputs = streams.hidden.clone() if self.recipe.refine else None
             for stage, moments in moments_in_order(streams, block, exact):
                 weights = {name: tensors[f"{name}.weight"] for name in stage.linears}
                 for name, result in solve_stage(weights, moments, self.widths, self.recipe).items():
                     result.note.update(scalings.get(stage.name, {}))
                     solved[name] = result
-                    linear = block.get_submodule(name)
-                    linear.weight = nn.Parameter(result.weight.dequantize(), requires_grad=False)
+                    _install(block, name, result.weight)
+            if inputs is not None:
+                self._refine(block, tensors, solved, streams, inputs)
         return solved, {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}
+
+    def _refine(
+        self,
+        block: DecoderBlock,
+        tensors: Mapping[str, Tensor],
+        solved: dict[str, Solved],
+        streams: Streams,
+        inputs: Tensor,
+    ) -> None:
+        """Train the codes of `solved` and run the block again; inputs: float32 [n, T, hidden], the stream in front."""
+        assert streams.exact is not None
+        refined = refine(
+            block,
+            {name: tensors[f"{name}.weight"] for name in solved},
+            {name: result.weight for name, result in solved.items()},
+            inputs,
+            streams.exact,
+            (streams.cos, streams.sin),
+            steps=self.recipe.refine,
+            seed=self.recipe.seed,
+        )
+        for name, weight in refined.weights.items():
+            note = refined.note | {"flipped": round(refined.flipped[name], 4)}
+            solved[name] = Solved(weight, solved[name].note | {"refine": note})
+            _install(block, name, weight)
+        for batch in streams.batches():
+            streams.hidden[batch] = block(inputs[batch], streams.cos, streams.sin)
 
     def _is_made(self, path: Path) -> bool:
         """True for a piece of this very run; a damaged one, or one of another run, is made again."""
@@ -240,6 +270,11 @@ class _Run:
         weights = {name: result.weight for name, result in solved.items()}
         notes = {name: result.note for name, result in solved.items()}
         write_piece(path, Piece(weights, vectors, notes), self.fingerprint)
+
+
+def _install(block: DecoderBlock, name: str, weight: QuantizedTensor) -> None:
+    """Let a linear of the block compute with the quantized weight."""
+    block.get_submodule(name).weight = nn.Parameter(weight.dequantize(), requires_grad=False)
 
 
 def _look_up(table: QuantizedTensor, tokens: Tensor) -> Tensor:

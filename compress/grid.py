@@ -34,7 +34,7 @@ class Grid:
     Attributes:
         scales: float16 [out, groups], positive and finite.
         zeros: uint8 [out, groups]; 2**(bits - 1) everywhere when symmetric.
-        bits: 4 or 8.
+        bits: 4 or 8 (3 for comparisons).
         group_size: columns that share a scale; -1 for one group a row.
     """
 
@@ -136,12 +136,17 @@ def _choose(
     return best_scales, best_zeros
 
 
+def representable(scales: Tensor) -> Tensor:
+    """The nearest positive values that float16 and bfloat16 both hold, as float32 of the same shape."""
+    return scales.clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.bfloat16).to(torch.float16).float()
+
+
 def _span(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """(scales, zeros) whose grid spans [low, high], low <= 0 <= high."""
     half = 2 ** (bits - 1)
     # symmetric codes reach from -half to half - 1: the side that needs more decides
     scales = torch.maximum(high / (half - 1), -low / half) if symmetric else (high - low) / (2 * half - 1)
-    scales = scales.clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.bfloat16).to(torch.float16).float()
+    scales = representable(scales)
     if symmetric:
         return scales, torch.full_like(scales, half)
     return scales, torch.round(-low / scales).clamp_(0, 2 * half - 1)

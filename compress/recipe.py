@@ -14,7 +14,8 @@ from bluelm.errors import InputError
 
 PRESETS = Path(__file__).parent / "presets"
 
-Bits = Literal[4, 8]
+Bits = Literal[3, 4, 8]
+TableBits = Literal[4, 8]
 GroupSize = Literal[32, 64, 128, -1]
 
 
@@ -23,7 +24,7 @@ class Recipe(BaseModel):
 
     Attributes:
         method: rtn (round to nearest), gptq or awq, for the linears of the blocks.
-        bits: width of the blocks' linears.
+        bits: width of the blocks' linears; 3 is for comparing quantizers, no target takes it.
         group_size: columns that share a scale; -1 for one scale a row.
         symmetric: zero points all in the middle.
         grid: how scales are chosen. minmax: the group's extremes. mse: the span of least squared error, in the
@@ -34,6 +35,7 @@ class Recipe(BaseModel):
         act_order: GPTQ rounds the columns of the most excited inputs first; groups stay in place.
         correction: how far GPTQ's o_proj and down_proj make up for errors that earlier layers left in the
             stream: 0 not at all (plain GPTQ, one forward pass less), 1 as far as least squares goes.
+        refine: steps of learned rounding a block behind gptq or awq, 0 for none; 200 are plenty.
         samples, length, seed: calibration windows, tokens in each, and the seed that picks them.
     """
 
@@ -44,12 +46,13 @@ class Recipe(BaseModel):
     group_size: GroupSize = 32
     symmetric: bool = True
     grid: Literal["minmax", "mse"] = "mse"
-    head_bits: Bits = 8
+    head_bits: TableBits = 8
     head_group_size: GroupSize = -1
-    embed_bits: Bits = 8
+    embed_bits: TableBits = 8
     damping: float = Field(default=0.01, gt=0, le=1)
     act_order: bool = True
     correction: float = Field(default=0.5, ge=0, le=1)
+    refine: int = Field(default=0, ge=0)
     samples: int = Field(default=128, ge=1)
     length: int = Field(default=512, ge=2)
     seed: int = Field(default=0, ge=0)
@@ -60,6 +63,12 @@ class Recipe(BaseModel):
         if isinstance(values, dict) and values.get("method") == "rtn":
             return {"grid": "minmax", **values}
         return values
+
+    @model_validator(mode="after")
+    def _refining_needs_text(self) -> Self:
+        if self.refine and not self.reads_text:
+            raise ValueError("round to nearest reads no text to be refined on; choose gptq or awq")
+        return self
 
     @classmethod
     def make(cls, values: dict[str, Any], where: object = None) -> Self:
@@ -109,6 +118,11 @@ class Recipe(BaseModel):
     def reads_text(self) -> bool:
         """True when the codes depend on calibration text."""
         return self.method != "rtn"
+
+    @property
+    def follows_float(self) -> bool:
+        """True when the float model's stream is walked beside the quantized one's."""
+        return self.reads_text and (self.refine > 0 or (self.method != "awq" and self.correction > 0))
 
     def digest(self) -> str:
         """Hex SHA-256 of every value."""

@@ -105,6 +105,8 @@ def make_plan(request: Request) -> Plan:
     checkpoint = Checkpoint.open(model_folder(request.model))
     tokenizer = checkpoint.tokenizer()
     recipe, context = request.recipe, request.context
+    if recipe.bits == 3:
+        raise InputError("3 bits are for comparing quantizers; no target takes them", fix="choose 4 or 8 bits")
     target.check(checkpoint.config, recipe, context=context, chunk=min(request.chunk, context))
     trusted = Trust(request.public_key, request.certificate_chain)
     named = request.public_key or request.certificate_chain

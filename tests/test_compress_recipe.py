@@ -49,7 +49,7 @@ def test_dumped_recipe_reads_back() -> None:
     [
         ({"group_sise": 32}, "did you mean 'group_size'"),
         ({"colour": 1}, "known keys"),
-        ({"bits": 3}, "bits = 3"),
+        ({"bits": 5}, "bits = 5"),
         ({"bits": "4"}, "bits = '4'"),
         ({"group_size": 48}, "group_size = 48"),
         ({"method": "magic"}, "method = 'magic'"),

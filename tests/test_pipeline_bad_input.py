@@ -162,3 +162,12 @@ def test_bad_options(
     for words in told:
         assert words in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_three_bits_are_for_no_phone(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "w3.yaml").write_text("bits: 3\n")
+    recipe = ["--recipe", str(tmp_path / "w3.yaml")]
+    out = tmp_path / "dist"
+    assert call(["--target", "generic-arm64", "--model", str(model), "--out", str(out), *recipe]) == 2
+    assert "choose 4 or 8 bits" in capfd.readouterr().err
+    assert not out.exists()

@@ -1,0 +1,145 @@
+"""Learned rounding: codes and scales of one block, trained so that the block answers as the float model does.
+
+GPTQ solves one linear at a time for the squared error of its own output. Here all linears of a block are moved
+together, for a few hundred steps, towards what the float model's stream is behind the block; the stream in front is
+the quantized model's, so that errors of earlier blocks are made up for as well. Codes are trained through their
+rounding by the straight-through estimator, in the spirit of AdaRound (Nagel et al., 2020, arXiv 2004.10568) and
+auto-round's SignRound (Cheng et al., 2023, arXiv 2309.05516), but from GPTQ's codes on, and with Adam.
+
+What follows a block reads it through an RMSNorm, which divides each token by its own size. The loss does so too,
+else the few tokens with huge activations would be all that is trained for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from bluelm.model import DecoderBlock
+from compress.grid import representable
+from compress.quantized import QuantizedTensor
+
+MARGIN = 0.4  # how far from its code a latent may begin: 0.5 would be at the edge, where noise flips it
+CODE_RATE = 5e-3  # codes a step, falling to 0
+SCALE_RATE = 5e-4  # share of the scale a step, falling to 0
+BATCH_TOKENS = 1024  # tokens in one step
+SMALLEST = 1e-9  # mean square of a token's stream below which it counts as this
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What training came to.
+
+    Attributes:
+        weights: by local name, of the widths and zero points that they had.
+        flipped: share of the codes that changed, by local name.
+        before, after: the loss, over the tokens that were trained on first and last.
+    """
+
+    weights: dict[str, QuantizedTensor]
+    flipped: dict[str, float]
+    before: float
+    after: float
+
+    @property
+    def note(self) -> dict[str, float]:
+        """The loss, as plain values for the report."""
+        return {"loss_before": float(f"{self.before:.4g}"), "loss_after": float(f"{self.after:.4g}")}
+
+
+class _Latent:
+    """A quantized weight whose codes and scales are real numbers."""
+
+    def __init__(self, weight: Tensor, solved: QuantizedTensor) -> None:
+        """weight: float32 [out, in], what was quantized."""
+        self.solved = solved
+        rows, columns = solved.shape
+        self.grouped = (rows, solved.groups, columns // solved.groups)
+        self.scales = solved.scales.float().unsqueeze(-1)  # [out, groups, 1]
+        self.zeros = solved.zeros.float().unsqueeze(-1)
+        codes = solved.codes.float().view(self.grouped)
+        wanted = weight.view(self.grouped) / self.scales + self.zeros
+        self.codes = torch.clamp(wanted, codes - MARGIN, codes + MARGIN).requires_grad_()
+        self.stretch = torch.ones_like(self.scales).requires_grad_()
+
+    def dequantize(self) -> Tensor:
+        """float32 [out, in]; gradients go through the rounding as if it were not there."""
+        rounded = self.codes + (self.codes.round() - self.codes).detach()
+        largest = 2**self.solved.bits - 1
+        return ((rounded.clamp(0, largest) - self.zeros) * (self.scales * self.stretch)).view(self.solved.shape)
+
+    def freeze(self) -> tuple[QuantizedTensor, float]:
+        """(the weight, share of codes that changed)."""
+        old = self.solved
+        codes = self.codes.detach().round().clamp(0, 2**old.bits - 1).to(torch.uint8).view(old.shape)
+        scales = representable((self.scales * self.stretch).detach().squeeze(-1))
+        flipped = (codes != old.codes).float().mean().item()
+        return QuantizedTensor(codes, scales.to(torch.float16), old.zeros, old.bits, old.group_size), flipped
+
+
+def refine(
+    block: DecoderBlock,
+    weights: Mapping[str, Tensor],
+    solved: Mapping[str, QuantizedTensor],
+    inputs: Tensor,
+    targets: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    *,
+    steps: int,
+    seed: int,
+) -> Refined:
+    """Train the codes and scales of a block's linears.
+
+    Args:
+        block: with the norms and biases that ship; its linears are not read.
+        weights: float32 [out, in] by local name, what was quantized.
+        solved: the codes to start from, by the same names.
+        inputs: float32 [n, T, hidden], the quantized model's stream in front of the block.
+        targets: float32 [n, T, hidden], the float model's stream behind it.
+        rotary: (cos, sin) of T positions.
+        steps: of about `BATCH_TOKENS` tokens each.
+        seed: picks the samples of each step; the same seed gives the same codes.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        latents = {name: _Latent(weights[name].clone(), solved[name]) for name in solved}
+        learned = {f"{name}.weight" for name in solved}
+        fixed = {name: value.clone() for name, value in block.state_dict().items() if name not in learned}
+        cos, sin = (table.clone() for table in rotary)
+        trained = [
+            {"params": [latent.codes for latent in latents.values()], "lr": CODE_RATE},
+            {"params": [latent.stretch for latent in latents.values()], "lr": SCALE_RATE},
+        ]
+        optimizer = torch.optim.Adam(trained, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        order = torch.Generator().manual_seed(seed)
+        batch = max(1, BATCH_TOKENS // inputs.shape[1])
+        losses: list[float] = []
+        for _ in range(steps):
+            picked = torch.randperm(len(inputs), generator=order)[:batch]
+            wanted = targets[picked].float()
+            rounded = {f"{name}.weight": latent.dequantize() for name, latent in latents.items()}
+            answer = functional_call(block, {**fixed, **rounded}, (inputs[picked].float(), cos, sin))
+            loss = relative_error(answer, wanted)
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            (loss / losses[0]).backward()
+            optimizer.step()
+            schedule.step()
+        frozen = {name: latent.freeze() for name, latent in latents.items()}
+    tail = max(1, steps // 10)
+    return Refined(
+        {name: weight for name, (weight, _) in frozen.items()},
+        {name: flipped for name, (_, flipped) in frozen.items()},
+        sum(losses[:tail]) / tail,
+        sum(losses[-tail:]) / tail,
+    )
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over tokens of |found - wanted|² / |wanted|², both float32 [..., hidden]."""
+    size = wanted.square().mean(-1).clamp_min(SMALLEST)
+    return ((found - wanted).square().mean(-1) / size).mean()
