@@ -56,7 +56,8 @@ class GenaiBackend(CpuBackend):
     ) -> Artifact:
         from export import onnx_genai
 
-        return onnx_genai.export(quantized, folder, context=context, progress=progress)
+        # 8-bit activations, as the runtime's own model builder chooses: seven times the tokens/s of level 0
+        return onnx_genai.export(quantized, folder, context=context, accuracy_level=4, progress=progress)
 
 
 class GgufBackend(CpuBackend):

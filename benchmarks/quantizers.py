@@ -1,0 +1,226 @@
+"""Ours beside the peers: seconds, peak memory and what is lost, from the same checkpoint, tokens and evaluator.
+
+    python -m benchmarks.quantizers OUT --train corpus_train.jsonl.gz --text corpus_heldout.jsonl.gz --peers DIR
+                                        [--model FOLDER] [--only WORDS]
+
+DIR holds one virtual environment a peer (`--setup` makes them): llmcompressor, gptqmodel, autoround. Every quantizer
+runs in a process of its own with two threads, 128 windows of 256 tokens of the training corpus; embedding, last norm
+and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. Figures gather in
+OUT/figures.jsonl, so that a run may be cut in parts by `--only`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.peer_exports import llama_folder
+from benchmarks.quality import LENGTH, FloatEnds, held_out, judge, log_probabilities
+from bluelm.checkpoint import Checkpoint
+from bluelm.files import demo_checkpoint
+from bluelm.model import Decoder
+from bluelm.tokenizer import Tokenizer
+from bluelm.weights import LINEARS
+
+WINDOWS = 128
+WORKERS = Path(__file__).parent / "peers"
+PACKAGES = {
+    "llmcompressor": ["llmcompressor==0.14.0"],
+    "autoround": ["auto-round==0.16.1"],
+    "gptqmodel": [
+        *(
+            "accelerate",
+            "transformers>=5,<6",
+            "device-smi",
+            "pypcre",
+            "tokenicer",
+            "logbar",
+            "defuser",
+            "torchao==0.18.0",
+        ),
+        *("datasets", "dill", "threadpoolctl", "ninja", "pillow", "protobuf", "jinja2", "requests", "sentencepiece"),
+    ],
+}
+# (bits, group size, symmetric)
+SETTINGS = {"4-bit g32 sym": (4, 32, True), "4-bit g32 asym": (4, 32, False), "4-bit g128 sym": (4, 128, True)}
+SETTINGS["3-bit g32 sym"] = (3, 32, True)
+# name -> (environment, worker), or our recipe's values
+QUANTIZERS: dict[str, tuple[str, str] | dict[str, Any]] = {
+    "round to nearest": {"method": "rtn"},
+    "llm-compressor GPTQ": ("llmcompressor", "llmcompressor_gptq.py"),
+    "GPTQModel GPTQ": ("gptqmodel", "gptqmodel_gptq.py"),
+    "ours GPTQ": {"method": "gptq"},
+    "auto-round 200 steps": ("autoround", "autoround.py"),
+    "ours GPTQ, refine 200": {"method": "gptq", "refine": 200},
+    "ours AWQ": {"method": "awq"},
+}
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A checkpoint whose blocks' linears are given."""
+
+    ends: Checkpoint
+    weights: Mapping[str, Tensor]
+
+    @property
+    def config(self) -> Any:
+        return self.ends.config
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        prefix = f"model.layers.{index}."
+        own = self.ends.block(index)
+        return own | {n: self.weights[f"{prefix}{n}"] for n in own if f"{prefix}{n}" in self.weights}
+
+
+def main() -> None:
+    options = _options()
+    if options.setup:
+        setup(options.peers)
+    if options.ours:
+        ours(options.model, options.tokens, options.out, json.loads(options.ours))
+        return
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = Checkpoint.open(options.model)
+    tokenizer = checkpoint.tokenizer()
+    save_file({"tokens": training_windows(options.train, tokenizer)}, out / "tokens.safetensors")
+    folder = llama_folder(checkpoint, out / "llama")
+    windows = held_out(options.text, tokenizer, options.windows)
+    reference = list(log_probabilities(Decoder.from_weights(checkpoint), windows))
+    print(
+        "| setting | quantizer | KL | top-1 | perplexity / float | s | CPU s | MiB |\n|---|---|---|---|---|---|---|---|"
+    )
+    for setting, (bits, group_size, symmetric) in SETTINGS.items():
+        for name, how in QUANTIZERS.items():
+            if not all(word in f"{setting} {name}" for word in options.only.split(",")):
+                continue
+            made = out / "weights.safetensors"
+            if isinstance(how, dict):
+                values = {**how, "bits": bits, "group_size": group_size, "symmetric": symmetric}
+                arguments = ["-m", "benchmarks.quantizers", str(made), "--model", str(options.model)]
+                arguments += ["--tokens", str(out / "tokens.safetensors"), "--ours", json.dumps(values)]
+                figures = _run([sys.executable, *arguments], out / "log.txt")
+            else:
+                python = options.peers / how[0] / "bin" / "python"
+                symmetry = "sym" if symmetric else "asym"
+                arguments = [
+                    str(folder),
+                    str(out / "tokens.safetensors"),
+                    str(made),
+                    str(bits),
+                    str(group_size),
+                    symmetry,
+                ]
+                figures = _run([str(python), str(WORKERS / how[1]), *arguments], out / "log.txt")
+            if figures is None:
+                print(f"| {setting} | {name} | failed, see {out / 'log.txt'} | | | | | |", flush=True)
+                continue
+            weights = FloatEnds(Replaced(checkpoint, load_file(made)), checkpoint)
+            loss = judge(reference, log_probabilities(Decoder.from_weights(weights), windows), windows)
+            shown = (
+                f"{loss.kl.value:.5f} ± {loss.kl.error:.5f} | {loss.top1.value:.4f} | {loss.perplexity_ratio.value:.4f}"
+            )
+            cost = f"{figures['seconds']:.1f} | {figures['cpu_seconds']:.1f} | {figures['MiB']:.0f}"
+            print(f"| {setting} | {name} | {shown} | {cost} |", flush=True)
+            row = {"setting": setting, "quantizer": name, "kl": loss.kl.value, "top1": loss.top1.value, **figures}
+            with (out / "figures.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def ours(model: Path, tokens: Path, out: Path, values: dict[str, Any]) -> None:
+    """Quantize in this process, as the peers' workers do."""
+    from calibration.samples import CalibrationReport, Samples
+    from compress.engine import quantize
+    from compress.recipe import Recipe
+
+    torch.set_num_threads(2)
+    checkpoint, windows = Checkpoint.open(model), load_file(tokens)["tokens"]
+    count = len(windows)
+    about = CalibrationReport("given", "", count, 0, count, LENGTH, count * LENGTH, 0, 0.0, 0.0, 0.0, 0.0, ())
+    folder = out.with_name("ours")
+    shutil.rmtree(folder, ignore_errors=True)
+    begin, cpu = time.perf_counter(), time.process_time()
+    quantized = quantize(checkpoint, Samples(windows, about), Recipe.make({**values, "length": LENGTH}), folder)
+    figures = {
+        "seconds": time.perf_counter() - begin,
+        "cpu_seconds": time.process_time() - cpu,
+        "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    names = [f"model.layers.{layer}.{name}" for layer in range(checkpoint.config.num_layers) for name in LINEARS]
+    found = {f"{name}.weight": quantized.linear(name).dequantize() for name in names}
+    for layer in range(checkpoint.config.num_layers):  # AWQ's foldings change the norms as well
+        local = quantized.block(layer)
+        found |= {f"model.layers.{layer}.{name}": value for name, value in local.items() if value.ndim == 1}
+    save_file(found, out)
+    print(json.dumps(figures))
+
+
+def training_windows(path: Path, tokenizer: Tokenizer) -> Tensor:
+    """int64 [128, 256]: windows evenly spread over the corpus, its documents laid end to end."""
+    stream: list[int] = []
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            stream += [*tokenizer.encode(json.loads(line)["text"], bos=True, marks=True), tokenizer.eos or 0]
+            if len(stream) > 40 * WINDOWS * LENGTH:
+                break
+    windows = torch.tensor(stream[: len(stream) // LENGTH * LENGTH]).view(-1, LENGTH)
+    return windows[torch.linspace(0, len(windows) - 1, WINDOWS).round().long()]
+
+
+def setup(folder: Path) -> None:
+    """One environment a peer; torch first, so that pip does not fetch another one."""
+    for name, packages in PACKAGES.items():
+        pip = [str(folder / name / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
+        subprocess.run([*pip, "torch==2.13.0"], check=True)
+        subprocess.run([*pip, "torch==2.13.0", *packages], check=True)
+        if name == "gptqmodel":  # it declares a newer torch than there is for CPUs
+            subprocess.run([*pip, "--no-deps", "gptqmodel==7.7.0"], check=True)
+
+
+def _run(command: list[str], log: Path) -> dict[str, float] | None:
+    """Figures that a worker printed last, or None where it failed; what it said is appended to the log."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    with log.open("a") as file:
+        file.write(f"{command}\n{ran.stdout}\n{ran.stderr}\n")
+    if ran.returncode:
+        return None
+    return json.loads(next(line for line in reversed(ran.stdout.splitlines()) if line.startswith('{"seconds"')))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", type=Path, default=demo_checkpoint())
+    parser.add_argument("--train", type=Path, help="calibration documents, .jsonl.gz")
+    parser.add_argument("--text", type=Path, help="held-out documents, .jsonl.gz")
+    parser.add_argument("--windows", type=int, default=128, help="held-out windows")
+    parser.add_argument("--peers", type=Path, default=Path("peers"), help="folder of the peers' environments")
+    parser.add_argument("--setup", action="store_true", help="make the environments first")
+    parser.add_argument(
+        "--only", default="", help="words, separated by commas, that setting and quantizer must contain"
+    )
+    parser.add_argument("--ours", help=argparse.SUPPRESS)
+    parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
