@@ -67,9 +67,7 @@ class Synthetic:
         codes = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
         groups = 1 if group == -1 else shape[1] // group
         scales = torch.full((shape[0], groups), 0.01, dtype=torch.float16)
-        return QuantizedTensor(
-            codes, scales, torch.full_like(scales, 2 ** (bits - 1), dtype=torch.uint8), bits, group
-        )
+        return QuantizedTensor(codes, scales, torch.full_like(scales, 2 ** (bits - 1), dtype=torch.uint8), bits, group)
 
 
 def peak_mb() -> float:

@@ -49,9 +49,7 @@ def weight_trial(bits: int, block: int, kind: str) -> Trial:
     groups = COLUMNS // block if block else 1
     grouped = weight.reshape(groups, -1, ROWS)
     top = 2 ** (bits - 1) - 1
-    scales = (
-        (np.abs(grouped).max(1) / (top - 3 * (kind == "asymmetric"))).astype(np.float16).astype(np.float32)
-    )
+    scales = (np.abs(grouped).max(1) / (top - 3 * (kind == "asymmetric"))).astype(np.float16).astype(np.float32)
     zeros = random.integers(-3, 4, scales.shape) if kind == "asymmetric" else np.zeros(scales.shape, np.int64)
     codes = np.clip(np.rint(grouped / scales[:, None]) + zeros[:, None], -top - 1, top)
     exact = ((codes - zeros[:, None]) * scales[:, None].astype(np.float64)).reshape(COLUMNS, ROWS)
@@ -140,15 +138,11 @@ def run(trial: Trial, chip: Chip, folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--soc", default="SM8650")
     chip = chip_of(find_soc(parser.parse_args().soc))
     kinds = ("symmetric", "zeros", "asymmetric")
-    trials = [
-        weight_trial(bits, block, kind) for bits in (4, 8) for block in (32, 64, 128, 0) for kind in kinds
-    ]
+    trials = [weight_trial(bits, block, kind) for bits in (4, 8) for block in (32, 64, 128, 0) for kind in kinds]
     trials += [activation_trial(dtype) for dtype in ("uint16", "int16", "uint8", "int8")]
     print("| trial | relative error |\n|---|---|")
     with tempfile.TemporaryDirectory() as folder:

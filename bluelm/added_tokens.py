@@ -37,23 +37,18 @@ def read_added_tokens(folder: Path) -> list[AddedToken]:
     """
     where = folder / "added_tokens.json"
     found = [
-        _token(text, {"content": text}, number, where)
-        for text, number in optional_json(folder, where.name).items()
+        _token(text, {"content": text}, number, where) for text, number in optional_json(folder, where.name).items()
     ]
     where = folder / "tokenizer_config.json"
     decoder = optional_json(folder, where.name).get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise InputError("added_tokens_decoder must be an object", where=where)
-    found += [
-        _token(key, token, int(key) if key.isdecimal() else None, where) for key, token in decoder.items()
-    ]
+    found += [_token(key, token, int(key) if key.isdecimal() else None, where) for key, token in decoder.items()]
     texts: dict[str, AddedToken] = {}
     ids: dict[int, str] = {}
     for token in found:  # the decoder knows more about a token and comes last
         if texts.get(token.text, token).id != token.id or ids.get(token.id, token.text) != token.text:
-            raise InputError(
-                f"added token {token.text!r} (id {token.id}) is given twice, differently", where=folder
-            )
+            raise InputError(f"added token {token.text!r} (id {token.id}) is given twice, differently", where=folder)
         texts[token.text], ids[token.id] = token, token.text
     return sorted(texts.values(), key=lambda token: token.id)
 
@@ -62,9 +57,7 @@ def _token(name: str, token: Any, number: Any, where: Path) -> AddedToken:
     text = token.get("content") if isinstance(token, dict) else None
     good_id = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_ID
     if not isinstance(text, str) or not text or not good_id:
-        raise InputError(
-            f"added token {name!r} must have a text and an id", where=where, fix="fetch the file again"
-        )
+        raise InputError(f"added token {name!r} must have a text and an id", where=where, fix="fetch the file again")
     return AddedToken(text, number, token.get("lstrip") is True, token.get("rstrip") is True)
 
 
@@ -76,7 +69,6 @@ def splitter(tokens: Sequence[AddedToken]) -> re.Pattern[str] | None:
     space = r"\s*"
     return re.compile(
         "|".join(
-            f"{space * t.lstrip}(?P<t{i}>{re.escape(t.text)}){space * t.rstrip}"
-            for i, t in enumerate(longest_first)
+            f"{space * t.lstrip}(?P<t{i}>{re.escape(t.text)}){space * t.rstrip}" for i, t in enumerate(longest_first)
         )
     )

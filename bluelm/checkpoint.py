@@ -57,9 +57,7 @@ class Checkpoint:
         }
         table = file_name(config, EMBED)
         if table not in tensors:
-            raise InputError(
-                f"{table} is missing", where=folder, fix="the folder must hold the whole language model"
-            )
+            raise InputError(f"{table} is missing", where=folder, fix="the folder must hold the whole language model")
         config = replace(config, vocab_size=_rows(table, tensors[table]))
         _check(config, tensors, folder)
         return Checkpoint(folder, config, tensors)
@@ -186,9 +184,7 @@ def file_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _rows(name: str, embedding: TensorInfo) -> int:
     if len(embedding.shape) != 2 or not embedding.shape[0]:
-        raise InputError(
-            f"{name} has shape {list(embedding.shape)}, not [rows, hidden]", where=embedding.file
-        )
+        raise InputError(f"{name} has shape {list(embedding.shape)}, not [rows, hidden]", where=embedding.file)
     return embedding.shape[0]
 
 
@@ -205,8 +201,7 @@ def _check(config: ModelConfig, tensors: Mapping[str, TensorInfo], folder: Path)
     extra = sorted(name for name in tensors if name not in shapes)
     if extra:
         raise InputError(
-            f"{extra[0]} does not belong to this model"
-            + (f" (and {len(extra) - 1} more)" if extra[1:] else ""),
+            f"{extra[0]} does not belong to this model" + (f" (and {len(extra) - 1} more)" if extra[1:] else ""),
             where=tensors[extra[0]].file,
             fix=_extra_fix(extra[0]),
         )

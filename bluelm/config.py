@@ -83,9 +83,7 @@ class ModelConfig:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise InputError(
-                "no such checkpoint folder", where=folder, fix="give the folder that holds config.json"
-            )
+            raise InputError("no such checkpoint folder", where=folder, fix="give the folder that holds config.json")
         if not (folder / "config.json").exists():
             raise InputError(
                 "the folder has no config.json",
@@ -108,9 +106,7 @@ class ModelConfig:
             raise fields.error(f"hidden_size {hidden} is not divisible by num_attention_heads {heads}")
         kv_heads = fields.optional_size("num_key_value_heads") or heads
         if heads % kv_heads:
-            raise fields.error(
-                f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}"
-            )
+            raise fields.error(f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}")
         head_dim = head_dim or hidden // heads
         if head_dim % 2:
             raise fields.error(f"the head dimension {head_dim} is odd; rotary embeddings turn pairs")
@@ -159,9 +155,7 @@ class ModelConfig:
             "tie_word_embeddings": self.tie_word_embeddings,
             "use_stable_embedding": self.embedding_layer_norm,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": list(self.eos_token_ids)
-            if len(self.eos_token_ids) != 1
-            else self.eos_token_ids[0],
+            "eos_token_id": list(self.eos_token_ids) if len(self.eos_token_ids) != 1 else self.eos_token_ids[0],
             "pad_token_id": self.pad_token_id,
             **({"add_qkv_bias": True} if self.qkv_bias else {}),
         }
@@ -194,9 +188,7 @@ class _Fields:
         if value is None:
             raise self.error(f"{name} is missing", fix="take config.json from the original checkpoint")
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-            raise self.error(
-                f"{name} must be a whole number from {minimum} to {maximum}, found {_short(value)}"
-            )
+            raise self.error(f"{name} must be a whole number from {minimum} to {maximum}, found {_short(value)}")
         return value
 
     def size(self, name: str, default: int | None = None, maximum: int = MAX_SIZE) -> int:
@@ -279,16 +271,12 @@ def _refuse_unsupported(fields: _Fields, row: Architecture) -> None:
             )
     activation = fields.data.get("hidden_act")
     if activation not in (None, "silu", "swish"):
-        raise fields.error(
-            f"hidden_act {_short(activation)} is not supported", fix="BlueLM and Llama use silu"
-        )
+        raise fields.error(f"hidden_act {_short(activation)} is not supported", fix="BlueLM and Llama use silu")
     for name in ("attention_bias", "mlp_bias"):
         if fields.flag(name):
             raise fields.error(f"{name} is true; linears with biases are not supported")
     if fields.data.get("quantization_config") is not None:
-        raise fields.error(
-            "the checkpoint is quantized already", fix="give the float checkpoint it was made from"
-        )
+        raise fields.error("the checkpoint is quantized already", fix="give the float checkpoint it was made from")
 
 
 def _rope(fields: _Fields, max_position: int, head_dim: int) -> tuple[float, RopeScaling | None]:

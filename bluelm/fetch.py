@@ -57,9 +57,7 @@ class HuggingFace:
         try:
             import huggingface_hub
         except ImportError as error:
-            raise UnavailableError(
-                "huggingface_hub is missing", fix="pip install 'bluelm-export[hub]'"
-            ) from error
+            raise UnavailableError("huggingface_hub is missing", fix="pip install 'bluelm-export[hub]'") from error
         self._client: Any = huggingface_hub
         self.address = (address or huggingface_hub.constants.ENDPOINT).rstrip("/")
 
@@ -104,9 +102,7 @@ class ModelScope:
             from modelscope_hub import errors
             from modelscope_hub.api import HubApi
         except ImportError as error:
-            raise UnavailableError(
-                "modelscope-hub is missing", fix="pip install 'bluelm-export[hub]'"
-            ) from error
+            raise UnavailableError("modelscope-hub is missing", fix="pip install 'bluelm-export[hub]'") from error
         self.address = (address or "https://www.modelscope.cn").rstrip("/")
         self._errors: Any = errors
         self._api: Any = HubApi(endpoint=self.address)
@@ -176,9 +172,7 @@ def fetch(
         UnavailableError: hub or mirror cannot be reached.
     """
     if out.exists():
-        raise InputError(
-            "the output exists", where=out, fix="name another folder, or `bluelm-export verify` it"
-        )
+        raise InputError("the output exists", where=out, fix="name another folder, or `bluelm-export verify` it")
     server = mirror or hub
     if pinned is None:
         commit, files = hub.listing(repo, revision)
@@ -235,9 +229,7 @@ def _download(
     return found
 
 
-def _fetch_one(
-    server: Hub, repo: str, commit: str, path: str, listed: Listed, folder: Path
-) -> Difference | None:
+def _fetch_one(server: Hub, repo: str, commit: str, path: str, listed: Listed, folder: Path) -> Difference | None:
     try:
         server.download(repo, commit, path, folder)
     except Missing:

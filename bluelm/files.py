@@ -37,9 +37,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         InputError: `path` exists and is a file.
     """
     if path.exists() and not path.is_dir():
-        raise InputError(
-            "the output exists and is not a folder", where=path, fix="name another output folder"
-        )
+        raise InputError("the output exists and is not a folder", where=path, fix="name another output folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -84,9 +82,7 @@ def member(folder: Path, name: str) -> Path:
     try:
         resolved = path.resolve(strict=True)
     except FileNotFoundError:
-        raise InputError(
-            f"the file {name!r} is missing", where=folder, fix="complete the checkpoint"
-        ) from None
+        raise InputError(f"the file {name!r} is missing", where=folder, fix="complete the checkpoint") from None
     except (OSError, RuntimeError, ValueError) as error:  # link loops, names too long, zero bytes in names
         raise InputError(f"the file {name!r} cannot be opened: {error}", where=folder) from None
     homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]

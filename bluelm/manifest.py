@@ -57,11 +57,7 @@ class FolderManifest(BaseModel):
     @classmethod
     def _plain_paths(cls, files: dict[str, PinnedFile]) -> dict[str, PinnedFile]:
         for path in files:
-            if (
-                path.startswith("/")
-                or "\\" in path
-                or any(part in ("", ".", "..") for part in path.split("/"))
-            ):
+            if path.startswith("/") or "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
                 raise ValueError(f"{path!r} is not a path inside the folder")
         return files
 
@@ -72,9 +68,7 @@ class FolderManifest(BaseModel):
         Raises:
             InputError: links or special files.
         """
-        files = {
-            name: PinnedFile(bytes=path.stat().st_size, sha256=sha256(path)) for name, path in walk(folder)
-        }
+        files = {name: PinnedFile(bytes=path.stat().st_size, sha256=sha256(path)) for name, path in walk(folder)}
         return cls(origin=origin, files=files)
 
     @classmethod

@@ -74,14 +74,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
         self.o_proj = nn.Linear(wide, config.hidden_size, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         return self.o_proj(self.mix(x, cos, sin, cache, layer))  # [B, T, hidden]
 
-    def mix(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
+    def mix(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """What o_proj reads: the heads' mixed values side by side, [B, T, H * D]."""
         batch, new, _ = x.shape  # [B, T, hidden]
         queries = self.q_proj(x).view(batch, new, -1, self.head_dim).transpose(1, 2)  # [B, H, T, D]
@@ -134,9 +130,7 @@ class DecoderBlock(nn.Module):
         block.load_state_dict(tensors, assign=True)
         return block.requires_grad_(False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """x [B, T, hidden], cos and sin [T, D] of the new positions -> [B, T, hidden]."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))

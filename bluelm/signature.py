@@ -44,9 +44,7 @@ def sign(name: str, digests: Mapping[str, str], private: ec.EllipticCurvePrivate
     return _encode(_payload(name, digests), private.public_key(), _ecdsa(private))
 
 
-def verify_exact(
-    raw: bytes, name: str, digests: Mapping[str, str], public: ec.EllipticCurvePublicKey
-) -> None:
+def verify_exact(raw: bytes, name: str, digests: Mapping[str, str], public: ec.EllipticCurvePublicKey) -> None:
     """Check a signature that `sign` made, down to each byte of its file.
 
     Raises:
@@ -111,16 +109,12 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
     """SHA-256 by path that a valid signature names."""
     _, _, _, ec_key, certificate, bundle = _library()
     if trust.public_key is None and not trust.certificates:
-        raise InputError(
-            "nothing to trust was given", fix="give --public-key FILE or --certificate-chain FILE"
-        )
+        raise InputError("nothing to trust was given", fix="give --public-key FILE or --certificate-chain FILE")
     try:
         if signature.stat().st_size > MAX_BYTES:
             raise ValueError("the file is too large for a signature")
         verifier = (
-            ec_key.Verifier(trust.public_key)
-            if trust.public_key
-            else certificate.Verifier(list(trust.certificates))
+            ec_key.Verifier(trust.public_key) if trust.public_key else certificate.Verifier(list(trust.certificates))
         )
         signed = verifier.verify(bundle.Signature.read(signature))
         digests = {item.identifier: item.digest.digest_hex for item in signed.resource_descriptors()}
@@ -131,9 +125,7 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"the signature is not valid: {reason}", where=where) from error
     if algorithms - {"sha256"}:
-        raise InputError(
-            f"the signature uses {sorted(algorithms)}, only sha256 by file is known", where=where
-        )
+        raise InputError(f"the signature uses {sorted(algorithms)}, only sha256 by file is known", where=where)
     return digests
 
 
@@ -143,9 +135,7 @@ def _payload(name: str, digests: Mapping[str, str]) -> Any:
     kind = manifest.SerializationType.from_args(
         {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": ["model.sig"]}
     )
-    items = [
-        kind.new_item(path, hashing.Digest("sha256", bytes.fromhex(hex_))) for path, hex_ in digests.items()
-    ]
+    items = [kind.new_item(path, hashing.Digest("sha256", bytes.fromhex(hex_))) for path, hex_ in digests.items()]
     return signing.Payload(manifest.Manifest(name, items, kind))
 
 
@@ -182,7 +172,5 @@ def _encode(payload: Any, public: ec.EllipticCurvePublicKey, signer: Any) -> byt
     )
     hint = hashlib.sha256(_pem(public)).hexdigest()
     material = v1.VerificationMaterial(public_key=common.PublicKeyIdentifier(hint=hint), tlog_entries=[])
-    whole = v1.Bundle(
-        media_type=bundle._BUNDLE_MEDIA_TYPE, verification_material=material, dsse_envelope=envelope
-    )
+    whole = v1.Bundle(media_type=bundle._BUNDLE_MEDIA_TYPE, verification_material=material, dsse_envelope=envelope)
     return whole.to_json().encode()

@@ -56,14 +56,8 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
 def _sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
     path = member(folder, index)
     names = read_json(path).get("weight_map")
-    if (
-        not isinstance(names, dict)
-        or not names
-        or not all(isinstance(shard, str) for shard in names.values())
-    ):
-        raise InputError(
-            "weight_map must name a file for every tensor", where=path, fix="fetch the index again"
-        )
+    if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
+        raise InputError("weight_map must name a file for every tensor", where=path, fix="fetch the index again")
     found: dict[str, TensorInfo] = {}
     paths = {shard: member(folder, shard) for shard in sorted(set(names.values()))}
     for shard, file in paths.items():
@@ -72,9 +66,7 @@ def _sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
                 raise InputError(f"{name} is in two shards", where=f"{found[name].file}, {info.file}")
             found[name] = info
             if names.get(name, shard) != shard:
-                raise InputError(
-                    f"the index puts {name} into {names[name]}, but {shard} holds it", where=path
-                )
+                raise InputError(f"the index puts {name} into {names[name]}, but {shard} holds it", where=path)
     absent = sorted(set(names) - set(found))
     if absent:
         raise InputError(

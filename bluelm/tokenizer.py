@@ -172,9 +172,7 @@ class Tokenizer:
         """A chat in another model's template."""
         for message in messages:
             if message.role not in template.turns:
-                raise InputError(
-                    f"unknown role {message.role!r}", fix=f"known roles: {', '.join(template.turns)}"
-                )
+                raise InputError(f"unknown role {message.role!r}", fix=f"known roles: {', '.join(template.turns)}")
         return template.encode(self.pieces, [(message.role, message.content) for message in messages])
 
     def _begin(self, wanted: bool) -> list[int]:

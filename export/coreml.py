@@ -61,9 +61,7 @@ def export(
     import_coremltools()
     weights = Weights(quantized, activations)
     parts = split(*part_bytes(weights, quantized.config), program_bytes)
-    names = (
-        ["model.mlpackage"] if len(parts) == 1 else [f"model_{i + 1}.mlpackage" for i in range(len(parts))]
-    )
+    names = ["model.mlpackage"] if len(parts) == 1 else [f"model_{i + 1}.mlpackage" for i in range(len(parts))]
     shape = Shape(context, chunk, debug)
     metadata = {"quantized": quantized.digest(), "activations": activations}
     with (

@@ -156,9 +156,7 @@ class Package:
         """Operations of a function's block, in order of execution."""
         found = self.functions.get(function)
         if found is None:
-            raise InputError(
-                f"no function {function!r}; the package has {sorted(self.functions)}", where=self.path
-            )
+            raise InputError(f"no function {function!r}; the package has {sorted(self.functions)}", where=self.path)
         return list(found.block_specializations[found.opset].operations)
 
     def value(self, value: Any) -> np.ndarray:

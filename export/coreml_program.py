@@ -58,8 +58,7 @@ def block_output(layer: int) -> str:
 def part_bytes(weights: Weights, config: ModelConfig) -> tuple[int, list[int], int]:
     """Stored bytes of the embedding, of each block, and of the head."""
     linears = [
-        sum(weights.layout(f"model.layers.{i}.{name}").nbytes for name in LINEARS)
-        for i in range(config.num_layers)
+        sum(weights.layout(f"model.layers.{i}.{name}").nbytes for name in LINEARS) for i in range(config.num_layers)
     ]
     return weights.layout("embed").nbytes, linears, weights.layout("lm_head").nbytes
 
@@ -136,9 +135,7 @@ def _function(weights: Weights, part: Part, shape: Shape, tokens: int) -> Any:
 def _body(ops: MilOps, quantized: Quantized, part: Part, shape: Shape, x: Any, inputs: Any) -> list[Any]:
     """Blocks and head of a part; returns the function's outputs, the last one first."""
     config, tokens = quantized.config, x.shape[1]
-    positions = ops._mb.add(
-        x=inputs[POSITION], y=np.arange(tokens, dtype=np.int32).reshape(tokens), name="positions"
-    )
+    positions = ops._mb.add(x=inputs[POSITION], y=np.arange(tokens, dtype=np.int32).reshape(tokens), name="positions")
     mask: Any = causal_mask(ops, positions, shape.context) if part.layers else None
     rotary: Any = rotary_factors(ops, config, positions, shape.context) if part.layers else None
     seen = [x] if part.embeds else []

@@ -17,9 +17,7 @@ FOLDER = "com.apple.CoreML"
 ITEMS = {"model.mlmodel": "CoreML Model Specification", "weights": "CoreML Model Weights"}
 
 
-def save_package(
-    program: Any, providers: Mapping[str, Provider], metadata: Mapping[str, str], path: Path
-) -> None:
+def save_package(program: Any, providers: Mapping[str, Provider], metadata: Mapping[str, str], path: Path) -> None:
     """Write `program` (a MIL program of several functions) to the folder `path`.
 
     A constant whose weight id is in `providers` is asked for once, written to weights/weight.bin, and let go;

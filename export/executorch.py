@@ -155,12 +155,8 @@ def check_weight(weight: QuantizedTensor, name: str) -> None:
         raise TargetError(problem, where=name, fix=fix)
 
 
-def _trace(
-    quantized: QuantizedCheckpoint, context: int, chunk: int, kv_bits: KvBits, debug: bool
-) -> ExportedProgram:
-    model = ExecutorchDecoder(
-        quantized, context=context, kv_bits=kv_bits, check=check_weight, debug=debug
-    ).eval()
+def _trace(quantized: QuantizedCheckpoint, context: int, chunk: int, kv_bits: KvBits, debug: bool) -> ExportedProgram:
+    model = ExecutorchDecoder(quantized, context=context, kv_bits=kv_bits, check=check_weight, debug=debug).eval()
     tokens = Dim("tokens", min=1, max=chunk) if chunk > 1 else None
     example = (torch.zeros(1, min(chunk, 7), dtype=torch.long), torch.tensor([0]))
     shapes = ({1: tokens}, {}) if tokens is not None else None

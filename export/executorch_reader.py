@@ -42,9 +42,7 @@ def read(path: Path) -> Contents:
         if delegate.id == "XnnpackBackend":
             blob = bytes(file.program.backend_delegate_data[delegate.processed.index].data)
             linears += _linears(blob, file)
-    return Contents(
-        tuple(linears), tuple(plan.name for plan in plans), tuple(d.id for d in forward.delegates), file
-    )
+    return Contents(tuple(linears), tuple(plan.name for plan in plans), tuple(d.id for d in forward.delegates), file)
 
 
 def embedding_codes(contents: Contents, shape: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -68,9 +68,7 @@ def export(
     return Artifact.open(folder)
 
 
-def write(
-    quantized: QuantizedCheckpoint, path: Path, *, context: int, progress: Progress | None = None
-) -> None:
+def write(quantized: QuantizedCheckpoint, path: Path, *, context: int, progress: Progress | None = None) -> None:
     """Write the file `path`, one weight in memory at a time."""
     config = quantized.config
     writer = gguf.GGUFWriter(path, architecture(config))
@@ -124,14 +122,10 @@ def pack(weight: QuantizedTensor, name: str) -> np.ndarray:
         TargetError: zero points, or groups that are no multiple of 32.
     """
     if not weight.symmetric:
-        raise TargetError(
-            "GGUF's Q4_0 and Q8_0 have no zero points", where=name, fix="use a symmetric recipe"
-        )
+        raise TargetError("GGUF's Q4_0 and Q8_0 have no zero points", where=name, fix="use a symmetric recipe")
     if weight.columns_per_group % BLOCK:
         fix = "use --group-size 32, 64 or 128"
-        raise TargetError(
-            f"GGUF's blocks have 32 columns, the groups {weight.columns_per_group}", where=name, fix=fix
-        )
+        raise TargetError(f"GGUF's blocks have 32 columns, the groups {weight.columns_per_group}", where=name, fix=fix)
     rows, columns = weight.shape
     blocks = columns // BLOCK
     scales = weight.scales.numpy().repeat(weight.columns_per_group // BLOCK, axis=1)  # [out, blocks]

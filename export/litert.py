@@ -85,9 +85,7 @@ def write(
         for name, tokens in (("prefill", chunk), ("decode", 1)):
             task.advance(note=name)
             graph = model.subgraph(name)
-            ops = LitertOps(
-                graph, linear, quantized.vector, quantized.config.rms_norm_eps, CACHE_TYPES[kv_bits]
-            )
+            ops = LitertOps(graph, linear, quantized.vector, quantized.config.rms_norm_eps, CACHE_TYPES[kv_bits])
             inputs, outputs = _emit(ops, quantized, tokens, context)
             model.signature(name, graph, inputs, outputs)
         model.save(path)
@@ -111,9 +109,7 @@ def check_weight(weight: QuantizedTensor, name: str) -> None:
         raise TargetError("LiteRT has no groups for 8-bit weights", where=name, fix=fix)
     if not bool((weight.scales.bfloat16() == weight.scales).all()):
         fix = "quantize with bluelm-export, whose scales are exact in float16 and bfloat16"
-        raise TargetError(
-            "XNNPACK computes with bfloat16 scales, and these have more digits", where=name, fix=fix
-        )
+        raise TargetError("XNNPACK computes with bfloat16 scales, and these have more digits", where=name, fix=fix)
 
 
 def _emit(

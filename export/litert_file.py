@@ -138,9 +138,7 @@ class Subgraph:
         """A constant of float or integer type, stored once a model and once a graph."""
         if name not in self._constants:
             array = np.ascontiguousarray(array)
-            self._constants[name] = self.tensor(
-                name, array.shape, TYPES[array.dtype], self.model.buffer(name, array)
-            )
+            self._constants[name] = self.tensor(name, array.shape, TYPES[array.dtype], self.model.buffer(name, array))
         return self._constants[name]
 
     def weight(self, name: str, read: Any) -> int:

@@ -49,9 +49,7 @@ class LitertOps:
         """Cached numbers as float32."""
         if self.cache_type == Type.FLOAT32:
             return cache
-        return self._emit(
-            Op.DEQUANTIZE, [cache.index], name, cache.shape, schema.DequantizeOptionsT(), version=3
-        )
+        return self._emit(Op.DEQUANTIZE, [cache.index], name, cache.shape, schema.DequantizeOptionsT(), version=3)
 
     def write_cache(self, x: Symbol, name: str) -> Symbol:
         """float32 as the cache's type, for an output."""
@@ -81,22 +79,16 @@ class LitertOps:
         options.keepNumDims, options.asymmetricQuantizeInputs = True, True
         index = self.graph.weight(weight, lambda: self._linear(weight))
         rows = self.graph.table.tensors[index].shape[0]
-        return self._emit(
-            Op.FULLY_CONNECTED, [x.index, index, -1], name, (*x.shape[:-1], rows), options, version=13
-        )
+        return self._emit(Op.FULLY_CONNECTED, [x.index, index, -1], name, (*x.shape[:-1], rows), options, version=13)
 
     def rms_norm(self, x: Symbol, weight: str, name: str) -> Symbol:
         options = schema.ReducerOptionsT()
         options.keepDims = True
         axis = self.graph.constant("axis.last", np.array([len(x.shape) - 1], np.int32))
         squares = self.multiply(x, x, f"{name}.squares")
-        mean = self._emit(
-            Op.MEAN, [squares.index, axis], f"{name}.mean", (*x.shape[:-1], 1), options, version=2
-        )
+        mean = self._emit(Op.MEAN, [squares.index, axis], f"{name}.mean", (*x.shape[:-1], 1), options, version=2)
         epsilon = self.constant(np.array([self._epsilon]), "epsilon")
-        spread = self._emit(
-            Op.RSQRT, [self.add(mean, epsilon, f"{name}.sum").index], f"{name}.spread", mean.shape
-        )
+        spread = self._emit(Op.RSQRT, [self.add(mean, epsilon, f"{name}.sum").index], f"{name}.spread", mean.shape)
         return self.multiply(self.multiply(x, spread, f"{name}.unit"), self.vector(weight), name)
 
     def gather(self, table: Symbol, rows: Symbol, name: str) -> Symbol:

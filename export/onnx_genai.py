@@ -120,9 +120,7 @@ def genai_config(config: ModelConfig, context: int) -> dict[str, Any]:
 class GenaiGraph(OnnxGraph):
     """Emits the fused decoder; `_stream` and `_branch` are the residual and what is yet to be added to it."""
 
-    def __init__(
-        self, quantized: QuantizedCheckpoint, weights: WeightFile, context: int, accuracy_level: int
-    ) -> None:
+    def __init__(self, quantized: QuantizedCheckpoint, weights: WeightFile, context: int, accuracy_level: int) -> None:
         super().__init__("decoder", weights)
         self._quantized, self._config, self._context = quantized, quantized.config, context
         self._accuracy_level = accuracy_level
@@ -134,9 +132,7 @@ class GenaiGraph(OnnxGraph):
         self.input("attention_mask", TensorProto.INT64, ("B", "T"))
         table = self._quantized.embed()
         if table.groups != 1:
-            raise TargetError(
-                "the embedding needs one scale a row", fix="quantize with embed groups of a row"
-            )
+            raise TargetError("the embedding needs one scale a row", fix="quantize with embed groups of a row")
         half = table.zeros.to(torch.int16)  # [rows, 1]
         codes = self.initializer("embed.codes", (table.codes.to(torch.int16) - half).to(torch.int8).numpy())
         scales = self.initializer("embed.scales", table.scales.numpy())  # [rows, 1]
@@ -185,9 +181,7 @@ class GenaiGraph(OnnxGraph):
         gamma = self.initializer(weight, self._quantized.vector(weight).numpy())
         epsilon, name = self._config.rms_norm_eps, f"{weight}.out"
         if not self._branch:
-            return self._node(
-                "SimplifiedLayerNormalization", [self._stream, gamma], name, epsilon=epsilon, axis=-1
-            )
+            return self._node("SimplifiedLayerNormalization", [self._stream, gamma], name, epsilon=epsilon, axis=-1)
         total = f"{weight}.sum"
         self._nodes.append(
             helper.make_node(
@@ -238,9 +232,7 @@ class GenaiGraph(OnnxGraph):
         packed = self._matmul(x, f"{at}.qkv", stacked(weights))
         if self._config.qkv_bias:
             bias = torch.cat([self._quantized.vector(f"{name}.bias") for name in names])
-            packed = self._node(
-                "Add", [packed, self.initializer(f"{at}.qkv.bias", bias.numpy())], f"{packed}.biased"
-            )
+            packed = self._node("Add", [packed, self.initializer(f"{at}.qkv.bias", bias.numpy())], f"{packed}.biased")
         return [packed, "", ""]
 
     def _biased(self, x: str, name: str) -> str:

@@ -47,9 +47,7 @@ def compare(
     tokens: Annotated[int, typer.Option(help="Tokens of held-out text to compare on.", min=2)] = 1024,
     prompts: Annotated[int, typer.Option(help="Prompts that are continued greedily.", min=0)] = 5,
     length: Annotated[int, typer.Option(help="Tokens of each continuation.", min=1)] = 64,
-    plot: Annotated[
-        Path | None, typer.Option(help="Write a plot there (.png, .svg).", show_default=False)
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot there (.png, .svg).", show_default=False)] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures there.", show_default=False)
     ] = None,

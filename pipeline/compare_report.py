@@ -79,9 +79,7 @@ def plot(reference: str, found: Sequence[Comparison], path: Path) -> None:
         ) from error
     kinds = {kind.lower() for kind in pyplot.figure().canvas.get_supported_filetypes()}
     if path.suffix.lstrip(".").lower() not in kinds:
-        raise InputError(
-            f"a plot cannot be a {path.suffix or 'file without ending'}", where=path, fix="use .png"
-        )
+        raise InputError(f"a plot cannot be a {path.suffix or 'file without ending'}", where=path, fix="use .png")
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     shown = [row for row in found if row.blocks is not None]
     for row in shown:

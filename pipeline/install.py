@@ -36,9 +36,7 @@ def objections(manifest: BundleManifest, found: Phone) -> list[str]:
         out.append(f"needs {needs.min_ram_bytes / 2**30:.1f} GiB of memory, it has {has}")
     libraries = _NEEDS.get(manifest.runtime.name, ())
     if libraries and not set(libraries) & set(found.runtimes):
-        out.append(
-            f"needs {' or '.join(libraries)} in the system, it has {', '.join(found.runtimes) or 'neither'}"
-        )
+        out.append(f"needs {' or '.join(libraries)} in the system, it has {', '.join(found.runtimes) or 'neither'}")
     return out
 
 
@@ -67,14 +65,10 @@ def check(manifest: BundleManifest, found: Phone) -> None:
     """
     if reasons := objections(manifest, found):
         fix = "choose another phone, or make a run for this one"
-        raise TargetError(
-            f"the bundle does not fit this phone: {'; '.join(reasons)}", where=found.serial, fix=fix
-        )
+        raise TargetError(f"the bundle does not fit this phone: {'; '.join(reasons)}", where=found.serial, fix=fix)
 
 
-def install(
-    path: Path, manifest: BundleManifest, serial: str | None, progress: Progress | None = None
-) -> str:
+def install(path: Path, manifest: BundleManifest, serial: str | None, progress: Progress | None = None) -> str:
     """Install a verified bundle; returns the serial of the phone.
 
     Raises:
@@ -132,9 +126,7 @@ def _choose(ready: Sequence[str], serial: str | None) -> str:
     if serial is not None:
         return serial
     if not ready:
-        raise UnavailableError(
-            "no phone is connected", fix="connect one with USB debugging on; see `adb devices`"
-        )
+        raise UnavailableError("no phone is connected", fix="connect one with USB debugging on; see `adb devices`")
     if len(ready) > 1:
         raise InputError("several phones are connected", fix=f"name one with --serial: {', '.join(ready)}")
     return ready[0]
@@ -144,9 +136,7 @@ def _apple(path: Path, manifest: BundleManifest, serial: str | None) -> str:
     phones = {found.serial: found for found in devicectl.phones() if found.state == "device"}
     chosen = _choose(list(phones), serial)
     if chosen not in phones:
-        raise UnavailableError(
-            f"no device {chosen!r} is connected", fix=f"connected: {', '.join(phones) or 'none'}"
-        )
+        raise UnavailableError(f"no device {chosen!r} is connected", fix=f"connected: {', '.join(phones) or 'none'}")
     check(manifest, phones[chosen])
     with tempfile.TemporaryDirectory() as folder:
         archive = read_zip(path)

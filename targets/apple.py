@@ -73,9 +73,7 @@ def check_states(config: ModelConfig, context: int, unit: str = "ane") -> None:
             below = width // multiple * multiple
             fit = f"{below} or {below + multiple}" if below else str(multiple)
             fix = f"use --context {fit}" if width == context else "this model needs another target"
-            raise TargetError(
-                f"{name} of {width}: Core ML states must be multiples of {multiple} wide", fix=fix
-            )
+            raise TargetError(f"{name} of {width}: Core ML states must be multiples of {multiple} wide", fix=fix)
 
 
 def check_program(package: Package, ios: int = 18, unit: str = "ane") -> tuple[str, ...]:
@@ -89,9 +87,7 @@ def check_program(package: Package, ios: int = 18, unit: str = "ane") -> tuple[s
     for kind in kinds:
         first = table.ops.get(kind)
         if first is None:
-            raise TargetError(
-                f"the op {kind!r} is not in the table of ops", where=TABLE, fix="add its iOS version"
-            )
+            raise TargetError(f"the op {kind!r} is not in the table of ops", where=TABLE, fix="add its iOS version")
         if first > ios:
             raise TargetError(f"the op {kind!r} needs iOS {first}, not {ios}", where=package.path)
     for name, function in package.functions.items():
@@ -139,9 +135,7 @@ class CoreMLBackend:
             check_program(Package.open(path))
         return artifact
 
-    def compile(
-        self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
-    ) -> Artifact:
+    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return artifact  # the package is what an app ships; MLModel.compileModel(at:) runs on the device
 
 
@@ -165,6 +159,4 @@ def open_mac(artifact: Artifact, unit: str) -> CoreMLRuntime:
 def _runtime(artifact: Artifact, name: str, engines: list) -> CoreMLRuntime:
     if not engines:
         raise InputError("the artifact holds no .mlpackage", where=artifact.folder)
-    return CoreMLRuntime(
-        name, engines, artifact.model.vocab_size, artifact.context, artifact.model.num_layers
-    )
+    return CoreMLRuntime(name, engines, artifact.model.vocab_size, artifact.context, artifact.model.num_layers)

@@ -93,9 +93,7 @@ class Interpreter:
     def make_state(self, function: str | None = None) -> State:
         """Zeros for each state of `function`; functions whose states agree in name and shape may share it."""
         states = self.function(function).states
-        return {
-            name: np.zeros([d or 0 for d in kind.shape or ()], np.float32) for name, kind in states.items()
-        }
+        return {name: np.zeros([d or 0 for d in kind.shape or ()], np.float32) for name, kind in states.items()}
 
     def function(self, name: str | None) -> Function:
         """A function by name; None for the default one."""
@@ -162,9 +160,7 @@ class Interpreter:
             with np.errstate(all="ignore"):
                 result = OPS[step.type](arguments)
         except ValueError as error:  # numpy's word for shapes that do not fit
-            raise InputError(
-                f"{step.type}: {error}", where=f"function {plan.name}, op {step.name}"
-            ) from error
+            raise InputError(f"{step.type}: {error}", where=f"function {plan.name}, op {step.name}") from error
         results = result if isinstance(result, list) else [result]
         for (name, kind), array in zip(step.outputs, results, strict=True):
             values[name] = self._declare(array, kind)
@@ -209,9 +205,7 @@ def _check_inputs(plan: Function, inputs: Mapping[str, Array]) -> None:
         raise InputError(f"function {plan.name!r} has no inputs {unknown}; it takes {sorted(plan.inputs)}")
     for name, array in inputs.items():
         declared, found = plan.inputs[name].shape or (), np.shape(array)
-        fits = len(found) == len(declared) and all(
-            d in (None, f) for d, f in zip(declared, found, strict=True)
-        )
+        fits = len(found) == len(declared) and all(d in (None, f) for d, f in zip(declared, found, strict=True))
         if not fits:
             raise InputError(f"input {name!r} has shape {found}, the program declares {declared}")
 

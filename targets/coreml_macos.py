@@ -89,7 +89,5 @@ class MacEngine:
         kinds = {value.name: value_type(value.type) for value in self._declared[function].inputs}
         return {name: kind.shape or () for name, kind in kinds.items() if not kind.state}
 
-    def run(
-        self, function: str, inputs: Mapping[str, np.ndarray], watch: Collection[str]
-    ) -> Mapping[str, np.ndarray]:
+    def run(self, function: str, inputs: Mapping[str, np.ndarray], watch: Collection[str]) -> Mapping[str, np.ndarray]:
         return self._models[function].predict(dict(inputs), state=self._state)  # a debug build's outputs too

@@ -35,9 +35,7 @@ class Engine(Protocol):
         """Shapes of a function's inputs by name, states left out."""
         ...
 
-    def run(
-        self, function: str, inputs: Mapping[str, np.ndarray], watch: Collection[str]
-    ) -> Mapping[str, np.ndarray]:
+    def run(self, function: str, inputs: Mapping[str, np.ndarray], watch: Collection[str]) -> Mapping[str, np.ndarray]:
         """Outputs, and of the values in `watch` those that it has; states carry over to the next call."""
         ...
 
@@ -56,9 +54,7 @@ class Interpreted:
         declared = self._interpreter.function(function).inputs
         return {name: kind.shape or () for name, kind in declared.items()}
 
-    def run(
-        self, function: str, inputs: Mapping[str, np.ndarray], watch: Collection[str]
-    ) -> Mapping[str, np.ndarray]:
+    def run(self, function: str, inputs: Mapping[str, np.ndarray], watch: Collection[str]) -> Mapping[str, np.ndarray]:
         made = self._interpreter.function(function).made
         return self._interpreter.run(inputs, self._state, function, [name for name in watch if name in made])
 
@@ -72,16 +68,12 @@ class CoreMLRuntime(RuntimeBase):
         vocab_size, context, layers: of the model.
     """
 
-    def __init__(
-        self, name: str, engines: Sequence[Engine], vocab_size: int, context: int, layers: int
-    ) -> None:
+    def __init__(self, name: str, engines: Sequence[Engine], vocab_size: int, context: int, layers: int) -> None:
         self.name, self.vocab_size, self.context, self._layers = name, vocab_size, context, layers
         self._engines = engines
         first = engines[0].inputs(PREFILL)
         if TOKENS not in first or first[TOKENS][-1] is None:
-            raise InputError(
-                f"the first program takes {sorted(first)}, not {TOKENS!r}: not a package of ours"
-            )
+            raise InputError(f"the first program takes {sorted(first)}, not {TOKENS!r}: not a package of ours")
         self.chunk = int(first[TOKENS][-1] or 1)
         self._position = 0
 

@@ -43,11 +43,7 @@ class ExecutorchBackend:
 
         bits = self.kv_bits
         assert bits == 8 or bits == 16 or bits == 32
-        return executorch.export(
-            quantized, folder, context=context, chunk=chunk, kv_bits=bits, progress=progress
-        )
+        return executorch.export(quantized, folder, context=context, chunk=chunk, kv_bits=bits, progress=progress)
 
-    def compile(
-        self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
-    ) -> Artifact:
+    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return artifact

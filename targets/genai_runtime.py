@@ -28,9 +28,7 @@ class GenaiRuntime(RuntimeBase):
         model = self._model
         empty = np.zeros((1, model.num_kv_heads, 0, model.head_dim), np.float32)
         self._past = {
-            f"past_key_values.{layer}.{kind}": empty
-            for layer in range(model.num_layers)
-            for kind in ("key", "value")
+            f"past_key_values.{layer}.{kind}": empty for layer in range(model.num_layers) for kind in ("key", "value")
         }
         self._held = 0
 

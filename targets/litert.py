@@ -45,7 +45,5 @@ class LitertBackend:
         assert bits == 16 or bits == 32
         return litert.export(quantized, folder, context=context, chunk=chunk, kv_bits=bits, progress=progress)
 
-    def compile(
-        self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
-    ) -> Artifact:
+    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return artifact

@@ -44,9 +44,7 @@ def footprint(config: ModelConfig, recipe: Recipe, context: int, chunk: int, kv_
     embedding = config.vocab_size * config.hidden_size * recipe.embed_bits / 8
     weights = config.num_layers * block + head + embedding
     cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * context * kv_bits / 8
-    row = (
-        4 * config.hidden_size + 3 * config.intermediate_size + config.num_heads * context + config.vocab_size
-    )
+    row = 4 * config.hidden_size + 3 * config.intermediate_size + config.num_heads * context + config.vocab_size
     return Footprint(weights, cache, 4.0 * chunk * row)
 
 
@@ -69,9 +67,7 @@ def check_memory(
     )
 
 
-def _what_fits(
-    config: ModelConfig, recipe: Recipe, context: int, chunk: int, kv_bits: int, room: float
-) -> str:
+def _what_fits(config: ModelConfig, recipe: Recipe, context: int, chunk: int, kv_bits: int, room: float) -> str:
     """The least change that fits: a narrower cache, a shorter context, fewer bits, or the least phone."""
 
     def fits(recipe: Recipe, context: int, kv_bits: int) -> bool:
@@ -80,9 +76,7 @@ def _what_fits(
     for bits in (bits for bits in (16, 8) if bits < kv_bits):
         if fits(recipe, context, bits):
             return f"use --kv-bits {bits}"
-    shorter = next(
-        (c for c in (2**n for n in range(20, 6, -1)) if c < context and fits(recipe, c, kv_bits)), None
-    )
+    shorter = next((c for c in (2**n for n in range(20, 6, -1)) if c < context and fits(recipe, c, kv_bits)), None)
     if shorter is not None:
         return f"use --context {shorter}"
     small = recipe.model_copy(update={"bits": 4, "head_bits": 4, "embed_bits": 8})

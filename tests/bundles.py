@@ -37,9 +37,7 @@ def draft(format_: Format) -> BundleManifest:
     return BundleManifest(
         name="bluelm-demo",
         format=format_,
-        application=Application(
-            id="org.bluelm.demo", label="BlueLM 演示", version_code=3, version_name="1.2"
-        ),
+        application=Application(id="org.bluelm.demo", label="BlueLM 演示", version_code=3, version_name="1.2"),
         model=Model(name="bluelm-demo", architecture="BlueLMForCausalLM", checkpoint_digest="ab" * 32),
         recipe={"method": "gptq", "bits": 4},
         recipe_digest="cd" * 32,
@@ -84,9 +82,7 @@ def draft(format_: Format) -> BundleManifest:
 
 
 def inputs(files: dict[str, bytes] | None = None) -> list[Input]:
-    return [
-        Input(path, "file", BytesSource(data)) for path, data in (FILES if files is None else files).items()
-    ]
+    return [Input(path, "file", BytesSource(data)) for path, data in (FILES if files is None else files).items()]
 
 
 def development_keys(folder: Path) -> payload.Keys:

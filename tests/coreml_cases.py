@@ -37,9 +37,7 @@ def _unary(op: str, function: Callable[[Tensor], Any], source: str = "x", **para
 
 
 def _binary(op: str, function: Callable[[Tensor, Tensor], Tensor], second: str = "y") -> Case:
-    return Case(
-        op, lambda mb, v: getattr(mb, op)(x=v["x"], y=v[second]), lambda t: function(t["x"], t[second])
-    )
+    return Case(op, lambda mb, v: getattr(mb, op)(x=v["x"], y=v[second]), lambda t: function(t["x"], t[second]))
 
 
 def _reduce(op: str, function: Callable[[Tensor], Tensor], keep: bool, source: str = "x") -> Case:
@@ -296,9 +294,7 @@ def _indexing() -> list[Case]:
         return mb.concat(values=([0], mb.add(x=at, y=np.int32(add)), [1 if add == 0 else 5], [0]), axis=0)
 
     def pairs(mb: Any, v: Any) -> Any:
-        return mb.slice_by_size(
-            x=mb.mod(x=v["n"], y=np.array([2, 4, 4], np.int32)), begin=[0, 0], size=[2, 2]
-        )
+        return mb.slice_by_size(x=mb.mod(x=v["n"], y=np.array([2, 4, 4], np.int32)), begin=[0, 0], size=[2, 2])
 
     free = [True, False, False, True]
     return [

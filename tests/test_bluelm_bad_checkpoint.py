@@ -54,9 +54,7 @@ def sharded(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "checkpoint", tokenizer=False, shards=2, **SMALL)
 
 
-def rewrite(
-    folder: Path, change: Callable[[dict[str, Tensor]], object], file_format: Any = "safetensors"
-) -> None:
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object], file_format: Any = "safetensors") -> None:
     tensors = random_tensors(ModelConfig.from_folder(folder))
     change(tensors)
     write_tensors(folder, tensors, file_format=file_format)
@@ -90,9 +88,7 @@ def test_no_weights(small: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("file_format", ["safetensors", "bin"])
-def test_tensors(
-    small: Path, change: Any, said: list[str], file_format: Literal["safetensors", "bin"]
-) -> None:
+def test_tensors(small: Path, change: Any, said: list[str], file_format: Literal["safetensors", "bin"]) -> None:
     (small / "model.safetensors").unlink()
     rewrite(small, change, file_format)
     refused(small, *said)
@@ -146,9 +142,7 @@ def test_indexes(sharded: Path, tmp_path: Path, change: Any, said: list[str]) ->
     refused(sharded, *said)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": "model.safetensors"}']
-)
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": "model.safetensors"}'])
 def test_index_that_is_none(sharded: Path, text: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(text)
     refused(sharded)

@@ -54,9 +54,7 @@ def test_dynamic_stretches_only_beyond_the_trained_length() -> None:
         assert torch.equal(inverse_frequencies(dynamic, length), plain)
     longer = inverse_frequencies(dynamic, 256)
     base = 10000 * (4 * 256 / 128 - 3) ** (16 / 14)
-    torch.testing.assert_close(
-        longer, torch.tensor([base ** (-2 * j / 16) for j in range(8)]), rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(longer, torch.tensor([base ** (-2 * j / 16) for j in range(8)]), rtol=1e-5, atol=0)
     assert torch.equal(rope_table(dynamic, 256)[0], rope_rows(longer, 0, 256)[0])
 
 

@@ -130,10 +130,7 @@ def test_large_models_are_split(tmp_path: Path) -> None:
     """Files go whole where they fit; one that fits nowhere is cut, and joined again by its reader."""
     signing = bundles.development_keys(tmp_path)
     cap = apk.RESERVE + 300_000
-    contents = {
-        f"artifact/{name}": os.urandom(size)
-        for name, size in (("a", 200_000), ("b", 900_000), ("c", 150_000))
-    }
+    contents = {f"artifact/{name}": os.urandom(size) for name, size in (("a", 200_000), ("b", 900_000), ("c", 150_000))}
     inputs = bundles.inputs(contents)
     made = build.make(bundles.draft("apk"), inputs, signing, tmp_path / "big", build.Options(cap=cap))
     files = sorted(path.name for path in made.iterdir())

@@ -218,9 +218,7 @@ def _openstep_to_yaml(text: str) -> str:
     for line in text.splitlines()[1:]:
         for char in line:
             quoted ^= char == '"'
-            out.append(
-                char if quoted else {"=": ":", ";": ",", "(": "[", ")": "]", "\t": " "}.get(char, char)
-            )
+            out.append(char if quoted else {"=": ":", ";": ",", "(": "[", ")": "]", "\t": " "}.get(char, char))
         out.append("\n")
     return "".join(out)
 
@@ -231,9 +229,7 @@ def test_the_apps_tokenizer_is_ours(tmp_path: Path) -> None:
     main, jar = tmp_path / "Main.kt", tmp_path / "t.jar"
     main.write_text(MAIN)
     sources = [KOTLIN / f"{name}.kt" for name in ("Tokenizer", "Steps", "EmbeddingTable")]
-    subprocess.run(
-        ["kotlinc", *map(str, sources), str(main), "-d", str(jar)], check=True, capture_output=True
-    )
+    subprocess.run(["kotlinc", *map(str, sources), str(main), "-d", str(jar)], check=True, capture_output=True)
     texts = [
         "你好，世界",
         "a  b\n c",
@@ -260,9 +256,7 @@ names = st.text(st.sampled_from("abc/中é."), min_size=1, max_size=12).filter(
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.dictionaries(names, st.binary(max_size=3000), min_size=1, max_size=5), st.sampled_from([1, 4, 16384])
-)
+@given(st.dictionaries(names, st.binary(max_size=3000), min_size=1, max_size=5), st.sampled_from([1, 4, 16384]))
 def test_archives_are_read_by_zipfile_and_aligned(files: dict[str, bytes], alignment: int) -> None:
     import tempfile
     import zlib

@@ -70,9 +70,7 @@ def test_every_changed_byte_is_found(kind: Format, made: dict[Format, Path], tmp
 
 
 @pytest.mark.parametrize("kind", ("apk", "ipa"))
-def test_every_byte_outside_the_contents_is_found(
-    kind: Format, made: dict[Format, Path], tmp_path: Path
-) -> None:
+def test_every_byte_outside_the_contents_is_found(kind: Format, made: dict[Format, Path], tmp_path: Path) -> None:
     """Headers, directory, signing block and Mach-O headers are small beside the contents: try more."""
     path = copied(made[kind], tmp_path)
     raw = path.read_bytes()
@@ -87,9 +85,7 @@ def test_every_byte_outside_the_contents_is_found(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_truncations_and_additions_of_bytes_are_found(
-    kind: Format, made: dict[Format, Path], tmp_path: Path
-) -> None:
+def test_truncations_and_additions_of_bytes_are_found(kind: Format, made: dict[Format, Path], tmp_path: Path) -> None:
     generator = random.Random(f"cuts of {kind}")
     path = copied(made[kind], tmp_path)
     for _ in range(10):

@@ -52,9 +52,7 @@ def constants(package: Package, function: str, name: str) -> dict[str, np.ndarra
     return {parameter: package.value(value) for parameter, value in found.items()}
 
 
-def test_the_saved_package_holds_the_very_codes_and_scales(
-    demo: QuantizedCheckpoint, artifact: Artifact
-) -> None:
+def test_the_saved_package_holds_the_very_codes_and_scales(demo: QuantizedCheckpoint, artifact: Artifact) -> None:
     (path,) = coreml.packages(artifact)
     package = Package.open(path)
     for layer in (0, demo.config.num_layers - 1):
@@ -106,9 +104,7 @@ def test_every_width_is_exact(tmp_path: Path, bits: int, symmetric: bool) -> Non
     np.testing.assert_allclose(open_interpreter(made).logits(tokens), reference, atol=0.05)
 
 
-def test_the_same_input_gives_the_same_bytes(
-    demo: QuantizedCheckpoint, artifact: Artifact, tmp_path: Path
-) -> None:
+def test_the_same_input_gives_the_same_bytes(demo: QuantizedCheckpoint, artifact: Artifact, tmp_path: Path) -> None:
     again = coreml.export(demo, tmp_path / "again", context=CONTEXT, chunk=CHUNK)
     assert [file.sha256 for file in again.files] == [file.sha256 for file in artifact.files]
     other = coreml.export(demo, tmp_path / "other", context=CONTEXT, chunk=CHUNK // 2)
@@ -120,9 +116,7 @@ def test_the_package_answers_as_the_dequantized_model(
     demo: QuantizedCheckpoint, artifact: Artifact, windows, tmp_path: Path, activations, limit: float
 ) -> None:
     if activations == "float32":
-        artifact = coreml.export(
-            demo, tmp_path / "wide", context=CONTEXT, chunk=CHUNK, activations=activations
-        )
+        artifact = coreml.export(demo, tmp_path / "wide", context=CONTEXT, chunk=CHUNK, activations=activations)
     reference = Subject("torch", "dequantized", TorchRuntime(demo, CONTEXT), digest=demo.digest())
     subject = Subject("Core ML", "coreml", open_interpreter(artifact))
     (found,) = compare(reference, [subject], windows, [window[:32] for window in windows], 64)
@@ -144,16 +138,12 @@ def test_prefill_in_chunks_and_decode_agree_up_to_the_end_of_the_context(artifac
         np.testing.assert_array_equal(runtime.prefill(tokens[:40]), whole[:40])
 
 
-def test_several_programs_answer_as_one(
-    demo: QuantizedCheckpoint, artifact: Artifact, tmp_path: Path
-) -> None:
+def test_several_programs_answer_as_one(demo: QuantizedCheckpoint, artifact: Artifact, tmp_path: Path) -> None:
     many = coreml.export(demo, tmp_path / "many", context=CONTEXT, chunk=CHUNK, program_bytes=2_000_000)
     assert len(coreml.packages(many)) >= 4
     assert max(file.bytes for file in many.files if file.role == "weights") < 2_100_000
     tokens = list(range(100, 170))
-    np.testing.assert_array_equal(
-        open_interpreter(many).logits(tokens), open_interpreter(artifact).logits(tokens)
-    )
+    np.testing.assert_array_equal(open_interpreter(many).logits(tokens), open_interpreter(artifact).logits(tokens))
 
 
 def test_programs_are_cut_where_they_fit() -> None:

@@ -102,8 +102,7 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Interpreter, d
         for name, result in results.items():
             expected[name] = result.op.materialized_val_inference()
         return tuple(
-            mb.cast(x=mb.identity(x=result), dtype="fp32", name=f"{name}_out")
-            for name, result in results.items()
+            mb.cast(x=mb.identity(x=result), dtype="fp32", name=f"{name}_out") for name, result in results.items()
         )
 
     return Interpreter(save(built, tmp_path_factory.mktemp("c") / "c.mlpackage")), expected
@@ -215,10 +214,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stateful]
             ct.TensorType("mask", (1, 1, tokens, end), np.float16),
         ],
         outputs=[ct.TensorType("logits", dtype=np.float16)],
-        states=[
-            ct.StateType(ct.TensorType(shape=state, dtype=np.float16), name)
-            for name in ("k_cache", "v_cache")
-        ],
+        states=[ct.StateType(ct.TensorType(shape=state, dtype=np.float16), name) for name in ("k_cache", "v_cache")],
         minimum_deployment_target=ct.target.iOS18,
         skip_model_load=True,
     )

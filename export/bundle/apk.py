@@ -86,15 +86,10 @@ def app_manifest(application: Application, apk: str) -> bytes:
 def container(application: Application, places: Mapping[str, Sequence[Placed]]) -> dict[str, str]:
     """SHA-256 of what the APKs hold besides the payload."""
     apks = {BASE, *(placed.apk for each in places.values() for placed in each)}
-    return {
-        f"{apk}/{MANIFEST}": hashlib.sha256(app_manifest(application, apk)).hexdigest()
-        for apk in sorted(apks)
-    }
+    return {f"{apk}/{MANIFEST}": hashlib.sha256(app_manifest(application, apk)).hexdigest() for apk in sorted(apks)}
 
 
-def write(
-    whole: payload.Payload, places: Mapping[str, Sequence[Placed]], out: Path, key: keys.SigningKey
-) -> Path:
+def write(whole: payload.Payload, places: Mapping[str, Sequence[Placed]], out: Path, key: keys.SigningKey) -> Path:
     """Write `out`.apk, or the folder `out` of split APKs, all or nothing.
 
     Returns:
@@ -186,9 +181,7 @@ def _split_files(folder: Path) -> list[Path]:
     files = sorted(folder.iterdir())
     strange = [f for f in files if f.is_symlink() or not f.is_file() or f.suffix != ".apk"]
     if strange or not (folder / "base.apk").is_file():
-        raise InputError(
-            "not a folder of split APKs: base.apk and split_*.apk only", where=(strange or [folder])[0]
-        )
+        raise InputError("not a folder of split APKs: base.apk and split_*.apk only", where=(strange or [folder])[0])
     if any(file.name not in (file_name(apk_of(file, folder)),) for file in files):
         raise InputError("a file is not named as a split APK", where=folder)
     return files

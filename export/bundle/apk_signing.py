@@ -165,9 +165,7 @@ def verify_apk(path: Path, alignment: int) -> tuple[zip32.Archive, x509.Certific
     for scheme, signer in signers.items():
         _check_signer(signer, scheme, path)
         if signer.digest != digest:
-            raise InputError(
-                "the APK's contents do not match its signature: changed after signing", where=path
-            )
+            raise InputError("the APK's contents do not match its signature: changed after signing", where=path)
     return archive, certificate
 
 
@@ -250,6 +248,4 @@ def _decode(value: bytes, scheme: int) -> Signer:
     certificates, _ = _field(data, position)
     record, signature = _inner(digests, 1), _inner(signatures, 1)
     (algorithm,) = struct.unpack_from("<I", record)
-    return Signer(
-        algorithm, _field(record, 4)[0], _inner(certificates, 1), public_key, _field(signature, 4)[0]
-    )
+    return Signer(algorithm, _field(record, 4)[0], _inner(certificates, 1), public_key, _field(signature, 4)[0])

@@ -158,9 +158,7 @@ def pack_manifest(
                 "android:versionName": version_name,
             },
             (
-                Element(
-                    "uses-sdk", {"android:minSdkVersion": min_sdk, "android:targetSdkVersion": target_sdk}
-                ),
+                Element("uses-sdk", {"android:minSdkVersion": min_sdk, "android:targetSdkVersion": target_sdk}),
                 Element(
                     "application",
                     {"android:label": label, "android:hasCode": False, "android:allowBackup": False},
@@ -182,9 +180,7 @@ def split_manifest(package: str, version_code: int, split: str, min_sdk: int, ta
                 "android:isFeatureSplit": True,
             },
             (
-                Element(
-                    "uses-sdk", {"android:minSdkVersion": min_sdk, "android:targetSdkVersion": target_sdk}
-                ),
+                Element("uses-sdk", {"android:minSdkVersion": min_sdk, "android:targetSdkVersion": target_sdk}),
                 Element("application", {"android:hasCode": False}),
             ),
         )

@@ -69,9 +69,7 @@ def make(
     )
 
 
-def _measure(
-    inputs: Sequence[Input], progress: Progress, cuts: Mapping[str, list[int]]
-) -> list[payload.Content]:
+def _measure(inputs: Sequence[Input], progress: Progress, cuts: Mapping[str, list[int]]) -> list[payload.Content]:
     contents: list[payload.Content] = []
     with progress.task("read and hash", total=len(inputs)) as task:
         for each in inputs:

@@ -13,9 +13,7 @@ from export.bundle.manifest import FILE, BundleManifest
 from export.bundle.zip32 import FileSource, Source
 
 
-def write(
-    whole: payload.Payload, out: Path, home: str = "", around: Mapping[str, bytes] | None = None
-) -> Path:
+def write(whole: payload.Payload, out: Path, home: str = "", around: Mapping[str, bytes] | None = None) -> Path:
     """Write a folder, all or nothing.
 
     Args:

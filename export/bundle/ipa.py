@@ -38,8 +38,7 @@ class App:
     def container(self) -> dict[str, str]:
         """SHA-256 of each file; of the executable, of what lies before its signature."""
         return {
-            name: hashlib.sha256(data).hexdigest()
-            for name, data in {**self.files, self.executable: self.code}.items()
+            name: hashlib.sha256(data).hexdigest() for name, data in {**self.files, self.executable: self.code}.items()
         }
 
 
@@ -86,10 +85,7 @@ def _mode(name: str, executable: str) -> int:
 
 
 def _sealed(whole: payload.Payload, files: Mapping[str, bytes]) -> dict[str, Sealed]:
-    sealed = {
-        name: Sealed(hashlib.sha1(data).digest(), hashlib.sha256(data).digest())
-        for name, data in files.items()
-    }
+    sealed = {name: Sealed(hashlib.sha1(data).digest(), hashlib.sha256(data).digest()) for name, data in files.items()}
     for content in whole.contents:
         sealed[HOME + content.path] = Sealed(content.sha1, bytes.fromhex(content.sha256))
     return sealed
@@ -107,9 +103,7 @@ def verify(path: Path) -> tuple[BundleManifest, Mapping[str, Source]]:
     home = "/".join(archive.names()[0].split("/")[:2]) + "/" if archive.names() else ""
     if not (home.startswith("Payload/") and home.endswith(".app/")):
         raise InputError("not an IPA: it must hold Payload/<name>.app", where=path)
-    files = {
-        name.removeprefix(home): archive.source(name) for name in archive.names() if name.startswith(home)
-    }
+    files = {name.removeprefix(home): archive.source(name) for name in archive.names() if name.startswith(home)}
     if len(files) != len(archive.names()) or not {"Info.plist", SEAL, HOME + FILE} <= set(files):
         raise InputError("the IPA holds files outside its app, or lacks its seal or manifest", where=path)
     app, signed = _split(files, path)

@@ -180,14 +180,10 @@ def _super_blob(identity: Identity, code: bytes, text: tuple[int, int], pages: i
     return struct.pack(">3I", 0xFADE0CC0, offset + len(body), len(blobs)) + index + body
 
 
-def _code_directory(
-    identity: Identity, requirements: bytes, code: bytes, text: tuple[int, int], pages: int
-) -> bytes:
+def _code_directory(identity: Identity, requirements: bytes, code: bytes, text: tuple[int, int], pages: int) -> bytes:
     """CodeDirectory 0x20400: SHA-256 of each page, and before them of Info.plist, requirements, the seal."""
     name = identity.identifier.encode() + b"\0"
-    special = [
-        hashlib.sha256(part).digest() for part in (identity.resources, requirements, identity.info_plist)
-    ]
+    special = [hashlib.sha256(part).digest() for part in (identity.resources, requirements, identity.info_plist)]
     hashes = [hashlib.sha256(code[i : i + PAGE]).digest() for i in range(0, len(code), PAGE)]
     hashes += [_EMPTY] * (pages - len(hashes))
     name_offset = 88

@@ -19,9 +19,7 @@ Slug = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}$")]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=()
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())
 
 
 class Model(_Part):
@@ -32,9 +30,7 @@ class Model(_Part):
     checkpoint_digest: str
     parameters: int | None = None
     origin: dict[str, str] = {}
-    signature: str = Field(
-        default="not signed", description="whether the checkpoint's own signature was checked"
-    )
+    signature: str = Field(default="not signed", description="whether the checkpoint's own signature was checked")
 
 
 class Tokenizer(_Part):

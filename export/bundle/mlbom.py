@@ -49,9 +49,7 @@ def check(raw: bytes) -> None:
         raise UnavailableError("the CycloneDX validator is missing", fix=fix) from error
     problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(raw.decode())
     if problem is not None:
-        raise InputError(
-            f"the bill of materials breaks its schema: {str(problem)[:300]}", where="mlbom.cdx.json"
-        )
+        raise InputError(f"the bill of materials breaks its schema: {str(problem)[:300]}", where="mlbom.cdx.json")
 
 
 def _model(manifest: BundleManifest) -> dict[str, Any]:
@@ -83,9 +81,7 @@ def _model(manifest: BundleManifest) -> dict[str, Any]:
             "modelParameters": parameters,
             "quantitativeAnalysis": {"performanceMetrics": [_metric(f) for f in manifest.measurements]},
         },
-        "properties": [
-            {"name": f"bluelm-export:{key}", "value": value} for key, value in sorted(properties.items())
-        ],
+        "properties": [{"name": f"bluelm-export:{key}", "value": value} for key, value in sorted(properties.items())],
     }
 
 

@@ -202,9 +202,7 @@ def verify(sources: Mapping[str, Source], container: Mapping[str, str], where: P
     return manifest
 
 
-def _compare(
-    manifest: BundleManifest, found: Mapping[str, Content], container: Mapping[str, str], where: Path
-) -> None:
+def _compare(manifest: BundleManifest, found: Mapping[str, Content], container: Mapping[str, str], where: Path) -> None:
     out: list[Difference] = []
     for path in sorted({*manifest.container, *container}):
         if path not in manifest.container:

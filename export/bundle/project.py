@@ -152,9 +152,7 @@ def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
         "min_ios": manifest.requirements.min_os,
         "dependencies": [f"{lib.maven}:{_version(lib.version_of, versions)}" for lib in facts.android],
         "swift": package,
-        "swift_branch": package.branch.format(version=_version(package.version_of, versions))
-        if package
-        else "",
+        "swift_branch": package.branch.format(version=_version(package.version_of, versions)) if package else "",
     }
 
 

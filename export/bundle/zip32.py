@@ -167,9 +167,7 @@ def lay_out(entries: Sequence[Entry], alignment: int) -> Layout:
         data.append(position)
         position += entry.size
         if position > LIMIT - (1 << 24) or len(entries) > 65534:
-            raise TargetError(
-                "the archive passes 4 GiB or 65534 files: zip64 would be needed", where=entry.name
-            )
+            raise TargetError("the archive passes 4 GiB or 65534 files: zip64 would be needed", where=entry.name)
     return Layout(tuple(headers), tuple(data), position)
 
 
@@ -180,9 +178,7 @@ def central_directory(entries: Sequence[Entry], layout: Layout) -> bytes:
         name, flags = _encoded(entry.name)
         made_by, attributes = (_UNIX | 20, (0o100000 | entry.mode) << 16) if entry.mode else (10, 0)
         sizes = (entry.crc, entry.size, entry.size, len(name))
-        out += _CENTRAL.pack(
-            0x02014B50, made_by, 10, flags, 0, 0, _DOS_DATE, *sizes, 0, 0, 0, 0, attributes, offset
-        )
+        out += _CENTRAL.pack(0x02014B50, made_by, 10, flags, 0, 0, _DOS_DATE, *sizes, 0, 0, 0, 0, attributes, offset)
         out += name
     return bytes(out)
 
@@ -277,9 +273,7 @@ def read_zip(path: Path, alignment: int = 1) -> Archive:
         entries = tuple(_read_directory(raw, count, path))
         layout = lay_out(entries, alignment)
         if layout.end > directory or central_directory(entries, layout) != raw:
-            raise InputError(
-                "the zip directory is not as this tool writes it: damaged or changed", where=path
-            )
+            raise InputError("the zip directory is not as this tool writes it: damaged or changed", where=path)
         for entry, offset in zip(entries, layout.headers, strict=True):
             header = local_header(entry, offset, alignment)
             file.seek(offset)
@@ -316,9 +310,7 @@ def _read_directory(raw: bytes, count: int, path: Path) -> Iterable[Entry]:
             raise InputError("a name in the zip directory is not UTF-8", where=path) from error
         check_name(name, path)
         if method != 0:
-            raise InputError(
-                f"{name} is compressed: bundles of this tool store every file as it is", where=path
-            )
+            raise InputError(f"{name} is compressed: bundles of this tool store every file as it is", where=path)
         if name in seen:
             raise InputError(f"{name} is there twice", where=path)
         seen.add(name)
