@@ -26,6 +26,8 @@ OUTLIER = 2.5  # against other weights than its own, a block may err this many t
 
 Steps = Callable[[Sequence[int]], NDArray[np.float32]]
 """Tokens -> the residual stream before the first block and behind each, float32 [layers + 1, n, hidden]."""
+Continuation = tuple[list[int], list[float]]
+"""Tokens of a greedy text, and by how much each was preferred to the next best, in logits."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def compare(
     """
     _check_same_model(reference, subjects)
     expected = [metrics.log_softmax(reference.runtime.logits(window)) for window in windows]
-    texts = [_greedy(reference.runtime, prompt, length) for prompt in prompts]
+    texts = [greedy(reference.runtime, prompt, length) for prompt in prompts]
     found = []
     for subject in subjects:
         candidate = [metrics.log_softmax(subject.runtime.logits(window)) for window in windows]
@@ -133,7 +135,7 @@ def compare(
                 top1=metrics.mean(np.concatenate(same), cluster),
                 largest_kl=float(flat.max()),
                 divergences=tuple(
-                    _divergence(subject.runtime, i, prompt, *text)
+                    divergence(subject.runtime, i, prompt, *text)
                     for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
                 ),
                 blocks=None if block_window is None else block_errors(reference, subject, block_window),
@@ -204,7 +206,7 @@ def _block_output(weights: Weights, layer: int, x: torch.Tensor, context: int) -
     return DecoderBlock.from_weights(weights.config, weights.block(layer))(x, cos, sin)
 
 
-def _greedy(runtime: Runtime, prompt: Sequence[int], length: int) -> tuple[list[int], list[float]]:
+def greedy(runtime: Runtime, prompt: Sequence[int], length: int) -> Continuation:
     """The most likely tokens one after another, and by how much each was preferred to the next best."""
     runtime.reset()
     row = runtime.prefill(prompt)[-1]
@@ -218,7 +220,7 @@ def _greedy(runtime: Runtime, prompt: Sequence[int], length: int) -> tuple[list[
     return tokens, margins
 
 
-def _divergence(
+def divergence(
     runtime: Runtime, prompt_index: int, prompt: Sequence[int], tokens: list[int], margins: list[float]
 ) -> Divergence:
     """One prefill over prompt and continuation: up to the first difference, what decoding would choose."""

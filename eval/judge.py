@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bluelm.errors import TargetError
 from bluelm.progress import Progress, Silent
 from eval import metrics
+from eval.compare import Continuation, divergence, greedy
 from eval.heldout import Window
 from eval.measurement import Measurement
 from targets.runtime import Runtime
@@ -28,14 +29,37 @@ class TokenScores:
     reference_nll: Float
     kl: Float
     agreement: Float
+    top5: Float
     cluster: NDArray[np.int64]
 
     @classmethod
     def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
         """The scores of several sets of windows, in the order of the windows."""
         order = np.argsort(np.concatenate([p.cluster for p in parts]), kind="stable")
-        names = ("nll", "reference_nll", "kl", "agreement", "cluster")
-        return cls(*(np.concatenate([getattr(p, name) for p in parts])[order] for name in names))
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts])[order] for f in fields(cls)))
+
+    def of(self, clusters: Sequence[int]) -> TokenScores:
+        """The tokens of some windows."""
+        chosen = np.isin(self.cluster, clusters)
+        return TokenScores(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class WindowSums:
+    """What each window adds up to: enough to hold two runs on the same text against each other in pairs.
+
+    Attributes:
+        domain: of the window's text. tokens: how many were judged.
+        nll, reference_nll, kl: nats. top1, top5: agreement with the float model, in tokens.
+    """
+
+    domain: tuple[str, ...]
+    tokens: tuple[int, ...]
+    nll: tuple[float, ...]
+    reference_nll: tuple[float, ...]
+    kl: tuple[float, ...]
+    top1: tuple[float, ...]
+    top5: tuple[float, ...]
 
 
 class Reference:
@@ -50,6 +74,11 @@ class Reference:
         with self._lock:
             logits = self._runtime.logits(tokens)  # [n, vocab]
         return metrics.log_softmax(logits)
+
+    def greedy(self, prompt: Sequence[int], length: int) -> Continuation:
+        """The text that the float model writes behind a prompt."""
+        with self._lock:
+            return greedy(self._runtime, prompt, length)
 
 
 def score_window(reference: Float, logits: NDArray, window: Window, cluster: int) -> TokenScores:
@@ -70,6 +99,7 @@ def score_window(reference: Float, logits: NDArray, window: Window, cluster: int
         reference_nll=metrics.negative_log_likelihood(reference, targets),
         kl=metrics.kl_divergence(reference, candidate),
         agreement=metrics.top1_agreement(reference, candidate),
+        top5=metrics.top_k_overlap(reference, candidate),
         cluster=np.full(len(rows), cluster, dtype=np.int64),
     )
 
@@ -120,18 +150,69 @@ def score(
     return TokenScores.join(parts)
 
 
-def accuracy(scores: TokenScores, subject: str) -> list[Measurement]:
-    """The figures of one artifact against the reference, each with its clustered standard error."""
+def accuracy(scores: TokenScores, subject: str, domains: Sequence[str] = ()) -> list[Measurement]:
+    """The figures of one artifact against the reference, each with its clustered standard error.
+
+    Args:
+        domains: of each window. Where they differ, the means come once more for each, as `<name>@<domain>`.
+    """
+    found = _means(scores, subject)
+    found += [
+        Measurement(name, e.value, "nats/token", "measured", e.error, e.n, subject=subject)
+        for name, e in (
+            ("p99_kl", metrics.quantile(scores.kl, scores.cluster, 0.99)),
+            ("max_kl", metrics.maximum(scores.kl, scores.cluster)),
+        )
+    ]
+    names = sorted({domains[i] for i in np.unique(scores.cluster)} if domains else ())
+    for name in names if len(names) > 1 else ():
+        part = scores.of([i for i, domain in enumerate(domains) if domain == name])
+        found += [replace(m, name=f"{m.name}@{name}") for m in _means(part, subject)]
+    return found
+
+
+def _means(scores: TokenScores, subject: str) -> list[Measurement]:
     figures = [
         ("perplexity", metrics.exp_mean(scores.nll, scores.cluster), ""),
         ("reference_perplexity", metrics.exp_mean(scores.reference_nll, scores.cluster), ""),
         ("perplexity_ratio", metrics.exp_mean(scores.nll - scores.reference_nll, scores.cluster), ""),
         ("mean_kl", metrics.mean(scores.kl, scores.cluster), "nats/token"),
-        ("p99_kl", metrics.quantile(scores.kl, scores.cluster, 0.99), "nats/token"),
         ("top1_agreement", metrics.mean(scores.agreement, scores.cluster), ""),
+        ("top5_agreement", metrics.mean(scores.top5, scores.cluster), ""),
     ]
-    found = [Measurement(name, e.value, unit, "measured", e.error, e.n, subject=subject) for name, e, unit in figures]
-    return [Measurement("tokens_judged", len(scores.kl), "tokens", "measured", subject=subject), *found]
+    count = Measurement("tokens_judged", len(scores.kl), "tokens", "measured", subject=subject)
+    return [
+        count,
+        *(Measurement(name, e.value, unit, "measured", e.error, e.n, subject=subject) for name, e, unit in figures),
+    ]
+
+
+def window_sums(scores: TokenScores, domains: Sequence[str]) -> WindowSums:
+    """The scores added up by window."""
+    windows, index = np.unique(scores.cluster, return_inverse=True)
+    columns = (scores.nll, scores.reference_nll, scores.kl, scores.agreement, scores.top5)
+    return WindowSums(
+        tuple(domains[i] for i in windows),
+        tuple(np.bincount(index).tolist()),
+        *(tuple(np.bincount(index, weights=column).tolist()) for column in columns),
+    )
+
+
+def first_divergence(
+    reference: Reference, runtime: Runtime, prompts: Sequence[Sequence[int]], length: int, subject: str
+) -> Measurement:
+    """How many tokens of a greedy answer come before the first that the artifact would choose otherwise.
+
+    The mean over the prompts; an answer of `length` tokens that is the same to its end counts as `length`.
+    """
+    found = [divergence(runtime, i, prompt, *reference.greedy(prompt, length)) for i, prompt in enumerate(prompts)]
+    at = np.array([length if d.at is None else d.at for d in found], dtype=np.float64)
+    whole = sum(d.at is None for d in found)
+    estimate = metrics.mean(at, np.arange(len(at)))
+    note = (
+        f"{whole} of {len(found)} answers the same for all {length} tokens, {sum(d.tie for d in found)} apart at a tie"
+    )
+    return Measurement("first_divergence", estimate.value, "tokens", "measured", estimate.error, len(at), note, subject)
 
 
 def prefill_decode(runtime: Runtime, tokens: Sequence[int], steps: int, subject: str) -> list[Measurement]:

@@ -47,6 +47,13 @@ def top1_agreement(reference: NDArray, candidate: NDArray) -> Float:
     return (reference.argmax(axis=-1) == candidate.argmax(axis=-1)).astype(np.float64)
 
 
+def top_k_overlap(reference: NDArray, candidate: NDArray, k: int = 5) -> Float:
+    """Share of the reference's k best tokens that are among the candidate's k best: [n] of scores [n, vocab]."""
+    k = min(k, reference.shape[-1])
+    best = [np.argpartition(scores, -k, axis=-1)[:, -k:] for scores in (reference, candidate)]  # [n, k] each
+    return (best[0][:, :, None] == best[1][:, None, :]).any(axis=-1).mean(axis=-1)
+
+
 def mean(values: Float, clusters: Int) -> Estimate:
     """Mean over all tokens, with the clustered standard error of a ratio.
 
@@ -94,3 +101,23 @@ def quantile(values: Float, clusters: Int, q: float) -> Estimate:
         return Estimate(value, None, len(values))
     low, high = np.quantile(values, [max(q - share.error, 0.0), min(q + share.error, 1.0)])
     return Estimate(value, float(high - low) / 2, len(values))
+
+
+def maximum(values: Float, clusters: Int) -> Estimate:
+    """The largest value; its error as if the clusters' largest values had an exponential tail.
+
+    With m_1 >= m_2 >= ... the k + 1 largest of the clusters' maxima, the mean excess s = mean(m_1..m_k) - m_(k+1)
+    estimates the tail's scale and s * pi / sqrt(6) the standard deviation of the largest (Weissman 1978, JASA
+    73:812); k is 10, or half of the clusters where there are few.
+    """
+    if not np.isfinite(values).all():
+        return Estimate(float(values.max()), None, len(values))
+    value = float(values.max())
+    _, index = np.unique(clusters, return_inverse=True)
+    largest = np.full(int(index.max()) + 1, -np.inf)
+    np.maximum.at(largest, index, values)
+    k = min(10, len(largest) // 2)
+    if k < 1:
+        return Estimate(value, None, len(values))
+    top = np.sort(largest)[::-1][: k + 1]
+    return Estimate(value, float(top[:k].mean() - top[k]) * math.pi / math.sqrt(6), len(values))

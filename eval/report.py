@@ -17,6 +17,7 @@ from rich.table import Table
 from bluelm.errors import InputError
 from bluelm.files import write_text
 from eval.budget import Check, Verdict
+from eval.judge import WindowSums
 from eval.measurement import Measurement
 
 FILE = "report.json"
@@ -38,7 +39,10 @@ LABELS = {
     "perplexity_ratio": "ratio of the two",
     "mean_kl": "mean KL, nats a token",
     "p99_kl": "99th percentile of KL",
+    "max_kl": "largest KL",
     "top1_agreement": "top-1 agreement",
+    "top5_agreement": "top-5 agreement",
+    "first_divergence": "greedy tokens before the first other one",
     "prefill_decode_kl": "KL of decode to prefill",
     "prefill_decode_max_difference": "largest difference of logits",
     "prefill_tokens_per_s": "prefill, tokens/s",
@@ -82,6 +86,7 @@ class Report(BaseModel):
     versions: dict[str, str]
     stages: tuple[Stage, ...]
     measurements: tuple[Measurement, ...]
+    windows: dict[str, WindowSums] = Field(default={}, description="by subject, scores added up by window of text")
     budget: dict[str, Any]
     checks: tuple[Check, ...]
     details: dict[str, Any] = Field(default={}, description="what the stages say of themselves")
@@ -129,6 +134,9 @@ def show(report: Report, console: Console) -> None:
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     console.print()
     console.print(_accuracy_table(report.measurements))
+    by_domain = _domain_table(report.measurements)
+    if by_domain is not None:
+        console.print(by_domain)
     console.print(_figures_table(report.measurements))
 
 
@@ -143,7 +151,7 @@ def show_verdict(title: str, verdict: Verdict, console: Console) -> None:
 
 def _accuracy_table(measurements: Sequence[Measurement]) -> Table:
     """One row a metric, one column an artifact."""
-    shown = [m for m in measurements if m.subject in SUBJECTS]
+    shown = [m for m in measurements if m.subject in SUBJECTS and "@" not in m.name]
     subjects = [s for s in SUBJECTS if any(m.subject == s for m in shown)]
     table = Table(title="Accuracy on held-out text (± one standard error)", title_justify="left")
     table.add_column("figure")
@@ -153,6 +161,23 @@ def _accuracy_table(measurements: Sequence[Measurement]) -> Table:
         row = {m.subject: m for m in shown if m.name == name}
         cells = [format_value(row[s]) if s in row else "" for s in subjects]
         table.add_row(_label(next(iter(row.values()))), *cells)
+    return table
+
+
+def _domain_table(measurements: Sequence[Measurement]) -> Table | None:
+    """One row a domain of the text and an artifact; None where there is only one domain."""
+    figures = {(m.subject, *m.name.partition("@")[::2]): m for m in measurements if m.subject in SUBJECTS}
+    rows = [key for key in figures if key[1] == "tokens_judged" and key[2]]
+    if not rows:
+        return None
+    names = ("tokens_judged", "perplexity_ratio", "mean_kl", "top1_agreement", "top5_agreement")
+    table = Table(title="By domain", title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(LABELS[name], justify="right")
+    for subject, _, domain in rows:
+        cells = [format_value(figures[subject, name, domain]) for name in names]
+        table.add_row(f"{escape(domain)}, {SUBJECTS[subject]}", *cells)
     return table
 
 
@@ -176,7 +201,9 @@ def _label(m: Measurement) -> str:
     """What a figure is called in a table."""
     name, _, depth = m.name.partition("@")
     label = LABELS.get(name) or f"{name.replace('_', ' ')} {m.unit}".strip()
-    return f"{label} behind {depth}" if depth else label
+    if not depth:
+        return label
+    return f"{label} behind {depth}" if depth.isdigit() else f"{label}, {depth}"
 
 
 def format_value(m: Measurement) -> str:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from bluelm.files import atomic_folder
 from bluelm.progress import Progress
 from eval import estimate, judge
 from eval.heldout import HeldOut, Window
+from eval.judge import WindowSums
 from eval.measurement import Measurement
 from eval.report import tool_versions
 from eval.speed import host_speed
@@ -30,7 +31,31 @@ from targets.target import Target
 from targets.torch_runtime import TorchRuntime
 
 DECODED = 8  # tokens that prefill-then-decode decodes one by one
-FIGURES = TypeAdapter(tuple[Measurement, ...])
+PROMPTS, PROMPT_TOKENS, GREEDY_TOKENS = 8, 32, 64  # that the artifact continues as the float model does, or not
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What judging found.
+
+    Attributes:
+        windows: by subject, the scores added up by window.
+        runtimes: by subject, what ran it, with its version.
+    """
+
+    figures: tuple[Measurement, ...] = ()
+    windows: dict[str, WindowSums] = field(default_factory=dict)
+    runtimes: dict[str, str] = field(default_factory=dict)
+
+
+JUDGED = TypeAdapter(Judged)
+
+
+@dataclass(frozen=True)
+class _JudgedOne:
+    figures: list[Measurement]
+    windows: WindowSums
+    runtime: str
 
 
 @dataclass(frozen=True)
@@ -60,10 +85,10 @@ def room_for_reference(checkpoint: Checkpoint) -> str | None:
     )
 
 
-def accuracy(
+def judged(
     checkpoint: Checkpoint, subjects: Sequence[Subject], held_out: HeldOut, stages: Stages, progress: Progress
-) -> list[Measurement]:
-    """Figures of every artifact against the float model on the same windows, all artifacts at once."""
+) -> Judged:
+    """Every artifact against the float model on the same windows, all artifacts at once."""
     inputs: dict[str, Any] = {
         "checkpoint": checkpoint.digest(),
         "text": [held_out.digest, held_out.length],
@@ -72,17 +97,15 @@ def accuracy(
     }
 
     def work(folder: Path) -> None:
-        figures = _accuracy(checkpoint, subjects, held_out, progress)
+        found = _judge(checkpoint, subjects, held_out, progress)
         with atomic_folder(folder) as temporary:
-            (temporary / "figures.json").write_bytes(FIGURES.dump_json(tuple(figures), indent=1))
+            (temporary / "judged.json").write_bytes(JUDGED.dump_json(found, indent=1))
 
     folder = stages.run(layout.JUDGED, inputs, work)
-    return list(FIGURES.validate_json((folder / "figures.json").read_bytes()))
+    return JUDGED.validate_json((folder / "judged.json").read_bytes())
 
 
-def _accuracy(
-    checkpoint: Checkpoint, subjects: Sequence[Subject], held_out: HeldOut, progress: Progress
-) -> list[Measurement]:
+def _judge(checkpoint: Checkpoint, subjects: Sequence[Subject], held_out: HeldOut, progress: Progress) -> Judged:
     context = min(subject.artifact.context for subject in subjects)
     reference = judge.Reference(TorchRuntime(checkpoint, context))
     stop = threading.Event()
@@ -98,7 +121,12 @@ def _accuracy(
         except BaseException:
             stop.set()  # the other threads end behind the window that they are at
             raise
-    return [figure for future in futures for figure in future.result()]
+    found = {s.name: future.result() for s, future in zip(subjects, futures, strict=True)}
+    return Judged(
+        tuple(figure for one in found.values() for figure in one.figures),
+        {name: one.windows for name, one in found.items()},
+        {name: one.runtime for name, one in found.items()},
+    )
 
 
 def _judge_one(
@@ -107,19 +135,24 @@ def _judge_one(
     windows: Sequence[Window],
     progress: Progress,
     stop: threading.Event,
-) -> list[Measurement]:
+) -> _JudgedOne:
     with ExitStack() as stack:
         runtimes = [
             stack.enter_context(open_runtime(subject.artifact.folder, on=subject.on)) for _ in range(subject.sessions)
         ]
         name = f"judge the {subject.name.upper()} artifact"
         scores = judge.score(reference, runtimes, windows, name=name, progress=progress, stop=stop)
-        figures = judge.accuracy(scores, subject.name)
+        domains = [window.domain for window in windows]
+        figures = judge.accuracy(scores, subject.name, domains)
         longest = max(windows, key=lambda window: len(window.tokens))
         tokens = longest.tokens.tolist()[: subject.artifact.chunk + DECODED // 2]
         steps = min(DECODED, len(tokens) - 1)
         figures += judge.prefill_decode(runtimes[0], tokens, steps, subject.name)
-    return figures
+        prompts = [window.tokens.tolist()[:PROMPT_TOKENS] for window in windows[:PROMPTS]]
+        length = min(GREEDY_TOKENS, subject.artifact.context - PROMPT_TOKENS)
+        if length > 0:
+            figures.append(judge.first_divergence(reference, runtimes[0], prompts, length, subject.name))
+        return _JudgedOne(figures, judge.window_sums(scores, domains), runtimes[0].name)
 
 
 def speed(subject: Subject, held_out: HeldOut, progress: Progress) -> list[Measurement]:

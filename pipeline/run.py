@@ -24,7 +24,7 @@ from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
 from pipeline import judging, layout
 from pipeline.bundle_commands import bundle_passed
-from pipeline.judging import Subject
+from pipeline.judging import Judged, Subject
 from pipeline.phone import ChosenPhone, find_phone, measure_on
 from pipeline.plan import Plan, Request, make_plan
 from pipeline.progress import show_progress
@@ -86,9 +86,10 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         npu = _export_npu(plan, stages, quantized, progress)
         subjects.insert(0, Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens))
     no_room = judging.room_for_reference(plan.checkpoint)
-    figures = []
+    judged = Judged()
     if no_room is None:
-        figures += judging.accuracy(plan.checkpoint, subjects, plan.held_out, stages, progress)
+        judged = judging.judged(plan.checkpoint, subjects, plan.held_out, stages, progress)
+    figures = [*judged.figures]
     figures += judging.speed(subjects[-1], plan.held_out, progress)
     figures += judging.sizes(subjects[0].artifact, plan.target)
     if phone is not None:  # behind the estimate: what was measured counts
@@ -112,7 +113,8 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         measurements=tuple(figures),
         budget=plan.budget.model_dump(mode="json", exclude_none=True),
         checks=verdict.checks,
-        details=_details(plan, quantized, subjects),
+        windows=judged.windows,
+        details={**_details(plan, quantized, subjects), "runtimes": judged.runtimes},
         warnings=(*plan.warnings, *([no_room] if no_room else [])),
     )
 

@@ -131,3 +131,50 @@ def test_a_decode_that_forgets_the_cache_is_seen() -> None:
     kl, largest = judge.prefill_decode(TableRuntime(table(1), forgets=True), tokens, 5, "cpu")
     assert kl.value > 0.1
     assert largest.value > 1
+
+
+def test_domains_are_judged_apart_and_windows_add_up() -> None:
+    p, q, text = table(1), table(2), windows(6, 20)
+    domains = ["en", "zh"] * 3
+    scores = judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(q)], text)
+    figures = {m.name: m for m in judge.accuracy(scores, "cpu", domains)}
+    for first, domain in enumerate(("en", "zh")):
+        alone = judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(q)], text[first::2])
+        for m in judge.accuracy(alone, "cpu"):
+            if m.name not in ("p99_kl", "max_kl"):
+                named = figures[f"{m.name}@{domain}"]
+                assert (named.value, named.n) == (pytest.approx(m.value), m.n)
+                assert named.error == pytest.approx(m.error)
+    assert figures["max_kl"].value == scores.kl.max()
+    assert not any("@" in m.name for m in judge.accuracy(scores, "cpu", ["en"] * 6))  # one domain: nothing twice
+
+    sums = judge.window_sums(scores, domains)
+    assert sums.domain == tuple(domains)
+    assert sums.tokens == (19,) * 6
+    assert sum(sums.kl) / sum(sums.tokens) == pytest.approx(figures["mean_kl"].value)
+    ratio = np.exp((sum(sums.nll) - sum(sums.reference_nll)) / sum(sums.tokens))
+    assert ratio == pytest.approx(figures["perplexity_ratio"].value)
+    assert sum(sums.top1) / sum(sums.tokens) == pytest.approx(figures["top1_agreement"].value)
+    assert sum(sums.top5) / sum(sums.tokens) == pytest.approx(figures["top5_agreement"].value)
+
+
+def test_first_divergence_is_where_two_free_answers_part() -> None:
+    p, q = table(1), table(1)
+    q[:, 3] = table(5)[:, 3]  # other answers behind token 3 only
+    prompts = [[0, 1], [2, 2], [4, 1]]
+    found = judge.first_divergence(judge.Reference(TableRuntime(p)), TableRuntime(q), prompts, 12, "cpu")
+    at = []
+    for prompt in prompts:
+        answers = []
+        for runtime in (TableRuntime(p), TableRuntime(q)):
+            row, answer = runtime.logits(prompt)[-1], []
+            for _ in range(12):
+                answer.append(int(row.argmax()))
+                row = runtime.decode(answer[-1])
+            answers.append(answer)
+        at.append(next((i for i in range(12) if answers[0][i] != answers[1][i]), 12))
+    assert min(at) < 12
+    assert found.value == pytest.approx(np.mean(at))
+    assert found.error == pytest.approx(np.std(at, ddof=1) / np.sqrt(3))
+    same = judge.first_divergence(judge.Reference(TableRuntime(p)), TableRuntime(p), prompts, 12, "cpu")
+    assert (same.value, same.note) == (12, "3 of 3 answers the same for all 12 tokens, 0 apart at a tie")

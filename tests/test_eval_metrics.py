@@ -114,3 +114,20 @@ def test_singleton_clusters_give_the_textbook_error() -> None:
 
 def test_one_cluster_has_no_error() -> None:
     assert metrics.mean(np.ones(9), np.zeros(9, dtype=np.int64)).error is None
+
+
+def test_top_k_overlap_counts_the_tokens_that_both_rate_among_the_best() -> None:
+    a = np.array([[9, 8, 7, 6, 5, 0, 0.0], [9, 8, 7, 6, 5, 0, 0]])
+    b = np.array([[5, 6, 7, 8, 9, 0, 0.0], [9, 8, 7, 0, 0, 6, 5]])
+    assert metrics.top_k_overlap(a, b).tolist() == [1, 0.6]
+    assert metrics.top_k_overlap(a[:, :3], b[:, :3], 5).tolist() == [1, 1]  # fewer tokens than k
+
+
+def test_maximum_has_the_spread_of_repeated_draws_as_error() -> None:
+    generator = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(80), 50)
+    draws = [metrics.maximum(generator.exponential(1, len(clusters)), clusters) for _ in range(400)]
+    told = np.mean([d.error for d in draws if d.error is not None])
+    assert told == pytest.approx(np.std([d.value for d in draws]), rel=0.15)
+    assert metrics.maximum(np.array([1.0, 3, 2]), np.zeros(3, np.int64)) == metrics.Estimate(3, None, 3)
+    assert math.isnan(metrics.maximum(np.array([1.0, np.nan]), np.arange(2)).value)
