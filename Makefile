@@ -23,7 +23,7 @@ run: $(VENV)/.installed-qualcomm
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 clean:
 	rm -rf $(VENV) build *.egg-info
