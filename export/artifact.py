@@ -33,7 +33,7 @@ class ArtifactFile(BaseModel):
 
     Roles: `prefill` and `decode` (graphs), `weights` (external data of both), `context` (compiled for the NPU),
     `program` and `manifest` (of a Core ML package), `embedding`, `tokenizer`, `ranges`, and `simulator...` (see
-    `SIMULATOR`).
+    `SIMULATOR`). A model in several parts has a file of each graph's role for each part, in order of execution.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +69,7 @@ class Artifact(BaseModel):
         quantized_digest: digest of the quantized checkpoint that it holds.
         producers: tools that made it, with versions.
         target, soc: what it was compiled for.
-        nodes: by graph, what the NPU took.
+        nodes: by graph (its file's name without suffix), what the NPU took.
         notes: what a reader of the report should know.
     """
 
@@ -104,15 +104,19 @@ class Artifact(BaseModel):
         return sum(file.bytes for file in self.files if not file.role.startswith(SIMULATOR))
 
     def path(self, role: str) -> Path:
-        """The file of a role.
+        """The file of a role; the first where there are several.
 
         Raises:
             InputError: the artifact has none.
         """
-        for file in self.files:
-            if file.role == role:
-                return self._folder / file.path
-        raise InputError(f"the {self.format} artifact has no {role} file", where=self._folder)
+        found = self.paths(role)
+        if not found:
+            raise InputError(f"the {self.format} artifact has no {role} file", where=self._folder)
+        return found[0]
+
+    def paths(self, role: str) -> list[Path]:
+        """The files of a role, one a part of the model, in order of execution; empty if there are none."""
+        return [self._folder / file.path for file in self.files if file.role == role]
 
     def save(self, folder: Path) -> None:
         """Write artifact.json into `folder`, where the files lie."""

@@ -22,10 +22,11 @@ from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, list_files
 from export.coreml_mil import MASKED, Activations, Quantized, Weights, signed_codes
 from export.coreml_package import Package, import_coremltools
-from export.coreml_program import DECODE, PREFILL, Part, Shape, build, part_bytes, split
+from export.coreml_program import DECODE, PREFILL, Shape, build, part_bytes
 from export.coreml_save import FOLDER, save_package
 from export.debug import DEBUG_NOTE
 from export.package import bits_per_weight, parameter_count
+from export.parts import Part, split
 
 PROGRAM_BYTES = 1_900_000_000
 """Largest program by default: the Neural Engine refuses them at about 2 GB."""

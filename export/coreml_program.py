@@ -8,31 +8,16 @@ from typing import Any
 import numpy as np
 
 from bluelm.config import ModelConfig
-from bluelm.errors import TargetError
 from bluelm.weights import LINEARS
 from export.coreml_mil import MASKED, MilOps, Quantized, Slots, Weights, fresh_names, identifier
 from export.coreml_package import import_coremltools
 from export.lowered import KeysValues, block, head, rotary_factors
+from export.parts import Part
 
 PREFILL, DECODE = "prefill", "decode"
 TOKENS, HIDDEN, POSITION = "tokens", "hidden", "position"  # inputs
 LOGITS, HIDDEN_OUT = "logits", "hidden_out"  # outputs
 EMBEDDED = "embedded"  # in a debug build, with `block_output`
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one program holds: the embedding, some blocks, the head."""
-
-    embeds: bool
-    first: int
-    last: int  # one behind
-    heads: bool
-
-    @property
-    def layers(self) -> range:
-        """Blocks of this part."""
-        return range(self.first, self.last)
 
 
 @dataclass(frozen=True)
@@ -61,30 +46,6 @@ def part_bytes(weights: Weights, config: ModelConfig) -> tuple[int, list[int], i
         sum(weights.layout(f"model.layers.{i}.{name}").nbytes for name in LINEARS) for i in range(config.num_layers)
     ]
     return weights.layout("embed").nbytes, linears, weights.layout("lm_head").nbytes
-
-
-def split(embedding: int, blocks: list[int], head_bytes: int, limit: int) -> list[Part]:
-    """Parts of at most `limit` bytes, blocks in order; embedding and head join a part where they fit.
-
-    Raises:
-        TargetError: one block, the embedding or the head alone exceeds the limit.
-    """
-    for name, size in [("the embedding", embedding), ("the head", head_bytes), ("a block", max(blocks))]:
-        if size > limit:
-            raise TargetError(
-                f"{name} takes {size:,} bytes, one program may hold {limit:,}",
-                fix="use fewer bits for it, or raise the limit of a program",
-            )
-    parts: list[Part] = []
-    embeds, first, held = True, 0, embedding
-    for layer, size in enumerate(blocks):
-        if held + size > limit:
-            parts.append(Part(embeds, first, layer, heads=False))
-            embeds, first, held = False, layer, 0
-        held += size
-    if held + head_bytes <= limit:
-        return [*parts, Part(embeds, first, len(blocks), heads=True)]
-    return [*parts, Part(embeds, first, len(blocks), False), Part(False, len(blocks), len(blocks), True)]
 
 
 def build(weights: Weights, part: Part, shape: Shape) -> Any:

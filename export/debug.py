@@ -16,15 +16,11 @@ from onnx import TensorProto, helper
 from bluelm.errors import InputError
 from bluelm.files import atomic_folder
 from export.artifact import Artifact, list_files
+from export.lowered import block_output
 from export.onnx_decoder import GRAPHS
 
 DEBUG_NOTE = "debug build: block outputs"
 REWRITTEN = {"onnx-cpu": GRAPHS, "onnx-npu": GRAPHS, "litert": ("model",)}  # format: roles of its graphs
-
-
-def block_name(layer: int) -> str:
-    """The lowered decoder's name of a block's output."""
-    return f"layers.{layer}.output"
 
 
 def debug_build(artifact: Artifact, folder: Path) -> Artifact:
@@ -39,7 +35,7 @@ def debug_build(artifact: Artifact, folder: Path) -> Artifact:
             where=artifact.folder,
             fix="give the artifact that it was compiled from, or export a debug build",
         )
-    graphs = {artifact.path(role).name for role in REWRITTEN[artifact.format]}
+    graphs = {path.name for role in REWRITTEN[artifact.format] for path in artifact.paths(role)}
     with atomic_folder(folder) as temporary:
         for file in artifact.files:
             target = temporary / file.path
@@ -58,7 +54,7 @@ def _rewrite(artifact: Artifact, source: Path, target: Path) -> None:
     if artifact.format == "litert":
         from export.litert_debug import open_up
 
-        open_up(source, target, [block_name(layer) for layer in range(artifact.model.num_layers)])
+        open_up(source, target, [block_output(layer) for layer in range(artifact.model.num_layers)])
     else:
         _open_up(artifact, source, target)
 
@@ -66,12 +62,15 @@ def _rewrite(artifact: Artifact, source: Path, target: Path) -> None:
 def _open_up(artifact: Artifact, source: Path, target: Path) -> None:
     model = onnx.load(source, load_external_data=False)
     made = {name for node in model.graph.node for name in node.output}
-    tokens = next(i for i in model.graph.input if i.name == "positions").type.tensor_type.shape.dim[0].dim_value
+    shown = {value.name for value in model.graph.output}  # a part shows its last block anyway
+    tokens = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     shape = (1, tokens, artifact.model.hidden_size)
-    for layer in range(artifact.model.num_layers):
-        if block_name(layer) not in made:
-            raise InputError(f"the graph has no value {block_name(layer)}", where=source, fix="export it again")
-        model.graph.output.append(helper.make_tensor_value_info(block_name(layer), TensorProto.FLOAT, shape))
+    parts = len(artifact.paths("decode"))
+    for name in map(block_output, range(artifact.model.num_layers)):
+        if name in made and name not in shown:
+            model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        elif name not in made and parts == 1:
+            raise InputError(f"the graph has no value {name}", where=source, fix="export it again")
     onnx.save(model, target)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
 from export.ops import Ops, V
+from export.parts import Part, whole
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,31 @@ def decoder(
     Returns:
         logits [1, T, vocab], and the step's own `KeysValues` of each layer.
     """
-    rotary = rotary_factors(ops, config, positions, context)
+    return part(ops, config, whole(config.num_layers), x, positions, mask, past, context)
+
+
+def part(
+    ops: Ops[V],
+    config: ModelConfig,
+    held: Part,
+    x: V,
+    positions: V,
+    mask: V,
+    past: Sequence[KeysValues[V] | None],
+    context: int,
+) -> tuple[V, list[KeysValues[V]]]:
+    """`decoder` for the blocks of one part: `past` and the new `KeysValues` are those of its blocks.
+
+    Returns:
+        logits [1, T, vocab] of the part with the head, else the stream behind its last block [1, T, hidden].
+    """
     new: list[KeysValues[V]] = []
-    for layer in range(config.num_layers):
-        x, keys_values = block(ops, config, layer, x, rotary, mask, past[layer])
+    rotary = rotary_factors(ops, config, positions, context) if held.layers else None
+    for layer, before in zip(held.layers, past, strict=True):
+        assert rotary is not None
+        x, keys_values = block(ops, config, layer, x, rotary, mask, before)
         new.append(keys_values)
-    return head(ops, x), new
+    return (head(ops, x) if held.heads else x), new
 
 
 def rotary_factors(ops: Ops[V], config: ModelConfig, positions: V, context: int) -> Rotary[V]:
@@ -96,7 +116,7 @@ def block(
     up = ops.linear(normed, f"{weights}.mlp.up_proj", f"{at}.up")
     inner = ops.multiply(gate, up, f"{at}.gated")  # [1, T, intermediate]
     down = ops.linear(inner, f"{weights}.mlp.down_proj", f"{at}.down")
-    return ops.add(x, down, f"{at}.output"), new
+    return ops.add(x, down, block_output(layer)), new
 
 
 def attention(
@@ -142,6 +162,11 @@ def rope(ops: Ops[V], x: V, rotary: Rotary[V], name: str) -> V:
     swapped = ops.concat([ops.slice(x, 3, size // 2, size), ops.slice(x, 3, 0, size // 2)], 3)
     straight = ops.multiply(x, rotary.cos, f"{name}.cos")
     return ops.add(straight, ops.multiply(swapped, rotary.sin, f"{name}.sin"), name)
+
+
+def block_output(layer: int) -> str:
+    """Name of the stream behind a block."""
+    return f"layers.{layer}.output"
 
 
 def head(ops: Ops[V], x: V) -> V:

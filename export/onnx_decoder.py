@@ -11,13 +11,17 @@ Both have these inputs and outputs, T = chunk or 1, C = context:
     keys.N        cache [1, kv_heads, head_dim, T]            of the step's own tokens, for the host to store
     values.N      cache [1, kv_heads, T, head_dim]
 
+A model in several parts (`export/parts.py`) has the two graphs for each: prefill_1.onnx, decode_1.onnx, weights_1.bin
+and so on. All but the first take the stream `layers.N.output` float32 [1, T, hidden] for `hidden`, all but the last
+give it for `logits`; each has the caches of its own blocks, and a head alone takes no positions and no mask.
+
 Where T = C there are no past inputs. `cache` is float32 on CPUs, int16 codes on NPUs, which the host only
 carries. The last T columns of the mask are the step's own tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from onnx import TensorProto
@@ -29,6 +33,7 @@ from export.encoding import Encoding
 from export.lowered import KeysValues
 from export.onnx_graph import OnnxGraph, WeightFile
 from export.onnx_ops import OnnxOps, Symbol
+from export.parts import Part, whole
 
 OPSETS = {"": 23, "com.microsoft": 1}
 IR_VERSION = 11
@@ -44,30 +49,41 @@ def write_graphs(
     mask_value: float,
     backend: Callable[[OnnxGraph], OnnxOps],
     progress: Progress,
+    parts: Sequence[Part] = (),
 ) -> None:
-    """Write prefill.onnx, decode.onnx and the weights that both point at into `folder`."""
-    with (
-        WeightFile(folder / WEIGHTS) as weights,
-        progress.task("lower to ONNX", len(GRAPHS)) as task,
-    ):
-        for name, tokens in zip(GRAPHS, (chunk, 1), strict=True):
-            task.advance(note=name)
-            graph = OnnxGraph(name, weights)
-            _emit(backend(graph), config, tokens, context, mask_value)
-            graph.save(folder / f"{name}.onnx", OPSETS, IR_VERSION)
+    """Write the graphs of each part (default: the whole model) and the weights that they point at into `folder`."""
+    parts = parts or [whole(config.num_layers)]
+    with progress.task("lower to ONNX", len(GRAPHS) * len(parts)) as task:
+        for index, part in enumerate(parts):
+            with WeightFile(folder / part_file(WEIGHTS, index, len(parts))) as weights:
+                for name, tokens in zip(GRAPHS, (chunk, 1), strict=True):
+                    file = part_file(f"{name}.onnx", index, len(parts))
+                    task.advance(note=file)
+                    graph = OnnxGraph(name, weights)
+                    _emit(backend(graph), config, part, tokens, context, mask_value)
+                    graph.save(folder / file, OPSETS, IR_VERSION)
 
 
-def _emit(ops: OnnxOps, config: ModelConfig, tokens: int, context: int, mask_value: float) -> None:
-    hidden = ops.activation_input("hidden", (1, tokens, config.hidden_size))
-    ops.graph.input("positions", TensorProto.INT32, (tokens,))
-    mask_encoding = Encoding.of_range(mask_value, 0.0)
-    mask = ops.activation_input("mask", (1, 1, tokens, context), mask_encoding)
+def part_file(name: str, index: int, parts: int) -> str:
+    """A file's name in an artifact of so many parts: prefill.onnx, or prefill_1.onnx, prefill_2.onnx ..."""
+    stem, dot, suffix = name.partition(".")
+    return name if parts == 1 else f"{stem}_{index + 1}{dot}{suffix}"
+
+
+def _emit(ops: OnnxOps, config: ModelConfig, part: Part, tokens: int, context: int, mask_value: float) -> None:
+    name = "hidden" if part.embeds else lowered.block_output(part.first - 1)
+    x = ops.activation_input(name, (1, tokens, config.hidden_size))
+    if part.layers:
+        ops.graph.input("positions", TensorProto.INT32, (tokens,))
+        mask = ops.activation_input("mask", (1, 1, tokens, context), Encoding.of_range(mask_value, 0.0))
+    else:
+        mask = x  # a head alone has no attention
     slots = context - tokens
-    past = [_past(ops, config, layer, slots) if slots else None for layer in range(config.num_layers)]
+    past = [_past(ops, config, layer, slots) if slots else None for layer in part.layers]
     positions = Symbol("positions", (tokens,))
-    logits, new = lowered.decoder(ops, config, hidden, positions, mask, past, context)
-    ops.activation_output(logits, "logits")
-    for layer, keys_values in enumerate(new):
+    out, new = lowered.part(ops, config, part, x, positions, mask, past, context)
+    ops.activation_output(out, "logits" if part.heads else lowered.block_output(part.last - 1))
+    for layer, keys_values in zip(part.layers, new, strict=True):
         ops.cache_output(keys_values.keys, f"keys.{layer}")
         ops.cache_output(keys_values.values, f"values.{layer}")
 

@@ -22,8 +22,9 @@ from onnx import TensorProto
 from bluelm.errors import InputError, TargetError
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress, Silent
+from bluelm.weights import LINEARS
 from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.store import LinearInfo, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.encoding import SHARE, Encoding
 from export.onnx_decoder import write_graphs
@@ -31,6 +32,7 @@ from export.onnx_graph import OnnxGraph, WeightFile
 from export.onnx_ops import OnnxOps, Symbol
 from export.package import describe
 from export.packing import pack
+from export.parts import split, whole
 from export.ranges import Ranges
 
 TYPES = {"uint16": TensorProto.UINT16, "int16": TensorProto.INT16}
@@ -53,14 +55,18 @@ def export(
     *,
     context: int = 512,
     chunk: int = 128,
+    part_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write the artifact `folder`: prefill.onnx, decode.onnx, weights.bin and what the host needs beside
     them.
 
+    Args:
+        part_bytes: most bytes of weights in one part; None: one part, whatever its size.
+
     Raises:
         InputError: `ranges` are another checkpoint's.
-        TargetError: a weight has zero points.
+        TargetError: a weight has zero points, or a block or the head alone is larger than `part_bytes`.
     """
     if ranges.weights != quantized.digest():
         raise InputError(
@@ -69,6 +75,9 @@ def export(
             fix="calibrate the ranges on this quantized checkpoint",
         )
     linears: dict[str, DequantizedLinear] = {}
+    parts = [whole(quantized.config.num_layers)]
+    if part_bytes is not None:
+        parts = split(0, *weight_sizes(quantized), part_bytes)
     with atomic_folder(folder) as temporary:
         write_graphs(
             temporary,
@@ -78,9 +87,10 @@ def export(
             ranges.mask_value,
             lambda graph: NpuOps(graph, quantized, ranges, linears),
             progress or Silent(),
+            parts,
         )
         ranges.save(temporary / "ranges.json")
-        describe(temporary, "onnx-npu", quantized, context, chunk, ranges.mask_value)
+        describe(temporary, "onnx-npu", quantized, context, chunk, ranges.mask_value, len(parts))
     return Artifact.open(folder)
 
 
@@ -183,6 +193,19 @@ class NpuOps(OnnxOps):
             self.graph.initializer(f"scale.{scale.view(np.uint32).item():08x}", scale),
             self.graph.initializer(f"zero.{encoding.dtype}.{encoding.zero}", zero),
         ]
+
+
+def weight_sizes(quantized: QuantizedCheckpoint) -> tuple[list[int], int]:
+    """Bytes of the weights of each block, and of the head, as they are stored."""
+
+    def stored(info: LinearInfo) -> int:
+        rows, columns = info.shape
+        groups = 1 if info.group_size == -1 else columns // info.group_size
+        return rows * columns * info.bits // 8 + 4 * rows * groups
+
+    held, layers = quantized.linears, range(quantized.config.num_layers)
+    blocks = [sum(stored(held[f"model.layers.{layer}.{name}"]) for name in LINEARS) for layer in layers]
+    return blocks, stored(held["lm_head"])
 
 
 def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> DequantizedLinear:

@@ -12,7 +12,7 @@ from bluelm.tokenizer import TOKENIZER_FILES
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, ArtifactFile, Format, list_files
 from export.embedding import write_embedding
-from export.onnx_decoder import GRAPHS, WEIGHTS
+from export.onnx_decoder import GRAPHS, WEIGHTS, part_file
 
 
 def describe(
@@ -22,9 +22,13 @@ def describe(
     context: int,
     chunk: int,
     mask_value: float,
+    parts: int = 1,
 ) -> Artifact:
     """Complete a folder that holds the graphs and weights of an ONNX artifact."""
-    roles = {f"{name}.onnx": name for name in GRAPHS} | {WEIGHTS: "weights"}
+    roles: dict[str, str] = {}
+    for index in range(parts):
+        roles |= {part_file(f"{name}.onnx", index, parts): name for name in GRAPHS}
+        roles[part_file(WEIGHTS, index, parts)] = "weights"
     if (folder / "ranges.json").exists():
         roles["ranges.json"] = "ranges"
     write_embedding(folder / "embedding.safetensors", quantized.embed())

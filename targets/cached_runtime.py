@@ -8,13 +8,25 @@ import numpy as np
 
 from bluelm.errors import InputError
 from export.artifact import Artifact
-from export.debug import block_name
 from export.embedding import EmbeddingTable
+from export.lowered import block_output
 from targets.runtime import RuntimeBase
 
 Feeds = dict[str, np.ndarray]
 Step = Callable[[Feeds], Mapping[str, np.ndarray]]
-"""Runs a graph of `export/onnx_decoder.py`: inputs by name to outputs by name."""
+"""Runs a graph of `export/onnx_decoder.py`: inputs by name, of which it takes its own, to outputs by name."""
+
+
+def chain(steps: Sequence[Step]) -> Step:
+    """One step of a model in parts: each part sees what came in and what the parts before it gave."""
+
+    def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
+        outputs: Feeds = {}
+        for step in steps:
+            outputs |= step({**feeds, **outputs})
+        return outputs
+
+    return run
 
 
 class CachedRuntime(RuntimeBase):
@@ -87,7 +99,7 @@ class CachedRuntime(RuntimeBase):
 
     def _seen(self, feeds: Feeds, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The stream of one step of a debug build, float32 [layers + 1, width, hidden]."""
-        names = [block_name(layer) for layer in range(self._artifact.model.num_layers)]
+        names = [block_output(layer) for layer in range(self._artifact.model.num_layers)]
         if names[0] not in outputs:
             raise InputError(f"{self.name} does not show its blocks", fix="open a debug build of it")
         return np.concatenate([feeds["hidden"], *(outputs[name] for name in names)])

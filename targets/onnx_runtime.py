@@ -10,18 +10,20 @@ import onnxruntime
 
 from bluelm.errors import InputError
 from export.artifact import Artifact
-from targets.cached_runtime import CachedRuntime, Feeds
+from export.onnx_decoder import GRAPHS
+from targets.cached_runtime import CachedRuntime, Feeds, chain
 from targets.ort_errors import ORT_ERRORS
 
 
 def open_cpu(artifact: Artifact) -> CachedRuntime:
-    """Both graphs in onnxruntime's CPU provider.
+    """Both graphs of every part in onnxruntime's CPU provider.
 
     Raises:
         InputError: a graph is damaged.
     """
     name = f"{artifact.format} in onnxruntime {onnxruntime.__version__}"
-    return CachedRuntime(name, artifact, *(session_step(artifact.path(g)) for g in ("prefill", "decode")))
+    steps = [chain([session_step(path) for path in artifact.paths(graph)]) for graph in GRAPHS]
+    return CachedRuntime(name, artifact, *steps)
 
 
 def session_step(path: Path) -> Callable[[Feeds], Mapping[str, np.ndarray]]:
@@ -40,9 +42,10 @@ def session_step(path: Path) -> Callable[[Feeds], Mapping[str, np.ndarray]]:
 def run_step(session: onnxruntime.InferenceSession) -> Callable[[Feeds], Mapping[str, np.ndarray]]:
     """One run of a session by names."""
     names = [output.name for output in session.get_outputs()]
+    inputs = [given.name for given in session.get_inputs()]
 
     def step(feeds: Feeds) -> Mapping[str, np.ndarray]:
-        found = session.run(names, feeds)
+        found = session.run(names, {name: feeds[name] for name in inputs})
         return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
 
     return step

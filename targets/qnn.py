@@ -1,6 +1,6 @@
 """Compiles an onnx-npu artifact for a Snapdragon's NPU (HTP) into offline context binaries.
 
-Both graphs go into one binary that holds the weights once: that is what ships. Qualcomm's x86 simulator
+Both graphs of a part go into one binary that holds the weights once: that is what ships. Qualcomm's x86 simulator
 cannot load a binary with shared weights ("feature not supported"), so the same graphs are compiled a second
 time, each into a binary of its own, and those are what the simulator runs and the judge judges.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def compile_contexts(
     progress: Progress | None = None,
     limit_s: float = COMPILE_LIMIT_S,
 ) -> Artifact:
-    """Compile both graphs; a new artifact in `folder`. The compiler's log stays beside it,
+    """Compile both graphs of every part; a new artifact in `folder`. The compiler's log stays beside it,
     `<folder>.compile.log`.
 
     Raises:
@@ -51,25 +52,25 @@ def compile_contexts(
     """
     log = folder.with_name(f"{folder.name}.compile.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as temporary, (progress or Silent()).task("compile", 4) as task:
+    parts = list(zip(*(artifact.paths(name) for name in GRAPHS), strict=True))
+    with (
+        atomic_folder(folder) as temporary,
+        (progress or Silent()).task("compile", 2 * len(GRAPHS) * len(parts)) as task,
+    ):
         simulator = temporary / "simulator"
         simulator.mkdir()
         nodes: dict[str, NodeCount] = {}
-        for place, share in ((simulator, False), (temporary, True)):
-            child = Child(WORKER, log)
-            try:
-                for name in GRAPHS:
-                    task.advance(note=f"{name} for {soc}" + (", weights shared" if share else ""))
-                    message = Compile(
-                        str(artifact.path(name).resolve()),
-                        str((place / f"{name}.onnx").resolve()),
-                        chip,
-                        share=share,
-                        last=name == GRAPHS[-1],
-                    )
-                    nodes[name] = _compile(child, message, limit_s)
-            finally:
-                child.close()
+        for graphs in parts:
+            for place, share in ((simulator, False), (temporary, True)):
+                child = Child(WORKER, log)
+                try:
+                    for graph in graphs:
+                        task.advance(note=f"{graph.stem} for {soc}" + (", weights shared" if share else ""))
+                        source, made = str(graph.resolve()), str((place / graph.name).resolve())
+                        message = Compile(source, made, chip, share=share, last=graph == graphs[-1])
+                        nodes[graph.stem] = _compile(child, message, limit_s)
+                finally:
+                    child.close()
         _describe(artifact, temporary, target, soc, nodes)
     return Artifact.open(folder)
 
@@ -145,15 +146,18 @@ def refusal_reasons(log: str) -> dict[str, str]:
 
 def _describe(artifact: Artifact, temporary: Path, target: str, soc: str, nodes: dict[str, NodeCount]) -> None:
     """Check what the compiler wrote, bring the host's files along, write artifact.json."""
-    context = _shared_binary(temporary)
-    roles = {f"{name}.onnx": name for name in GRAPHS} | {context: "context"}
+    roles: dict[str, str] = {}
+    graphs = {file.path: file.role for file in artifact.files if file.role in GRAPHS}
+    for wrappers in zip(*(artifact.paths(name) for name in GRAPHS), strict=True):
+        names = [wrapper.name for wrapper in wrappers]
+        roles |= {name: graphs[name] for name in names} | {_shared_binary(temporary, names): "context"}
     for file in artifact.files:
         if file.role in CARRIED:
             shutil.copyfile(artifact.folder / file.path, temporary / file.path)
             roles[file.path] = file.role
-    for path in sorted((temporary / "simulator").iterdir()):
-        role = f"simulator-{path.stem}" if path.suffix == ".onnx" else "simulator-context"
-        roles[f"simulator/{path.name}"] = role
+    roles |= {f"simulator/{name}": f"simulator-{role}" for name, role in graphs.items()}  # in order of execution
+    binaries = sorted(path.name for path in (temporary / "simulator").iterdir() if path.name not in graphs)
+    roles |= {f"simulator/{name}": "simulator-context" for name in binaries}
     files = list_files(temporary, roles)
     compiled = artifact.model_copy(
         update={
@@ -170,16 +174,16 @@ def _describe(artifact: Artifact, temporary: Path, target: str, soc: str, nodes:
     compiled.save(temporary)
 
 
-def _shared_binary(folder: Path) -> str:
-    """The one binary that both wrappers name.
+def _shared_binary(folder: Path, wrappers: Sequence[str]) -> str:
+    """The one binary that both wrappers of a part name.
 
     Raises:
         TargetError: they name different ones, or it lacks a graph.
     """
     binaries: set[str] = set()
     partitions: list[bytes] = []
-    for name in GRAPHS:
-        wrapper = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+    for name in wrappers:
+        wrapper = onnx.load(folder / name, load_external_data=False)
         attributes = {a.name: a.s for a in wrapper.graph.node[0].attribute}
         binaries.add(attributes["ep_cache_context"].decode())
         partitions.append(attributes["partition_name"])

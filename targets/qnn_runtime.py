@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from export.artifact import Artifact
 from export.onnx_decoder import GRAPHS
-from targets.cached_runtime import CachedRuntime, Feeds
+from targets.cached_runtime import CachedRuntime, Feeds, Step, chain
 from targets.child import Child
-from targets.qnn_messages import Chip, Load, Ran, Run
+from targets.qnn_messages import Chip, Load, Loaded, Ran, Run
 from targets.snapdragon import chip_of
 from targets.socs import DEFAULT_SNAPDRAGON, find_soc
 
@@ -22,32 +22,33 @@ STEP_LIMIT_S = 900.0
 
 
 class QnnRuntime(CachedRuntime):
-    """Keeps one child with both graphs loaded; a step takes seconds, whatever its number of rows."""
+    """Keeps one child with both graphs of every part loaded; a step takes seconds, whatever its number of rows."""
 
-    def __init__(self, artifact: Artifact, child: Child, paths: Mapping[str, Path], chip: Chip) -> None:
-        super().__init__(f"{artifact.format} on the HTP simulator", artifact, self._prefill, self._decode)
+    def __init__(self, artifact: Artifact, child: Child, paths: Mapping[str, Sequence[Path]], chip: Chip) -> None:
         self._child = child
-        for name, path in paths.items():
-            child.call(Load(name, str(path.resolve()), chip), LOAD_LIMIT_S)
+        steps = [chain([self._load(path, chip) for path in paths[graph]]) for graph in GRAPHS]
+        super().__init__(f"{artifact.format} on the HTP simulator", artifact, *steps)
 
     def close(self) -> None:
         self._child.close()
         if not self._child.failed:
             self._child.log.unlink(missing_ok=True)
 
-    def _prefill(self, feeds: Feeds) -> Mapping[str, np.ndarray]:
-        return self._run("prefill", feeds)
+    def _load(self, path: Path, chip: Chip) -> Step:
+        """Load one graph in the child."""
+        name = path.stem
+        loaded: Loaded = self._child.call(Load(name, str(path.resolve()), chip), LOAD_LIMIT_S)
 
-    def _decode(self, feeds: Feeds) -> Mapping[str, np.ndarray]:
-        return self._run("decode", feeds)
+        def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
+            own = {given: feeds[given] for given in loaded.inputs}
+            ran: Ran = self._child.call(Run(name, own), STEP_LIMIT_S)
+            return ran.outputs
 
-    def _run(self, name: str, feeds: Feeds) -> Mapping[str, np.ndarray]:
-        ran: Ran = self._child.call(Run(name, feeds), STEP_LIMIT_S)
-        return ran.outputs
+        return run
 
 
 def open_htp(artifact: Artifact) -> QnnRuntime:
-    """Load both graphs on the simulator; an onnx-npu artifact is compiled in memory first.
+    """Load the graphs on the simulator; an onnx-npu artifact is compiled in memory first.
 
     Raises:
         UnavailableError: onnxruntime-qnn is not installed.
@@ -55,7 +56,7 @@ def open_htp(artifact: Artifact) -> QnnRuntime:
     """
     soc = find_soc(artifact.soc or DEFAULT_SNAPDRAGON)
     prefix = "simulator-" if artifact.format == "qnn-context" else ""
-    paths = {name: artifact.path(f"{prefix}{name}") for name in GRAPHS}
+    paths = {name: artifact.paths(f"{prefix}{name}") for name in GRAPHS}
     with tempfile.NamedTemporaryFile(prefix="bluelm-htp-", suffix=".log", delete=False) as log:
         child = Child(WORKER, Path(log.name))
     try:

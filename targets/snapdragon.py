@@ -8,6 +8,7 @@ ignored (relative error 1.2), so they are refused here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.config import ModelConfig
@@ -25,11 +26,16 @@ from targets.runtime import Place
 from targets.socs import Soc
 
 MIB = 2**20
+PART_SHARE = 0.5
+"""Of what one binary may hold, the weights of a part: the compiler's estimate, which the limit is for, counts its own
+copies and the activations as well. A 7B in 4 bits becomes 5 parts, a 1B one."""
 
 
+@dataclass
 class HtpBackend:
-    """Checks, lowers and compiles for HTP."""
+    """Checks, lowers and compiles for HTP; models beyond one binary are cut into parts."""
 
+    soc: Soc | None = None
     needs_ranges = True
     place: Place = "htp"
 
@@ -54,7 +60,11 @@ class HtpBackend:
     ) -> Artifact:
         if ranges is None:
             raise InputError("16-bit activations need activation ranges", fix="calibrate them first")
-        return onnx_npu.export(quantized, ranges, folder, context=context, chunk=chunk, progress=progress)
+        assert self.soc is not None, "the registry fills the chip in"
+        limit = part_limit(self.soc)
+        return onnx_npu.export(
+            quantized, ranges, folder, context=context, chunk=chunk, part_bytes=limit, progress=progress
+        )
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return compile_contexts(artifact, chip_of(soc), target, soc.id, folder, progress)
@@ -71,17 +81,23 @@ def chip_of(soc: Soc) -> Chip:
     return Chip(soc.qnn_soc_model, soc.hexagon_arch)
 
 
+def part_limit(soc: Soc) -> int:
+    """Most bytes of weights in one part."""
+    return int((soc.context_binary_mib or 2048) * MIB * PART_SHARE)
+
+
 def _check_size(soc: Soc, config: ModelConfig, recipe: Recipe) -> None:
+    """TargetError if a block or the head alone is too large for a part."""
     block, head = weight_bytes(config, recipe)
-    limit = (soc.context_binary_mib or 2048) * MIB
-    total = config.num_layers * block + head
-    if total <= limit:
-        return
-    layers = max(0, int((limit - head) // block))
-    fix = f"at this width and recipe {layers} of the {config.num_layers} blocks fit"
-    if recipe.bits == 8:
-        fix += "; use --bits 4"
-    raise TargetError(
-        f"{total / MIB:.0f} MiB of weights do not fit one context binary of {soc.name} ({limit // MIB} MiB)",
-        fix=f"{fix}; --target generic-arm64 has no such limit",
-    )
+    limit = part_limit(soc)
+    for name, size, option, bits in (
+        ("a block", block, "--bits", recipe.bits),
+        ("the head", head, "--head-bits", recipe.head_bits),
+    ):
+        if size > limit:
+            fewer = f"use {option} 4, or " if bits == 8 and size / 2 <= limit else ""
+            raise TargetError(
+                f"{name} of {size / MIB:.0f} MiB does not fit one context binary of {soc.name}, "
+                f"which holds {limit // MIB} MiB of weights",
+                fix=f"{fewer}--target generic-arm64, which has no such limit",
+            )

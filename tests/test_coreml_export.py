@@ -17,7 +17,8 @@ from eval.compare import Subject, compare
 from export import coreml
 from export.artifact import Artifact
 from export.coreml_package import Package, import_coremltools
-from export.coreml_program import DECODE, PREFILL, Part, split
+from export.coreml_program import DECODE, PREFILL
+from export.parts import Part, split
 from targets import apple, coreml_macos
 from targets.apple import check_program, check_states, open_interpreter, open_mac, rules
 from targets.coreml_interpreter import Interpreter

@@ -9,7 +9,9 @@ import pytest
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from compress.recipe import Recipe
+from export.parts import split
 from targets.registry import find, targets
+from targets.snapdragon import part_limit
 from targets.socs import table
 from tests.checkpoints import config_dict
 
@@ -71,16 +73,12 @@ def test_groups_that_do_not_divide() -> None:
         assert caught.value.fix == "use --group-size 32 or -1"
 
 
-def test_a_model_too_large_is_refused_with_what_fits() -> None:
-    with pytest.raises(TargetError) as caught:
-        find("snapdragon").check(BLUELM_7B, recipe())
+def test_a_7b_is_cut_into_parts_that_a_binary_holds() -> None:
+    find("snapdragon").check(BLUELM_7B, recipe())
     # a block: 4*4096**2 + 3*4096*11008 = 202,375,168 weights at 0.5 + 4/32 bytes; the head 100096*4096
-    total = (32 * 202_375_168 * 0.625 + 100_096 * 4096) / 2**20
-    fits = (2048 * 2**20 - 100_096 * 4096) // (202_375_168 * 0.625)
-    assert f"{total:.0f} MiB" in caught.value.problem
-    assert f"{fits:.0f} of the 32 blocks fit" in str(caught.value.fix)
-    find("snapdragon").check(replace(BLUELM_7B, num_layers=int(fits)), recipe())
-    find("generic-arm64").check(BLUELM_7B, recipe())
+    block, head = 202_375_168 * 5 // 8, 100_096 * 4096
+    parts = split(0, [block] * 32, head, part_limit(find("snapdragon").soc))
+    assert [len(part.layers) for part in parts] == [8, 8, 8, 8, 0]
 
 
 @pytest.mark.parametrize(("context", "chunk"), [(64, 128), (4096, 128), (1, 1), (512, 0)])
