@@ -1,25 +1,37 @@
-"""A budget: what an artifact must reach, and the verdict on whether it did."""
+"""A budget: what an artifact must reach, and the verdict on whether it did.
+
+A figure with a standard error is held against its limit by its confidence bounds: it passes when the bound on the far
+side holds the limit, it fails when the data show that it does not, and between the two there are too few tokens to
+tell, which is no pass either.
+"""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, WithJsonSchema
 
-from bluelm.errors import InputError
+from eval.confidence import enough, multiplier
 from eval.measurement import How, Measurement
-
-DEFAULT_BUDGET = Path(__file__).parent / "data" / "budget.yaml"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Kinds = Annotated[tuple[How, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)]
+Bytes = Annotated[
+    ByteSize, WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}], "examples": ["4 GB"]})
+]
+_HOWS = {"enum": ["measured", "emulated", "estimated"]}
+Kinds = Annotated[
+    tuple[How, ...],
+    BeforeValidator(lambda v: (v,) if isinstance(v, str) else v),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [_HOWS, {"type": "array", "items": _HOWS, "minItems": 1}]}),
+]
+Outcome = Literal["passed", "failed", "undecided"]
+SURE = 0.999  # confidence from which an artifact that is better than the float model is suspect
+IDENTICAL = 1e-9  # nats: quantized weights differ from float ones by more, rounding in float32 by less
 
 
 class SpeedLimit(BaseModel):
@@ -31,39 +43,34 @@ class SpeedLimit(BaseModel):
     accept: Kinds = ("measured",)
 
 
-class Budget(BaseModel):
-    """Limits; a limit that is not given is not checked. Accuracy limits hold for every artifact judged."""
+class DomainLimits(BaseModel):
+    """Limits on the text of one domain."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     max_perplexity_ratio: Positive | None = None
     max_mean_kl: Positive | None = None
-    max_p99_kl: Positive | None = None
     min_top1_agreement: Share | None = None
+    min_top5_agreement: Share | None = None
+
+
+class Budget(DomainLimits):
+    """Limits; a limit that is not given is not checked. Accuracy limits hold for every artifact judged."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1, description="of each bound, on one side")] = 0.95
+    max_p99_kl: Positive | None = None
+    max_max_kl: Positive | None = None
+    min_first_divergence: Positive | None = None
+    domains: Annotated[dict[str, DomainLimits], Field(description="limits by domain of the text")] = {}
     max_prefill_decode_kl: Positive | None = None
     min_decode_tokens_per_s: SpeedLimit | None = None
-    max_artifact_bytes: ByteSize | None = None
-    max_memory_bytes: ByteSize | None = None
-
-    @classmethod
-    def from_file(cls, path: Path) -> Self:
-        """Read a YAML file.
-
-        Raises:
-            InputError: no such file, not YAML, an unknown key (a near one is suggested), a bad value.
-        """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"the budget cannot be read: {error}", where=path, fix="name a YAML file") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"the budget is not YAML: {error}", where=path, fix="mend the file") from error
-        if not isinstance(content, dict) or not content:
-            fix = f"write limits such as those in {DEFAULT_BUDGET}"
-            raise InputError("the budget holds no limits", where=path, fix=fix)
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise _explain(error, path) from error
+    max_artifact_bytes: Bytes | None = None
+    max_memory_bytes: Bytes | None = None
+    min_npu_node_share: Share | None = None
+    min_npu_mac_share: Share | None = None
+    two_sided: Annotated[bool, Field(description="better than float, or identical to it, fails")] = True
+    structure: Annotated[bool, Field(description="tokenizer, template, weights, versions and size must be right")] = (
+        True
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,10 @@ class Check:
         value: the figure, None when it was not measured. unit: its unit. error: its standard error.
         limit: the limit. margin: how far inside the limit (negative: by how much it failed), None
             when not measured.
+        passed: whether `outcome` is "passed"; "undecided": there were too few tokens to tell.
         how: how the figure was got. note: why it failed where that is not the number itself.
+        low, high: bounds on the figure, each at the budget's confidence; None where it has no error.
+        needed: how many tokens (answers, for the first divergence) would tell, where that is known.
     """
 
     name: str
@@ -88,6 +98,10 @@ class Check:
     how: How | None = None
     error: float | None = None
     note: str = ""
+    low: float | None = None
+    high: float | None = None
+    outcome: Outcome | None = None
+    needed: int | None = None
 
     def __str__(self) -> str:
         """One line: figure, limit, and by how much."""
@@ -97,10 +111,15 @@ class Check:
         if self.value is None or self.margin is None:
             return f"{title}: {self.note}; the budget asks for {asked}"
         found, note = _quantity(self.value, self.unit), f"; {self.note}" if self.note else ""
+        if self.name in _PLAIN:
+            return f"{title}: {found}{note}"
         if self.passed:
             return f"{title}: {found}, {asked}{note}"
+        if self.outcome == "undecided":
+            return f"{title}: {found}, {asked}: {self.note}"
         relative = abs(self.margin) / self.limit if self.limit else math.inf
-        return f"{title}: {found}, {asked}: beyond by {_quantity(abs(self.margin), self.unit)} ({relative:.1%}){note}"
+        by = f" ({relative:.1%})" if self.limit else ""
+        return f"{title}: {found}, {asked}: beyond by {_quantity(abs(self.margin), self.unit)}{by}{note}"
 
 
 def _quantity(value: float, unit: str) -> str:
@@ -125,19 +144,50 @@ class Verdict:
         return tuple(check for check in self.checks if not check.passed)
 
 
-# budget key -> (measurement, unit, what it is held against; None: every artifact judged)
-_LIMITS: dict[str, tuple[str, str, str | None]] = {
-    "max_perplexity_ratio": ("perplexity_ratio", "", None),
-    "max_mean_kl": ("mean_kl", "nats/token", None),
-    "max_p99_kl": ("p99_kl", "nats/token", None),
-    "min_top1_agreement": ("top1_agreement", "", None),
-    "max_prefill_decode_kl": ("prefill_decode_kl", "nats/token", None),
-    "max_artifact_bytes": ("artifact_bytes", "bytes", "files"),
-    "max_memory_bytes": ("memory_bytes", "bytes", "soc"),
+class Limit(NamedTuple):
+    """What a key of the budget limits: a figure, of one subject (None: of every artifact judged)."""
+
+    figure: str
+    unit: str = ""
+    subject: str | None = None
+    drawn: bool = True  # from a sample of text, so without an error nothing is known
+
+
+_LIMITS: dict[str, Limit] = {
+    "max_perplexity_ratio": Limit("perplexity_ratio"),
+    "max_mean_kl": Limit("mean_kl", "nats/token"),
+    "max_p99_kl": Limit("p99_kl", "nats/token"),
+    "max_max_kl": Limit("max_kl", "nats/token"),
+    "min_top1_agreement": Limit("top1_agreement"),
+    "min_top5_agreement": Limit("top5_agreement"),
+    "min_first_divergence": Limit("first_divergence", "tokens"),
+    "max_prefill_decode_kl": Limit("prefill_decode_kl", "nats/token", drawn=False),
+    "max_artifact_bytes": Limit("artifact_bytes", "bytes", "files", drawn=False),
+    "max_memory_bytes": Limit("memory_bytes", "bytes", "soc", drawn=False),
+    "min_npu_node_share": Limit("npu_node_share", "", "npu", drawn=False),
+    "min_npu_mac_share": Limit("npu_mac_share", "", "npu", drawn=False),
 }
+# figures that no budget sets: (limit, whether every artifact must have it measured)
+STRUCTURE: dict[str, tuple[float, bool]] = {
+    "tokenizer_mismatches": (0, False),
+    "chat_template_mismatches": (0, False),
+    "end_token_faults": (0, False),
+    "versions_missing": (0, False),
+    "weight_mismatches": (0, False),
+    "bits_per_weight_deviation": (0.02, False),
+    "block_error_excess": (1, False),
+    "runtime_kl_excess": (1, False),
+}
+BETTER, SAME = "not_better_than_float", "not_identical_to_float"
+_PLAIN = (BETTER, SAME)
 
 
-def judge(budget: Budget, measurements: Iterable[Measurement], artifacts: Sequence[str]) -> Verdict:
+def judge(
+    budget: Budget,
+    measurements: Iterable[Measurement],
+    artifacts: Sequence[str],
+    windows: Mapping[str, int] | None = None,
+) -> Verdict:
     """Hold every limit of the budget against its figures.
 
     Args:
@@ -145,58 +195,131 @@ def judge(budget: Budget, measurements: Iterable[Measurement], artifacts: Sequen
         measurements: the figures.
         artifacts: subjects that accuracy limits hold for, e.g. ("npu", "cpu"). Each must have been
             measured: a figure that is missing or not a number fails.
+        windows: by subject, how many windows of text stand behind its errors; many where it is not said.
     """
     figures = {(m.name, m.subject): m for m in measurements}
+    samples = windows or {}
     checks: list[Check] = []
-    for key, (name, unit, subject) in _LIMITS.items():
-        limit = getattr(budget, key)
+
+    def hold(key: str, limits: BaseModel, domain: str = "") -> None:
+        limit, about = getattr(limits, key), _LIMITS[key]
         if limit is not None:
-            subjects = (subject,) if subject else artifacts
-            checks += [_check(key, s, unit, float(limit), figures.get((name, s))) for s in subjects]
+            for subject in [about.subject] if about.subject else artifacts:
+                figure = figures.get((about.figure + domain, subject))
+                factor = multiplier(budget.confidence, _samples(figure, samples.get(subject)))
+                checks.append(_check(key + domain, subject, about, float(limit), figure, factor))
+
+    for key in _LIMITS:
+        hold(key, budget)
+    for domain, limits in budget.domains.items():
+        for key in DomainLimits.model_fields:
+            hold(key, limits, f"@{domain}")
     speed = budget.min_decode_tokens_per_s
     if speed is not None:
         figure = figures.get(("decode_tokens_per_s", speed.where))
-        checks.append(_check("min_decode_tokens_per_s", speed.where, "tokens/s", speed.at_least, figure, speed.accept))
+        checks.append(_check_speed(speed, figure))
+    if budget.two_sided:
+        checks += [c for s in artifacts for c in _two_sided(s, figures, samples.get(s))]
+    if budget.structure:
+        checks += [c for s in artifacts for c in _structure(s, figures)]
     return Verdict(tuple(checks))
 
 
-def _check(
-    key: str,
-    subject: str,
-    unit: str,
-    limit: float,
-    figure: Measurement | None,
-    accept: Sequence[How] | None = None,
-) -> Check:
+def _samples(figure: Measurement | None, windows: int | None) -> int | None:
+    """Independent samples behind a figure's error: each answer is one, else the windows are."""
+    return figure.n if figure is not None and figure.name == "first_divergence" else windows
+
+
+def _check(key: str, subject: str, about: Limit, limit: float, figure: Measurement | None, factor: float) -> Check:
+    """Three outcomes: the data show that the limit holds, that it does not, or neither."""
+    problem = _unusable(figure)
+    if figure is None or problem:
+        how = None if figure is None else figure.how
+        return Check(key, subject, None, about.unit, limit, None, False, how, note=problem, outcome="failed")
+    at_most, value = key.startswith("max_"), figure.value
+    margin = limit - value if at_most else value - limit
+    if not about.drawn:
+        outcome: Outcome = "passed" if margin >= 0 else "failed"
+        return Check(key, subject, value, about.unit, limit, margin, margin >= 0, figure.how, outcome=outcome)
+    spread = math.inf if figure.error is None else figure.error and factor * figure.error
+    outcome = "passed" if margin >= spread else "failed" if margin < -spread else "undecided"
+    needed, note = None, ""
+    if outcome == "undecided":
+        needed, note = _too_few(figure, limit, factor)
+    low, high = (None, None) if figure.error is None else (value - spread, value + spread)
+    return Check(
+        key, subject, value, about.unit, limit, margin, outcome == "passed", figure.how, figure.error, note, low, high,
+        outcome, needed,
+    )  # fmt: skip
+
+
+def _too_few(figure: Measurement, limit: float, factor: float) -> tuple[int | None, str]:
+    """How many would do, and the sentence that says so."""
+    drawn = "answers" if figure.name == "first_divergence" else "tokens"
+    if figure.error is None or not math.isfinite(factor):
+        return None, f"too few {drawn} to tell: one window has no error; judge on more text"
+    needed = enough(figure.value, figure.error, limit, factor, figure.n or 0)
+    bounds = f"± {_quantity(factor * figure.error, figure.unit)}"
+    if needed is None:
+        return None, f"too few {drawn} to tell ({bounds}): the figure lies on the limit, no number would do"
+    return needed, f"too few {drawn} to tell ({bounds} on {figure.n:,} {drawn}); about {needed:,} would do"
+
+
+def _unusable(figure: Measurement | None) -> str:
+    """Why a figure cannot be held against a limit; empty if it can."""
     if figure is None:
-        return Check(key, subject, None, unit, limit, None, False, note="not measured")
-    if accept is not None and figure.how not in accept:
-        note = f"not {' or '.join(accept)} (only {figure.how}: {figure.value:,.4g} {figure.unit})"
-        return Check(key, subject, None, unit, limit, None, False, figure.how, note=note)
-    if not math.isfinite(figure.value):
-        note = f"the figure is {figure.value}"
-        return Check(key, subject, None, unit, limit, None, False, figure.how, note=note)
-    if key.startswith("max_"):
-        margin = limit - figure.value
-        return Check(key, subject, figure.value, unit, limit, margin, margin >= 0, figure.how, figure.error)
-    sure = figure.value if figure.low is None else figure.low  # the gate takes the interval's lower end
+        return "not measured"
+    return "" if math.isfinite(figure.value) else f"the figure is {figure.value}"
+
+
+def _check_speed(limit: SpeedLimit, figure: Measurement | None) -> Check:
+    """The lower end of the figure's interval counts."""
+    key, unit = "min_decode_tokens_per_s", "tokens/s"
+    problem = _unusable(figure)
+    if figure is not None and figure.how not in limit.accept:
+        problem = f"not {' or '.join(limit.accept)} (only {figure.how}: {figure.value:,.4g} {figure.unit})"
+    if figure is None or problem:
+        how = None if figure is None else figure.how
+        return Check(key, limit.where, None, unit, limit.at_least, None, False, how, note=problem, outcome="failed")
+    sure = figure.value if figure.low is None else figure.low
     note = "" if figure.low is None else f"lower end of the interval around {figure.value:,.4g} {unit}"
-    margin = sure - limit
-    return Check(key, subject, sure, unit, limit, margin, margin >= 0, figure.how, figure.error, note)
+    margin = sure - limit.at_least
+    outcome: Outcome = "passed" if margin >= 0 else "failed"
+    return Check(
+        key, limit.where, sure, unit, limit.at_least, margin, margin >= 0, figure.how, figure.error, note,
+        figure.low, figure.high, outcome,
+    )  # fmt: skip
 
 
-def _explain(error: ValidationError, path: Path) -> InputError:
-    """The first thing that pydantic found wrong, an unknown key before all else, in the user's words."""
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    path_of_key = [str(part) for part in first["loc"]]
-    key = ".".join(path_of_key)
-    where = f"{path}, key {key}"
-    if first["type"] == "extra_forbidden":
-        known = list(SpeedLimit.model_fields if len(path_of_key) > 1 else Budget.model_fields)
-        near = difflib.get_close_matches(path_of_key[-1], known, n=1, cutoff=0.5)
-        fix = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-        return InputError("the budget has an unknown key", where=where, fix=fix)
-    if first["type"] == "missing":
-        return InputError("the budget lacks a value", where=where, fix=f"give {path_of_key[-1]}")
-    problem = f"the budget's {key} cannot be {first['input']!r}: {first['msg']}"
-    return InputError(problem, where=where, fix="mend the value")
+def _two_sided(subject: str, figures: Mapping[tuple[str, str], Measurement], windows: int | None) -> Iterable[Check]:
+    """Quantization cannot make a model better, nor leave it as it was."""
+    ratio, kl = figures.get(("perplexity_ratio", subject)), figures.get(("mean_kl", subject))
+    if ratio is not None and math.isfinite(ratio.value) and ratio.error is not None:
+        factor = multiplier(SURE, windows)
+        # a change of the size of the KL may turn out that much for the better by luck
+        luck = kl.value if kl is not None and math.isfinite(kl.value) else 0.0
+        high = ratio.value + factor * ratio.error if ratio.error else ratio.value
+        passed = high >= math.exp(-luck)
+        note = "" if passed else "better than the float model beyond its error: text leaked, or another model"
+        yield Check(
+            BETTER, subject, ratio.value, "", 1.0, ratio.value - 1, passed, ratio.how, ratio.error, note, None, high,
+            "passed" if passed else "failed",
+        )  # fmt: skip
+    if kl is not None and math.isfinite(kl.value):
+        passed = kl.value > IDENTICAL
+        note = "" if passed else "answers exactly as the float model: is it quantized at all?"
+        yield Check(
+            SAME, subject, kl.value, kl.unit, IDENTICAL, kl.value - IDENTICAL, passed, kl.how, kl.error, note,
+            outcome="passed" if passed else "failed",
+        )  # fmt: skip
+
+
+def _structure(subject: str, figures: Mapping[tuple[str, str], Measurement]) -> Iterable[Check]:
+    for name, (limit, required) in STRUCTURE.items():
+        figure = figures.get((name, subject))
+        if figure is None and not required:
+            continue
+        about = Limit(name, "" if figure is None else figure.unit, drawn=False)
+        check = _check(f"max_{name}", subject, about, limit, figure, 0.0)
+        note = figure.note if figure is not None and not check.passed and not check.note else check.note
+        yield Check(**{**vars(check), "note": note})

@@ -109,6 +109,11 @@ class Report(BaseModel):
             fix = "run bluelm-export again with this version"
             raise InputError("the report cannot be read", where=path, fix=fix) from error
 
+    @property
+    def samples(self) -> dict[str, int]:
+        """By subject, how many windows of text stand behind the errors of its figures."""
+        return {name: len(sums.tokens) for name, sums in self.windows.items()}
+
     def save(self, folder: Path) -> Path:
         """Write `folder`/report.json, all or nothing."""
         path = folder / FILE

@@ -171,7 +171,8 @@ def generate(
 def check(
     run: RunFolder,
     budget: Annotated[
-        Path | None, typer.Option(help="YAML file of limits. Default: the bundled one.", show_default=False)
+        Path | None,
+        typer.Option(help="YAML file of limits. Default: those that the run was judged by.", show_default=False),
     ] = None,
 ) -> None:
     """Hold the figures of a finished run against a budget, without building or running anything."""

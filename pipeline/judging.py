@@ -47,6 +47,11 @@ class Judged:
     windows: dict[str, WindowSums] = field(default_factory=dict)
     runtimes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def samples(self) -> dict[str, int]:
+        """How many windows stand behind a subject's errors."""
+        return {name: len(sums.tokens) for name, sums in self.windows.items()}
+
 
 JUDGED = TypeAdapter(Judged)
 

@@ -13,9 +13,11 @@ from bluelm.signature import Trust
 from bluelm.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
 from compress.recipe import Recipe
-from eval import estimate, heldout
-from eval.budget import DEFAULT_BUDGET, Budget
+from eval import budget_file, estimate, heldout
+from eval.budget import Budget
+from eval.budget_file import DEFAULT_BUDGET
 from eval.heldout import HeldOut
+from export.package import parameter_count
 from pipeline.provenance import admit
 from targets.registry import find
 from targets.target import Target
@@ -101,8 +103,8 @@ def make_plan(request: Request) -> Plan:
         kv_bits=request.kv_bits,
         device_ram_gb=request.device_ram,
     )
-    budget = Budget.from_file(request.budget) if request.budget else default_budget(target)
     checkpoint = Checkpoint.open(model_folder(request.model))
+    budget = budget_for(request.budget, target, parameter_count(checkpoint.config))
     tokenizer = checkpoint.tokenizer()
     recipe, context = request.recipe, request.context
     if recipe.bits == 3:
@@ -120,10 +122,14 @@ def make_plan(request: Request) -> Plan:
     return Plan(request, target, checkpoint, tokenizer, samples, held_out, budget, folder, provenance)
 
 
-def default_budget(target: Target) -> Budget:
-    """The bundled budget, without a speed on the chip where the target names none whose speed is known."""
-    budget = Budget.from_file(DEFAULT_BUDGET)
-    if estimate.chip(target.soc.name) is None:
+def budget_for(path: Path | None, target: Target, parameters: int) -> Budget:
+    """The limits for this target and size of model.
+
+    Without a file: the bundled ones, but for the speed on a chip whose speed is not known.
+    """
+    names = (target.runtime, target.name, target.soc.id)
+    budget = budget_file.load(path or DEFAULT_BUDGET, names=names, parameters=parameters)
+    if path is None and estimate.chip(target.soc.name) is None:
         return budget.model_copy(update={"min_decode_tokens_per_s": None})
     return budget
 

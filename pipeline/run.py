@@ -17,6 +17,7 @@ from bluelm.progress import Progress
 from compress.engine import quantize
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
+from eval.budget_file import DEFAULT_BUDGET
 from eval.memory import PeakMemory
 from eval.report import TOOLS, Built, Report, show, tool_versions
 from export import onnx_cpu
@@ -95,7 +96,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
     if phone is not None:  # behind the estimate: what was measured counts
         figures += measure_on(phone, subjects[0].artifact, stages.folder / "device", progress)
     figures.append(peak.measurement())
-    verdict = budgets.judge(plan.budget, figures, [s.name for s in subjects])
+    verdict = budgets.judge(plan.budget, figures, [s.name for s in subjects], judged.samples)
     return Report(
         passed=verdict.passed,
         title=plan.title,
@@ -218,7 +219,7 @@ def _configuration(plan: Plan) -> dict[str, Any]:
         "evaluation": plan.held_out.source,
         "eval_tokens": request.eval_tokens,
         "npu_tokens": request.npu_tokens,
-        "budget": str(request.budget or budgets.DEFAULT_BUDGET),
+        "budget": str(request.budget or DEFAULT_BUDGET),
     }
 
 

@@ -31,7 +31,7 @@ from bluelm.tokenizer import Tokenizer
 from calibration.sources import read_texts
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
-from eval.budget import Budget
+from eval import budget_file
 from eval.report import Report
 from export.artifact import Artifact
 from export.bundle import build, keys
@@ -266,9 +266,9 @@ READERS: dict[str, Callable[[], Reader]] = {
         lambda folder: Recipe.load(folder / "r.yaml"),
     ),
     "budget": lambda: Reader(
-        {"b.yaml": b"max_mean_kl: 0.01\nmin_decode_tokens_per_s: {at_least: 5, accept: [measured]}\n"},
+        {"b.yaml": b"extends: default\nmin_decode_tokens_per_s: {at_least: 5, accept: [measured]}\n"},
         "b.yaml",
-        lambda folder: Budget.from_file(folder / "b.yaml"),
+        lambda folder: budget_file.load(folder / "b.yaml"),
     ),
     "report": lambda: Reader(_run_files(), "report.json", Report.open),
     "artifact": lambda: Reader(_run_files(), "artifact.json", Artifact.open),

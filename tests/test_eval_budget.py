@@ -1,24 +1,30 @@
-"""Budgets: each kind of failure names the figure, the limit and by how much."""
+"""Budgets: each kind of failure names the figure, the limit and by how much; bounds decide, or say that they cannot."""
 
 import math
-from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bluelm.errors import InputError
-from eval.budget import DEFAULT_BUDGET, Budget, Check, judge
+from eval import budget_file
+from eval.budget import STRUCTURE, Budget, Check, judge
+from eval.budget_file import DEFAULT_BUDGET
+from eval.confidence import enough, multiplier, student_quantile
 from eval.measurement import Measurement
 
 GOOD = [
     *(
-        Measurement(name, value, "", "measured", 0.001, 4000, subject=subject)
+        Measurement(name, value, "", "measured", error, 4000, subject=subject)
         for subject in ("npu", "cpu")
-        for name, value in (
-            ("perplexity_ratio", 1.001),
-            ("mean_kl", 0.002),
-            ("p99_kl", 0.02),
-            ("top1_agreement", 0.97),
-            ("prefill_decode_kl", 1e-6),
+        for name, value, error in (
+            ("perplexity_ratio", 1.001, 0.0003),
+            ("mean_kl", 0.002, 0.0001),
+            ("p99_kl", 0.02, 0.001),
+            ("max_kl", 0.2, 0.02),
+            ("top1_agreement", 0.97, 0.001),
+            ("top5_agreement", 0.96, 0.001),
+            ("mean_kl@zh", 0.003, 0.0001),
+            ("prefill_decode_kl", 1e-6, None),
+            *((name, 0, None) for name in STRUCTURE),
         )
     ),
     Measurement("decode_tokens_per_s", 12.5, "tokens/s", "estimated", subject="soc"),
@@ -30,6 +36,8 @@ LIMITS = {
     "max_perplexity_ratio": (1.02, 1.0, "perplexity_ratio"),
     "max_mean_kl": (0.01, 0.001, "mean_kl"),
     "max_p99_kl": (0.1, 0.01, "p99_kl"),
+    "max_max_kl": (0.3, 0.1, "max_kl"),
+    "min_top5_agreement": (0.95, 0.97, "top5_agreement"),
     "min_top1_agreement": (0.96, 0.98, "top1_agreement"),
     "max_prefill_decode_kl": (0.001, 1e-7, "prefill_decode_kl"),
     "max_artifact_bytes": (6_000_000, 4_000_000, "artifact_bytes"),
@@ -68,7 +76,7 @@ def test_accuracy_holds_for_every_artifact() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_figure_that_is_no_number_fails(value: float) -> None:
     figures = [Measurement("mean_kl", value, "nats/token", "measured", subject="npu")]
-    (failed,) = judge(Budget(max_mean_kl=0.01), figures, ("npu",)).failures
+    (failed,) = judge(Budget(max_mean_kl=0.01, structure=False), figures, ("npu",)).failures
     assert str(value) in str(failed)
 
 
@@ -83,45 +91,112 @@ def test_speed_counts_only_the_accepted_kind() -> None:
 
 
 def test_default_budget_is_readable_and_asks_for_everything_that_a_run_measures() -> None:
-    budget = Budget.from_file(DEFAULT_BUDGET)
+    budget = budget_file.load(DEFAULT_BUDGET)
     assert budget.max_artifact_bytes == 4_000_000_000
     assert judge(budget, GOOD, ("npu", "cpu")).passed
 
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "budget.yaml"
-    path.write_text(text)
-    return path
+def one(name: str, value: float, error: float | None, n: int = 4000) -> list[Measurement]:
+    return [Measurement(name, value, "", "measured", error, n, subject="npu")]
+
+
+def hold(key: str, limit: float, figures: list[Measurement], windows: int | None = None) -> Check:
+    budget = Budget.model_validate({key: limit, "structure": False, "two_sided": False})
+    (check,) = judge(budget, figures, ("npu",), None if windows is None else {"npu": windows}).checks
+    return check
+
+
+@pytest.mark.parametrize(("at_most", "limit"), [(True, 1.02), (False, 0.95)])
+def test_the_bound_decides_and_between_the_bounds_is_too_few_tokens(at_most: bool, limit: float) -> None:
+    key, name = ("max_perplexity_ratio", "perplexity_ratio") if at_most else ("min_top1_agreement", "top1_agreement")
+    inside = -1 if at_most else 1
+    for far, outcome in ((1.7, "passed"), (1.6, "undecided"), (0, "undecided"), (-1.6, "undecided"), (-1.7, "failed")):
+        check = hold(key, limit, one(name, limit + inside * far * 0.001, 0.001))
+        assert check.outcome == outcome
+        assert check.passed == (outcome == "passed")
+        assert ("too few tokens to tell" in str(check)) == (outcome == "undecided")
+        assert ("beyond by" in str(check)) == (outcome == "failed")
+        assert check.low is not None
+        assert check.high is not None
+        assert check.low < check.value < check.high  # type: ignore[operator]
+
+
+def test_how_many_tokens_would_do_do() -> None:
+    """At as many tokens as it says, with the error that they would have, the same figure passes."""
+    check = hold("max_perplexity_ratio", 1.02, one("perplexity_ratio", 1.0190, 0.002, 4000))
+    assert check.needed is not None
+    assert f"about {check.needed:,} would do" in str(check)
+    error = 0.002 * math.sqrt(4000 / check.needed)
+    assert hold("max_perplexity_ratio", 1.02, one("perplexity_ratio", 1.0190, error, check.needed)).passed
+    fewer = int(0.9 * check.needed)
+    error = 0.002 * math.sqrt(4000 / fewer)
+    assert not hold("max_perplexity_ratio", 1.02, one("perplexity_ratio", 1.0190, error, fewer)).passed
+
+
+def test_what_no_number_of_tokens_tells_is_said() -> None:
+    assert "no number would do" in str(hold("max_perplexity_ratio", 1.02, one("perplexity_ratio", 1.02, 0.001)))
+    one_window = hold("max_perplexity_ratio", 1.02, one("perplexity_ratio", 1.001, None))
+    assert (one_window.outcome, one_window.passed) == ("undecided", False)
+    assert "judge on more text" in str(one_window)
+    assert enough(1, 1, 1 + 1e-12, 1.6, 100) is None
+
+
+def test_few_windows_widen_the_bounds() -> None:
+    """Two errors inside the limit are enough of many windows, not of three."""
+    figure = one("mean_kl", 0.008, 0.001)
+    assert hold("max_mean_kl", 0.01, figure).passed
+    assert hold("max_mean_kl", 0.01, figure, 3).outcome == "undecided"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("max_mean_k: 0.1", ["unknown key", "did you mean max_mean_kl?"]),
-        ("zzz: 0.1", ["unknown key", "known keys: max_perplexity_ratio"]),
-        ("min_decode_tokens_per_s: {at_lest: 3}", ["at_lest", "did you mean at_least?"]),
-        ("min_decode_tokens_per_s: {at_least: 3, accept: guessed}", ["accept", "guessed"]),
-        ("max_mean_kl: soon", ["max_mean_kl", "soon"]),
-        ("max_mean_kl: -1", ["max_mean_kl", "greater than 0"]),
-        ("min_top1_agreement: 96", ["min_top1_agreement", "less than or equal to 1"]),
-        ("max_memory_bytes: 3 parsecs", ["max_memory_bytes", "parsecs"]),
-        ("", ["no limits"]),
-        ("- 3", ["no limits"]),
-        ("a: [", ["not YAML", "line 1"]),
-    ],
+    ("level", "freedom", "table"),
+    [(0.95, 1, 6.314), (0.95, 2, 2.920), (0.95, 3, 2.353), (0.95, 10, 1.812), (0.999, 30, 3.385), (0.999, 4, 7.173)],
 )
-def test_a_bad_budget_says_what_is_wrong_and_where(tmp_path: Path, text: str, told: list[str]) -> None:
-    with pytest.raises(InputError) as caught:
-        Budget.from_file(write(tmp_path, text))
-    assert "budget.yaml" in str(caught.value)
-    for words in told:
-        assert words in str(caught.value)
+def test_quantiles_are_those_of_the_printed_table(level: float, freedom: int, table: float) -> None:
+    assert student_quantile(level, freedom) == pytest.approx(table, rel=0.01)
+    assert multiplier(0.95) == pytest.approx(1.645, abs=1e-3)
+    assert multiplier(0.95, 1) == math.inf
 
 
-def test_a_missing_budget_is_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
-        Budget.from_file(tmp_path / "none.yaml")
+def test_the_gate_errs_as_rarely_as_it_says() -> None:
+    """Of figures drawn around a truth that lies on the limit, 5 % pass and 5 % fail."""
+    generator = np.random.default_rng(0)
+    outcomes = [
+        hold("max_mean_kl", 1.0, one("mean_kl", values.mean(), values.std(ddof=1) / math.sqrt(12)), 12).outcome
+        for values in generator.normal(1.0, 0.2, (3000, 12))
+    ]
+    assert outcomes.count("passed") / 3000 == pytest.approx(0.05, abs=0.015)
+    assert outcomes.count("failed") / 3000 == pytest.approx(0.05, abs=0.015)
 
 
-def test_sizes_are_read_with_units(tmp_path: Path) -> None:
-    assert Budget.from_file(write(tmp_path, "max_memory_bytes: 1.5 GiB")).max_memory_bytes == 1.5 * 2**30
+def test_better_than_float_and_identical_to_it_are_flagged() -> None:
+    budget = Budget(max_memory_bytes=None, structure=False)
+
+    def flags(ratio: float, error: float, kl: float) -> list[str]:
+        figures = one("perplexity_ratio", ratio, error) + one("mean_kl", kl, 1e-5)
+        return [f.name for f in judge(budget, figures, ("npu",)).failures]
+
+    assert flags(1.001, 0.0004, 0.001) == []
+    assert flags(0.9995, 0.0004, 0.001) == []  # luck
+    assert flags(0.98, 0.0004, 0.001) == ["not_better_than_float"]
+    assert flags(1.0, 0.0, 0.0) == ["not_identical_to_float"]
+    assert judge(budget.model_copy(update={"two_sided": False}), one("mean_kl", 0, 0), ("npu",)).passed
+
+
+def test_structure_is_always_asked_for() -> None:
+    for name, (limit, required) in STRUCTURE.items():
+        figures = [m for m in GOOD if m.name != name]
+        broken = [*figures, Measurement(name, limit + 0.5, "", "measured", note="why", subject="cpu")]
+        assert [(f.name, f.subject) for f in failures(Budget(max_mean_kl=1), broken) if f.value] == [
+            (f"max_{name}", "cpu")
+        ]
+        assert bool(failures(Budget(max_mean_kl=1), figures)) == required  # not measured is no pass
+    assert not failures(Budget(max_mean_kl=1, structure=False), [m for m in GOOD if m.name not in STRUCTURE])
+
+
+def test_limits_by_domain() -> None:
+    budget = Budget.model_validate({"domains": {"zh": {"max_mean_kl": 0.004}, "code": {"max_mean_kl": 0.004}}})
+    failed = failures(budget, GOOD)
+    assert [(f.name, f.note) for f in failed] == [("max_mean_kl@code", "not measured")] * 2
+    tight = Budget.model_validate({"domains": {"zh": {"max_mean_kl": 0.001}}})
+    assert [f.name for f in failures(tight, GOOD)] == ["max_mean_kl@zh"] * 2

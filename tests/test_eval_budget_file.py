@@ -1,0 +1,117 @@
+"""Budget files: what is wrong and where; what is extended, targets and sizes are laid over one another; the schema."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from bluelm.errors import InputError
+from eval.budget_file import DEFAULT_BUDGET, SCHEMA, json_schema, load
+
+LAYERED = """
+extends: default
+max_mean_kl: 0.02
+max_p99_kl: 0.2
+sizes:
+  - {up_to: 4B, max_mean_kl: 0.03}
+  - {up_to: 1.5B, max_mean_kl: 0.04}
+targets:
+  snapdragon:
+    max_artifact_bytes: 2 GB
+    min_decode_tokens_per_s: {at_least: 20}
+    sizes: [{up_to: 2B, max_artifact_bytes: 1 GB}]
+  SM8750: {max_p99_kl: 0.3}
+  qnn-context: {max_p99_kl: null, max_artifact_bytes: 3 GB}
+"""
+
+
+def write(folder: Path, text: str, name: str = "budget.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("max_mean_k: 0.1", ["unknown key", "did you mean max_mean_kl?"]),
+        ("zzz: 0.1", ["unknown key", "known keys: max_perplexity_ratio"]),
+        ("min_decode_tokens_per_s: {at_lest: 3}", ["at_lest", "did you mean at_least?"]),
+        ("min_decode_tokens_per_s: {at_least: 3, accept: guessed}", ["accept", "guessed"]),
+        ("targets: {snapdragon: {max_mean_k: 0.1}}", ["targets.snapdragon.max_mean_k", "did you mean max_mean_kl?"]),
+        ("targets: {snapdragn: {max_mean_kl: 0.1}}", ["unknown target", "did you mean snapdragon?"]),
+        ("domains: {zh: {max_p99_k: 1}}", ["domains.zh.max_p99_k", "max_mean_kl"]),
+        ("sizes: [{max_mean_kl: 0.1}]", ["lacks a value", "up_to"]),
+        ("sizes: [{up_to: huge, max_mean_kl: 0.1}]", ["up_to", "huge"]),
+        ("extends: nowhere.yaml", ["cannot be read", "nowhere.yaml"]),
+        ("extends: budget.yaml", ["in a circle"]),
+        ("max_mean_kl: soon", ["max_mean_kl", "soon"]),
+        ("max_mean_kl: -1", ["max_mean_kl", "greater than 0"]),
+        ("min_top1_agreement: 96", ["min_top1_agreement", "less than or equal to 1"]),
+        ("confidence: 95", ["confidence", "less than 1"]),
+        ("max_memory_bytes: 3 parsecs", ["max_memory_bytes", "parsecs"]),
+        ("max_mean_kl: null", ["no limits"]),
+        ("", ["no limits"]),
+        ("- 3", ["no limits"]),
+        ("a: [", ["not YAML", "line 1"]),
+    ],
+)
+def test_a_bad_budget_says_what_is_wrong_and_where(tmp_path: Path, text: str, told: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load(write(tmp_path, text))
+    assert ".yaml" in str(caught.value)
+    for words in told:
+        assert words in str(caught.value)
+
+
+def test_a_missing_budget_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load(tmp_path / "none.yaml")
+
+
+def test_sizes_are_read_with_units(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "max_memory_bytes: 1.5 GiB")).max_memory_bytes == 1.5 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("names", "parameters", "kl", "p99", "size"),
+    [
+        ((), None, 0.02, 0.2, 4e9),
+        ((), 1.5e9, 0.04, 0.2, 4e9),  # no larger than: the first row that holds it
+        ((), 1.6e9, 0.03, 0.2, 4e9),
+        ((), 7e9, 0.02, 0.2, 4e9),
+        (("onnx-cpu", "generic-arm64", "any"), 7e9, 0.02, 0.2, 4e9),
+        (("litert", "snapdragon", "SM8650"), 7e9, 0.02, 0.2, 2e9),
+        (("litert", "snapdragon", "SM8650"), 1e9, 0.04, 0.2, 1e9),
+        (("qnn-context", "snapdragon", "SM8650"), 7e9, 0.02, None, 2e9),  # the target counts behind the runtime
+        (("qnn-context", "snapdragon", "sm8750"), 7e9, 0.02, 0.3, 2e9),  # the chip last
+    ],
+)
+def test_targets_and_sizes_are_laid_over(
+    tmp_path: Path, names: tuple[str, ...], parameters: float | None, kl: float, p99: float | None, size: float
+) -> None:
+    budget = load(write(tmp_path, LAYERED), names=names, parameters=parameters)
+    assert (budget.max_mean_kl, budget.max_p99_kl, budget.max_artifact_bytes) == (kl, p99, size)
+    assert budget.max_perplexity_ratio == 1.02  # the default's
+    speed = budget.min_decode_tokens_per_s
+    assert speed is not None
+    assert speed.accept == ("measured", "estimated")  # a part of a mapping leaves the rest
+    assert speed.at_least == (20 if "snapdragon" in names else 5)
+
+
+def test_the_later_of_two_files_counts(tmp_path: Path) -> None:
+    write(tmp_path, "max_mean_kl: 0.1\nmax_p99_kl: 0.5", "a.yaml")
+    write(tmp_path, "extends: a.yaml\nmax_mean_kl: 0.2", "b.yaml")
+    budget = load(write(tmp_path, "extends: [a.yaml, b.yaml]\ntwo_sided: false"))
+    assert (budget.max_mean_kl, budget.max_p99_kl, budget.two_sided) == (0.2, 0.5, False)
+
+
+def test_the_published_schema_is_the_code_s(tmp_path: Path) -> None:
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json.loads(json_schema())
+    check = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+    for good in (DEFAULT_BUDGET.read_text(encoding="utf-8"), LAYERED):
+        assert not list(check.iter_errors(yaml.safe_load(good)))
+    for bad in ("max_mean_k: 1", "targets: {snapdragon: {max_mean_kl: soon}}", "sizes: [{max_mean_kl: 1}]"):
+        assert list(check.iter_errors(yaml.safe_load(bad)))
