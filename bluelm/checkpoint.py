@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from bluelm.architectures import ARCHITECTURES
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from bluelm.files import member, sha256
+from bluelm.files import member, read_json, sha256
 from bluelm.fold import fold_layer_norm, normalise_rows
 from bluelm.naming import file_name, half_split, source
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_tensor
@@ -50,16 +50,15 @@ class Checkpoint:
         """
         folder = Path(folder)
         config = ModelConfig.from_folder(folder)
-        tensors = {
-            name: info
-            for name, info in list_tensors(folder).items()
-            if not name.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq"))
-        }
-        table = file_name(config, EMBED)
-        if table not in tensors:
-            raise InputError(f"{table} is missing", where=folder, fix="the folder must hold the whole language model")
-        config = replace(config, vocab_size=_rows(table, tensors[table]))
-        _check(config, tensors, folder)
+        if read_json(folder / "config.json").get("quantization_config") is not None:
+            raise InputError(
+                "the checkpoint is quantized already",
+                where=folder / "config.json",
+                fix="give the float checkpoint it was made from",
+            )
+        tensors = model_tensors(list_tensors(folder))
+        config = with_rows(config, tensors, folder)
+        check_tensors(config, file_shapes(config), tensors, folder)
         return Checkpoint(folder, config, tensors)
 
     def tensor(self, name: str) -> Tensor:
@@ -132,14 +131,33 @@ class Checkpoint:
 
     @cached_property
     def _digest(self) -> str:
-        files = {
-            name: member(self.folder, name)
-            for name in ("config.json", *TOKENIZER_FILES)
-            if (self.folder / name).exists()
-        }
-        files |= {info.file.name: info.file for info in self.tensors.values()}
-        lines = (f"{sha256(files[name])}  {name}\n" for name in sorted(files))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return digest(self.folder, self.tensors, ("config.json", *TOKENIZER_FILES))
+
+
+def digest(folder: Path, tensors: Mapping[str, TensorInfo], others: Sequence[str]) -> str:
+    """Hex SHA-256 over names and contents of the tensor files and of those of `others` that are there."""
+    files = {name: member(folder, name) for name in others if (folder / name).exists()}
+    files |= {info.file.name: info.file for info in tensors.values()}
+    lines = (f"{sha256(files[name])}  {name}\n" for name in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def model_tensors(found: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors that say something: not the rotary frequencies, which follow from config.json."""
+    frequencies = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
+    return {name: info for name, info in found.items() if not name.endswith(frequencies)}
+
+
+def with_rows(config: ModelConfig, tensors: Mapping[str, TensorInfo], folder: Path) -> ModelConfig:
+    """`config` with vocab_size replaced by the rows of the embedding.
+
+    Raises:
+        InputError: there is none.
+    """
+    table = file_name(config, EMBED)
+    if table not in tensors:
+        raise InputError(f"{table} is missing", where=folder, fix="the folder must hold the whole language model")
+    return replace(config, vocab_size=_rows(table, tensors[table]))
 
 
 def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -188,8 +206,14 @@ def _rows(name: str, embedding: TensorInfo) -> int:
     return embedding.shape[0]
 
 
-def _check(config: ModelConfig, tensors: Mapping[str, TensorInfo], folder: Path) -> None:
-    shapes = file_shapes(config)
+def check_tensors(
+    config: ModelConfig, shapes: dict[str, tuple[int, ...]], tensors: Mapping[str, TensorInfo], folder: Path
+) -> None:
+    """Make sure that the files hold the tensors of `shapes`, and no others.
+
+    Raises:
+        InputError: one is missing, left over, or of another shape.
+    """
     embed, head = file_name(config, EMBED), file_name(config, HEAD)
     missing = [name for name in shapes if name not in tensors]
     if missing:
@@ -197,7 +221,7 @@ def _check(config: ModelConfig, tensors: Mapping[str, TensorInfo], folder: Path)
         more = f" (and {len(missing) - 1} more tensors)" if len(missing) > 1 else ""
         raise InputError(f"{missing[0]} is missing{more}", where=folder, fix=f"complete the checkpoint{tied}")
     if config.tie_word_embeddings:
-        shapes[head] = shapes[embed]  # may be there all the same; then it must be the embedding
+        shapes = shapes | {head: shapes[embed]}  # may be there all the same; then it must be the embedding
     extra = sorted(name for name in tensors if name not in shapes)
     if extra:
         raise InputError(

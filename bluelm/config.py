@@ -275,8 +275,6 @@ def _refuse_unsupported(fields: _Fields, row: Architecture) -> None:
     for name in ("attention_bias", "mlp_bias"):
         if fields.flag(name):
             raise fields.error(f"{name} is true; linears with biases are not supported")
-    if fields.data.get("quantization_config") is not None:
-        raise fields.error("the checkpoint is quantized already", fix="give the float checkpoint it was made from")
 
 
 def _rope(fields: _Fields, max_position: int, head_dim: int) -> tuple[float, RopeScaling | None]:

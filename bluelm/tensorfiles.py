@@ -21,6 +21,8 @@ from bluelm.files import member, read_json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN_SINGLE, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
+NAMES = FLOATS | INTEGERS
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,14 @@ class TensorInfo:
     file: Path
 
 
-def list_tensors(folder: Path) -> dict[str, TensorInfo]:
+def list_tensors(folder: Path, *, any_name: bool = False) -> dict[str, TensorInfo]:
     """Every tensor of a checkpoint folder by name, from headers and indexes alone.
 
     Looks for model.safetensors, its shards, pytorch_model.bin, its shards, in this order.
+
+    Args:
+        any_name: where there is none of these, take the only .safetensors, .bin or .pt file, as older
+            quantizers name theirs (gptq_model-4bit-128g.safetensors).
 
     Raises:
         InputError: no tensor files; a damaged file; an index that names missing files or files outside the
@@ -46,6 +52,16 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
             return tensors_of(member(folder, single))
         if (folder / index).exists():
             return _sharded(folder, index)
+    for pattern in ("*.safetensors", "*.bin", "*.pt") if any_name else ():
+        found = sorted(path.name for path in folder.glob(pattern))
+        if len(found) == 1:
+            return tensors_of(member(folder, found[0]))
+        if found:
+            raise InputError(
+                f"{len(found)} files of weights and no index: {', '.join(found[:3])}",
+                where=folder,
+                fix=f"leave one of them, or name it {SINGLE}",
+            )
     raise InputError(
         "the folder has no weights",
         where=folder,
@@ -98,7 +114,7 @@ def tensors_of(path: Path) -> dict[str, TensorInfo]:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 piece = file.get_slice(name)
                 dtype = str(piece.get_dtype())
-                found[name] = TensorInfo(tuple(piece.get_shape()), FLOATS.get(dtype, dtype.lower()), path)
+                found[name] = TensorInfo(tuple(piece.get_shape()), NAMES.get(dtype, dtype.lower()), path)
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from None
     return found
@@ -117,10 +133,7 @@ def load_tensor(name: str, info: TensorInfo) -> Tensor:
             where=info.file,
             fix="give the float checkpoint, not a quantized one",
         )
-    stored = _read(name, info)
-    if tuple(stored.shape) != info.shape:
-        raise InputError(f"{name} changed its shape while it was being read", where=info.file)
-    tensor = stored.to(torch.float32, copy=True).contiguous()
+    tensor = load_stored(name, info).to(torch.float32, copy=True).contiguous()
     # the sum of finite values can overflow, so a sum that is not finite only asks for the exact question
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
@@ -130,6 +143,18 @@ def load_tensor(name: str, info: TensorInfo) -> Tensor:
             fix="fetch the file again, or take an earlier checkpoint of the training",
         )
     return tensor
+
+
+def load_stored(name: str, info: TensorInfo) -> Tensor:
+    """One tensor as it is stored, of any dtype; it may share memory with the file.
+
+    Raises:
+        InputError: the file is damaged, or changed since it was listed.
+    """
+    stored = _read(name, info)
+    if tuple(stored.shape) != info.shape:
+        raise InputError(f"{name} changed its shape while it was being read", where=info.file)
+    return stored
 
 
 def _read(name: str, info: TensorInfo) -> Tensor:

@@ -1,7 +1,8 @@
 """A piece of a quantized checkpoint: one safetensors file that says itself what it holds.
 
-A quantized weight `name` is stored as `name.codes` (packed), `name.scales` (float16) and, unless symmetric,
-`name.zeros` (packed); a vector under its own name. Widths, notes and the fingerprint of the run that made it
+A quantized weight `name` is stored as `name.codes` (packed), `name.scales` (float16, seldom float32), unless
+symmetric `name.zeros` (packed) and, where its columns are not as the inputs are, `name.order` (int32); a vector
+under its own name. Widths, notes and the fingerprint of the run that made it
 are JSON in the file's header, under one key: with several, safetensors writes them in any order.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from bluelm.errors import InputError
 from bluelm.files import atomic_file
 from compress.packing import pack, unpack
-from compress.quantized import QuantizedTensor
+from compress.quantized import OrderedWeight, QuantizedTensor
 
 KEY = "bluelm"
 
@@ -33,6 +34,7 @@ class Piece:
     linears: Mapping[str, QuantizedTensor] = field(default_factory=dict)
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    orders: Mapping[str, Tensor] = field(default_factory=dict)  # `OrderedWeight.order` of the linears that have one
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class LinearInfo:
     bits: int
     group_size: int
     symmetric: bool
+    ordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ def write_piece(path: Path, piece: Piece, fingerprint: str) -> None:
             "group_size": weight.group_size,
             "symmetric": weight.symmetric,
         }
+        if name in piece.orders:
+            tensors[f"{name}.order"] = piece.orders[name].contiguous()
+            infos[name]["ordered"] = True
     header = {
         "fingerprint": fingerprint,
         "linears": infos,
@@ -90,7 +96,13 @@ def read_header(path: Path) -> Header:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[KEY])
         linears = {
-            name: LinearInfo((info["shape"][0], info["shape"][1]), info["bits"], info["group_size"], info["symmetric"])
+            name: LinearInfo(
+                (info["shape"][0], info["shape"][1]),
+                info["bits"],
+                info["group_size"],
+                info["symmetric"],
+                info.get("ordered", False),
+            )
             for name, info in header["linears"].items()
         }
         return Header(header["fingerprint"], linears, tuple(header["vectors"]), header["notes"])
@@ -98,8 +110,23 @@ def read_header(path: Path) -> Header:
         raise _damaged(path, error) from None
 
 
+def read_ordered(path: Path, name: str, info: LinearInfo) -> OrderedWeight:
+    """One quantized weight, with the order of its columns.
+
+    Raises:
+        InputError: as for `read_linear`.
+    """
+    weight = read_linear(path, name, info)
+    if not info.ordered:
+        return OrderedWeight(weight)
+    order = read_vector(path, f"{name}.order")
+    if order.dtype != torch.int32 or not torch.equal(order.sort().values.long(), torch.arange(info.shape[1])):
+        raise _damaged(path, ValueError(f"{name}.order is not an order of {info.shape[1]} columns"))
+    return OrderedWeight(weight, order)
+
+
 def read_linear(path: Path, name: str, info: LinearInfo) -> QuantizedTensor:
-    """One quantized weight.
+    """One quantized weight, its columns as they are stored.
 
     Raises:
         InputError: the file is damaged or does not hold it as `info` says.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ class QuantizedTensor:
     Attributes:
         codes: uint8 [out, in], each in [0, 2**bits - 1], one code a byte (stores and runtimes pack them).
         scales: float16 [out, groups], positive. They are float16 *before* the codes are chosen, so that
-            every runtime holds them exactly.
+            every runtime holds them exactly. float32 only where another quantizer's scales are no float16s.
         zeros: uint8 [out, groups], each in [0, 2**bits - 1]; 2**(bits - 1) everywhere when symmetric.
         bits: 4 or 8.
         group_size: columns that share one scale; -1 for one group a row.
@@ -40,8 +41,8 @@ class QuantizedTensor:
                 f"{(rows, groups)}, found {tuple(self.scales.shape)} and {tuple(self.zeros.shape)}"
             )
         dtypes = (self.codes.dtype, self.scales.dtype, self.zeros.dtype)
-        if dtypes != (torch.uint8, torch.float16, torch.uint8):
-            raise InputError(f"codes, scales, zeros must be uint8, float16, uint8; found {dtypes}")
+        if dtypes not in ((torch.uint8, kind, torch.uint8) for kind in (torch.float16, torch.float32)):
+            raise InputError(f"codes, scales, zeros must be uint8, float16 (or float32), uint8; found {dtypes}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,6 +64,11 @@ class QuantizedTensor:
         """True when every zero point is the middle code."""
         return bool((self.zeros == 2 ** (self.bits - 1)).all())
 
+    def with_rows(self, turn: Callable[[Tensor], Tensor]) -> QuantizedTensor:
+        """The weight of other rows: `turn` picks or reorders the rows of a [out, …] tensor; no value changes."""
+        codes, scales, zeros = turn(self.codes), turn(self.scales), turn(self.zeros)
+        return QuantizedTensor(codes, scales, zeros, self.bits, self.group_size)
+
     def signed_codes(self) -> Tensor:
         """int8 [out, in]: codes - 2**(bits - 1), as runtimes with signed integers hold them."""
         return (self.codes.to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
@@ -76,6 +82,30 @@ class QuantizedTensor:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits a weight: codes, float16 scales, and zero points unless symmetric."""
-        per_group = 16 + (0 if self.symmetric else self.bits)
+        """Stored bits a weight: codes, scales, and zero points unless symmetric."""
+        per_group = 8 * self.scales.element_size() + (0 if self.symmetric else self.bits)
         return self.bits + per_group / self.columns_per_group
+
+
+@dataclass(frozen=True)
+class OrderedWeight:
+    """A quantized weight whose columns may lie in another order than its inputs.
+
+    GPTQ's act-order without static groups lets scattered inputs share a scale. Sorted by group the codes have
+    contiguous groups again, and the linear is exact on inputs put in that order: y = W x = stored @ x[order].
+
+    Attributes:
+        order: int32 [in]; stored column j belongs to input order[j]. None: as the inputs are.
+    """
+
+    weight: QuantizedTensor
+    order: Tensor | None = None
+
+    def dequantize(self) -> Tensor:
+        """float32 [out, in], the columns as the inputs are."""
+        stored = self.weight.dequantize()
+        if self.order is None:
+            return stored
+        weight = torch.empty_like(stored)
+        weight[:, self.order.long()] = stored
+        return weight

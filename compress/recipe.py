@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bluelm.errors import InputError
 
@@ -16,14 +16,15 @@ PRESETS = Path(__file__).parent / "presets"
 
 Bits = Literal[3, 4, 8]
 TableBits = Literal[4, 8]
-GroupSize = Literal[32, 64, 128, -1]
+GROUP_SIZES = (32, 64, 128, -1)
 
 
 class Recipe(BaseModel):
     """How a checkpoint is quantized: all that the codes depend on, but for checkpoint and text.
 
     Attributes:
-        method: rtn (round to nearest), gptq or awq, for the linears of the blocks.
+        method: rtn (round to nearest), gptq or awq, for the linears of the blocks; given: the codes that a
+            quantized checkpoint came with.
         bits: width of the blocks' linears; 3 is for comparing quantizers, no target takes it.
         group_size: columns that share a scale; -1 for one scale a row.
         symmetric: zero points all in the middle.
@@ -41,13 +42,13 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    method: Literal["gptq", "awq", "rtn"] = "gptq"
+    method: Literal["gptq", "awq", "rtn", "given"] = "gptq"
     bits: Bits = 4
-    group_size: GroupSize = 32
+    group_size: int = 32
     symmetric: bool = True
     grid: Literal["minmax", "mse"] = "mse"
     head_bits: TableBits = 8
-    head_group_size: GroupSize = -1
+    head_group_size: int = -1
     embed_bits: TableBits = 8
     damping: float = Field(default=0.01, gt=0, le=1)
     act_order: bool = True
@@ -63,6 +64,13 @@ class Recipe(BaseModel):
         if isinstance(values, dict) and values.get("method") == "rtn":
             return {"grid": "minmax", **values}
         return values
+
+    @field_validator("group_size", "head_group_size")
+    @classmethod
+    def _known_group_size(cls, value: int, info: ValidationInfo) -> int:
+        if value in GROUP_SIZES or (info.data.get("method") == "given" and value > 0):
+            return value
+        raise ValueError(f"group sizes are {', '.join(map(str, GROUP_SIZES))}")
 
     @model_validator(mode="after")
     def _refining_needs_text(self) -> Self:
@@ -117,7 +125,7 @@ class Recipe(BaseModel):
     @property
     def reads_text(self) -> bool:
         """True when the codes depend on calibration text."""
-        return self.method != "rtn"
+        return self.method in ("gptq", "awq")
 
     @property
     def follows_float(self) -> bool:

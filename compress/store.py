@@ -21,11 +21,11 @@ from torch import Tensor
 
 from bluelm.checkpoint import block_shapes
 from bluelm.config import ModelConfig
-from bluelm.errors import InputError
+from bluelm.errors import InputError, TargetError
 from bluelm.files import read_json, sha256, write_text
 from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
-from compress.pieces import Header, LinearInfo, read_header, read_linear, read_vector
-from compress.quantized import QuantizedTensor
+from compress.pieces import Header, LinearInfo, read_header, read_ordered, read_vector
+from compress.quantized import OrderedWeight, QuantizedTensor
 from compress.recipe import Recipe
 
 FORMAT = "bluelm-quantized"
@@ -49,7 +49,7 @@ def read_block(path: Path, prefix: str) -> dict[str, Tensor]:
     """Tensors of a block's file, float32, linears dequantized, by their names below `prefix`."""
     header = read_header(path)
     tensors = {
-        f"{name.removeprefix(prefix)}.weight": read_linear(path, name, info).dequantize()
+        f"{name.removeprefix(prefix)}.weight": read_ordered(path, name, info).dequantize()
         for name, info in header.linears.items()
     }
     return tensors | {name.removeprefix(prefix): read_vector(path, name) for name in header.vectors}
@@ -126,13 +126,30 @@ class QuantizedCheckpoint:
 
         Raises:
             InputError: there is none of that name.
+            TargetError: its columns are not as the inputs are; who can put inputs in order asks `ordered`.
+        """
+        found = self.ordered(name)
+        if found.order is not None:
+            raise TargetError(
+                "this runtime cannot put the inputs of a linear in another order, as act-order without static "
+                "groups needs",
+                where=name,
+                fix="use --runtime onnx-cpu, or quantize the float checkpoint here: its groups stay in place",
+            )
+        return found.weight
+
+    def ordered(self, name: str) -> OrderedWeight:
+        """The same with the order of its columns.
+
+        Raises:
+            InputError: there is none of that name.
         """
         if name == HEAD and self.config.shares_table:
             name = EMBED
         file = self._places.get(name)
         if file is None:
             raise InputError(f"there is no quantized weight {name}", where=self.folder)
-        return read_linear(self.folder / file, name, self.headers[file].linears[name])
+        return read_ordered(self.folder / file, name, self.headers[file].linears[name])
 
     def embed(self) -> QuantizedTensor:
         """The embedding table, its LayerNorm folded in, one scale a row."""
@@ -165,7 +182,7 @@ class QuantizedCheckpoint:
 
     def head(self) -> Tensor:
         """float32 [rows, hidden], dequantized."""
-        return self.linear(HEAD).dequantize()
+        return self.ordered(HEAD).dequantize()
 
     def tokenizer(self) -> Tokenizer:
         """The folder's tokenizer, checked to fit the embedding's rows."""

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bluelm.config import ModelConfig
+from bluelm.errors import TargetError
 from compress.quantized import QuantizedTensor
 from export.coreml_package import import_coremltools
 
@@ -69,6 +71,9 @@ class Weights:
         if name not in self._last:
             self._last.clear()  # before the next is read: never two at a time
             self._last[name] = self.quantized.embed() if name == "embed" else self.quantized.linear(name)
+            if self.activations == "float16" and self._last[name].scales.dtype != torch.float16:
+                fix = "quantize the float checkpoint here, whose scales are exact in float16"
+                raise TargetError("the package's scales are float16, and these have more digits", where=name, fix=fix)
         return self._last[name]
 
     def layout(self, name: str) -> Layout:

@@ -119,13 +119,16 @@ def pack(weight: QuantizedTensor, name: str) -> np.ndarray:
     """uint8 [out, bytes a row]: Q4_0 or Q8_0 blocks.
 
     Raises:
-        TargetError: zero points, or groups that are no multiple of 32.
+        TargetError: zero points, groups that are no multiple of 32, scales that are no float16s.
     """
     if not weight.symmetric:
         raise TargetError("GGUF's Q4_0 and Q8_0 have no zero points", where=name, fix="use a symmetric recipe")
     if weight.columns_per_group % BLOCK:
         fix = "use --group-size 32, 64 or 128"
         raise TargetError(f"GGUF's blocks have 32 columns, the groups {weight.columns_per_group}", where=name, fix=fix)
+    if weight.scales.dtype != torch.float16:
+        fix = "use --runtime onnx-cpu, or quantize the float checkpoint here"
+        raise TargetError("GGUF's blocks have float16 scales, and these have more digits", where=name, fix=fix)
     rows, columns = weight.shape
     blocks = columns // BLOCK
     scales = weight.scales.numpy().repeat(weight.columns_per_group // BLOCK, axis=1)  # [out, blocks]
@@ -177,8 +180,7 @@ def _linear(quantized: QuantizedCheckpoint, source: str) -> QuantizedTensor:
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(source.rpartition(".")[2])
     if heads is None or config.qkv_bias:
         return weight
-    codes, scales, zeros = (interleaved(part, heads) for part in (weight.codes, weight.scales, weight.zeros))
-    return QuantizedTensor(codes, scales, zeros, weight.bits, weight.group_size)
+    return weight.with_rows(lambda part: interleaved(part, heads))
 
 
 def _content(quantized: QuantizedCheckpoint, source: str) -> np.ndarray:

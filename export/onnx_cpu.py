@@ -4,6 +4,7 @@
                                           ^ float16 scales -> Cast
 
 Scales are stored as float16, as the checkpoint has them; the cast to float32 is folded when a session opens.
+Where a weight's columns are in another order than its inputs, a Gather puts the inputs in theirs.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from onnx import TensorProto
 
+from bluelm.errors import TargetError
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress, Silent
 from compress.quantized import QuantizedTensor
@@ -41,6 +44,7 @@ class BlockLinear:
     bits: int
     block_size: int
     zeros: bool
+    exact_scales: bool  # float32 scales, which need no Cast
 
 
 def export(
@@ -60,6 +64,7 @@ def export(
             8 bits in blocks (5e-3) and is several times faster.
     """
     linears: dict[str, BlockLinear] = {}
+    orders: dict[str, np.ndarray] = {}
     with atomic_folder(folder) as temporary:
         write_graphs(
             temporary,
@@ -67,7 +72,7 @@ def export(
             context,
             chunk,
             MASK_VALUE,
-            lambda graph: CpuOps(graph, quantized, accuracy_level, linears),
+            lambda graph: CpuOps(graph, quantized, accuracy_level, linears, orders),
             progress or Silent(),
         )
         describe(temporary, "onnx-cpu", quantized, context, chunk, MASK_VALUE)
@@ -83,9 +88,11 @@ class CpuOps(OnnxOps):
         quantized: QuantizedCheckpoint,
         accuracy_level: int,
         linears: dict[str, BlockLinear],
+        orders: dict[str, np.ndarray],
     ) -> None:
         super().__init__(graph)
-        self._quantized, self._accuracy_level, self._linears = quantized, accuracy_level, linears
+        self._quantized, self._accuracy_level = quantized, accuracy_level
+        self._linears, self._orders = linears, orders  # of both graphs
 
     def emit(
         self,
@@ -121,11 +128,15 @@ class CpuOps(OnnxOps):
 
     def linear(self, x: Symbol, weight: str, name: str) -> Symbol:
         if weight not in self._linears:
-            self._linears[weight] = store_weight(self.graph.weights, weight, self._quantized.linear(weight))
+            found = self._quantized.ordered(weight)
+            self._linears[weight] = store_weight(self.graph.weights, weight, found.weight)
+            if found.order is not None:
+                self._orders[weight] = found.order.numpy()
         linear = self._linears[weight]
-        scales = f"{weight}.scales.float32"
-        self.graph.node("Cast", [self.graph.stored(f"{weight}.scales")], scales, to=TensorProto.FLOAT)
-        inputs = [x.name, self.graph.stored(f"{weight}.codes"), scales]
+        if weight in self._orders:
+            order = self.graph.initializer(f"{weight}.order", self._orders[weight])
+            x = self.emit("Gather", [x.name, order], f"{name}.inputs", x.shape, axis=-1)
+        inputs = [x.name, self.graph.stored(f"{weight}.codes"), float_scales(self.graph, weight, linear)]
         if linear.zeros:
             inputs.append(self.graph.stored(f"{weight}.zeros"))
         return self.emit(
@@ -156,15 +167,30 @@ class CpuOps(OnnxOps):
         return x
 
 
+def float_scales(graph: OnnxGraph, name: str, linear: BlockLinear) -> str:
+    """The value in the graph that holds the stored weight's scales as float32."""
+    stored = graph.stored(f"{name}.scales")
+    if linear.exact_scales:
+        return stored
+    graph.node("Cast", [stored], f"{stored}.float32", to=TensorProto.FLOAT)
+    return f"{stored}.float32"
+
+
 def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> BlockLinear:
-    """Codes uint8 [out, blocks, block_size * bits / 8], scales float16 [out * blocks], and zero points if
-    any.
+    """Codes uint8 [out, blocks, block_size * bits / 8], scales float16 [out * blocks] (float32 if they are),
+    and zero points if any.
 
     One scale a row becomes equal scales of blocks of the largest size that divides the row, so no code
     changes. Where none divides it the last block is filled up with zero points, which stand for 0.
+
+    Raises:
+        TargetError: several groups a row, of a size that no block divides.
     """
     rows, columns = tensor.shape
     size = tensor.columns_per_group
+    if tensor.groups > 1 and size % BLOCKS[-1]:
+        fix = f"quantize in groups of a multiple of {BLOCKS[-1]}"
+        raise TargetError(f"MatMulNBits has no blocks for groups of {size}", where=name, fix=fix)
     if size not in BLOCKS:
         size = next((block for block in BLOCKS if size % block == 0), BLOCKS[-1])
     blocks = -(-columns // size)
@@ -176,8 +202,9 @@ def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> Blo
     codes.reshape(rows, -1)[:, :columns] = tensor.codes.numpy()
     packed = pack(codes, tensor.bits)
     weights.write(f"{name}.codes", packed, TensorProto.UINT8, packed.shape)
-    weights.write(f"{name}.scales", scales, TensorProto.FLOAT16, (rows * blocks,))
+    exact = tensor.scales.dtype == torch.float32
+    weights.write(f"{name}.scales", scales, TensorProto.FLOAT if exact else TensorProto.FLOAT16, (rows * blocks,))
     if not tensor.symmetric:
         packed = pack(zeros, tensor.bits)  # a row starts on a byte of its own
         weights.write(f"{name}.zeros", packed, TensorProto.UINT8, (packed.size,))
-    return BlockLinear(rows, tensor.bits, size, not tensor.symmetric)
+    return BlockLinear(rows, tensor.bits, size, not tensor.symmetric, exact)

@@ -246,8 +246,9 @@ class GenaiGraph(OnnxGraph):
 
     def _matmul(self, x: str, name: str, weight: QuantizedTensor) -> str:
         held = store_weight(self.weights, name, weight)
-        scales = f"{name}.scales.float32"
-        self._node("Cast", [self.stored(f"{name}.scales")], scales, to=TensorProto.FLOAT)
+        scales = self.stored(f"{name}.scales")
+        if not held.exact_scales:
+            scales = self._node("Cast", [scales], f"{scales}.float32", to=TensorProto.FLOAT)
         inputs = [x, self.stored(f"{name}.codes"), scales]
         if held.zeros:
             inputs.append(self.stored(f"{name}.zeros"))

@@ -137,7 +137,6 @@ def test_model_type_where_architectures_are_missing() -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"quantization_config": {"bits": 4}}, "quantized already"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_scaling": 4}, "rope_scaling must be an object"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "ntkmixed, linear, dynamic, llama3"),

@@ -1,0 +1,69 @@
+"""AWQ checkpoints in AutoAWQ's GEMM layout, 4 bits.
+
+    qweight int32 [in, out / 8]      codes of 8 outputs a word, in the order 0 2 4 6 1 3 5 7
+    qzeros  int32 [groups, out / 8]  zero points, packed alike
+    scales  float16 [groups, out]
+
+The scales that AWQ found lie in the weights and norms already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bluelm.errors import InputError
+from compress.formats.layout import Shape, make_weight
+from compress.formats.words import unpack_words
+from compress.quantized import OrderedWeight
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # field i of a word holds output ORDER[i]
+BITS = 4
+
+
+@dataclass(frozen=True)
+class Awq:
+    """The layout above."""
+
+    name: str = "AWQ (gemm)"
+    marker: str = "qweight"
+
+    def shapes(self, shape: Shape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        groups = found.get("scales", (1,))[0] if found.get("scales") else 1
+        words = shape.rows * BITS // 32
+        return {
+            "qweight": (shape.columns, words),
+            "qzeros": (groups, words),
+            "scales": (groups, shape.rows),
+        }
+
+    def read(self, shape: Shape, parts: Mapping[str, Tensor]) -> OrderedWeight:
+        codes = in_order(unpack_words(parts["qweight"], BITS)).T  # [out, in]
+        zeros = in_order(unpack_words(parts["qzeros"], BITS)).T  # [out, groups]
+        return OrderedWeight(make_weight(codes.contiguous(), parts["scales"].T, zeros.contiguous(), BITS))
+
+
+def in_order(fields: Tensor) -> Tensor:
+    """Fields [..., out] of words as the outputs follow one another."""
+    back = torch.tensor(ORDER).argsort()
+    return fields.unflatten(-1, (-1, 8))[..., back].flatten(-2)
+
+
+def awq_layout(settings: Mapping[str, Any], where: object) -> Awq:
+    """The layout that a quantization_config of the method awq describes.
+
+    Raises:
+        InputError: another version than gemm, or another width than 4.
+    """
+    version = str(settings.get("version") or settings.get("format") or "gemm").lower()
+    bits = settings.get("bits", settings.get("w_bit", BITS))
+    if version != "gemm":
+        fix = "use a checkpoint in AutoAWQ's version GEMM, its default"
+        raise InputError(f"AWQ in the version {version!r} cannot be read", where=where, fix=fix)
+    if bits != BITS:
+        raise InputError(f"AWQ's layout has 4 bits, not {bits!r}", where=where, fix="use a 4-bit checkpoint")
+    return Awq()

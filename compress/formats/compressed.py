@@ -1,0 +1,100 @@
+"""compressed-tensors checkpoints in the format pack-quantized, as llm-compressor writes them.
+
+    weight_packed      int32 [out, in * bits / 32]   codes of 32 / bits inputs a word
+    weight_scale       [out, groups]                 in the model's dtype
+    weight_zero_point  int32 [out * bits / 32, groups]   where asymmetric; packed along the outputs
+    weight_g_idx       int32 [in]                    where act-order scatters the groups
+    weight_shape       int64 [2]
+
+Codes and zero points are signed there: -2**(bits - 1) is stored as 0. So they are the codes that we mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bluelm.errors import InputError
+from compress.formats.layout import WIDTHS, Shape, contiguous_groups, make_weight, width_of
+from compress.formats.words import unpack_words
+from compress.quantized import OrderedWeight
+
+PACKED = "pack-quantized"
+
+
+@dataclass(frozen=True)
+class CompressedTensors:
+    """The layout above."""
+
+    name: str = f"compressed-tensors ({PACKED})"
+    marker: str = "weight_packed"
+
+    def shapes(self, shape: Shape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        words = found["weight_packed"][1] if len(found["weight_packed"]) == 2 else 0
+        bits = width_of(words, shape.columns)
+        groups = found.get("weight_scale", (0, 1))[-1] if found.get("weight_scale") else 1
+        optional = {
+            "weight_zero_point": (shape.rows * bits // 32, groups),
+            "weight_g_idx": (shape.columns,),
+        }
+        return {
+            "weight_packed": (shape.rows, words),
+            "weight_scale": (shape.rows, groups),
+            "weight_shape": (2,),
+            **{name: size for name, size in optional.items() if name in found},
+        }
+
+    def read(self, shape: Shape, parts: Mapping[str, Tensor]) -> OrderedWeight:
+        if parts["weight_shape"].tolist() != [shape.rows, shape.columns]:
+            said = parts["weight_shape"].tolist()
+            raise InputError(f"weight_shape says {said}, config.json {[shape.rows, shape.columns]}")
+        bits = width_of(parts["weight_packed"].shape[1], shape.columns)
+        codes = unpack_words(parts["weight_packed"], bits)
+        scales = parts["weight_scale"]
+        if "weight_zero_point" in parts:
+            zeros = unpack_words(parts["weight_zero_point"].T.contiguous(), bits).T.contiguous()
+        else:
+            zeros = torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.uint8)
+        weight = make_weight(codes, scales, zeros, bits)
+        if "weight_g_idx" in parts:
+            return contiguous_groups(weight, parts["weight_g_idx"])
+        return OrderedWeight(weight)
+
+
+def compressed_layout(settings: Mapping[str, Any], where: object) -> CompressedTensors:
+    """The layout that a quantization_config of the method compressed-tensors describes.
+
+    Raises:
+        InputError: another format, quantized activations, sparsity.
+    """
+    kind = settings.get("format", PACKED)
+    formats = {str(scheme.get("format") or kind) for scheme in _schemes(settings, where)} or {str(kind)}
+    if formats != {PACKED}:
+        fix = f"use a checkpoint in the format {PACKED}: integer weights of 4 or 8 bits"
+        raise InputError(f"compressed-tensors in the format {', '.join(sorted(formats))!r} cannot be read",
+                         where=where, fix=fix)  # fmt: skip
+    for scheme in _schemes(settings, where):
+        weights = scheme.get("weights")
+        if scheme.get("input_activations") or scheme.get("output_activations"):
+            fix = "use a checkpoint of which the weights alone are quantized (W4A16, W8A16)"
+            raise InputError("its activations are quantized too, which no artifact here repeats", where=where, fix=fix)
+        if (
+            not isinstance(weights, dict)
+            or weights.get("type", "int") != "int"
+            or weights.get("num_bits") not in WIDTHS
+        ):
+            raise InputError("its weights are no integers of 4 or 8 bits", where=where, fix="use W4A16 or W8A16")
+    if settings.get("kv_cache_scheme"):
+        raise InputError("its KV cache is quantized, which no artifact here repeats", where=where)
+    return CompressedTensors()
+
+
+def _schemes(settings: Mapping[str, Any], where: object) -> Iterator[dict[str, Any]]:
+    groups = settings.get("config_groups") or {}
+    if not isinstance(groups, dict) or not all(isinstance(scheme, dict) for scheme in groups.values()):
+        raise InputError("config_groups must be an object of schemes", where=where, fix="fetch config.json again")
+    yield from groups.values()

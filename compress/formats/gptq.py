@@ -1,0 +1,100 @@
+"""GPTQ checkpoints: the layout of AutoGPTQ and GPTQModel, and of GPTQ-for-LLaMa before them.
+
+    qweight int32 [in * bits / 32, out]     codes of 32 / bits inputs a word
+    qzeros  int32 [groups, out * bits / 32] zero points of 32 / bits outputs a word
+    scales  float16 [groups, out]
+    g_idx   int32 [in]                      the group of each input; may be absent
+
+In the first version of the format a zero point z is stored as z - 1, and 0 has no place: GPTQModel subtracts 1
+from each field of the word at once, so that a 0 borrows from its neighbour, and adds it again on loading; other
+kernels add 1 to each field by itself. The two agree unless a field is all ones; then only a file that says that
+GPTQModel wrote it can be read. In the second version (`gptq_v2`) z is stored as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bluelm.errors import InputError
+from compress.formats.layout import Shape, contiguous_groups, make_weight, width_of
+from compress.formats.words import unpack_words
+from compress.quantized import OrderedWeight
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """The layout above.
+
+    Attributes:
+        version: 1 stores z - 1, 2 stores z.
+        borrows: GPTQModel wrote it, and subtracted from whole words.
+    """
+
+    name: str
+    version: int = 1
+    borrows: bool = False
+    marker: str = "qweight"
+
+    def shapes(self, shape: Shape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        words = found["qweight"][0] if found["qweight"] else 0
+        bits = width_of(words, shape.columns)
+        groups = found.get("scales", (1,))[0] if found.get("scales") else 1
+        wanted = {
+            "qweight": (words, shape.rows),
+            "qzeros": (groups, shape.rows * bits // 32),
+            "scales": (groups, shape.rows),
+        }
+        return wanted | ({"g_idx": (shape.columns,)} if "g_idx" in found else {})
+
+    def read(self, shape: Shape, parts: Mapping[str, Tensor]) -> OrderedWeight:
+        bits = width_of(parts["qweight"].shape[0], shape.columns)
+        codes = unpack_words(parts["qweight"].T.contiguous(), bits)  # [out, in]
+        zeros = self._zeros(parts["qzeros"], bits).T.contiguous()  # [out, groups]
+        weight = make_weight(codes, parts["scales"].T, zeros, bits)
+        return contiguous_groups(weight, parts["g_idx"]) if "g_idx" in parts else OrderedWeight(weight)
+
+    def _zeros(self, words: Tensor, bits: int) -> Tensor:
+        """uint8 [groups, out]."""
+        if self.version == 2:
+            return unpack_words(words, bits)
+        if self.borrows:
+            return unpack_words(add_to_fields(words, bits, 1), bits)
+        zeros = unpack_words(words, bits)
+        if (zeros == 2**bits - 1).any():
+            raise InputError(
+                "a zero point is stored as -1, which readers of this version take for "
+                f"{2**bits} or for 0; the file does not say that GPTQModel wrote it",
+                fix="convert it with GPTQModel to the format gptq_v2",
+            )
+        return zeros + 1
+
+
+def add_to_fields(words: Tensor, bits: int, amount: int) -> Tensor:
+    """int32 words plus `amount` in each field of `bits` bits, with carries, modulo 2**32."""
+    ones = sum(1 << shift for shift in range(0, 32, bits))
+    total = (words.long() + amount * ones) & 0xFFFFFFFF
+    return torch.where(total >= 2**31, total - 2**32, total).to(torch.int32)
+
+
+def gptq_layout(settings: Mapping[str, Any], where: object) -> Gptq:
+    """The layout that a quantization_config of the method gptq describes.
+
+    Raises:
+        InputError: another format than gptq and gptq_v2.
+    """
+    kind = str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
+    if settings.get("is_marlin_format"):
+        kind = "marlin"
+    if kind not in ("gptq", "gptq_v2"):
+        fix = "use a checkpoint in the format gptq or gptq_v2; GPTQModel converts"
+        raise InputError(f"GPTQ in the format {kind!r} cannot be read", where=where, fix=fix)
+    if settings.get("pack_dtype") not in (None, "int32"):
+        raise InputError(f"codes packed in {settings['pack_dtype']} cannot be read", where=where, fix="pack in int32")
+    meta = settings.get("meta")
+    writers = str(meta.get("quantizer", "") if isinstance(meta, dict) else "").lower()
+    return Gptq(f"GPTQ ({kind})", 2 if kind == "gptq_v2" else 1, borrows="gptqmodel" in writers)

@@ -1,0 +1,169 @@
+"""A quantized Hugging Face folder, opened lazily: the `Weights` that its codes stand for, and the codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from bluelm.checkpoint import (
+    HEAD,
+    Checkpoint,
+    check_tensors,
+    digest,
+    file_shapes,
+    model_tensors,
+    with_rows,
+)
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError
+from bluelm.naming import half_split, source
+from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
+from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.weights import LINEARS
+from compress.formats.detect import MARKERS, SETTINGS_FILES, find_layout, read_settings
+from compress.formats.layout import Layout, Shape
+from compress.pieces import LinearInfo
+from compress.quantized import OrderedWeight
+
+
+@dataclass(frozen=True)
+class PackedCheckpoint(Checkpoint):
+    """A `Checkpoint` some of whose linears are quantized: float as one reads it, codes by `linear`.
+
+    Attributes:
+        layout: how the quantized linears lie in the files.
+        packed: names of the quantized linears in the files.
+    """
+
+    layout: Layout
+    packed: frozenset[str]
+
+    @staticmethod
+    def open(folder: Path | str) -> PackedCheckpoint:
+        """Read the settings and the headers of the tensor files, and check every name and shape.
+
+        Raises:
+            InputError: not a quantized checkpoint, one of an unknown method, or anything missing, left over,
+                wrongly shaped or damaged.
+        """
+        folder = Path(folder)
+        config = ModelConfig.from_folder(folder)
+        tensors = model_tensors(list_tensors(folder, any_name=True))
+        layout = find_layout(folder, tensors)
+        if layout is None:
+            raise InputError("the checkpoint is not quantized", where=folder)
+        config = with_rows(config, tensors, folder)
+        names = {name.removesuffix(f".{layout.marker}") for name in tensors if name.endswith(f".{layout.marker}")}
+        if not names:
+            raise InputError(
+                f"config.json says {layout.name}, but no tensor is called …{layout.marker}",
+                where=folder,
+                fix="fetch the folder again, or give the float checkpoint",
+            )
+        wanted = file_shapes(config)
+        for name in names & {name.removesuffix(".weight") for name in wanted}:
+            shape = Shape(*wanted.pop(f"{name}.weight"))
+            found = {local: info.shape for local, info in _below(name, tensors).items()}
+            with _naming(name, tensors[f"{name}.{layout.marker}"].file):
+                wanted |= {f"{name}.{local}": size for local, size in layout.shapes(shape, found).items()}
+            if "bias" in found:  # early quantizers wrote one of zeros for every linear
+                wanted[f"{name}.bias"] = (shape.rows,)
+        check_tensors(config, wanted, tensors, folder)
+        return PackedCheckpoint(folder, config, tensors, layout, frozenset(names))
+
+    def linear(self, name: str) -> OrderedWeight | None:
+        """A quantized linear, `model.layers.0.self_attn.q_proj` or `lm_head`; None if it is not quantized.
+
+        Raises:
+            InputError: what is stored cannot be.
+        """
+        found = source(self.config, f"{name}.weight", self._shapes)
+        stem = found.name.removesuffix(".weight")
+        if stem not in self.packed:
+            return None
+        whole = self._unpack(stem, Shape(found.of, self._shapes[f"{name}.weight"][1]))
+        self._check_bias(name, stem)
+
+        def turn(part: Tensor) -> Tensor:
+            return half_split(self.config, f"{name}.weight", part[found.start : found.start + found.rows])
+
+        return OrderedWeight(whole.weight.with_rows(turn), whole.order)
+
+    def weight(self, name: str) -> Tensor:
+        """float32 [out, in]: a linear, dequantized if it is quantized."""
+        return self._read(f"{name}.weight")
+
+    def vector(self, name: str) -> Tensor:
+        """float32: a norm's weight or a bias by its full name."""
+        return self._read(name)
+
+    def _unpack(self, stem: str, shape: Shape) -> OrderedWeight:
+        infos = _below(stem, self.tensors)
+        with _naming(stem, infos[self.layout.marker].file):
+            parts = {local: load_stored(f"{stem}.{local}", info) for local, info in infos.items() if local != "bias"}
+            return self.layout.read(shape, parts)
+
+    def _check_bias(self, name: str, stem: str) -> None:
+        info = self.tensors.get(f"{stem}.bias")
+        if info is not None and f"{name}.bias" not in self._shapes and load_tensor(f"{stem}.bias", info).any():
+            fix = "only q, k and v may have biases, of architectures that have them"
+            raise InputError(f"{stem}.bias is not zero", where=info.file, fix=fix)
+
+    def _read(self, name: str) -> Tensor:
+        quantized = self.linear(name.removesuffix(".weight")) if name.endswith("proj.weight") or name == HEAD else None
+        return super()._read(name) if quantized is None else quantized.dequantize()
+
+    @cached_property
+    def survey(self) -> Mapping[str, LinearInfo]:
+        """Width, groups and shape of every quantized linear by its name in the decoder; reads them all.
+
+        Raises:
+            InputError: what is stored cannot be.
+        """
+        blocks = [f"model.layers.{index}.{name}" for index in range(self.config.num_layers) for name in LINEARS]
+        found = {name: self.linear(name) for name in ([*blocks] if self.config.shares_table else [*blocks, "lm_head"])}
+        return {name: describe(weight) for name, weight in found.items() if weight is not None}
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self.folder, self.tensors, ("config.json", *SETTINGS_FILES, *TOKENIZER_FILES))
+
+
+def describe(ordered: OrderedWeight) -> LinearInfo:
+    """What a quantized checkpoint's header says of a weight."""
+    weight = ordered.weight
+    return LinearInfo(weight.shape, weight.bits, weight.group_size, weight.symmetric, ordered.order is not None)
+
+
+def open_weights(folder: Path | str) -> Checkpoint:
+    """A `PackedCheckpoint` if the folder is quantized, else a float `Checkpoint`.
+
+    Raises:
+        InputError: as for the one that it is.
+    """
+    folder = Path(folder)
+    ModelConfig.from_folder(folder)  # its messages first
+    settings, _ = read_settings(folder)
+    if settings is None and not any(name.endswith(MARKERS) for name in list_tensors(folder, any_name=True)):
+        return Checkpoint.open(folder)
+    return PackedCheckpoint.open(folder)
+
+
+def _below(stem: str, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Tensors of one linear by their local names."""
+    start = f"{stem}."
+    return {name[len(start) :]: info for name, info in tensors.items() if name.startswith(start)}
+
+
+@contextmanager
+def _naming(stem: str, file: Path) -> Iterator[None]:
+    """Errors name the linear and the file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{stem}: {error.problem}", where=error.where or file, fix=error.fix) from None
