@@ -96,13 +96,13 @@ def make_weight(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Quan
         codes: uint8 [out, in]. scales: float16, bfloat16 or float32 [out, groups]. zeros: uint8 [out, groups].
 
     Raises:
-        InputError: scales that are NaN or infinite, or groups that do not divide.
+        InputError: scales that are no finite numbers, or groups that do not divide.
     """
     rows, columns = codes.shape
     group_size = group_of(scales.shape[1], columns)
     exact = scales.float()
-    if not torch.isfinite(exact).all():
-        raise InputError("its scales are NaN or infinite", fix="fetch the file again, or quantize again")
+    if not scales.is_floating_point() or not torch.isfinite(exact).all():
+        raise InputError("its scales are no finite numbers", fix="fetch the file again, or quantize again")
     if (exact <= 0).any():
         codes, exact, zeros = _positive(codes.view(rows, exact.shape[1], -1), exact, zeros, bits)
         codes = codes.view(rows, columns)
@@ -136,6 +136,8 @@ def contiguous_groups(weight: QuantizedTensor, groups: Tensor) -> OrderedWeight:
         InputError: a group that does not exist, or groups of different sizes.
     """
     columns, count = weight.shape[1], weight.groups
+    if groups.is_floating_point():
+        raise InputError("g_idx is not made of integers", fix="fetch the file again")
     groups = groups.long()
     in_place = torch.arange(columns) // weight.columns_per_group
     if torch.equal(groups, in_place) or not groups.any():  # zeros: a quantizer that left g_idx unused

@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bluelm.errors import InputError
+
 
 def unpack_words(words: Tensor, bits: int) -> Tensor:
-    """int32 [..., n] -> uint8 [..., n * 32 / bits], along the last axis; bits divides 32."""
+    """int32 [..., n] -> uint8 [..., n * 32 / bits], along the last axis; bits divides 32.
+
+    Raises:
+        InputError: the words are of another dtype.
+    """
+    if words.dtype != torch.int32:
+        kind = str(words.dtype).removeprefix("torch.")
+        raise InputError(f"its codes are packed in {kind}, not int32", fix="pack in int32")
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     # the shift is arithmetic: the mask takes what the sign spreads
     codes = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
