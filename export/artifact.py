@@ -19,6 +19,7 @@ Format = Literal[
     "executorch-xnnpack",
     "executorch-neuropilot",
     "executorch-qnn",
+    "executorch-coreml",
     "litert",
     "gguf",
     "onnx-genai",

@@ -23,6 +23,7 @@ from bluelm.weights import LINEARS
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export import lowered
+from export.debug import block_name
 from export.lowered import KeysValues, Rotary
 from export.torch_ops import Parameters, TorchOps
 
@@ -35,11 +36,22 @@ class StaticDecoder(nn.Module):
     Args:
         codes: hold weights as codes behind dequantize operators; False: as the floats that they stand for, where a
             delegate has no such operator.
+        doubled_norms: RMSNorm as the LayerNorm of [x, -x], whose mean is zero and whose variance is mean(x**2): one
+            op that float16 computes without overflow.
+        debug: give each block's output behind the other outputs.
     """
 
-    def __init__(self, quantized: QuantizedCheckpoint, context: int, codes: bool = True) -> None:
+    def __init__(
+        self,
+        quantized: QuantizedCheckpoint,
+        context: int,
+        codes: bool = True,
+        doubled_norms: bool = False,
+        debug: bool = False,
+    ) -> None:
         super().__init__()
         self.config, self.context = quantized.config, context
+        self.doubled_norms, self.debug = doubled_norms, debug
         names = [f"model.layers.{layer}.{name}" for layer in range(self.config.num_layers) for name in LINEARS]
         self._linears: dict[str, QuantizedTensor] = {}
         for name in [*names, "lm_head"]:
@@ -66,11 +78,13 @@ class StaticDecoder(nn.Module):
         rotary = Rotary(*(self.get_buffer(name)[positions].view(shape) for name in ("cos", "sin")))
         x = hidden
         new: list[Tensor] = []
+        seen: list[Tensor] = []
         for layer in range(self.config.num_layers):
             pair = KeysValues(past[2 * layer], past[2 * layer + 1])
             x, made = lowered.block(ops, self.config, layer, x, rotary, mask, pair)
             new += [made.keys, made.values]
-        return lowered.head(ops, x), *new
+            seen.append(x)
+        return lowered.head(ops, x), *new, *(seen if self.debug else [])
 
 
 class _BufferOps(TorchOps):
@@ -94,6 +108,13 @@ class _BufferOps(TorchOps):
         block = (1, about.columns_per_group)
         return F.linear(x, dequantize_affine(codes, block, scales, zeros, torch.int8, -half, half - 1))
 
+    def rms_norm(self, x: Tensor, weight: str, name: str) -> Tensor:
+        if not self._module.doubled_norms:
+            return super().rms_norm(x, weight, name)
+        gamma, width = self._parameters(weight), x.shape[-1]
+        both = torch.cat([x, -x], -1)  # [1, T, 2 * hidden]
+        return F.layer_norm(both, (2 * width,), torch.cat([gamma, gamma]), eps=self._epsilon)[..., :width]
+
 
 class _Named(Parameters):
     """Parameters by a function."""
@@ -105,9 +126,11 @@ class _Named(Parameters):
         return self._read_one(name)
 
 
-def trace(quantized: QuantizedCheckpoint, *, context: int, chunk: int) -> dict[str, ExportedProgram]:
+def trace(
+    quantized: QuantizedCheckpoint, *, context: int, chunk: int, doubled_norms: bool = False
+) -> dict[str, ExportedProgram]:
     """Both methods by name, before any delegate."""
-    module = StaticDecoder(quantized, context).eval()
+    module = StaticDecoder(quantized, context, doubled_norms=doubled_norms).eval()
     programs: dict[str, ExportedProgram] = {}
     with torch.inference_mode():
         for name, tokens in zip(METHODS, (chunk, 1), strict=True):
@@ -151,9 +174,11 @@ def input_names(config: ModelConfig) -> list[str]:
     return ["hidden", "positions", "mask", *pairs]
 
 
-def output_names(config: ModelConfig) -> list[str]:
+def output_names(config: ModelConfig, debug: bool = False) -> list[str]:
     """Names of a step's outputs, in order."""
-    return ["logits", *(f"{kind}.{layer}" for layer in range(config.num_layers) for kind in ("keys", "values"))]
+    layers = range(config.num_layers)
+    blocks = [block_name(layer) for layer in layers] if debug else []
+    return ["logits", *(f"{kind}.{layer}" for layer in layers for kind in ("keys", "values")), *blocks]
 
 
 def _vectors(config: ModelConfig) -> list[str]:

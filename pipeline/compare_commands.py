@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 NATURAL: dict[str, Place] = {
     "qnn-context": "htp",
     "coreml": "interpreter",
+    "executorch-coreml": "interpreter",
+    "executorch-qnn": "htp",
 }  # where an artifact runs by default
 BLOCK_TOKENS = 64
 PROMPT_TOKENS = 32

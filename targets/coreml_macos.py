@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ def compile_package(package: Path, folder: Path) -> Path:
     return compiled
 
 
-class MacEngine:
-    """Apple's own runtime through coremltools, on one compute unit; an `Engine` of `CoreMLRuntime`.
+class MacModels:
+    """Functions of a package under Apple's own runtime, through coremltools, on one compute unit.
 
     Raises:
         InputError: an unknown unit.
@@ -66,28 +66,44 @@ class MacEngine:
         TargetError: Core ML refuses the package on this unit.
     """
 
-    def __init__(self, package: Path, unit: str) -> None:
+    def __init__(self, package: Path, unit: str, functions: Iterable[str]) -> None:
         if unit not in UNITS:
             raise InputError(f"no compute unit {unit!r}", fix=f"known: {', '.join(UNITS)}")
         require_mac(f"running on {unit}")
         ct = import_coremltools()
-        self._declared = Package.open(package).functions
         self._models: dict[str, Any] = {}
-        for name in (PREFILL, DECODE):
+        for name in functions:
             try:
                 self._models[name] = ct.models.MLModel(
                     str(package), compute_units=getattr(ct.ComputeUnit, UNITS[unit]), function_name=name
                 )
             except RuntimeError as error:
                 raise TargetError(f"Core ML refuses {name} on {unit}: {error}", where=package) from error
+
+    def make_state(self, function: str) -> Any:
+        """Empty states, for every function that names the same ones."""
+        return self._models[function].make_state()
+
+    def predict(self, function: str, inputs: Mapping[str, np.ndarray], state: Any = None) -> Mapping[str, np.ndarray]:
+        """Outputs by name; the state carries over."""
+        kept = {} if state is None else {"state": state}
+        return self._models[function].predict(dict(inputs), **kept)
+
+
+class MacEngine:
+    """A package of ours under Apple's own runtime; an `Engine` of `CoreMLRuntime`. Raises as `MacModels`."""
+
+    def __init__(self, package: Path, unit: str) -> None:
+        self._models = MacModels(package, unit, (PREFILL, DECODE))
+        self._declared = Package.open(package).functions
         self.reset()
 
     def reset(self) -> None:
-        self._state = self._models[PREFILL].make_state()
+        self._state = self._models.make_state(PREFILL)
 
     def inputs(self, function: str) -> Mapping[str, tuple[int | None, ...]]:
         kinds = {value.name: value_type(value.type) for value in self._declared[function].inputs}
         return {name: kind.shape or () for name, kind in kinds.items() if not kind.state}
 
     def run(self, function: str, inputs: Mapping[str, np.ndarray], watch: Collection[str]) -> Mapping[str, np.ndarray]:
-        return self._models[function].predict(dict(inputs), state=self._state)  # a debug build's outputs too
+        return self._models.predict(function, inputs, self._state)  # a debug build's outputs too

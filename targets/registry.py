@@ -10,6 +10,7 @@ from export.artifact import Format
 from targets.apple import CoreMLBackend
 from targets.arm64 import CpuBackend, GenaiBackend, GgufBackend
 from targets.executorch import ExecutorchBackend
+from targets.executorch_coreml import ExecutorchCoreMLBackend
 from targets.executorch_qnn import ExecutorchQnnBackend
 from targets.litert import LitertBackend
 from targets.mediatek import NeuropilotBackend
@@ -23,6 +24,7 @@ BACKENDS: dict[str, Backend] = {
     "coreml": CoreMLBackend(),
     "executorch-xnnpack": ExecutorchBackend(),
     "executorch-qnn": ExecutorchQnnBackend(),
+    "executorch-coreml": ExecutorchCoreMLBackend(),
     "litert": LitertBackend(),
     "executorch-neuropilot": NeuropilotBackend(),
     "onnx-genai": GenaiBackend(),

@@ -107,7 +107,7 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
         on: `cpu` for onnx-cpu, onnx-genai, executorch-xnnpack, litert, gguf and, as a slow reference,
             onnx-npu; `arm64` for onnx-cpu and litert: as arm64 code under qemu; `htp` for onnx-npu (compiled
             in memory), qnn-context and executorch-qnn: Qualcomm's simulator of its NPU, in a child process;
-            `interpreter` for coreml anywhere, and `cpu`, `gpu`, `ane` on a Mac.
+            `interpreter` for coreml and executorch-coreml anywhere, and `cpu`, `gpu`, `ane` on a Mac.
 
     Raises:
         InputError: no artifact, or one that cannot run there.
@@ -130,6 +130,7 @@ def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
     """Imported here: each brings libraries that the others do not need."""
     from targets.apple import open_interpreter, open_mac
     from targets.emulator import open_emulated
+    from targets.executorch_coreml import open_executorch_coreml
     from targets.executorch_qnn import open_executorch_qnn
     from targets.executorch_runtime import open_executorch
     from targets.genai_runtime import open_genai
@@ -154,4 +155,8 @@ def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
         ("coreml", "cpu"): lambda artifact: open_mac(artifact, "cpu"),
         ("coreml", "gpu"): lambda artifact: open_mac(artifact, "gpu"),
         ("coreml", "ane"): lambda artifact: open_mac(artifact, "ane"),
+        ("executorch-coreml", "interpreter"): open_executorch_coreml,
+        ("executorch-coreml", "cpu"): lambda artifact: open_executorch_coreml(artifact, "cpu"),
+        ("executorch-coreml", "gpu"): lambda artifact: open_executorch_coreml(artifact, "gpu"),
+        ("executorch-coreml", "ane"): lambda artifact: open_executorch_coreml(artifact, "ane"),
     }

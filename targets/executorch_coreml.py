@@ -1,0 +1,159 @@
+"""Apple's chips through ExecuTorch's Core ML delegate: the package in the .pte, interpreted anywhere, run on a Mac.
+
+The host keeps the cache, as for the ONNX artifacts. On a Mac the package runs on a named compute unit through Core ML
+itself; which unit a phone takes is ExecuTorch's choice (all of them).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError, TargetError, UnavailableError
+from bluelm.progress import Progress
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact
+from export.coreml import PROGRAM_BYTES
+from export.debug import block_name
+from export.ranges import Ranges
+from targets.cached_runtime import CachedRuntime, Feeds
+from targets.coreml_interpreter import Function, Interpreter
+from targets.coreml_macos import MacModels
+from targets.legality import check_groups, check_lengths, weight_bytes
+from targets.runtime import Place
+from targets.socs import Soc
+
+METHODS = ("prefill", "decode")
+
+
+class Functions(Protocol):
+    """Runs a function of the package that has no states."""
+
+    def __call__(self, function: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
+
+
+class ExecutorchCoreMLBackend:
+    """Lowers on any machine; the phone compiles."""
+
+    needs_ranges = False
+    place: Place = "interpreter"
+
+    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
+        check_lengths(config, context, chunk)
+        check_groups(config, recipe)
+        block, head = weight_bytes(config, recipe)
+        total = config.num_layers * block + head
+        if total > PROGRAM_BYTES:
+            raise TargetError(
+                f"{total / 1e9:.1f} GB of weights do not fit one program of {PROGRAM_BYTES / 1e9:.1f} GB",
+                fix="use --runtime coreml, which cuts the model into several programs",
+            )
+
+    def lower(
+        self,
+        quantized: QuantizedCheckpoint,
+        ranges: Ranges | None,
+        folder: Path,
+        context: int,
+        chunk: int,
+        progress: Progress | None,
+    ) -> Artifact:
+        require_executorch()
+        from export import executorch_coreml
+
+        return executorch_coreml.export(quantized, folder, context=context, chunk=chunk, progress=progress)
+
+    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
+        return artifact
+
+
+class ExecutorchCoreMLRuntime(CachedRuntime):
+    """Both methods of a .pte, its package run by the interpreter or, with `unit`, by Core ML on a Mac."""
+
+    def __init__(self, artifact: Artifact, scratch: tempfile.TemporaryDirectory[str], unit: str | None) -> None:
+        from export.executorch_coreml_reader import unpack
+        from export.executorch_static import input_names, output_names
+
+        self._scratch = scratch
+        program = unpack(artifact.path("model"), Path(scratch.name))
+        if missing := [name for name in METHODS if name not in program.methods]:
+            raise InputError(f"the program has no method {missing[0]!r}", where=artifact.folder)
+        layers = artifact.model.num_layers
+        watched: dict[str, tuple[str, ...]] = {}
+        if unit is None:
+            interpreter = Interpreter(program.package)
+            watched = {m.function: streams(interpreter.function(m.function), layers) for m in program.methods.values()}
+
+            def run(function: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+                return interpreter.run(inputs, function=function, watch=watched[function])
+
+        else:
+            models = MacModels(program.package.path, unit, [m.function for m in program.methods.values()])
+
+            def run(function: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+                return models.predict(function, inputs)
+
+        names = tuple(input_names(artifact.model)), tuple(output_names(artifact.model))
+
+        def step(name: str, feeds: Feeds) -> Mapping[str, np.ndarray]:
+            method = program.methods[name]
+            inputs = {theirs: feeds[ours] for ours, theirs in zip(names[0], method.inputs, strict=True)}
+            found = run(method.function, inputs)
+            outputs = {ours: found[theirs] for ours, theirs in zip(names[1], method.outputs, strict=True)}
+            blocks = watched.get(method.function, ())
+            return outputs | {block_name(layer): found[value] for layer, value in enumerate(blocks)}
+
+        where = "interpreted" if unit is None else f"on {unit}"
+        super().__init__(f"{artifact.format}, {where}", artifact, *(partial(step, name) for name in METHODS))
+
+    def close(self) -> None:
+        self._scratch.cleanup()
+
+
+def streams(function: Function, layers: int) -> tuple[str, ...]:
+    """Names of the stream behind each block: the input `hidden`, and every second sum that it enters.
+
+        hidden -cast-> x0 ; x0 + attended -> x ; x + down -> x1 (block 0) ; x1 + attended -> ...
+
+    Raises:
+        InputError: the function has no such chain of two sums a block.
+    """
+    stream, sums = "hidden", []
+    for step in function.steps:
+        given = [name for name in step.arguments.values() if isinstance(name, str)]
+        if stream in given and step.type in ("add", "cast"):
+            stream = step.outputs[0][0]
+            sums += [stream] if step.type == "add" else []
+    if len(sums) != 2 * layers:
+        raise InputError(f"function {function.name} adds {len(sums)} times to its stream, {2 * layers} are expected")
+    return tuple(sums[1::2])
+
+
+def open_executorch_coreml(artifact: Artifact, unit: str | None = None) -> ExecutorchCoreMLRuntime:
+    """The program's package under our interpreter or, on a Mac, under Core ML on `cpu`, `gpu` or `ane`.
+
+    Raises:
+        UnavailableError: ExecuTorch or coremltools is not installed; a unit was named and this is no Mac.
+        InputError: the program is damaged.
+    """
+    require_executorch()
+    scratch = tempfile.TemporaryDirectory(prefix="bluelm-pte-")
+    try:
+        return ExecutorchCoreMLRuntime(artifact, scratch, unit)
+    except BaseException:
+        scratch.cleanup()
+        raise
+
+
+def require_executorch() -> None:
+    """UnavailableError unless ExecuTorch is here."""
+    if importlib.util.find_spec("executorch") is None:
+        raise UnavailableError("ExecuTorch is not installed", fix="pip install 'bluelm-export[executorch]'")
