@@ -112,7 +112,7 @@ def _same(values: dict[str, np.ndarray], quantized: QuantizedCheckpoint, name: s
     """Whether data, scale and offset of a constexpr are the tensor `name`'s, codes and zeros less their middle."""
     tensor = quantized.linear(name)
     zeros = tensor.zeros.numpy().astype(np.int16) - 2 ** (tensor.bits - 1)
-    offset = values.get("offset", np.zeros_like(zeros))
+    offset = values["offset"] if "offset" in values else np.zeros_like(zeros)
     return (
         np.array_equal(values["data"], signed_codes(tensor))
         and np.array_equal(values["scale"].astype(np.float16), tensor.scales.numpy())
