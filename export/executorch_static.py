@@ -23,7 +23,6 @@ from bluelm.weights import LINEARS
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export import lowered
-from export.debug import block_name
 from export.lowered import KeysValues, Rotary
 from export.torch_ops import Parameters, TorchOps
 
@@ -177,7 +176,7 @@ def input_names(config: ModelConfig) -> list[str]:
 def output_names(config: ModelConfig, debug: bool = False) -> list[str]:
     """Names of a step's outputs, in order."""
     layers = range(config.num_layers)
-    blocks = [block_name(layer) for layer in layers] if debug else []
+    blocks = [lowered.block_output(layer) for layer in layers] if debug else []
     return ["logits", *(f"{kind}.{layer}" for layer in layers for kind in ("keys", "values")), *blocks]
 
 

@@ -22,7 +22,7 @@ from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.coreml import PROGRAM_BYTES
-from export.debug import block_name
+from export.lowered import block_output
 from export.ranges import Ranges
 from targets.cached_runtime import CachedRuntime, Feeds
 from targets.coreml_interpreter import Function, Interpreter
@@ -109,7 +109,7 @@ class ExecutorchCoreMLRuntime(CachedRuntime):
             found = run(method.function, inputs)
             outputs = {ours: found[theirs] for ours, theirs in zip(names[1], method.outputs, strict=True)}
             blocks = watched.get(method.function, ())
-            return outputs | {block_name(layer): found[value] for layer, value in enumerate(blocks)}
+            return outputs | {block_output(layer): found[value] for layer, value in enumerate(blocks)}
 
         where = "interpreted" if unit is None else f"on {unit}"
         super().__init__(f"{artifact.format}, {where}", artifact, *(partial(step, name) for name in METHODS))
