@@ -8,6 +8,9 @@ auto-round's SignRound (Cheng et al., 2023, arXiv 2309.05516), but from GPTQ's c
 
 What follows a block reads it through an RMSNorm, which divides each token by its own size. The loss does so too,
 else the few tokens with huge activations would be all that is trained for.
+
+Training is noisy, and GPTQ's codes are good: what it came to is kept only where it is better, over tokens spread
+over the whole calibration set.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from bluelm.model import DecoderBlock
 from compress.grid import representable
 from compress.quantized import QuantizedTensor
 
-MARGIN = 0.4  # how far from its code a latent may begin: 0.5 would be at the edge, where noise flips it
-CODE_RATE = 5e-3  # codes a step, falling to 0
-SCALE_RATE = 5e-4  # share of the scale a step, falling to 0
+MARGIN = 0.2  # how far from its code a latent may begin: at the edge, 0.5, the first noisy steps would flip many
+TRAVEL = 0.5  # codes that a latent pushed one way all the time goes: with few steps they are longer
+SCALE_TRAVEL = 0.2  # the same of a scale, as a share of it
+FASTEST = 0.05  # codes a step, however few steps there are
 BATCH_TOKENS = 1024  # tokens in one step
+JUDGED_TOKENS = 8192  # tokens that tell whether training has helped
 SMALLEST = 1e-9  # mean square of a token's stream below which it counts as this
 
 
@@ -37,7 +42,7 @@ class Refined:
     Attributes:
         weights: by local name, of the widths and zero points that they had.
         flipped: share of the codes that changed, by local name.
-        before, after: the loss, over the tokens that were trained on first and last.
+        before, after: the loss with the codes given, and with these, over the same tokens.
     """
 
     weights: dict[str, QuantizedTensor]
@@ -72,13 +77,12 @@ class _Latent:
         largest = 2**self.solved.bits - 1
         return ((rounded.clamp(0, largest) - self.zeros) * (self.scales * self.stretch)).view(self.solved.shape)
 
-    def freeze(self) -> tuple[QuantizedTensor, float]:
-        """(the weight, share of codes that changed)."""
+    def freeze(self) -> QuantizedTensor:
+        """The weight, its codes and scales as runtimes hold them."""
         old = self.solved
         codes = self.codes.detach().round().clamp(0, 2**old.bits - 1).to(torch.uint8).view(old.shape)
         scales = representable((self.scales * self.stretch).detach().squeeze(-1))
-        flipped = (codes != old.codes).float().mean().item()
-        return QuantizedTensor(codes, scales.to(torch.float16), old.zeros, old.bits, old.group_size), flipped
+        return QuantizedTensor(codes, scales.to(torch.float16), old.zeros, old.bits, old.group_size)
 
 
 def refine(
@@ -109,34 +113,43 @@ def refine(
         learned = {f"{name}.weight" for name in solved}
         fixed = {name: value.clone() for name, value in block.state_dict().items() if name not in learned}
         cos, sin = (table.clone() for table in rotary)
+        rate = min(2 * TRAVEL / steps, FASTEST)
         trained = [
-            {"params": [latent.codes for latent in latents.values()], "lr": CODE_RATE},
-            {"params": [latent.stretch for latent in latents.values()], "lr": SCALE_RATE},
+            {"params": [latent.codes for latent in latents.values()], "lr": rate},
+            {"params": [latent.stretch for latent in latents.values()], "lr": rate * SCALE_TRAVEL / TRAVEL},
         ]
         optimizer = torch.optim.Adam(trained, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         order = torch.Generator().manual_seed(seed)
         batch = max(1, BATCH_TOKENS // inputs.shape[1])
-        losses: list[float] = []
+
+        def error(chosen: Mapping[str, Tensor], picked: Tensor) -> Tensor:
+            state = {**fixed, **{f"{name}.weight": weight for name, weight in chosen.items()}}
+            return relative_error(
+                functional_call(block, state, (inputs[picked].float(), cos, sin)), targets[picked].float()
+            )
+
+        def judged(chosen: Mapping[str, QuantizedTensor]) -> float:
+            count = min(len(inputs), max(1, JUDGED_TOKENS // inputs.shape[1]))
+            spread = torch.linspace(0, len(inputs) - 1, count).round().long()
+            dequantized = {name: weight.dequantize() for name, weight in chosen.items()}
+            with torch.no_grad():
+                return sum(error(dequantized, part).item() * len(part) for part in spread.split(batch)) / count
+
+        before = judged(solved)
         for _ in range(steps):
             picked = torch.randperm(len(inputs), generator=order)[:batch]
-            wanted = targets[picked].float()
-            rounded = {f"{name}.weight": latent.dequantize() for name, latent in latents.items()}
-            answer = functional_call(block, {**fixed, **rounded}, (inputs[picked].float(), cos, sin))
-            loss = relative_error(answer, wanted)
-            losses.append(loss.item())
+            loss = error({name: latent.dequantize() for name, latent in latents.items()}, picked)
             optimizer.zero_grad()
-            (loss / losses[0]).backward()
+            (loss / max(before, SMALLEST)).backward()
             optimizer.step()
             schedule.step()
         frozen = {name: latent.freeze() for name, latent in latents.items()}
-    tail = max(1, steps // 10)
-    return Refined(
-        {name: weight for name, (weight, _) in frozen.items()},
-        {name: flipped for name, (_, flipped) in frozen.items()},
-        sum(losses[:tail]) / tail,
-        sum(losses[-tail:]) / tail,
-    )
+        after = judged(frozen)
+    if not after < before:
+        return Refined(dict(solved), dict.fromkeys(solved, 0.0), before, before)
+    flipped = {name: (weight.codes != solved[name].codes).float().mean().item() for name, weight in frozen.items()}
+    return Refined(frozen, flipped, before, after)
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:

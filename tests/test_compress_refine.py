@@ -21,7 +21,7 @@ from compress.refine import refine, relative_error
 from compress.store import QuantizedCheckpoint
 from tests.rounded import shortened
 
-VALUES = {"samples": 16, "length": 64}
+VALUES = {"samples": 32, "length": 128}  # with far fewer tokens, refining learns them by heart
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,12 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def samples(short: Checkpoint) -> Samples:
-    return load_samples(None, short.tokenizer(), 16, 64, 0)
+    return load_samples(None, short.tokenizer(), 32, 128, 0)
+
+
+@pytest.fixture(scope="module")
+def unseen(short: Checkpoint) -> Samples:
+    return load_samples(None, short.tokenizer(), 32, 128, 1)
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +58,15 @@ def lost(short: Checkpoint, quantized: QuantizedCheckpoint, tokens: Tensor) -> f
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_block_comes_nearer_to_the_float_model(
-    short: Checkpoint, samples: Samples, plain: QuantizedCheckpoint, tmp_path: Path, symmetric: bool
+    short: Checkpoint, samples: Samples, unseen: Samples, plain: QuantizedCheckpoint, tmp_path: Path, symmetric: bool
 ) -> None:
     start = plain
     if not symmetric:
         start = quantize(short, samples, Recipe.make({**VALUES, "symmetric": False}), tmp_path / "plain")
-    asked = Recipe.make({**VALUES, "symmetric": symmetric, "refine": 40})
+    asked = Recipe.make({**VALUES, "symmetric": symmetric, "refine": 30})
     refined = quantize(short, samples, asked, tmp_path / "refined")
     assert lost(short, refined, samples.tokens) < 0.9 * lost(short, start, samples.tokens)
+    assert lost(short, refined, unseen.tokens) < lost(short, start, unseen.tokens)
     for name in LINEARS:
         weight = refined.linear(f"model.layers.0.{name}")
         assert torch.equal(weight.scales, weight.scales.to(torch.bfloat16).to(torch.float16)), "XNNPACK holds bfloat16"
@@ -70,9 +76,6 @@ def test_the_block_comes_nearer_to_the_float_model(
         assert note["flipped"] == pytest.approx(flipped, abs=1e-4)
         assert 0 < flipped < 0.2
         assert note["loss_after"] < note["loss_before"]
-    again = quantize(short, samples, asked, tmp_path / "again")
-    for name in refined.info["files"]:
-        assert (again.folder / name).read_bytes() == (refined.folder / name).read_bytes()
 
 
 def test_no_step_changes_nothing_but_what_was_out_of_place(short: Checkpoint, plain: QuantizedCheckpoint) -> None:
@@ -83,8 +86,23 @@ def test_no_step_changes_nothing_but_what_was_out_of_place(short: Checkpoint, pl
     weights = {name: tensors[f"{name}.weight"] for name in LINEARS}
     rotary = (streams.cos, streams.sin)
     found = refine(block, weights, solved, streams.hidden, streams.hidden, rotary, steps=1, seed=0)
-    # one step moves a code by 0.005 at most, and none begins within 0.1 of an edge
+    # one step moves a code by 0.05 at most, and none begins within 0.3 of an edge
     assert all(torch.equal(found.weights[name].codes, solved[name].codes) for name in LINEARS)
+
+
+def test_the_same_seed_gives_the_same_codes(short: Checkpoint, plain: QuantizedCheckpoint) -> None:
+    solved = {name: plain.linear(f"model.layers.0.{name}") for name in LINEARS}
+    tensors = short.block(0)
+    block = DecoderBlock.from_weights(short.config, tensors)
+    streams = Streams(short.config, 0.1 * torch.randn(32, 64, short.config.hidden_size))
+    rotary = (streams.cos, streams.sin)
+    targets = block(streams.hidden, *rotary)
+    weights = {name: tensors[f"{name}.weight"] for name in LINEARS}
+    first, again = (refine(block, weights, solved, streams.hidden, targets, rotary, steps=8, seed=3) for _ in range(2))
+    assert first.after < first.before
+    for name in LINEARS:
+        assert torch.equal(first.weights[name].codes, again.weights[name].codes)
+        assert torch.equal(first.weights[name].scales, again.weights[name].scales)
 
 
 def test_tokens_weigh_by_their_own_size() -> None:
@@ -96,3 +114,17 @@ def test_tokens_weigh_by_their_own_size() -> None:
 def test_rounding_alone_cannot_be_refined() -> None:
     with pytest.raises(InputError, match="reads no text"):
         Recipe.make({"method": "rtn", "refine": 10})
+
+
+def test_codes_that_training_would_make_worse_stay(short: Checkpoint, plain: QuantizedCheckpoint) -> None:
+    """Targets that the codes given meet exactly: there is nothing to gain."""
+    solved = {name: plain.linear(f"model.layers.0.{name}") for name in LINEARS}
+    streams = Streams(short.config, torch.randn(2, 8, short.config.hidden_size))
+    rotary = (streams.cos, streams.sin)
+    block = DecoderBlock.from_weights(short.config, plain.block(0))
+    targets = block(streams.hidden, *rotary)
+    weights = {name: short.block(0)[f"{name}.weight"] for name in LINEARS}
+    found = refine(block, weights, solved, streams.hidden, targets, rotary, steps=3, seed=0)
+    assert found.weights == solved
+    assert found.before == found.after == pytest.approx(0, abs=1e-12)
+    assert not any(found.flipped.values())
