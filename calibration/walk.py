@@ -2,21 +2,28 @@
 
 One block's weights and the residual streams of all samples are held, nothing else. There may be two streams:
 the quantized model's, which the statistics come from, and the float model's, which tells where it should be.
+Several processes share the samples out among them; sums come out the same to the bit however many there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from bluelm.config import ModelConfig
+from bluelm.errors import InputError
 from bluelm.model import DecoderBlock
 from bluelm.rope import rope_table
+from calibration.activations import Shelf
+from calibration.ranks import ALONE, Ranks
 
 BATCH_TOKENS = 4096  # tokens in one forward step: bounds the memory of a wide MLP
-KEPT_BYTES = 2**28  # activations between two stages are kept up to this size, else computed again
+PARTS = 8  # of the samples, each summed by one rank: as many ranks can share a run
+KEPT_BYTES = 2**28  # activations between two stages are kept in RAM up to this size, else computed again
 PANEL = 256  # columns of a Hessian that are computed together
 
 
@@ -35,32 +42,131 @@ DOWN = Stage("down", ("mlp.down_proj",))
 STAGES = (QKV, OUT, GATE_UP, DOWN)  # in the order in which a block reads them
 
 
-class Streams:
-    """The residual stream of every sample where one block begins.
+@dataclass(frozen=True)
+class Split:
+    """How the samples are cut into batches, the batches into parts, and which of them a rank has.
 
-    Attributes:
-        hidden: float32 [n, T, hidden], of the model as quantized so far; overwritten as the walk goes on.
-        exact: the same of the float model, or None where nobody asks for it.
-        cos, sin: rotary table of T positions.
+    All of it follows from the samples alone but for who has which part: sums are made part by part.
     """
 
-    def __init__(self, config: ModelConfig, hidden: Tensor, exact: Tensor | None = None) -> None:
-        """Begin where the embedding ends; both tensors are overwritten as the walk goes on."""
+    samples: int
+    length: int
+    ranks: Ranks = ALONE
+
+    @property
+    def step(self) -> int:
+        """Samples in a batch."""
+        return max(1, min(BATCH_TOKENS // self.length, -(-self.samples // PARTS)))
+
+    def parts(self) -> list[list[slice]]:
+        """Batches of all samples, part by part."""
+        batches = [slice(at, min(at + self.step, self.samples)) for at in range(0, self.samples, self.step)]
+        parts = min(PARTS, len(batches))
+        edges = [index * len(batches) // parts for index in range(parts + 1)]
+        return [batches[begin:end] for begin, end in pairwise(edges)]
+
+    @property
+    def mine(self) -> slice:
+        """The samples of this rank.
+
+        Raises:
+            InputError: there are too few for so many ranks.
+        """
+        parts, ranks = self.parts(), self.ranks
+        if ranks.size > len(parts):
+            raise InputError(
+                f"{self.samples} samples can be shared by {len(parts)} ranks, not by {ranks.size}",
+                fix=f"start {len(parts)} ranks at most{', or give more samples' if len(parts) < PARTS else ''}",
+            )
+        edges = [rank * len(parts) // ranks.size for rank in (ranks.rank, ranks.rank + 1)]
+        own = parts[edges[0] : edges[1]]
+        return slice(own[0][0].start, own[-1][-1].stop)
+
+
+class Streams:
+    """The residual stream of this rank's samples where one block begins.
+
+    Attributes:
+        hidden: float32 or bfloat16 [n, T, hidden], of the model as quantized so far; overwritten as the walk goes on.
+        exact: the same of the float model, or None where nobody asks for it.
+        cos, sin: rotary table of T positions.
+        shelf: what made them, and makes more of their kind.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        hidden: Tensor,
+        exact: Tensor | None = None,
+        *,
+        split: Split | None = None,
+        shelf: Shelf | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Begin where the embedding ends; both tensors are overwritten as the walk goes on.
+
+        Args:
+            split: of all samples, of which `hidden` are this rank's. Default: these are all.
+            device: where batches are computed. Default: where `hidden` lies.
+        """
         self.hidden, self.exact = hidden, exact
-        self.cos, self.sin = rope_table(config, hidden.shape[1])
+        self.split = split or Split(*hidden.shape[:2])
+        self.shelf = shelf or Shelf(hidden.dtype)
+        self.device = device or hidden.device
+        self.cos, self.sin = (table.to(self.device) for table in rope_table(config, hidden.shape[1]))
+
+    def parts(self) -> Iterator[tuple[int, slice]]:
+        """Part and place in `hidden` of this rank's batches, in order."""
+        mine = self.split.mine
+        for part, batches in enumerate(self.split.parts()):
+            for batch in batches:
+                if mine.start <= batch.start < mine.stop:
+                    yield part, slice(batch.start - mine.start, batch.stop - mine.start)
+                    self.shelf.release()
 
     def batches(self) -> Iterator[slice]:
-        """Samples that are run together."""
-        step = max(1, BATCH_TOKENS // self.hidden.shape[1])
-        for start in range(0, len(self.hidden), step):
-            yield slice(start, start + step)
+        """Samples that are run together, as places in `hidden`."""
+        for _, batch in self.parts():
+            yield batch
+
+    def read(self, kept: Tensor, batch: slice) -> Tensor:
+        """Some samples of a kept tensor, on the device; bfloat16 becomes float32."""
+        found = kept[batch].to(self.device)
+        return found.float() if found.dtype == torch.bfloat16 else found
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What would be read if x were put on the shelf."""
+        return x.bfloat16().float() if self.shelf.dtype == torch.bfloat16 else x
 
     def advance(self, block: DecoderBlock, exact: DecoderBlock) -> None:
-        """Run a block, quantized and as it was: what were its inputs become its outputs."""
+        """Run a block, quantized and as it was: what were its inputs become its outputs.
+
+        The same steps, and the same bits, as those of `moments_in_order`.
+        """
         for batch in self.batches():
-            self.hidden[batch] = block(self.hidden[batch], self.cos, self.sin)
+            x = self.read(self.hidden, batch)  # [b, T, hidden]
+            mixed = block.self_attn.mix(block.input_layernorm(x), self.cos, self.sin)
+            x = self.rounded(x + block.self_attn.o_proj(self.rounded(mixed)))
+            self.hidden[batch] = x + block.mlp(block.post_attention_layernorm(x))
             if self.exact is not None:
-                self.exact[batch] = exact(self.exact[batch], self.cos, self.sin)
+                self.advance_exact_attention(exact, batch)
+                self.advance_exact_mlp(exact, batch)
+
+    def advance_exact_attention(self, exact: DecoderBlock, batch: slice) -> Tensor:
+        """The float stream of some samples through the attention; what it is then, [b, T, hidden]."""
+        assert self.exact is not None
+        x = self.read(self.exact, batch)
+        x = x + exact.self_attn(exact.input_layernorm(x), self.cos, self.sin)
+        self.exact[batch] = x
+        return x
+
+    def advance_exact_mlp(self, exact: DecoderBlock, batch: slice) -> Tensor:
+        """The same through the MLP."""
+        assert self.exact is not None
+        x = self.read(self.exact, batch)
+        x = x + exact.mlp(exact.post_attention_layernorm(x))
+        self.exact[batch] = x
+        return x
 
 
 @dataclass(frozen=True)
@@ -78,61 +184,105 @@ class Moments:
     cross: Tensor | None = None
 
 
+class _Sum:
+    """Rows of tensors, added up within each part of the samples and then over the parts in order."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._done: list[Sequence[Tensor]] = []
+        self._current: Sequence[Tensor] = ()
+        self._part: int | None = None
+
+    def of_part(self, part: int, make: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """The row to add to; a new one from `make` where a part begins."""
+        if part != self._part:
+            self._close()
+            self._current, self._part = make(), part
+        return self._current
+
+    def total(self) -> Sequence[Tensor]:
+        """The sum over all parts of all ranks."""
+        self._close()
+        total, self._done = self._ranks.total(self._done), []
+        return total
+
+    def _close(self) -> None:
+        if self._part is None:
+            return
+        if self._done and self._ranks.leads:  # the first parts of all: nothing comes before them
+            for sum_, tensor in zip(self._done[0], self._current, strict=True):
+                sum_.add_(tensor)
+        else:
+            self._done.append(self._current)
+        self._current, self._part = (), None
+
+
 class Hessian:
     """Mean of x xᵀ, added up in float32 a batch at a time."""
 
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._tokens = 0
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._sum = _Sum(ranks)
 
-    def add(self, x: Tensor) -> None:
-        """x: float32 [..., in]."""
+    def add(self, x: Tensor, part: int = 0) -> None:
+        """x: float32 [..., in], of a batch in this part of the samples."""
         x = x.flatten(0, -2)  # [tokens, in]
-        if self._sum is None:
-            self._sum = x.new_zeros(x.shape[1], x.shape[1])
-        for start in range(0, x.shape[1], PANEL):  # the upper triangle; the lower is its mirror
-            self._sum[start : start + PANEL, start:].addmm_(x[:, start : start + PANEL].T, x[:, start:])
-        self._tokens += len(x)
+        count, *panels = self._sum.of_part(part, lambda: _panels(x))
+        for start, panel in zip(range(0, x.shape[1], PANEL), panels, strict=True):
+            panel.addmm_(x[:, start : start + PANEL].T, x[:, start:])
+        count.add_(len(x))
 
     def mean(self) -> Tensor:
         """float32 [in, in], exactly symmetric."""
-        assert self._sum is not None, "nothing was added"
-        upper = self._sum.triu()
-        return (upper + upper.triu(1).T).div_(self._tokens)
+        count, *panels = self._sum.total()
+        whole = panels[0].new_zeros(panels[0].shape[1], panels[0].shape[1])
+        for number in range(len(panels)):
+            start = number * PANEL
+            whole[start : start + PANEL, start:] = panels[number].div_(count)
+            whole[start:, start : start + PANEL] = panels[number].T  # and its mirror
+            corner = panels[number][:, :PANEL].triu()
+            whole[start : start + PANEL, start : start + PANEL] = corner + corner.triu(1).T
+            panels[number] = count  # its memory is free again
+        return whole
+
+
+def _panels(x: Tensor) -> list[Tensor]:
+    """A count of tokens, and the upper triangle of zeros [in, in] as panels of rows [PANEL, in - start]."""
+    width = x.shape[1]
+    panels = [x.new_zeros(min(PANEL, width - start), width - start) for start in range(0, width, PANEL)]
+    return [x.new_zeros(()), *panels]
 
 
 class Cross:
     """Mean of y xᵀ, added up in float32 a batch at a time; y = exact - hidden, two states of the stream."""
 
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._tokens = 0
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._sum = _Sum(ranks)
 
-    def add(self, exact: Tensor, hidden: Tensor, x: Tensor) -> None:
-        """exact, hidden: float32 [..., out]; x: float32 [..., in]."""
+    def add(self, exact: Tensor, hidden: Tensor, x: Tensor, part: int = 0) -> None:
+        """exact, hidden: float32 [..., out]; x: float32 [..., in], of a batch in this part of the samples."""
         y, x = (exact - hidden).flatten(0, -2), x.flatten(0, -2)  # [tokens, out], [tokens, in]
-        if self._sum is None:
-            self._sum = x.new_zeros(y.shape[1], x.shape[1])
-        self._sum.addmm_(y.T, x)
-        self._tokens += len(x)
+        count, total = self._sum.of_part(part, lambda: [x.new_zeros(()), x.new_zeros(y.shape[1], x.shape[1])])
+        total.addmm_(y.T, x)
+        count.add_(len(x))
 
-    def mean(self) -> Tensor | None:
-        """float32 [out, in]; None if nothing was added."""
-        return None if self._sum is None else self._sum / self._tokens
+    def mean(self) -> Tensor:
+        """float32 [out, in]."""
+        count, total = self._sum.total()
+        return total.div_(count)
 
 
 def collect_hessians(streams: Streams, block: DecoderBlock) -> dict[str, Tensor]:
     """H of every stage, by its name, in one pass of the block as it is. The streams stay where they are."""
-    found = {stage.name: Hessian() for stage in STAGES}
-    for batch in streams.batches():
-        x = streams.hidden[batch]  # [b, T, hidden]
+    found = {stage.name: Hessian(streams.split.ranks) for stage in STAGES}
+    for part, batch in streams.parts():
+        x = streams.read(streams.hidden, batch)  # [b, T, hidden]
         normed = block.input_layernorm(x)
-        found[QKV.name].add(normed)
+        found[QKV.name].add(normed, part)
         mixed = block.self_attn.mix(normed, streams.cos, streams.sin)  # [b, T, heads * head_dim]
-        found[OUT.name].add(mixed)
+        found[OUT.name].add(mixed, part)
         normed = block.post_attention_layernorm(x + block.self_attn.o_proj(mixed))
-        found[GATE_UP.name].add(normed)
-        found[DOWN.name].add(block.mlp.gated(normed))  # [b, T, intermediate]
+        found[GATE_UP.name].add(normed, part)
+        found[DOWN.name].add(block.mlp.gated(normed), part)  # [b, T, intermediate]
     return {name: hessian.mean() for name, hessian in found.items()}
 
 
@@ -142,44 +292,54 @@ def moments_in_order(streams: Streams, block: DecoderBlock, exact: DecoderBlock)
     Before asking for the next stage, the caller puts the quantized weights of this one into `block`: later
     stages then see activations that already carry the errors of the earlier ones. `exact` stays as it is.
     """
-    hidden, cos, sin = streams.hidden, streams.cos, streams.sin
+    ranks, follows = streams.split.ranks, streams.exact is not None
     attention, mlp = block.self_attn, block.mlp
 
-    hessian = Hessian()
-    for batch in streams.batches():
-        hessian.add(block.input_layernorm(hidden[batch]))
+    hessian = Hessian(ranks)
+    for part, batch in streams.parts():
+        hessian.add(block.input_layernorm(streams.read(streams.hidden, batch)), part)
     yield QKV, Moments(hessian.mean())
 
-    hessian, cross = Hessian(), Cross()
-    mixed = hidden.new_empty((*hidden.shape[:2], attention.o_proj.in_features))
-    for batch in streams.batches():
-        mixed[batch] = attention.mix(block.input_layernorm(hidden[batch]), cos, sin)
-        hessian.add(mixed[batch])
-        if streams.exact is not None:
-            streams.exact[batch] += exact.self_attn(exact.input_layernorm(streams.exact[batch]), cos, sin)
-            cross.add(streams.exact[batch], hidden[batch], mixed[batch])
-    yield OUT, Moments(hessian.mean(), cross.mean())
+    hessian, cross = Hessian(ranks), Cross(ranks)
+    mixed = streams.shelf.empty(*streams.hidden.shape[:2], attention.o_proj.in_features)
+    for part, batch in streams.parts():
+        x = streams.read(streams.hidden, batch)  # [b, T, hidden]
+        mixed[batch] = attention.mix(block.input_layernorm(x), streams.cos, streams.sin)
+        read = streams.read(mixed, batch)  # [b, T, heads * head_dim]
+        hessian.add(read, part)
+        if follows:
+            cross.add(streams.advance_exact_attention(exact, batch), x, read, part)
+    yield OUT, Moments(hessian.mean(), cross.mean() if follows else None)
 
-    hessian = Hessian()
-    for batch in streams.batches():
-        hidden[batch] += attention.o_proj(mixed[batch])
-        hessian.add(block.post_attention_layernorm(hidden[batch]))
+    hessian = Hessian(ranks)
+    for part, batch in streams.parts():
+        x = streams.read(streams.hidden, batch) + attention.o_proj(streams.read(mixed, batch))
+        streams.hidden[batch] = x
+        hessian.add(block.post_attention_layernorm(streams.rounded(x)), part)
     del mixed
     yield GATE_UP, Moments(hessian.mean())
 
-    hessian, cross = Hessian(), Cross()
-    keeps = hidden[..., 0].numel() * mlp.down_proj.in_features * hidden.element_size() <= KEPT_BYTES
-    kept: list[Tensor] = []
-    for batch in streams.batches():
-        gated = mlp.gated(block.post_attention_layernorm(hidden[batch]))
-        hessian.add(gated)
-        if streams.exact is not None:
-            streams.exact[batch] += exact.mlp(exact.post_attention_layernorm(streams.exact[batch]))
-            cross.add(streams.exact[batch], hidden[batch], gated)
-        if keeps:
-            kept.append(gated)
-    yield DOWN, Moments(hessian.mean(), cross.mean())
+    hessian, cross = Hessian(ranks), Cross(ranks)
+    kept = _room_for_gated(streams, mlp.down_proj.in_features)
+    for part, batch in streams.parts():
+        x = streams.read(streams.hidden, batch)
+        gated = mlp.gated(block.post_attention_layernorm(x))  # [b, T, intermediate]
+        hessian.add(gated, part)
+        if follows:
+            cross.add(streams.advance_exact_mlp(exact, batch), x, gated, part)
+        if kept is not None:
+            kept[batch] = gated
+    yield DOWN, Moments(hessian.mean(), cross.mean() if follows else None)
 
-    for index, batch in enumerate(streams.batches()):
-        gated = kept[index] if keeps else mlp.gated(block.post_attention_layernorm(hidden[batch]))
-        hidden[batch] += mlp.down_proj(gated)
+    for batch in streams.batches():
+        x = streams.read(streams.hidden, batch)
+        gated = mlp.gated(block.post_attention_layernorm(x)) if kept is None else kept[batch].to(x.device)
+        streams.hidden[batch] = x + mlp.down_proj(gated)
+
+
+def _room_for_gated(streams: Streams, width: int) -> Tensor | None:
+    """Where what down_proj reads is kept until it has its codes, [n, T, width]; None where RAM is too dear for it."""
+    shelf, (samples, length, _) = streams.shelf, streams.hidden.shape
+    if not shelf.on_disk and samples * length * width * 4 > KEPT_BYTES:
+        return None
+    return shelf.empty(samples, length, width, dtype=torch.float32)

@@ -6,9 +6,9 @@ pieces of the same fingerprint there goes on behind them. The last step renames 
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ from torch import Tensor, nn
 
 from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
-from bluelm.errors import ExportError, InputError
-from bluelm.files import read_json
+from bluelm.errors import InputError
 from bluelm.model import DecoderBlock
 from bluelm.progress import Progress, Silent
 from bluelm.weights import LINEARS
+from calibration.activations import Shelf
+from calibration.ranks import ALONE, Ranks
 from calibration.samples import Samples
-from calibration.walk import Hessian, Moments, Streams, collect_hessians, moments_in_order
+from calibration.walk import Hessian, Moments, Split, Streams, collect_hessians, moments_in_order
 from compress.awq import fold_block
+from compress.fingerprint import inputs_of
 from compress.layers import Solved, Widths, round_plainly, solve_stage
-from compress.pieces import Piece, read_header, read_linear, write_piece
+from compress.pieces import Piece, read_header, read_linear
 from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
 from compress.refine import refine
@@ -38,15 +40,15 @@ from compress.store import (
     FINAL_NORM,
     HEAD,
     HEAD_FILE,
-    MANIFEST,
     QuantizedCheckpoint,
     block_file,
     finish,
     piece_files,
     read_block,
 )
+from compress.work import Work, finished
 
-ALGORITHM = 2  # part of the fingerprint: raise it when the same input gives other codes
+log = logging.getLogger("bluelm_export")
 
 
 def quantize(
@@ -55,53 +57,75 @@ def quantize(
     recipe: Recipe,
     out: Path | str,
     progress: Progress | None = None,
+    *,
+    device: torch.device | None = None,
+    ranks: Ranks = ALONE,
+    on_disk: bool = False,
+    overwrite: bool = False,
 ) -> QuantizedCheckpoint:
     """Quantize a checkpoint into a folder; the same input gives the same bytes.
 
-    A finished folder of the same checkpoint, recipe and text is returned as it is, an unfinished one
-    completed, another quantized checkpoint replaced.
+    A finished folder of the same checkpoint, recipe, text and code is returned as it is, an unfinished one completed.
 
     Args:
         samples: calibration windows; None only for a recipe that reads no text.
+        device: where to compute. Default: the CPU.
+        ranks: the processes that share the work; each calls this with the same arguments.
+        on_disk: activations of the calibration set lie in memory-mapped files beside `out` instead of in RAM; the
+            codes are the same.
+        overwrite: replace what lies at `out` or unfinished beside it.
 
     Raises:
         InputError: the recipe does not fit the model, the text is missing, a weight or an activation is not
-            finite, or `out` is something else than a quantized checkpoint. Nothing is left behind then.
+            finite (then nothing is left behind); `out` is something else than a quantized checkpoint, or of other
+            inputs.
+        InterruptedRun: another rank was lost; what is finished is kept.
     """
-    out = Path(out)
+    out, device = Path(out), device or torch.device("cpu")
     check(checkpoint.config, recipe)
     if recipe.reads_text and samples is None:
         raise InputError(f"{recipe.method} needs calibration text")
     tokens = samples.tokens if samples is not None and recipe.reads_text else None
-    described = {
-        "checkpoint": checkpoint.digest(),
-        "calibration": samples.report.to_json() if samples is not None and tokens is not None else None,
-        "fingerprint": fingerprint(checkpoint, recipe, tokens),
-    }
-    found = _finished(out, described["fingerprint"])
+    inputs = inputs_of(checkpoint, recipe, tokens, device)
+    found = ranks.shared(lambda: finished(out, inputs, overwrite=overwrite))
     if found is not None:
         return found
-    work = out.with_name(f"{out.name}.partial")
-    work.mkdir(parents=True, exist_ok=True)
+    work = Work(out, inputs, ranks, overwrite=overwrite)
     try:
-        run = _Run(checkpoint, recipe, work, described["fingerprint"])
-        files = piece_files(checkpoint.config)
-        with (progress or Silent()).task("quantize", len(files)) as task, torch.inference_mode():
+        shelf = Shelf(getattr(torch, recipe.activations), work.folder if on_disk else None)
+        run = _Run(checkpoint, recipe, work, shelf, device)
+        pieces = len(piece_files(checkpoint.config))
+        with (progress or Silent()).task("quantize", pieces) as task, torch.inference_mode():
             streams = run.embedding(tokens)
             task.advance(note="embedding")
-            for index in range(checkpoint.config.num_layers):
+            begin = run.resume(streams)
+            if begin:
+                task.advance(begin, note=f"{begin} blocks of an earlier run")
+            for index in range(begin, checkpoint.config.num_layers):
                 run.block(index, streams)
                 task.advance(note=f"block {index}")
             run.head(streams)
             task.advance(note="head")
-        finish(work, checkpoint.config, recipe, checkpoint.folder, described)
-    except ExportError:
-        shutil.rmtree(work)
+    except InputError:
+        if ranks.leads:
+            work.discard()
         raise
-    if out.exists():
-        shutil.rmtree(out)
-    work.rename(out)
-    return QuantizedCheckpoint.open(out)
+    described = {
+        "checkpoint": inputs["checkpoint"],
+        "calibration": samples.report.to_json() if samples is not None and tokens is not None else None,
+        "fingerprint": work.fingerprint,
+        "inputs": inputs,
+    }
+    work.clear_streams()
+
+    def publish() -> QuantizedCheckpoint:
+        finish(work.folder, checkpoint.config, recipe, checkpoint.folder, described)
+        if out.exists():
+            shutil.rmtree(out)
+        work.folder.rename(out)
+        return QuantizedCheckpoint.open(out)
+
+    return ranks.shared(publish)
 
 
 def check(config: ModelConfig, recipe: Recipe) -> None:
@@ -128,86 +152,91 @@ def check(config: ModelConfig, recipe: Recipe) -> None:
         )
 
 
-def fingerprint(checkpoint: Checkpoint, recipe: Recipe, tokens: Tensor | None) -> str:
-    """Hex SHA-256 of all that the codes depend on: checkpoint, recipe, calibration tokens, this code."""
-    read = None if tokens is None else hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
-    parts = {
-        "algorithm": ALGORITHM,
-        "checkpoint": checkpoint.digest(),
-        "recipe": recipe.digest(),
-        "tokens": read,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 class _Run:
     """One run over the pieces, each made or, if it is there already, taken as it is."""
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, folder: Path, fingerprint: str) -> None:
-        self.checkpoint, self.recipe, self.folder = checkpoint, recipe, folder
-        self.config, self.fingerprint = checkpoint.config, fingerprint
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, work: Work, shelf: Shelf, device: torch.device) -> None:
+        self.checkpoint, self.recipe, self.work, self.shelf, self.device = checkpoint, recipe, work, shelf, device
+        self.config, self.ranks = checkpoint.config, work.ranks
         self.widths = Widths(recipe.bits, recipe.group_size, recipe.symmetric)
 
     def embedding(self, tokens: Tensor | None) -> Streams | None:
         """The table; and the streams that begin with its rows, for a recipe that reads text."""
-        path = self.folder / EMBEDDING_FILE
-        corrects = self.recipe.follows_float
-        made = self._is_made(path)
-        table = self.checkpoint.embedding() if not made or (tokens is not None and corrects) else None
+        made = self._is_made(EMBEDDING_FILE)
+        if made and tokens is None:
+            return None
+        table = self.checkpoint.embedding()
         if made:
-            weight = read_linear(path, EMBED, read_header(path).linears[EMBED])
+            weight = self.ranks.shared(lambda: _read_table(self.work.folder / EMBEDDING_FILE))
         else:
-            assert table is not None
             solved = round_plainly(table, Widths(self.recipe.embed_bits, -1, True), self.recipe)
-            self._write(path, {EMBED: solved}, {})
+            self._write(EMBEDDING_FILE, {EMBED: solved}, {})
             weight = solved.weight
         if tokens is None:
             return None
-        return Streams(self.config, _look_up(weight, tokens), table[tokens] if table is not None and corrects else None)
+        split = Split(tokens.shape[0], tokens.shape[1], self.ranks)
+        tokens = tokens[split.mine]
+        hidden = self.shelf.empty(*tokens.shape, self.config.hidden_size)
+        exact = self.shelf.empty(*hidden.shape) if self.recipe.follows_float else None
+        for sample, row in enumerate(tokens):
+            hidden[sample] = _rows(weight, row)
+            if exact is not None:
+                exact[sample] = table[row]
+        self.shelf.release()
+        return Streams(self.config, hidden, exact, split=split, shelf=self.shelf, device=self.device)
+
+    def resume(self, streams: Streams | None) -> int:
+        """The block to go on with, and the streams in front of it: behind all blocks, if their states were kept."""
+        if streams is None:
+            return 0
+        made = self.ranks.shared(self._leading_blocks)
+        return self.work.load_streams(made, streams)
 
     def block(self, index: int, streams: Streams | None) -> None:
         """One block; the streams advance to the next."""
-        path = self.folder / block_file(index)
         prefix = f"model.layers.{index}."
-        made = self._is_made(path)
+        made = self._is_made(block_file(index))
         if made and streams is None:
             return
-        tensors = self.checkpoint.block(index)
+        tensors = {name: tensor.to(self.device) for name, tensor in self.checkpoint.block(index).items()}
         if made and streams is not None:
-            block = DecoderBlock.from_weights(self.config, read_block(path, prefix))
+            found = self.ranks.shared(lambda: read_block(self.work.folder / block_file(index), prefix))
+            block = DecoderBlock.from_weights(self.config, {name: t.to(self.device) for name, t in found.items()})
             streams.advance(block, DecoderBlock.from_weights(self.config, tensors))
-            return
-        try:
-            solved, vectors = self._solve_block(tensors, streams)
-        except InputError as error:
-            raise InputError(error.problem, where=error.where or f"block {index}", fix=error.fix) from None
-        self._write(
-            path,
-            {f"{prefix}{name}": result for name, result in solved.items()},
-            {f"{prefix}{name}": vector for name, vector in vectors.items()},
-        )
+        else:
+            try:
+                solved, vectors = self._solve_block(index, tensors, streams)
+            except InputError as error:
+                raise InputError(error.problem, where=error.where or f"block {index}", fix=error.fix) from None
+            self._write(
+                block_file(index),
+                {f"{prefix}{name}": result for name, result in solved.items()},
+                {f"{prefix}{name}": vector.cpu() for name, vector in vectors.items()},
+            )
+        if streams is not None:
+            self.work.save_streams(index + 1, streams)
 
     def head(self, streams: Streams | None) -> None:
         """Last norm and lm_head."""
-        path = self.folder / HEAD_FILE
-        if self._is_made(path):
+        if self._is_made(HEAD_FILE):
             return
         norm = self.checkpoint.final_norm()
         solved: dict[str, Solved] = {}
         if not self.config.shares_table:
             widths = Widths(self.recipe.head_bits, self.recipe.head_group_size, self.recipe.symmetric)
-            weight = self.checkpoint.head()
             if streams is None:
-                solved[HEAD] = round_plainly(weight, widths, self.recipe)
+                solved[HEAD] = round_plainly(self.checkpoint.head(), widths, self.recipe)
             else:
-                hessian = Hessian()
-                for batch in streams.batches():
-                    hessian.add(F.rms_norm(streams.hidden[batch], norm.shape, norm, self.config.rms_norm_eps))
-                solved = solve_stage({HEAD: weight}, Moments(hessian.mean()), widths, self.recipe)
-        self._write(path, solved, {FINAL_NORM: norm})
+                hessian, scale = Hessian(self.ranks), norm.to(self.device)
+                for part, batch in streams.parts():
+                    x = streams.read(streams.hidden, batch)
+                    hessian.add(F.rms_norm(x, scale.shape, scale, self.config.rms_norm_eps), part)
+                weight = {HEAD: self.checkpoint.head()}
+                solved = solve_stage(weight, Moments(hessian.mean()), widths, self.recipe, self.ranks)
+        self._write(HEAD_FILE, solved, {FINAL_NORM: norm})
 
     def _solve_block(
-        self, tensors: dict[str, Tensor], streams: Streams | None
+        self, index: int, tensors: dict[str, Tensor], streams: Streams | None
     ) -> tuple[dict[str, Solved], dict[str, Tensor]]:
         """Codes of the linears, and the norms and biases beside them, all by local name."""
         solved: dict[str, Solved] = {}
@@ -222,14 +251,19 @@ class _Run:
                 tensors, scalings = fold_block(self.config, tensors, hessians, self.widths)
             block = DecoderBlock.from_weights(self.config, tensors)
             inputs = streams.hidden.clone() if self.recipe.refine else None
+            watch = _Watch(index)
             for stage, moments in moments_in_order(streams, block, exact):
+                watch.lap(f"moments of {stage.name}")
                 weights = {name: tensors[f"{name}.weight"] for name in stage.linears}
-                for name, result in solve_stage(weights, moments, self.widths, self.recipe).items():
+                for name, result in solve_stage(weights, moments, self.widths, self.recipe, self.ranks).items():
                     result.note.update(scalings.get(stage.name, {}))
                     solved[name] = result
                     _install(block, name, result.weight)
+                watch.lap(f"codes of {stage.name}")
+            watch.lap("stream behind the block")
             if inputs is not None:
                 self._refine(block, tensors, solved, streams, inputs)
+                watch.lap("learned rounding")
         return solved, {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}
 
     def _refine(
@@ -259,52 +293,44 @@ class _Run:
         for batch in streams.batches():
             streams.hidden[batch] = block(inputs[batch], streams.cos, streams.sin)
 
-    def _is_made(self, path: Path) -> bool:
-        """True for a piece of this very run; a damaged one, or one of another run, is made again."""
-        try:
-            return path.exists() and read_header(path).fingerprint == self.fingerprint
-        except InputError:
-            return False
+    def _is_made(self, name: str) -> bool:
+        return self.ranks.shared(lambda: self.work.is_made(name))
 
-    def _write(self, path: Path, solved: Mapping[str, Solved], vectors: Mapping[str, Tensor]) -> None:
+    def _leading_blocks(self) -> int:
+        """How many blocks are made, from the first on."""
+        count = self.config.num_layers
+        return next((index for index in range(count) if not self.work.is_made(block_file(index))), count)
+
+    def _write(self, name: str, solved: Mapping[str, Solved], vectors: Mapping[str, Tensor]) -> None:
         weights = {name: result.weight for name, result in solved.items()}
         notes = {name: result.note for name, result in solved.items()}
-        write_piece(path, Piece(weights, vectors, notes), self.fingerprint)
+        self.work.write(name, Piece(weights, vectors, notes))
+
+
+class _Watch:
+    """Writes into the log how long each step of a block took."""
+
+    def __init__(self, block: int) -> None:
+        self._block, self._began = block, time.perf_counter()
+
+    def lap(self, what: str) -> None:
+        now = time.perf_counter()
+        log.info("block %d: %s: %.2f s", self._block, what, now - self._began)
+        self._began = now
 
 
 def _install(block: DecoderBlock, name: str, weight: QuantizedTensor) -> None:
     """Let a linear of the block compute with the quantized weight."""
-    block.get_submodule(name).weight = nn.Parameter(weight.dequantize(), requires_grad=False)
+    linear = block.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    linear.weight = nn.Parameter(weight.dequantize().to(linear.weight.device), requires_grad=False)
 
 
-def _look_up(table: QuantizedTensor, tokens: Tensor) -> Tensor:
-    """float32 [n, T, hidden]: dequantized rows of the tokens [n, T]."""
-    hidden = torch.empty(*tokens.shape, table.shape[1])
-    for sample, row in enumerate(tokens):
-        part = QuantizedTensor(table.codes[row], table.scales[row], table.zeros[row], table.bits, table.group_size)
-        hidden[sample] = part.dequantize()
-    return hidden
+def _rows(table: QuantizedTensor, row: Tensor) -> Tensor:
+    """float32 [T, hidden]: dequantized rows of the tokens [T]."""
+    part = QuantizedTensor(table.codes[row], table.scales[row], table.zeros[row], table.bits, table.group_size)
+    return part.dequantize()
 
 
-def _finished(out: Path, fingerprint: str) -> QuantizedCheckpoint | None:
-    """What lies at `out`, if it is complete, whole and of this fingerprint.
-
-    Raises:
-        InputError: `out` is a file, or a folder with something else in it.
-    """
-    if not out.exists():
-        return None
-    if not (out / MANIFEST).is_file():
-        if out.is_dir() and not any(out.iterdir()):
-            return None
-        raise InputError(
-            "the output exists and is not a quantized checkpoint", where=out, fix="name another output folder"
-        )
-    try:
-        if read_json(out / MANIFEST).get("fingerprint") != fingerprint:
-            return None
-        found = QuantizedCheckpoint.open(out)
-        found.verify()
-        return found
-    except InputError:
-        return None
+def _read_table(path: Path) -> QuantizedTensor:
+    return read_linear(path, EMBED, read_header(path).linears[EMBED])

@@ -13,6 +13,8 @@ which Chee et al. (2023, arXiv 2307.13304, theorem 6) prove to be the same algor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -89,11 +91,23 @@ def _cholesky(hessian: Tensor, order: Tensor, dead: Tensor, damping: float) -> t
     mean = hessian.diagonal()[~dead].mean().item() if not dead.all() else 1.0
     for attempt in range(1, ATTEMPTS + 1):
         matrix.diagonal().copy_(plain + damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(matrix)
+        with _one_thread():
+            lower, failed = torch.linalg.cholesky_ex(matrix)
         if not failed and torch.isfinite(lower).all():
             return lower, damping, attempt
         damping *= DAMPING_STEP
     raise InputError("no damping made the Hessian positive definite", fix="check the calibration text")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """LAPACK's factorizations differ in the last bit with the number of threads; on one they are always the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def gptq(weight: Tensor, grid: Grid, feedback: Feedback) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calibration.ranks import ALONE, Ranks
 from calibration.walk import Moments
 from compress.gptq import Feedback, factorize, gptq, objective
 from compress.grid import choose_grid
@@ -16,7 +17,7 @@ from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
 from compress.rtn import round_to_nearest
 
-ROWS = 8192  # rows solved at a time: bounds the memory of wide layers
+ROWS = 2048  # rows solved at a time, each by one rank: bounds the memory of wide layers
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,18 @@ class Solved:
     note: dict[str, Any]
 
 
-def solve_stage(weights: Mapping[str, Tensor], moments: Moments, widths: Widths, recipe: Recipe) -> dict[str, Solved]:
+def solve_stage(
+    weights: Mapping[str, Tensor], moments: Moments, widths: Widths, recipe: Recipe, ranks: Ranks = ALONE
+) -> dict[str, Solved]:
     """Quantize linears that read the same activations.
 
     Every row keeps the better of the method's codes and plain rounding by the error e H eᵀ of its output, so
     that no layer ends up worse than rounding; how many rows were kept rounded is noted.
 
     Args:
-        weights: float32 [out, in] by name.
+        weights: float32 [out, in] by name, on any device; what comes back is on the CPU.
         moments: of what they read; `cross` only where there is one linear.
+        ranks: take turns at the rows of all linears; everybody gets everything back.
     """
     hessian = moments.hessian
     feedback = factorize(hessian, recipe.damping, recipe.act_order) if recipe.method == "gptq" else None
@@ -60,12 +64,18 @@ def solve_stage(weights: Mapping[str, Tensor], moments: Moments, widths: Widths,
             "factorizations": feedback.attempts,
             "dead_inputs": feedback.dead,
         }
-    solved: dict[str, Solved] = {}
-    for name, weight in weights.items():
-        target = weight
+    tasks = [(name, start) for name, weight in weights.items() for start in range(0, len(weight), ROWS)]
+    own: dict[tuple[str, int], _Rows] = {}
+    for name, start in tasks[ranks.rank :: ranks.size]:
+        rows = slice(start, start + ROWS)
+        target = weights[name][rows].to(hessian.device)
         if feedback is not None and moments.cross is not None:
-            target = corrected(weight, moments, feedback, recipe.correction)
-        parts = [_solve_rows(rows, hessian, widths, recipe, feedback) for rows in target.split(ROWS)]
+            target = corrected(target, Moments(hessian, moments.cross[rows]), feedback, recipe.correction)
+        own[name, start] = _solve_rows(target, hessian, widths, recipe, feedback)
+    done = {task: found for part in ranks.gathered(own) for task, found in part.items()}
+    solved: dict[str, Solved] = {}
+    for name in weights:
+        parts = [done[task] for task in tasks if task[0] == name]
         losses = {
             "loss": _round(sum(part.loss for part in parts)),
             "loss_rounding": _round(sum(part.loss_rounding for part in parts)),
@@ -83,8 +93,11 @@ def searches(recipe: Recipe, bits: int) -> bool:
 def round_plainly(weight: Tensor, widths: Widths, recipe: Recipe) -> Solved:
     """Round to nearest without activations, on the grid that the recipe asks for."""
     search = searches(recipe, widths.bits)
-    grid = choose_grid(weight, widths.bits, widths.group_size, widths.symmetric, search=search)
-    return Solved(grid.nearest(weight), widths.note | {"method": "rtn"})
+    parts: list[QuantizedTensor] = []
+    for rows in weight.split(ROWS):
+        grid = choose_grid(rows, widths.bits, widths.group_size, widths.symmetric, search=search)
+        parts.append(_on_cpu(grid.nearest(rows)))
+    return Solved(stack_rows(parts), widths.note | {"method": "rtn"})
 
 
 def corrected(weight: Tensor, moments: Moments, feedback: Feedback, share: float) -> Tensor:
@@ -141,7 +154,12 @@ def _solve_rows(target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe,
         bits,
         size,
     )
-    return _Rows(best, torch.minimum(loss, rounding).sum().item(), rounding.sum().item(), int(worse.sum()))
+    return _Rows(_on_cpu(best), torch.minimum(loss, rounding).sum().item(), rounding.sum().item(), int(worse.sum()))
+
+
+def _on_cpu(weight: QuantizedTensor) -> QuantizedTensor:
+    """Codes are kept where they are written from."""
+    return QuantizedTensor(weight.codes.cpu(), weight.scales.cpu(), weight.zeros.cpu(), weight.bits, weight.group_size)
 
 
 def _round(value: float) -> float:

@@ -37,6 +37,7 @@ class Recipe(BaseModel):
         correction: how far GPTQ's o_proj and down_proj make up for errors that earlier layers left in the
             stream: 0 not at all (plain GPTQ, one forward pass less), 1 as far as least squares goes.
         refine: steps of learned rounding a block behind gptq or awq, 0 for none; 200 are plenty.
+        activations: how those of the calibration set are kept between blocks: float32, or bfloat16 in half the room.
         samples, length, seed: calibration windows, tokens in each, and the seed that picks them.
     """
 
@@ -54,6 +55,7 @@ class Recipe(BaseModel):
     act_order: bool = True
     correction: float = Field(default=0.5, ge=0, le=1)
     refine: int = Field(default=0, ge=0)
+    activations: Literal["float32", "bfloat16"] = "float32"
     samples: int = Field(default=128, ge=1)
     length: int = Field(default=512, ge=2)
     seed: int = Field(default=0, ge=0)

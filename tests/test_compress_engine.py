@@ -99,46 +99,71 @@ def test_interrupted_run_goes_on_to_the_same_bytes(
         quantize(short, samples, recipe(method=method), tmp_path / "out", Stopping(steps))
     assert not (tmp_path / "out").exists()
     written = list[str]()
-    from compress import engine
+    from compress import work
 
     def record(path: Path, *rest: Any) -> None:
         written.append(path.name)
         original(path, *rest)
 
-    original = engine.write_piece
-    monkeypatch.setattr(engine, "write_piece", record)
+    original = work.write_piece
+    monkeypatch.setattr(work, "write_piece", record)
     resumed = quantize(short, samples, recipe(method=method), tmp_path / "out")
     assert len(written) == 4 - steps  # embedding, two blocks, head
     assert content(resumed.folder) == content(finished[method].folder)
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_pieces_of_another_run_or_damaged_are_made_again(
+def test_truncated_piece_is_made_again(
     short: Checkpoint, samples: Samples, finished: dict[str, QuantizedCheckpoint], tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        quantize(short, samples, recipe(damping=0.02), tmp_path / "out", Stopping(2))
+        quantize(short, samples, recipe(), tmp_path / "out", Stopping(3))
     block = tmp_path / "out.partial" / "block-00000.safetensors"
     block.write_bytes(block.read_bytes()[:1000])
     again = quantize(short, samples, recipe(), tmp_path / "out")
     assert content(again.folder) == content(finished["gptq"].folder)
 
 
-def test_finished_folder_is_taken_as_it_is_or_replaced(short: Checkpoint, samples: Samples, tmp_path: Path) -> None:
+def test_unfinished_run_of_other_inputs_is_refused_with_what_differs(
+    short: Checkpoint, samples: Samples, finished: dict[str, QuantizedCheckpoint], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        quantize(short, samples, recipe(damping=0.02), tmp_path / "out", Stopping(2))
+    kept = content(tmp_path / "out.partial")
+    with pytest.raises(InputError, match=r"unfinished run of other inputs: recipe damping was 0\.02 and is 0\.01\n"):
+        quantize(short, samples, recipe(), tmp_path / "out")
+    assert content(tmp_path / "out.partial") == kept
+    again = quantize(short, samples, recipe(), tmp_path / "out", overwrite=True)
+    assert content(again.folder) == content(finished["gptq"].folder)
+
+
+def test_finished_folder_is_taken_as_it_is_or_refused(short: Checkpoint, samples: Samples, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = quantize(short, samples, recipe(), out)
     progress = Stopping(99)
     assert quantize(short, samples, recipe(), out, progress).digest() == first.digest()
     assert progress.notes == []
-    assert quantize(short, samples, recipe(bits=8), out, progress).digest() != first.digest()
+    with pytest.raises(InputError, match=r"quantized checkpoint of other inputs: recipe bits was 4 and is 8\n"):
+        quantize(short, samples, recipe(bits=8), out, progress)
+    assert QuantizedCheckpoint.open(out).digest() == first.digest()
+    assert quantize(short, samples, recipe(bits=8), out, progress, overwrite=True).digest() != first.digest()
     assert progress.notes == ["embedding", "block 0", "block 1", "head"]
     assert QuantizedCheckpoint.open(out).recipe.bits == 8
+
+
+@pytest.mark.parametrize("activations", ["float32", "bfloat16"])
+def test_activations_on_disk_give_the_same_bytes(
+    short: Checkpoint, samples: Samples, tmp_path: Path, activations: str
+) -> None:
+    for name, on_disk in (("ram", False), ("disk", True)):
+        quantize(short, samples, recipe(activations=activations), tmp_path / name, on_disk=on_disk)
+    assert content(tmp_path / "ram") == content(tmp_path / "disk")
 
 
 def test_changed_weight_or_text_is_another_run(short: Checkpoint, samples: Samples, tmp_path: Path) -> None:
     first = quantize(short, samples, recipe(), tmp_path / "out").info["fingerprint"]
     other = replace(samples, tokens=samples.tokens.flip(0))
-    assert quantize(short, other, recipe(), tmp_path / "out").info["fingerprint"] != first
+    assert quantize(short, other, recipe(), tmp_path / "out", overwrite=True).info["fingerprint"] != first
     # rounding reads no text: other text is the same run
     rounded = quantize(short, None, recipe(method="rtn"), tmp_path / "rtn").info
     assert quantize(short, samples, recipe(method="rtn"), tmp_path / "rtn").info == rounded
