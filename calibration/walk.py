@@ -110,7 +110,7 @@ class Streams:
             device: where batches are computed. Default: where `hidden` lies.
         """
         self.hidden, self.exact = hidden, exact
-        self.split = split or Split(*hidden.shape[:2])
+        self.split = split or Split(hidden.shape[0], hidden.shape[1])
         self.shelf = shelf or Shelf(hidden.dtype)
         self.device = device or hidden.device
         self.cos, self.sin = (table.to(self.device) for table in rope_table(config, hidden.shape[1]))
