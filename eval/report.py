@@ -156,17 +156,25 @@ def show_verdict(title: str, verdict: Verdict, console: Console) -> None:
 
 def _accuracy_table(measurements: Sequence[Measurement]) -> Table:
     """One row a metric, one column an artifact."""
-    shown = [m for m in measurements if m.subject in SUBJECTS and "@" not in m.name]
-    subjects = [s for s in SUBJECTS if any(m.subject == s for m in shown)]
+    artifacts, rows = side_by_side(measurements)
     table = Table(title="Accuracy on held-out text (± one standard error)", title_justify="left")
     table.add_column("figure")
-    for subject in subjects:
-        table.add_column(SUBJECTS[subject], justify="right")
+    for artifact in artifacts:
+        table.add_column(artifact, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def side_by_side(measurements: Sequence[Measurement]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """What was measured of the artifacts: their names, and a row a figure: its label, then a value an artifact."""
+    shown = [m for m in measurements if m.subject in SUBJECTS and "@" not in m.name]
+    subjects = [s for s in SUBJECTS if any(m.subject == s for m in shown)]
+    rows = []
     for name in dict.fromkeys(m.name for m in shown):
         row = {m.subject: m for m in shown if m.name == name}
-        cells = [format_value(row[s]) if s in row else "" for s in subjects]
-        table.add_row(_label(next(iter(row.values()))), *cells)
-    return table
+        rows.append((label(next(iter(row.values()))), *(format_value(row[s]) if s in row else "" for s in subjects)))
+    return tuple(SUBJECTS[s] for s in subjects), rows
 
 
 def _domain_table(measurements: Sequence[Measurement]) -> Table | None:
@@ -195,14 +203,12 @@ def _figures_table(measurements: Sequence[Measurement]) -> Table:
         if m.subject not in SUBJECTS:
             how = m.how if m.how == "measured" else f"[yellow]{m.how}[/]"
             flags = [flag for flag in ("noisy", "extrapolated") if flag in m.note]
-            interval = "" if m.low is None or m.high is None else f"{_number(m.low)} to {_number(m.high)}"
-            table.add_row(
-                f"{_label(m)}{PLACES.get(m.subject, '')}", format_value(m), interval, ", ".join([how, *flags])
-            )
+            interval = "" if m.low is None or m.high is None else f"{number(m.low)} to {number(m.high)}"
+            table.add_row(f"{label(m)}{PLACES.get(m.subject, '')}", format_value(m), interval, ", ".join([how, *flags]))
     return table
 
 
-def _label(m: Measurement) -> str:
+def label(m: Measurement) -> str:
     """What a figure is called in a table."""
     name, _, depth = m.name.partition("@")
     label = LABELS.get(name) or f"{name.replace('_', ' ')} {m.unit}".strip()
@@ -216,12 +222,16 @@ def format_value(m: Measurement) -> str:
     if m.unit == "bytes":
         return f"{m.value / 1e6:,.1f} MB"
     if m.error is None or m.low is not None or not math.isfinite(m.error) or m.error == 0:
-        return _number(m.value)
+        return number(m.value)
     digits = max(0, 1 - math.floor(math.log10(m.error)))
+    if digits > 7:
+        power = math.floor(math.log10(max(abs(m.value), m.error)))
+        return f"({m.value / 10**power:,.{digits + power}f} ± {m.error / 10**power:,.{digits + power}f})e{power}"
     return f"{m.value:,.{digits}f} ± {m.error:,.{digits}f}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three digits, or whole."""
     if value >= 1000 or float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:,.3g}"

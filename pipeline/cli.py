@@ -19,6 +19,7 @@ from pipeline import (
     device_commands,
     history_commands,
     quantize,
+    report_commands,
     speed_commands,
     sweep,
     target_commands,
@@ -205,6 +206,7 @@ for commands in (
     speed_commands,
     history_commands,
     quantize,
+    report_commands,
     sweep,
     target_commands,
 ):

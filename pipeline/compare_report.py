@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bluelm.errors import InputError, UnavailableError
-from bluelm.files import atomic_file
 from eval.compare import BlockErrors, Comparison
 from eval.metrics import Estimate
+from pipeline.drawing import drawing
 
 
 def show(reference: str, found: Sequence[Comparison], console: Console) -> None:
@@ -65,34 +64,17 @@ def plot(reference: str, found: Sequence[Comparison], path: Path) -> None:
     """Errors of blocks where there are any, else mean KL, as a picture.
 
     Raises:
-        UnavailableError: matplotlib is not installed.
         InputError: it cannot write this kind of file.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise UnavailableError(
-            f"matplotlib cannot be imported: {error}", fix="pip install 'bluelm-export[plot]'"
-        ) from error
-    kinds = {kind.lower() for kind in pyplot.figure().canvas.get_supported_filetypes()}
-    if path.suffix.lstrip(".").lower() not in kinds:
-        raise InputError(f"a plot cannot be a {path.suffix or 'file without ending'}", where=path, fix="use .png")
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    shown = [row for row in found if row.blocks is not None]
-    for row in shown:
-        assert row.blocks is not None
-        line = axes.plot(row.blocks.errors, marker="o", label=row.name)[0]
-        axes.axhline(row.blocks.expected, color=line.get_color(), linestyle=":", linewidth=1)
-    if shown:
-        axes.set(xlabel="block", ylabel="relative error of what it adds", yscale="log")
-        axes.legend()
-    else:
-        axes.barh([row.name for row in found], [row.kl.value for row in found])
-        axes.set(xlabel="mean KL, nats a token")
-    axes.set_title(f"against {reference}")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".").lower())
-    pyplot.close("all")
+    shown = [(row.name, row.blocks) for row in found if row.blocks is not None]
+    labels = ("block", "relative error of what it adds") if shown else ("mean KL, nats a token", "")
+    with drawing(path, xlabel=labels[0], ylabel=labels[1]) as axes:
+        for name, blocks in shown:
+            line = axes.plot(blocks.errors, marker="o", label=name)[0]
+            axes.axhline(blocks.expected, color=line.get_color(), linestyle=":", linewidth=1)
+        if shown:
+            axes.set_yscale("log")
+            axes.legend()
+        else:
+            axes.barh([row.name for row in found], [row.kl.value for row in found])
+        axes.set_title(f"against {reference}")

@@ -1,4 +1,4 @@
-"""Drawings into files, all or nothing (extra `plot`)."""
+"""Drawings into files, all or nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def drawing(path: Path, *, xlabel: str, ylabel: str) -> Iterator[Axes]:
 
     Raises:
         InputError: the file's ending is no kind of drawing.
-        ModuleNotFoundError: matplotlib is not installed (the command line says how to get it).
     """
     import matplotlib
     from matplotlib.figure import Figure

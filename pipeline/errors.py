@@ -28,6 +28,7 @@ from typing import NoReturn
 import typer
 
 from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
+from pipeline.github import annotation, in_github
 
 INTERRUPTED = InterruptedRun.exit_code
 _PLACE_ERRORS = {
@@ -84,12 +85,12 @@ _EXTRAS = {
     "ai_edge_litert": "litert",
     "pyarrow": "parquet",
     "tokenizers": "tokenizers",
-    "matplotlib": "plot",
     "mlflow": "mlflow",
     "ray": "ray",
     "cryptography": "bundle",
     "cyclonedx": "bundle",
-    "jinja2": "bundle",
+    "lm_eval": "tasks",
+    "datasets": "tasks",
 }
 
 
@@ -108,6 +109,8 @@ logging.getLogger("bluelm_export").addHandler(logging.NullHandler())  # without 
 
 def _tell(error: ExportError) -> int:
     logging.getLogger("bluelm_export").error("%s", error)
+    if in_github():
+        print(annotation("error", "bluelm-export", str(error)), flush=True)
     print(f"\nerror: {error}", file=sys.stderr)
     return error.exit_code
 

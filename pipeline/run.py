@@ -25,11 +25,18 @@ from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
 from pipeline import judging, layout
 from pipeline.bundle_commands import bundle_passed
+<<<<<<< HEAD
 from pipeline.judging import Judged, Subject
+=======
+from pipeline.ci_outputs import announce
+from pipeline.judging import Subject
+from pipeline.page import PAGE
+>>>>>>> 439fc21 (Report as a page, JUnit's XML, a summary and GitHub's annotations; matplotlib and Jinja2 belong to the core)
 from pipeline.phone import ChosenPhone, find_phone, measure_on
 from pipeline.plan import Plan, Request, make_plan
 from pipeline.progress import show_progress
 from pipeline.recording import record
+from pipeline.report_commands import write_all
 from pipeline.stages import Stages, code, run_folder
 
 log = logging.getLogger("bluelm_export")
@@ -60,9 +67,11 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
         with show_progress(messages) as progress:
             report = _do(plan, stages, progress, peak, phone)
         report.save(folder)
+        write_all(report, folder)
     record(report, request.history, messages)
     show(report, output)
-    output.print(f"\nReport: {folder / 'report.json'}", highlight=False, soft_wrap=True)
+    output.print(f"\nReport: {folder / PAGE}, beside report.json", highlight=False, soft_wrap=True)
+    announce(report)
     if request.bundle:
         bundle_passed(folder, report.passed, output, messages)
     output.print(f'Try it: bluelm-export generate {folder} --prompt "…"', highlight=False, soft_wrap=True)

@@ -85,7 +85,7 @@ def _text(value: float | None, form: str) -> str:
 
 
 def write_results(rows: Sequence[Row], out: Path) -> list[Path]:
-    """sweep.csv and, where matplotlib is installed, sweep.svg."""
+    """sweep.csv and, where a variant has figures, sweep.svg."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
@@ -94,12 +94,8 @@ def write_results(rows: Sequence[Row], out: Path) -> list[Path]:
     write_text(path, text.getvalue())
     written = [path]
     if any(_cost(row) is not None for row in rows):
-        try:
-            draw(rows, out / f"{RESULTS}.svg")
-        except ModuleNotFoundError:
-            print("not drawn: pip install 'bluelm-export[plot]'")
-        else:
-            written.append(out / f"{RESULTS}.svg")
+        draw(rows, out / f"{RESULTS}.svg")
+        written.append(out / f"{RESULTS}.svg")
     return written
 
 
