@@ -68,7 +68,8 @@ def summary(report: Report) -> str:
 
 
 def _check_row(check: Check) -> tuple[str, ...]:
-    return ("✅" if check.passed else "❌", f"`{check.name}`", check.subject, str(check).partition(": ")[2])
+    mark = "✅" if check.passed else "❔" if check.outcome == "undecided" else "❌"
+    return (mark, f"`{check.name}`", check.subject, str(check).partition(": ")[2])
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

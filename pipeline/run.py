@@ -25,13 +25,9 @@ from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
 from pipeline import judging, layout
 from pipeline.bundle_commands import bundle_passed
-<<<<<<< HEAD
-from pipeline.judging import Judged, Subject
-=======
 from pipeline.ci_outputs import announce
-from pipeline.judging import Subject
+from pipeline.judging import Judged, Subject
 from pipeline.page import PAGE
->>>>>>> 439fc21 (Report as a page, JUnit's XML, a summary and GitHub's annotations; matplotlib and Jinja2 belong to the core)
 from pipeline.phone import ChosenPhone, find_phone, measure_on
 from pipeline.plan import Plan, Request, make_plan
 from pipeline.progress import show_progress

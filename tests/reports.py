@@ -16,7 +16,7 @@ LAYERS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"
 
 
 def figures() -> Iterator[Measurement]:
-    for subject, shift in (("npu", 1.0), ("cpu", 0.9)):
+    for subject, shift in (("npu", 1.0), ("cpu", 1.001)):
         for place in ("", "@zh", "@en", "@code", "@math"):
             tokens = 4096 if not place else 1000 + 10 * len(place)
             yield Measurement(f"tokens_judged{place}", tokens, "tokens", "measured", subject=subject)
@@ -25,7 +25,8 @@ def figures() -> Iterator[Measurement]:
             yield Measurement(f"perplexity_ratio{place}", 1.0014 * shift, "", "measured", 0.0009, tokens, "", subject)
             yield Measurement(f"mean_kl{place}", 0.00107 * shift, "nats/token", "measured", 5e-5, tokens, "", subject)
         yield Measurement("p99_kl", 0.0073, "nats/token", "measured", math.inf, 4096, "", subject)
-        yield Measurement("top1_agreement", 0.97 * shift, "", "measured", 0.002, 4096, "", subject)
+        top1 = 0.97 if subject == "npu" else 0.873
+        yield Measurement("top1_agreement", top1, "", "measured", 0.002, 4096, "", subject)
         for block in range(6):
             yield Measurement(f"block_error@{block}", 0.02 + 0.003 * block, "", "measured", subject=subject)
     yield Measurement("decode_tokens_per_s", 830, "tokens/s", "estimated", None, None, "a chip", "soc", 400, 1600)

@@ -22,8 +22,9 @@ def test_junit_has_a_case_a_limit_and_tells_what_failed(tmp_path: Path) -> None:
     (suite,) = suites
     failed = [check for check in report.checks if not check.passed]
     assert len(failed) == 1
+    tests = str(len(report.checks))
     for element in (suites, suite):
-        assert (element.get("tests"), element.get("failures"), element.get("errors")) == ("6", "1", "0")
+        assert (element.get("tests"), element.get("failures"), element.get("errors")) == (tests, "1", "0")
     cases = suite.findall("testcase")
     assert [(c.get("name"), c.get("classname")) for c in cases] == [
         (check.name, f"snapdragon (SM8650).{check.subject}") for check in report.checks
