@@ -79,14 +79,15 @@ def factorize(hessian: Tensor, damping: float = 0.01, act_order: bool = True) ->
         order = torch.argsort(diagonal, descending=True, stable=True)
     lower, damping, attempts = _cholesky(hessian, order.flip(0), dead, damping)
     upper = lower.flip(0, 1)  # the Cholesky factor of H backwards, read backwards: H = R Rᵀ, R upper triangular
+    del lower  # hundreds of MB in a wide layer
     pivots = upper.diagonal().clone()
-    upper = (upper / pivots).triu_(1)
+    upper.div_(pivots).triu_(1)
     return Feedback(order, upper, pivots.square(), damping, attempts, int(dead.sum()))
 
 
 def _cholesky(hessian: Tensor, order: Tensor, dead: Tensor, damping: float) -> tuple[Tensor, float, int]:
     """(lower factor of H in `order`, damping that held, attempts); dead channels stand alone with a 1."""
-    matrix = hessian[order][:, order]
+    matrix = hessian[order.unsqueeze(1), order]
     plain = torch.where(dead, 1.0, hessian.diagonal())[order]
     mean = hessian.diagonal()[~dead].mean().item() if not dead.all() else 1.0
     for attempt in range(1, ATTEMPTS + 1):

@@ -22,7 +22,7 @@ from compress.quantized import QuantizedTensor
 SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 LARGEST_SCALE = 65280.0  # the largest value that is a float16 and a bfloat16
 SHRINKS = tuple(1 - step / 40 for step in range(27))  # 1.0 down to 0.35 of the span
-CHUNK = 2**22  # weights handled at a time: bounds the memory of the search
+CHUNK = 2**18  # weights handled at a time: what the search makes of them stays in the cache
 
 Loss = Callable[[Tensor], Tensor]  # errors float32 [out, groups, columns] -> loss float32 [out, groups]
 

@@ -1,0 +1,189 @@
+"""What quantizing will take on this machine: memory, disk, seconds. Estimates, from shapes alone.
+
+Memory is the sum of what the engine holds at its three fullest moments: while the embedding is read, in the last stage
+of a block (two copies of its weights, the Hessian of the widest layer, its permuted copy and its factor), and at the
+head. Seconds are those of the matrix products at the rate that this machine shows, and of the scale search.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from bluelm.checkpoint import Checkpoint, block_shapes
+from bluelm.config import ModelConfig
+from calibration.walk import KEPT_BYTES, STAGES, Split
+from compress.layers import ROWS, Widths, searches
+from compress.recipe import Recipe
+from compress.refine import BATCH_TOKENS
+
+FLOAT = 4
+LIBRARIES = 0.45e9  # bytes: Python, torch, its thread pools and buffers, what the allocator holds back
+SEARCH_SECONDS = 50e-9  # of the scale search a weight, on one core
+COLUMN_SECONDS = 40e-6  # of GPTQ's loop a column of up to ROWS rows
+TRAINING = 4  # products of one training step, in forward passes: forward, twice that backward, rounding
+ATTENTION_SHARE = 1 / 3  # rate of attention's small products, to that of large ones
+STREAM_BYTES_PER_SECOND = 1e9  # of activations written to a disk, and of what is done element by element
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one rank takes.
+
+    Attributes:
+        memory: peak resident bytes.
+        disk: bytes at most, beside the checkpoint: codes, activations kept for going on, and those that do not fit.
+        seconds: of the whole run, alone on this machine.
+        size: bytes of the finished folder's tensors.
+        activations: bytes of the residual streams of the calibration set, which `memory` holds unless on disk.
+        on_disk: whether activations lie in memory-mapped files.
+    """
+
+    memory: float
+    disk: float
+    seconds: float
+    size: float
+    activations: float
+    on_disk: bool
+
+
+def cost(checkpoint: Checkpoint, recipe: Recipe, *, on_disk: bool, ranks: int = 1, rate: float | None = None) -> Cost:
+    """What quantizing will take.
+
+    Args:
+        on_disk: see `engine.quantize`.
+        rate: float32 operations a second of a large matrix product. Default: measured now.
+    """
+    shape = _Shape(checkpoint.config, recipe, ranks)
+    kept = shape.streams + max(shape.mixed, shape.gated if on_disk else 0)
+    size = finished_size(checkpoint.config, recipe)
+    states = 2 * shape.streams  # the new state is written before the old one goes
+    return Cost(
+        memory=LIBRARIES + max(_embedding(checkpoint, shape, on_disk), shape.block(on_disk), shape.head(on_disk)),
+        disk=size + states + (kept if on_disk else 0),
+        seconds=_seconds(shape, on_disk, rate or matmul_rate()),
+        size=size,
+        activations=shape.streams,
+        on_disk=on_disk,
+    )
+
+
+def finished_size(config: ModelConfig, recipe: Recipe) -> float:
+    """Bytes of codes, scales and zero points of all weights."""
+    blocks = Widths(recipe.bits, recipe.group_size, recipe.symmetric)
+    shapes = [shape for shape in block_shapes(config).values() if len(shape) == 2]
+    total = config.num_layers * sum(_stored(shape[0], shape[1], blocks) for shape in shapes)
+    table = (config.vocab_size, config.hidden_size)
+    total += _stored(*table, Widths(recipe.embed_bits, -1, True))
+    if not config.shares_table:
+        total += _stored(*table, Widths(recipe.head_bits, recipe.head_group_size, recipe.symmetric))
+    return total
+
+
+def matmul_rate() -> float:
+    """float32 operations a second of a matrix product here and now, the best of three."""
+    a = torch.ones(1024, 1024)
+    seconds: list[float] = []
+    for _ in range(4):  # the first one warms up
+        begin = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - begin)
+    return 2 * 1024**3 / min(seconds[1:])
+
+
+class _Shape:
+    """Sizes in bytes and elements of one rank's share."""
+
+    def __init__(self, config: ModelConfig, recipe: Recipe, ranks: int) -> None:
+        self.config, self.recipe, self.ranks = config, recipe, ranks
+        shapes = {name: shape for name, shape in block_shapes(config).items() if len(shape) == 2}
+        self.linears = {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes.items()}
+        self.weights = sum(out * columns for out, columns in self.linears.values())  # of a block
+        self.widest = max(columns for _, columns in self.linears.values())
+        self.head_weights = 0 if config.shares_table else config.vocab_size * config.hidden_size
+        reads = recipe.reads_text
+        self.tokens = -(-recipe.samples // ranks) * recipe.length if reads else 0
+        self.batch = Split(recipe.samples, recipe.length).step * recipe.length if reads else 0
+        item = getattr(torch, recipe.activations).itemsize
+        both = 2 if recipe.follows_float else 1
+        self.streams = self.tokens * config.hidden_size * item * both
+        self.mixed = self.tokens * config.num_heads * config.head_dim * item
+        self.gated = self.tokens * config.intermediate_size * FLOAT
+
+    def keeps_gated(self, on_disk: bool) -> bool:
+        return on_disk or self.gated <= KEPT_BYTES
+
+    def block(self, on_disk: bool) -> float:
+        """In a block's fullest moment: while down_proj's moments are taken, or while it is solved."""
+        if not self.recipe.reads_text:
+            return FLOAT * 2 * self.weights
+        square = FLOAT * self.widest**2
+        cross = FLOAT * self.config.hidden_size * self.widest if self.recipe.follows_float else 0
+        inner = FLOAT * self.batch * self.config.intermediate_size
+        weights = (2 * FLOAT + 1) * self.weights  # in float, quantized in float, and their codes
+        kept = 0 if on_disk else self.streams + (self.gated if self.keeps_gated(False) else 0)
+        solving = 3 * square + cross + 6 * FLOAT * min(ROWS, self.config.vocab_size) * self.widest
+        taking = square + 2 * cross + 4 * inner
+        training = 6 * FLOAT * self.weights + self.streams / 2 if self.recipe.refine else 0
+        attention = 0 if on_disk else self.mixed - (self.gated if self.keeps_gated(False) else 0)
+        return weights + kept + max(solving, taking, training, attention)
+
+    def head(self, on_disk: bool) -> float:
+        """The head in float32, its codes, and the rows that are solved."""
+        rows = 6 * FLOAT * ROWS * self.config.hidden_size
+        kept = 0 if on_disk or not self.recipe.reads_text else self.streams
+        return kept + (FLOAT + 1) * self.head_weights + 3 * FLOAT * self.config.hidden_size**2 + rows
+
+
+def _embedding(checkpoint: Checkpoint, shape: _Shape, on_disk: bool) -> float:
+    """The table as it is stored and in float32; or in float32 with its codes and the streams."""
+    table = checkpoint.config.vocab_size * checkpoint.config.hidden_size
+    stored = max(getattr(torch, info.dtype).itemsize for info in checkpoint.tensors.values())
+    return table * FLOAT + max(table * stored, table + (0 if on_disk else shape.streams))
+
+
+def _seconds(shape: _Shape, on_disk: bool, rate: float) -> float:
+    config, recipe = shape.config, shape.recipe
+    threads = torch.get_num_threads()
+    searched = shape.weights if searches(recipe, recipe.bits) else 0
+    search = config.num_layers * searched / shape.ranks * SEARCH_SECONDS / threads
+    tables = (shape.head_weights + config.vocab_size * config.hidden_size) * FLOAT * 10 / STREAM_BYTES_PER_SECOND
+    if not recipe.reads_text:
+        return search + tables + config.num_layers * shape.weights * FLOAT * 10 / STREAM_BYTES_PER_SECOND
+    forward = 2 * shape.tokens * shape.weights
+    attention = 2 * shape.tokens * recipe.length * config.num_heads * config.head_dim / ATTENTION_SHARE
+    passes = (2 if recipe.follows_float else 1) + (1 if recipe.method == "awq" else 0)
+    again = 0 if shape.keeps_gated(on_disk) else 4 * shape.tokens * config.hidden_size * config.intermediate_size
+    inputs = [shape.linears[stage.linears[0]][1] for stage in STAGES]
+    hessians = shape.tokens * sum(width**2 for width in inputs) * (2 if recipe.method == "awq" else 1)
+    cross = sum(2 * shape.tokens * out * columns for out, columns in (shape.linears[n] for n in _WRITERS))
+    solving = sum(_solving(out, columns, recipe) for out, columns in shape.linears.values()) / shape.ranks
+    solving += sum(width**3 / 3 * threads for width in inputs)  # factorized on one thread
+    training = recipe.refine * TRAINING * 2 * BATCH_TOKENS * shape.weights
+    block = passes * (forward + attention) + again + hessians + solving + training
+    block += cross if recipe.follows_float else 0
+    head = (shape.tokens * config.hidden_size**2 if shape.head_weights else 0) + (
+        _solving(config.vocab_size, config.hidden_size, recipe) / shape.ranks if shape.head_weights else 0
+    )
+    elements = passes * shape.tokens * (12 * config.hidden_size + 6 * config.intermediate_size)
+    moved = FLOAT * elements + 3 * shape.streams + (2 * shape.gated + 8 * shape.streams if on_disk else 0)
+    columns = sum(-(-out // ROWS) * width for out, width in shape.linears.values()) / shape.ranks
+    loops = config.num_layers * columns * COLUMN_SECONDS if recipe.method == "gptq" else 0
+    other = config.num_layers * moved / STREAM_BYTES_PER_SECOND / threads
+    return (config.num_layers * block + head) / rate + search + tables + loops + other
+
+
+_WRITERS = ("self_attn.o_proj", "mlp.down_proj")  # whose output goes into the stream
+
+
+def _solving(out: int, columns: int, recipe: Recipe) -> float:
+    """Operations of one weight: both losses, and the errors that GPTQ moves on."""
+    return (5 if recipe.method == "gptq" else 4) * out * columns**2
+
+
+def _stored(rows: int, columns: int, widths: Widths) -> float:
+    groups = 1 if widths.group_size == -1 else columns // widths.group_size
+    zeros = 0 if widths.symmetric else widths.bits / 8
+    return rows * (columns * widths.bits / 8 + groups * (2 + zeros))
