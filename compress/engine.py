@@ -7,7 +7,6 @@ pieces of the same fingerprint there goes on behind them. The last step renames 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,12 +116,11 @@ def quantize(
         "inputs": inputs,
     }
     work.clear_streams()
+    ranks.gathered(None)  # nobody writes into the folder any more
 
     def publish() -> QuantizedCheckpoint:
         finish(work.folder, checkpoint.config, recipe, checkpoint.folder, described)
-        if out.exists():
-            shutil.rmtree(out)
-        work.folder.rename(out)
+        work.publish(out)
         return QuantizedCheckpoint.open(out)
 
     return ranks.shared(publish)

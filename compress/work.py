@@ -89,6 +89,15 @@ class Work:
         """Forget all streams."""
         for path in self.folder.glob(f"{STREAMS}-*{self._whose}"):
             path.unlink()
+        if not self.ranks.leads and not any(self.folder.iterdir()):  # on a machine of its own
+            self.folder.rmdir()
+
+    def publish(self, out: Path) -> None:
+        """Let the finished folder be `out`, in place of what lies there."""
+        (self.folder / INPUTS).unlink()
+        if out.exists():
+            shutil.rmtree(out)
+        self.folder.rename(out)
 
     def discard(self) -> None:
         """Remove the folder with all that is in it."""

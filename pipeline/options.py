@@ -139,6 +139,25 @@ Seed = Annotated[
     ),
 ]
 
+Activations = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(
+        help="How activations of the calibration text are kept between blocks; bfloat16 takes half the room.",
+        show_default="the recipe's: float32",
+        rich_help_panel=QUANTIZE,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory that the run may take, e.g. 8GB: activations of the calibration text go to disk where RAM is too "
+        "small for them, and what cannot fit is refused before it begins.",
+        metavar="SIZE",
+        show_default="what is free",
+        rich_help_panel=QUANTIZE,
+    ),
+]
+
 EvalText = Annotated[
     list[Path] | None,
     typer.Option(

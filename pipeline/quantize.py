@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,8 +46,19 @@ def quantize(
     samples: o.Samples = None,
     length: o.Length = None,
     seed: o.Seed = None,
+    activations: o.Activations = None,
+    max_memory: o.MaxMemory = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, or cuda:1 for one GPU of several.")] = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what lies at OUT, finished or not, of another recipe or text.")
+    ] = False,
+    dry_run: o.DryRun = False,
 ) -> None:
-    """Quantize a checkpoint into a folder of codes, scales and zero points."""
+    """Quantize a checkpoint into a folder of codes, scales and zero points.
+
+    `torchrun --nproc-per-node N -m pipeline.quantize …` shares the calibration samples and the layers out among N
+    processes, on one machine or several: the codes are the same.
+    """
 
     def work() -> int:
         from compress.recipe import Recipe
@@ -59,30 +74,80 @@ def quantize(
             "samples": samples,
             "length": length,
             "seed": seed,
+            "activations": activations,
         }
         asked = Recipe.load(recipe, **{key: value for key, value in chosen.items() if value is not None})
-        return run(model, out, asked, tuple(calibration or ()), Console(stderr=True))
+        job = Job(model, out, asked, tuple(calibration or ()), max_memory, device, overwrite, dry_run)
+        return run(job, Console(), Console(stderr=True))
 
     leave(work)
 
 
-def run(model: Path, out: Path, recipe: Recipe, calibration: tuple[Path, ...], messages: Console) -> int:
-    """Open everything, quantize, say where it lies."""
+@dataclass(frozen=True)
+class Job:
+    """What the command was asked for."""
+
+    model: Path
+    out: Path
+    recipe: Recipe
+    calibration: tuple[Path, ...]
+    max_memory: str | None
+    device: str
+    overwrite: bool
+    dry_run: bool
+
+
+def run(job: Job, output: Console, messages: Console) -> int:
+    """Open everything, say what it takes, quantize, say where it lies and what it took."""
     from bluelm.checkpoint import Checkpoint
+    from bluelm.progress import Silent
+    from calibration.ranks import join
     from calibration.samples import load_samples
     from compress import engine
+    from pipeline import resources
     from pipeline.plan import model_folder
     from pipeline.progress import show_progress
 
-    checkpoint = Checkpoint.open(model_folder(model))
-    samples = None
-    if recipe.reads_text:
-        tokenizer = checkpoint.tokenizer()
-        samples = load_samples(calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
-    with show_progress(messages) as progress:
-        quantized = engine.quantize(checkpoint, samples, recipe, out, progress)
-    _tell(messages, f"Quantized checkpoint: {quantized.folder}")
+    device = resources.compute_device(job.device)
+    with join(device) as ranks:
+        checkpoint = Checkpoint.open(model_folder(job.model))
+        recipe, samples = job.recipe, None
+        engine.check(checkpoint.config, recipe)
+        if recipe.reads_text:
+            tokenizer = checkpoint.tokenizer()
+            samples = load_samples(job.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
+        planned = ranks.shared(lambda: resources.plan_quantizing(checkpoint, recipe, job.max_memory, ranks.size))
+        if ranks.leads:
+            resources.show_resources(planned, output if job.dry_run else messages)
+        if job.dry_run:
+            return 0
+        resources.check_disk(planned, job.out)
+        begin, is_new = (
+            time.monotonic(),
+            not job.out.exists() and not job.out.with_name(f"{job.out.name}.partial").exists(),
+        )
+        with show_progress(messages) if ranks.leads else nullcontext(Silent()) as progress:
+            quantized = engine.quantize(
+                checkpoint,
+                samples,
+                recipe,
+                job.out,
+                progress,
+                device=device,
+                ranks=ranks,
+                on_disk=planned.quantizing.on_disk,
+                overwrite=job.overwrite,
+            )
+        if ranks.leads:
+            _tell(messages, f"Quantized checkpoint: {quantized.folder}")
+            if is_new:
+                _tell(messages, resources.how_far_off(planned, _peak(), time.monotonic() - begin))
     return 0
+
+
+def _peak() -> int:
+    """Peak resident bytes of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _tell(messages: Console, text: Any) -> None:
