@@ -8,7 +8,7 @@ tell, which is no pass either.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -62,6 +62,9 @@ class Budget(DomainLimits):
     min_first_divergence: Positive | None = None
     domains: Annotated[dict[str, DomainLimits], Field(description="limits by domain of the text")] = {}
     max_prefill_decode_kl: Positive | None = None
+    max_runtime_kl: Annotated[
+        Positive | None, Field(description="to the artifact's own weights; default: what its format may cost")
+    ] = None
     min_decode_tokens_per_s: SpeedLimit | None = None
     max_artifact_bytes: Bytes | None = None
     max_memory_bytes: Bytes | None = None
@@ -162,6 +165,7 @@ _LIMITS: dict[str, Limit] = {
     "min_top5_agreement": Limit("top5_agreement"),
     "min_first_divergence": Limit("first_divergence", "tokens"),
     "max_prefill_decode_kl": Limit("prefill_decode_kl", "nats/token", drawn=False),
+    "max_runtime_kl": Limit("runtime_kl", "nats/token", drawn=False),
     "max_artifact_bytes": Limit("artifact_bytes", "bytes", "files", drawn=False),
     "max_memory_bytes": Limit("memory_bytes", "bytes", "soc", drawn=False),
     "min_npu_node_share": Limit("npu_node_share", "", "npu", drawn=False),
@@ -169,10 +173,10 @@ _LIMITS: dict[str, Limit] = {
 }
 # figures that no budget sets: (limit, whether every artifact must have it measured)
 STRUCTURE: dict[str, tuple[float, bool]] = {
-    "tokenizer_mismatches": (0, False),
-    "chat_template_mismatches": (0, False),
-    "end_token_faults": (0, False),
-    "versions_missing": (0, False),
+    "tokenizer_mismatches": (0, True),
+    "chat_template_mismatches": (0, True),
+    "end_token_faults": (0, True),
+    "versions_missing": (0, True),
     "weight_mismatches": (0, False),
     "bits_per_weight_deviation": (0.02, False),
     "block_error_excess": (1, False),
@@ -221,7 +225,8 @@ def judge(
     if budget.two_sided:
         checks += [c for s in artifacts for c in _two_sided(s, figures, samples.get(s))]
     if budget.structure:
-        checks += [c for s in artifacts for c in _structure(s, figures)]
+        given = {"runtime_kl_excess"} if budget.max_runtime_kl is not None else set()
+        checks += [c for s in artifacts for c in _structure(s, figures, given)]
     return Verdict(tuple(checks))
 
 
@@ -314,10 +319,11 @@ def _two_sided(subject: str, figures: Mapping[tuple[str, str], Measurement], win
         )  # fmt: skip
 
 
-def _structure(subject: str, figures: Mapping[tuple[str, str], Measurement]) -> Iterable[Check]:
+def _structure(subject: str, figures: Mapping[tuple[str, str], Measurement], given: Collection[str]) -> Iterable[Check]:
+    """Fixed limits, but for those `given` by the budget."""
     for name, (limit, required) in STRUCTURE.items():
         figure = figures.get((name, subject))
-        if figure is None and not required:
+        if name in given or (figure is None and not required):
             continue
         about = Limit(name, "" if figure is None else figure.unit, drawn=False)
         check = _check(f"max_{name}", subject, about, limit, figure, 0.0)

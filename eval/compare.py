@@ -157,26 +157,46 @@ def block_errors(reference: Subject, subject: Subject, tokens: Sequence[int]) ->
         raise InputError(f"{subject.name} cannot show the output of its blocks")
     stream = subject.steps(tokens)  # [layers + 1, n, hidden]
     if reference.weights is not None:
-        added = _added_by(reference.weights, stream, reference.runtime.context)
-    elif reference.steps is not None:
+        same = reference.digest == subject.digest
+        kinds = (subject.kind, reference.kind)
+        return local_errors(reference.weights, stream, reference.runtime.context, kinds, same)
+    if reference.steps is not None:
         added = np.diff(reference.steps(tokens).astype(np.float64), axis=0)
     else:
         raise InputError(f"{reference.name} cannot show the output of its blocks")
-    apart = np.diff(stream.astype(np.float64), axis=0) - added  # [layers, n, hidden]
-    errors = np.linalg.norm(apart, axis=(1, 2)) / np.linalg.norm(added, axis=(1, 2))
-    limit = expected_error(reference, subject, errors)
-    return BlockErrors(tuple(float(e) for e in errors), limit, reference.weights is not None)
+    errors = _relative(stream, added)
+    limit = expected_error((subject.kind, reference.kind), reference.digest == subject.digest, errors)
+    return BlockErrors(tuple(float(e) for e in errors), limit, False)
 
 
-def expected_error(reference: Subject, subject: Subject, errors: NDArray[np.float64]) -> float:
+def local_errors(
+    weights: Weights, stream: NDArray[np.float32], context: int, kinds: tuple[str, str], same: bool
+) -> BlockErrors:
+    """`block_errors` of a stream that was seen already, each block against the same block of `weights`.
+
+    Args:
+        stream: float32 [layers + 1, n, hidden], from position 0.
+        kinds: keys of `data/block_errors.yaml`. same: `weights` are the very ones that the stream was made with.
+    """
+    errors = _relative(stream, _added_by(weights, stream, context))
+    return BlockErrors(tuple(float(e) for e in errors), expected_error(kinds, same, errors), True)
+
+
+def expected_error(kinds: tuple[str, str], same: bool, errors: NDArray[np.float64]) -> float:
     """The largest error that is expected of a block.
 
     Same quantized weights on both sides: what their kinds of arithmetic cost (`data/block_errors.yaml`).
     Other weights: several times what the middle block errs.
     """
     table = _expected()
-    known = table.get(subject.kind, table["default"]) + table.get(reference.kind, table["default"])
-    return known if reference.digest == subject.digest else max(known, OUTLIER * float(np.median(errors)))
+    known = sum(table.get(kind, table["default"]) for kind in kinds)
+    return known if same else max(known, OUTLIER * float(np.median(errors)))
+
+
+def _relative(stream: NDArray[np.float32], added: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Error of what each block adds, by the size of what it should add: [layers]."""
+    apart = np.diff(stream.astype(np.float64), axis=0) - added  # [layers, n, hidden]
+    return np.linalg.norm(apart, axis=(1, 2)) / np.linalg.norm(added, axis=(1, 2))
 
 
 def weights_steps(weights: Weights, context: int) -> Steps:

@@ -42,12 +42,14 @@ class HeldOut:
     Attributes:
         source: the files' names. digest: SHA-256 over their bytes. length: most tokens of a window.
         judged: tokens that count, by domain.
+        texts: the documents, chats as their contents.
     """
 
     windows: tuple[Window, ...]
     source: str
     digest: str
     length: int
+    texts: tuple[str, ...] = ()
 
     @property
     def judged(self) -> Mapping[str, int]:
@@ -82,7 +84,8 @@ def load(paths: Sequence[Path], tokenizer: Tokenizer, *, length: int = LENGTH, s
     windows = spread({n: [w[i] for i in generator.permutation(len(w))] for n, w in by_domain.items()})
     if not windows:
         raise InputError("the text to judge on is too short", where=source, fix="give some sentences")
-    return HeldOut(tuple(windows), source, digest, length)
+    texts = tuple(text for found in domains.values() for document in found for text in _texts(document))
+    return HeldOut(tuple(windows), source, digest, length, texts)
 
 
 def _read(paths: Sequence[Path]) -> tuple[dict[str, list[Document]], str, str]:
@@ -124,6 +127,10 @@ def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, lengt
     if len(tokens) >= length / 2 or (not windows and len(tokens) >= 2):
         close()
     return windows
+
+
+def _texts(document: Document) -> list[str]:
+    return [content for _, content in document.turns] if document.turns else [document.text]
 
 
 def _encode(document: Document, tokenizer: Tokenizer, begin: int) -> list[int]:

@@ -10,6 +10,7 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from bluelm.files import atomic_folder
 from bluelm.progress import Progress, Silent
 from bluelm.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
+from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, list_files
 from export.coreml_mil import MASKED, Activations, Quantized, Weights, signed_codes
@@ -95,24 +97,36 @@ def check_package(path: Path, quantized: Quantized, part: Part) -> None:
     stored = {name: dict(package.constants(name)) for name in (PREFILL, DECODE)}
     for name in part_weights(quantized, part):
         tensor = quantized.embed() if name == "embed" else quantized.linear(name)
-        key = name.replace(".", "_")
         for function, constants in stored.items():
-            if key in constants:
-                values = constants[key]
-            else:  # a table whose codes are gathered
-                values = {
-                    "data": constants[f"{key}_codes"]["val"],
-                    "scale": constants[f"{key}_scales"]["val"],
-                }
-            if values == stored[PREFILL].get(key) and function != PREFILL:
+            values = _values(constants, name)
+            if function != PREFILL and values is not None and values == _values(stored[PREFILL], name):
                 continue  # the same record of the same file
-            zeros = values.get("offset")
-            codes = signed_codes(tensor) if zeros is None else tensor.codes.numpy()
-            same = np.array_equal(package.value(values["data"]), codes)
-            same &= np.array_equal(package.value(values["scale"]), tensor.scales.numpy())
-            same &= zeros is None or np.array_equal(package.value(zeros), tensor.zeros.numpy())
-            if not same:
+            if not holds(package, constants, name, tensor):
                 raise ExportError(f"the package holds other codes or scales of {name}", where=path)
+
+
+def holds(package: Package, constants: dict[str, Any], name: str, tensor: QuantizedTensor) -> bool | None:
+    """Whether a function's constants hold a weight's codes, scales and zero points; None: no weight of that name."""
+    values = _values(constants, name)
+    if values is None:
+        return None
+    zeros = values.get("offset")
+    codes = signed_codes(tensor) if zeros is None else tensor.codes.numpy()
+    return (
+        np.array_equal(package.value(values["data"]), codes)
+        and np.array_equal(package.value(values["scale"]), tensor.scales.numpy())
+        and (zeros is None or np.array_equal(package.value(zeros), tensor.zeros.numpy()))
+    )
+
+
+def _values(constants: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Records of a weight's parts; the codes of a table may be gathered, and have names of their own."""
+    key = name.replace(".", "_")
+    if key in constants:
+        return constants[key]
+    if f"{key}_codes" not in constants:
+        return None
+    return {"data": constants[f"{key}_codes"]["val"], "scale": constants[f"{key}_scales"]["val"]}
 
 
 def packages(artifact: Artifact) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ from bluelm.errors import InputError
 from bluelm.tokenizer import Message, Tokenizer
 from eval.report import Report
 from export.artifact import Artifact
-from targets.runtime import Place, Runtime, open_runtime
+from targets.generation import ends, generate, until
+from targets.runtime import Place, open_runtime
 
 
 def answer(
@@ -69,25 +69,6 @@ def artifact_folder(run: Path, on: Place) -> Path:
     raise InputError(f"this run has no artifact that runs on {on}", where=run, fix=f"use {places}")
 
 
-def ends(tokenizer: Tokenizer, artifact: Artifact) -> set[int]:
-    """Tokens that end an answer."""
-    return {*artifact.model.eos_token_ids, *([] if tokenizer.eos is None else [tokenizer.eos])}
-
-
-def generate(
-    runtime: Runtime, prompt: Sequence[int], max_tokens: int, choose: Callable[[NDArray], int]
-) -> Iterator[int]:
-    """Tokens that the runtime answers with: at most `max_tokens`, or what its context holds."""
-    runtime.reset()
-    logits = runtime.prefill(prompt)[-1]  # [vocab]
-    last = min(len(prompt) + max_tokens, runtime.context) - 1
-    for position in range(len(prompt), last + 1):
-        token = choose(logits)
-        yield token
-        if position < last:
-            logits = runtime.decode(token)
-
-
 def pick(logits: NDArray, temperature: float, generator: np.random.Generator) -> int:
     """The likeliest token, or a draw from softmax(logits / temperature)."""
     if temperature == 0:
@@ -95,11 +76,3 @@ def pick(logits: NDArray, temperature: float, generator: np.random.Generator) ->
     scaled = logits.astype(np.float64) / temperature
     weights = np.exp(scaled - scaled.max())
     return int(generator.choice(len(weights), p=weights / weights.sum()))
-
-
-def until(tokens: Iterator[int], ends: Collection[int]) -> Iterator[int]:
-    """The tokens before the first that ends an answer."""
-    for token in tokens:
-        if token in ends:
-            return
-        yield token

@@ -17,14 +17,15 @@ from pydantic import TypeAdapter
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress
-from eval import estimate, judge
-from eval.heldout import HeldOut, Window
+from eval import estimate, judge, structure
+from eval.heldout import HeldOut
 from eval.judge import WindowSums
 from eval.measurement import Measurement
 from eval.report import tool_versions
 from eval.speed import host_speed
 from export.artifact import Artifact
 from pipeline import layout
+from pipeline.inspecting import Inspector
 from pipeline.stages import Stages, code
 from targets.runtime import Place, open_runtime
 from targets.target import Target
@@ -59,7 +60,7 @@ JUDGED = TypeAdapter(Judged)
 @dataclass(frozen=True)
 class _JudgedOne:
     figures: list[Measurement]
-    windows: WindowSums
+    windows: WindowSums | None
     runtime: str
 
 
@@ -91,18 +92,25 @@ def room_for_reference(checkpoint: Checkpoint) -> str | None:
 
 
 def judged(
-    checkpoint: Checkpoint, subjects: Sequence[Subject], held_out: HeldOut, stages: Stages, progress: Progress
+    inspector: Inspector, subjects: Sequence[Subject], stages: Stages, progress: Progress, *, reference: bool
 ) -> Judged:
-    """Every artifact against the float model on the same windows, all artifacts at once."""
+    """Every artifact: what its files and its own weights tell, and accuracy against the float model.
+
+    Args:
+        reference: whether there is room for the float model; without it there are no figures of accuracy.
+    """
+    held_out = inspector.held_out
     inputs: dict[str, Any] = {
-        "checkpoint": checkpoint.digest(),
+        "checkpoint": inspector.checkpoint.digest(),
+        "quantized": inspector.quantized.digest(),
         "text": [held_out.digest, held_out.length],
+        "reference": reference,
         "subjects": {s.name: [s.artifact.model_dump(mode="json"), s.on, s.tokens] for s in subjects},
-        "made by": [code("bluelm", "targets", "eval"), tool_versions()],
+        "made by": [code("bluelm", "export", "targets", "eval"), tool_versions()],
     }
 
     def work(folder: Path) -> None:
-        found = _judge(checkpoint, subjects, held_out, progress)
+        found = judge_artifacts(inspector, subjects, progress, reference)
         with atomic_folder(folder) as temporary:
             (temporary / "judged.json").write_bytes(JUDGED.dump_json(found, indent=1))
 
@@ -110,15 +118,21 @@ def judged(
     return JUDGED.validate_json((folder / "judged.json").read_bytes())
 
 
-def _judge(checkpoint: Checkpoint, subjects: Sequence[Subject], held_out: HeldOut, progress: Progress) -> Judged:
-    context = min(subject.artifact.context for subject in subjects)
-    reference = judge.Reference(TorchRuntime(checkpoint, context))
+def judge_artifacts(
+    inspector: Inspector, subjects: Sequence[Subject], progress: Progress, reference: bool = True
+) -> Judged:
+    """`judged` without a stage around it."""
+    inspector.expect()
+    with progress.task("inspect the artifacts", total=len(subjects)) as task:
+        figures = []
+        for subject in subjects:  # one after another: showing blocks may compile once more
+            figures += inspector.files(subject.artifact, subject.name)
+            figures += inspector.blocks(subject.artifact, subject.on, subject.name)
+            task.advance(note=subject.artifact.format)
     stop = threading.Event()
+    float_model = judge.Reference(TorchRuntime(inspector.checkpoint, inspector.context)) if reference else None
     with ThreadPoolExecutor(len(subjects)) as pool:
-        futures = [
-            pool.submit(_judge_one, subject, reference, held_out.first(subject.tokens), progress, stop)
-            for subject in subjects
-        ]
+        futures = [pool.submit(_judge_one, s, inspector, float_model, progress, stop) for s in subjects]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
@@ -128,36 +142,41 @@ def _judge(checkpoint: Checkpoint, subjects: Sequence[Subject], held_out: HeldOu
             raise
     found = {s.name: future.result() for s, future in zip(subjects, futures, strict=True)}
     return Judged(
-        tuple(figure for one in found.values() for figure in one.figures),
-        {name: one.windows for name, one in found.items()},
+        (*(figure for one in found.values() for figure in one.figures), *figures),
+        {name: one.windows for name, one in found.items() if one.windows is not None},
         {name: one.runtime for name, one in found.items()},
     )
 
 
 def _judge_one(
     subject: Subject,
-    reference: judge.Reference,
-    windows: Sequence[Window],
+    inspector: Inspector,
+    reference: judge.Reference | None,
     progress: Progress,
     stop: threading.Event,
 ) -> _JudgedOne:
+    artifact = subject.artifact
     with ExitStack() as stack:
-        runtimes = [
-            stack.enter_context(open_runtime(subject.artifact.folder, on=subject.on)) for _ in range(subject.sessions)
-        ]
+        runtimes = [stack.enter_context(open_runtime(artifact.folder, on=subject.on)) for _ in range(subject.sessions)]
+        runtime = runtimes[0]
+        told = f"{runtime.name} ({structure.runtime_version(artifact)})"
+        figures = inspector.running(artifact, runtime, subject.name)
+        if reference is None:
+            return _JudgedOne(figures, None, told)
+        windows = inspector.held_out.first(subject.tokens)
+        domains = [window.domain for window in windows]
         name = f"judge the {subject.name.upper()} artifact"
         scores = judge.score(reference, runtimes, windows, name=name, progress=progress, stop=stop)
-        domains = [window.domain for window in windows]
-        figures = judge.accuracy(scores, subject.name, domains)
+        figures = judge.accuracy(scores, subject.name, domains) + figures
         longest = max(windows, key=lambda window: len(window.tokens))
-        tokens = longest.tokens.tolist()[: subject.artifact.chunk + DECODED // 2]
+        tokens = longest.tokens.tolist()[: artifact.chunk + DECODED // 2]
         steps = min(DECODED, len(tokens) - 1)
-        figures += judge.prefill_decode(runtimes[0], tokens, steps, subject.name)
+        figures += judge.prefill_decode(runtime, tokens, steps, subject.name)
         prompts = [window.tokens.tolist()[:PROMPT_TOKENS] for window in windows[:PROMPTS]]
-        length = min(GREEDY_TOKENS, subject.artifact.context - PROMPT_TOKENS)
+        length = min(GREEDY_TOKENS, artifact.context - PROMPT_TOKENS)
         if length > 0:
-            figures.append(judge.first_divergence(reference, runtimes[0], prompts, length, subject.name))
-        return _JudgedOne(figures, judge.window_sums(scores, domains), runtimes[0].name)
+            figures.append(judge.first_divergence(reference, runtime, prompts, length, subject.name))
+        return _JudgedOne(figures, judge.window_sums(scores, domains), told)
 
 
 def speed(subject: Subject, held_out: HeldOut, progress: Progress) -> list[Measurement]:

@@ -26,7 +26,8 @@ from export.ranges import Ranges, calibrate
 from pipeline import judging, layout
 from pipeline.bundle_commands import bundle_passed
 from pipeline.ci_outputs import announce
-from pipeline.judging import Judged, Subject
+from pipeline.inspecting import Inspector
+from pipeline.judging import Subject
 from pipeline.page import PAGE
 from pipeline.phone import ChosenPhone, find_phone, measure_on
 from pipeline.plan import Plan, Request, make_plan
@@ -92,9 +93,9 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         npu = _export_npu(plan, stages, quantized, progress)
         subjects.insert(0, Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens))
     no_room = judging.room_for_reference(plan.checkpoint)
-    judged = Judged()
-    if no_room is None:
-        judged = judging.judged(plan.checkpoint, subjects, plan.held_out, stages, progress)
+    context = min(subject.artifact.context for subject in subjects)
+    inspector = Inspector(plan.checkpoint, quantized, plan.held_out, context, no_room is None)
+    judged = judging.judged(inspector, subjects, stages, progress, reference=no_room is None)
     figures = [*judged.figures]
     figures += judging.speed(subjects[-1], plan.held_out, progress)
     figures += judging.sizes(subjects[0].artifact, plan.target)

@@ -24,6 +24,7 @@ GOOD = [
             ("top5_agreement", 0.96, 0.001),
             ("mean_kl@zh", 0.003, 0.0001),
             ("prefill_decode_kl", 1e-6, None),
+            ("runtime_kl", 1e-6, None),
             *((name, 0, None) for name in STRUCTURE),
         )
     ),
@@ -40,6 +41,7 @@ LIMITS = {
     "min_top5_agreement": (0.95, 0.97, "top5_agreement"),
     "min_top1_agreement": (0.96, 0.98, "top1_agreement"),
     "max_prefill_decode_kl": (0.001, 1e-7, "prefill_decode_kl"),
+    "max_runtime_kl": (1e-5, 1e-7, "runtime_kl"),
     "max_artifact_bytes": (6_000_000, 4_000_000, "artifact_bytes"),
     "max_memory_bytes": (10_000_000, 8_000_000, "memory_bytes"),
 }
@@ -191,6 +193,9 @@ def test_structure_is_always_asked_for() -> None:
             (f"max_{name}", "cpu")
         ]
         assert bool(failures(Budget(max_mean_kl=1), figures)) == required  # not measured is no pass
+    own_limit = Budget(max_runtime_kl=1e-3)
+    broken = [*GOOD, Measurement("runtime_kl_excess", 2, "", "measured", subject="cpu")]
+    assert not failures(own_limit, broken)
     assert not failures(Budget(max_mean_kl=1, structure=False), [m for m in GOOD if m.name not in STRUCTURE])
 
 

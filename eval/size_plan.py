@@ -1,0 +1,84 @@
+"""Bytes that a finished artifact should take, worked out from the quantized checkpoint: an unquantized layer shows.
+
+Every format adds what describes its graphs; beside a model's weights that is next to nothing, beside a small model's it
+is not, so each has an allowance a block (`data/size_plan.yaml`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from bluelm.config import ModelConfig
+from compress.pieces import LinearInfo
+from compress.store import EMBED, QuantizedCheckpoint
+from export.artifact import Artifact
+
+TABLE = Path(__file__).parent / "data" / "size_plan.yaml"
+HELD = ("weights", "context", "embedding", "model")  # roles of files with weights, as `bits_per_weight` counts them
+
+
+class Layout(BaseModel):
+    """How a format holds numbers: bytes, or bits, of each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    scale: float = 2
+    row_scale: float = 2
+    block: int | None = None
+    weight_bits: int | None = None
+    vector: float = 4
+    rope: float = 4
+    structure: int = 0
+
+
+@cache
+def layouts() -> dict[str, Layout]:
+    """By format."""
+    data = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return {name: Layout.model_validate(row or {}) for name, row in data.items()}
+
+
+def planned_parts(quantized: QuantizedCheckpoint, artifact: Artifact) -> dict[str, int] | None:
+    """Bytes of blocks, head, embedding and of what else has numbers; None for a format that is not in the table."""
+    layout = layouts().get(artifact.format)
+    if layout is None:
+        return None
+    parts = {"blocks": 0.0, "head": 0.0, "embedding": 0.0}
+    for name, info in quantized.linears.items():
+        part = "embedding" if name == EMBED else "head" if name == "lm_head" else "blocks"
+        parts[part] += _linear(info, layout)
+    if quantized.config.shares_table:
+        parts["head"] = _linear(quantized.linears[EMBED], layout)
+    parts["norms and tables"] = _vectors(quantized.config, layout, artifact.context)
+    return {name: round(size) for name, size in parts.items()}
+
+
+def held_bytes(artifact: Artifact) -> int:
+    """Bytes of the files that hold weights."""
+    return sum(file.bytes for file in artifact.files if file.role in HELD)
+
+
+def deviation(planned: int, artifact: Artifact) -> float:
+    """By what share the files are larger or smaller than planned, beyond what may describe the graphs."""
+    allowed = layouts()[artifact.format].structure * (artifact.model.num_layers + 1)
+    more = held_bytes(artifact) - planned
+    return max(more - allowed, -more, 0) / planned
+
+
+def _linear(info: LinearInfo, layout: Layout) -> float:
+    rows, columns = info.shape
+    if layout.weight_bits is not None:
+        return rows * columns * layout.weight_bits / 8
+    groups = 1 if info.group_size == -1 else columns // info.group_size
+    stored = groups if layout.block is None else columns // layout.block
+    scale = layout.row_scale if stored == 1 else layout.scale
+    zeros = 0 if info.symmetric else info.bits / 8
+    return rows * columns * info.bits / 8 + rows * stored * (scale + zeros)
+
+
+def _vectors(config: ModelConfig, layout: Layout, context: int) -> float:
+    norms = (2 * config.num_layers + 1) * config.hidden_size
+    return norms * layout.vector + 2 * context * config.head_dim * layout.rope

@@ -1,0 +1,298 @@
+"""Checks of a finished artifact that need no statistics: one fault is one too many.
+
+Each gives figures (`Measurement`) whose limits `eval.budget.STRUCTURE` holds; a figure's note names the first fault.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from bluelm.config import ModelConfig
+from bluelm.errors import ExportError
+from bluelm.tokenizer import Message, Tokenizer
+from compress.store import QuantizedCheckpoint
+from eval import metrics, size_plan
+from eval.compare import BlockErrors
+from eval.measurement import Measurement
+from export.artifact import Artifact, Format
+from export.readback import differing
+from targets.generation import ends, generate, until
+from targets.runtime import Runtime
+
+DATA = Path(__file__).parent / "data"
+GOLDEN, RUNTIME_KL = DATA / "chat_golden.json", DATA / "runtime_kl.yaml"
+# texts on which tokenizers differ: spaces, digits, other scripts, joined emoji, marks that a user typed
+ODD = (
+    "",
+    " ",
+    "  two  spaces ",
+    "tab\tand\nline\r\nends\n\n",
+    "1234567890 3.14 1e-9",
+    "汉字、繁體字，ひらがな 한국어",
+    "👩‍👩‍👧‍👦 é é ﷺ \u200b",
+    "def f(x):\n    return {'a': [x ** 2]}  # 平方",
+    "[|Human|]: </s> [|AI|]: <s>",
+)
+RUNTIME_PACKAGES = {
+    "onnx-cpu": "onnxruntime",
+    "onnx-npu": "onnxruntime",
+    "onnx-genai": "onnxruntime",
+    "qnn-context": "onnxruntime-qnn",
+    "coreml": "coremltools",
+    "executorch-xnnpack": "executorch",
+    "executorch-qnn": "executorch",
+    "executorch-neuropilot": "executorch",
+    "executorch-coreml": "executorch",
+    "litert": "ai-edge-litert",
+    "gguf": "gguf",
+}
+FORCED = 3  # tokens of an answer before the end token is put on top
+
+
+def files(
+    artifact: Artifact, config: ModelConfig, tokenizer: Tokenizer, quantized: QuantizedCheckpoint, texts: Sequence[str],
+    subject: str,
+) -> list[Measurement]:  # fmt: skip
+    """All that the files alone tell.
+
+    Args:
+        config, tokenizer: the float checkpoint's.
+        texts: a corpus for the tokenizer.
+    """
+    mine = _tokenizer(artifact)
+    found = [
+        _faults("tokenizer_mismatches", _tokenizer_faults(mine, tokenizer, [*ODD, *texts], artifact), subject, "texts"),
+        _faults("chat_template_mismatches", _template_faults(mine, tokenizer), subject, "chats"),
+        _faults("versions_missing", _missing_versions(artifact), subject, "versions"),
+        *_sizes(artifact, quantized, subject),
+        *npu_shares(artifact, subject),
+    ]
+    wrong = differing(artifact, quantized)
+    if wrong is not None:
+        found.append(_faults("weight_mismatches", wrong, subject, "weights"))
+    return found
+
+
+def end_token(
+    artifact: Artifact, config: ModelConfig, runtime: Runtime, prompt: Sequence[int], subject: str
+) -> Measurement:
+    """Whether the end token is the checkpoint's wherever the artifact names it, and ends an answer."""
+    faults = list(_end_faults(artifact, config))
+    mine = _tokenizer(artifact)
+    stops = sorted(ends(mine, artifact)) if mine is not None else []
+    if stops:
+        seen = iter(range(FORCED + 1))
+        last = stops[0]
+
+        def choose(logits: np.ndarray) -> int:
+            if next(seen) == FORCED:
+                return last
+            best = np.argsort(logits)[::-1]
+            return next(int(token) for token in best if token not in stops)
+
+        answered = list(until(generate(runtime, prompt, 2 * FORCED, choose), stops))
+        if len(answered) != FORCED:
+            faults.append(f"an answer of {len(answered)} tokens where the end token came behind {FORCED}")
+    else:
+        faults.append("no end token is known")
+    return _faults("end_token_faults", faults, subject, "places")
+
+
+@cache
+def _runtime_kls() -> dict[str, float]:
+    return yaml.safe_load(RUNTIME_KL.read_text(encoding="utf-8"))
+
+
+def expected_runtime_kl(kind: Format) -> float | None:
+    """The most that a format may cost, in nats a token; None where nobody knows."""
+    return _runtime_kls().get(kind)
+
+
+def runtime_kl(
+    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], limit: float, subject: str
+) -> list[Measurement]:
+    """KL of the artifact to its own weights in float32: what the runtime and its activations cost.
+
+    Args:
+        expected, found: logits [n, vocab] of the dequantized weights and of the artifact, by window.
+        limit: the most that the format may cost.
+    """
+    kl = [
+        metrics.kl_divergence(metrics.log_softmax(e), metrics.log_softmax(f))
+        for e, f in zip(expected, found, strict=True)
+    ]
+    mean = float(np.concatenate(kl).mean())
+    note = f"to its own weights in float32; {mean / limit:.2g} of the {limit:g} that is expected at most"
+    n = sum(len(k) for k in kl)
+    return [
+        Measurement("runtime_kl", mean, "nats/token", "measured", n=n, note=note, subject=subject),
+        Measurement("runtime_kl_excess", mean / limit, "", "measured", n=n, note=note, subject=subject),
+    ]
+
+
+def block_figures(to_float: BlockErrors | None, to_quantized: BlockErrors, subject: str) -> list[Measurement]:
+    """The error of what each block adds: against the float model, and whether it exceeds what its runtime costs."""
+    found = [
+        Measurement(f"block_error@{layer}", error, "", "measured", note="against the float model", subject=subject)
+        for layer, error in enumerate(to_float.errors if to_float else ())
+    ]
+    largest = max(to_quantized.errors)
+    first = to_quantized.first_outside
+    where = "every block is within what the runtime costs" if first is None else f"block {first} is the first beyond"
+    note = f"{where}: {largest:.2e} of {to_quantized.expected:.2e}"
+    excess = largest / to_quantized.expected
+    return [*found, Measurement("block_error_excess", excess, "", "measured", note=note, subject=subject)]
+
+
+def npu_shares(artifact: Artifact, subject: str) -> list[Measurement]:
+    """Share of nodes, and of multiply-accumulates of a token, that the NPU takes; [] where no compiler told."""
+    counts = artifact.nodes.values()
+    if not counts:
+        return []
+    on_npu, total = sum(c.on_npu for c in counts), sum(c.in_graph for c in counts)
+    found = [
+        Measurement(
+            "npu_node_share",
+            on_npu / total,
+            "",
+            "measured",
+            n=total,
+            note=f"{on_npu} of {total} nodes",
+            subject=subject,
+        )
+    ]
+    if on_npu == total:  # embedding rows are looked up, the sampler compares: no multiplications elsewhere
+        macs = multiply_accumulates(artifact.model, artifact.context)
+        note = f"all {macs / 1e6:,.1f} M of a token at full context: every node of both graphs is on the NPU"
+        found.append(Measurement("npu_mac_share", 1.0, "", "measured", n=macs, note=note, subject=subject))
+    return found
+
+
+def multiply_accumulates(config: ModelConfig, context: int) -> int:
+    """Of one token behind `context` cached ones: all linears, and attention's two products."""
+    heads = config.num_heads * config.head_dim
+    narrow = config.num_kv_heads * config.head_dim
+    linears = config.hidden_size * (2 * heads + 2 * narrow) + 3 * config.hidden_size * config.intermediate_size
+    return config.num_layers * (linears + 2 * heads * context) + config.hidden_size * config.vocab_size
+
+
+def runtime_version(artifact: Artifact) -> str:
+    """The package that runs the artifact here, with its version; "" if it is not installed."""
+    package = RUNTIME_PACKAGES[artifact.format]
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return ""
+
+
+def _tokenizer(artifact: Artifact) -> Tokenizer | None:
+    """The one beside the artifact; None where its files cannot be read."""
+    try:
+        return Tokenizer.from_folder(artifact.folder)
+    except ExportError:
+        return None
+
+
+def _tokenizer_faults(
+    mine: Tokenizer | None, theirs: Tokenizer, texts: Iterable[str], artifact: Artifact
+) -> Iterator[str]:
+    """Texts that the artifact's tokenizer splits or joins otherwise than the checkpoint's, or does not give back."""
+    if mine is None:
+        yield "its tokenizer cannot be read"
+        return
+    for text in texts:
+        ids = theirs.encode(text)
+        again = theirs.decode(ids)
+        if mine.encode(text) != ids or mine.decode(ids) != again:
+            yield repr(text[:40])
+    if artifact.format == "gguf":
+        from export.gguf_reader import GgufWeights
+
+        pieces = GgufWeights(artifact.path("model"), artifact.model).fields["tokenizer.ggml.tokens"].contents()
+        for index, piece in enumerate(pieces if isinstance(pieces, list) else []):
+            known = theirs.pieces.id(piece)
+            if known is not None and known != index:
+                yield f"the file's piece {index} {piece!r} is {known}"
+
+
+def _template_faults(mine: Tokenizer | None, theirs: Tokenizer) -> Iterator[str]:
+    """Chats whose tokens are not those of the golden text (BlueLM's template) or of the checkpoint (others')."""
+    if mine is None:
+        yield "its tokenizer cannot be read"
+        return
+    for chat in json.loads(GOLDEN.read_text(encoding="utf-8")):
+        messages = [Message(role, content) for role, content in chat["messages"]]
+        if theirs.template is not None:
+            messages = [m for m in messages if m.role in theirs.template.turns]
+            expected = theirs.chat(messages)
+        else:
+            expected = [] if theirs.bos is None else [theirs.bos]
+            for part in chat["parts"]:
+                expected += [theirs.eos or 0] if part == "</s>" else theirs.encode(part, marks=True)
+        if mine.chat(messages) != expected:
+            yield repr(messages[-1].content[:40])
+
+
+def _end_faults(artifact: Artifact, config: ModelConfig) -> Iterator[str]:
+    """Places of the artifact that name other end tokens than the checkpoint."""
+    wanted = set(config.eos_token_ids)
+    if set(artifact.model.eos_token_ids) != wanted:
+        yield f"artifact.json says {sorted(artifact.model.eos_token_ids)}, the checkpoint {sorted(wanted)}"
+    mine = _tokenizer(artifact)
+    if mine is not None and mine.eos is not None and wanted and mine.eos not in wanted:
+        yield f"the tokenizer says {mine.eos}, the checkpoint {sorted(wanted)}"
+    if artifact.format == "onnx-genai":
+        told = json.loads(artifact.path("genai").read_text(encoding="utf-8"))["model"]["eos_token_id"]
+        if {*(told if isinstance(told, list) else [told])} != wanted:
+            yield f"genai_config.json says {told}, the checkpoint {sorted(wanted)}"
+    if artifact.format == "gguf":
+        from export.gguf_reader import GgufWeights
+
+        told = GgufWeights(artifact.path("model"), artifact.model).fields["tokenizer.ggml.eos_token_id"].contents()
+        if told not in wanted:
+            yield f"model.gguf says {told}, the checkpoint {sorted(wanted)}"
+
+
+def _missing_versions(artifact: Artifact) -> Iterator[str]:
+    """What is not recorded of who made the artifact, and what runs it."""
+    if not artifact.producers.get("bluelm-export"):
+        yield "bluelm-export, which made it"
+    if not any(told for name, told in artifact.producers.items() if name != "bluelm-export"):
+        yield "the format's own writer"
+    if not runtime_version(artifact):
+        yield f"{RUNTIME_PACKAGES[artifact.format]}, which runs it"
+
+
+def _sizes(artifact: Artifact, quantized: QuantizedCheckpoint, subject: str) -> list[Measurement]:
+    held = size_plan.held_bytes(artifact)
+    bits = 8 * held / artifact.parameters
+    found = [Measurement("bits_per_weight", bits, "bits", "measured", subject=subject)]
+    parts = size_plan.planned_parts(quantized, artifact)
+    if parts is None:
+        return found
+    planned = sum(parts.values())
+    told = f"{bits:.3f} bits a weight, planned {8 * planned / artifact.parameters:.3f}"
+    apart = size_plan.deviation(planned, artifact)
+    rest = max(artifact.bytes - planned, 0)
+    return [
+        *found,
+        Measurement("bits_per_weight_deviation", apart, "", "measured", note=told, subject=subject),
+        *(
+            Measurement(f"part_bytes@{name}", size, "bytes", "measured", subject=subject)
+            for name, size in parts.items()
+        ),
+        Measurement("part_bytes@graphs and tokenizer", rest, "bytes", "measured", subject=subject),
+    ]
+
+
+def _faults(name: str, faults: Iterable[str], subject: str, what: str) -> Measurement:
+    found = list(faults)
+    shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    return Measurement(name, len(found), what, "measured", note=shown, subject=subject)

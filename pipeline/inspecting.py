@@ -1,0 +1,91 @@
+"""Checks of one artifact of a run that need no float model beside it: its files, its own weights, its blocks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.tokenizer import Tokenizer
+from compress.store import QuantizedCheckpoint
+from eval import structure
+from eval.compare import local_errors
+from eval.heldout import HeldOut
+from eval.measurement import Measurement
+from export.artifact import Artifact
+from targets.block_outputs import open_blocks
+from targets.runtime import Place, Runtime
+from targets.torch_runtime import TorchRuntime
+
+WINDOWS = 2  # of held-out text, for the KL to the artifact's own weights
+BLOCK_TOKENS = 64
+SHOWN = ("onnx-cpu", "onnx-npu", "litert", "coreml", "qnn-context")  # formats that show their blocks at little cost
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """What the artifacts of one run are held against.
+
+    Attributes:
+        room: whether the dequantized model may be held in memory.
+    """
+
+    checkpoint: Checkpoint
+    quantized: QuantizedCheckpoint
+    held_out: HeldOut
+    context: int
+    room: bool = True
+
+    def files(self, artifact: Artifact, subject: str) -> list[Measurement]:
+        """What the files tell."""
+        config = self.checkpoint.config
+        return structure.files(artifact, config, self.tokenizer, self.quantized, self.held_out.texts, subject)
+
+    def running(self, artifact: Artifact, runtime: Runtime, subject: str) -> list[Measurement]:
+        """What the artifact's answers tell: the end token, and the KL to its own weights."""
+        tokens = self._texts[0][: max(2, min(16, runtime.context // 2))]
+        found = [structure.end_token(artifact, self.checkpoint.config, runtime, tokens, subject)]
+        limit = structure.expected_runtime_kl(artifact.format)
+        if self.room and limit is not None:
+            answers = [runtime.logits(text) for text in self._texts]
+            found += structure.runtime_kl(self._expected, answers, limit, subject)
+        return found
+
+    def blocks(self, artifact: Artifact, on: Place, subject: str) -> list[Measurement]:
+        """Errors of blocks; [] where showing them would take long (`bluelm-export bisect` does)."""
+        if artifact.format not in SHOWN or on == "arm64":
+            return []
+        tokens = self._texts[0][:BLOCK_TOKENS]
+        with (
+            tempfile.TemporaryDirectory(prefix="bluelm-blocks-") as scratch,
+            open_blocks(artifact, on, Path(scratch)) as runtime,
+        ):
+            stream = runtime.blocks(tokens)
+        own = local_errors(self.quantized, stream, self.context, (artifact.format, "dequantized"), True)
+        to_float = local_errors(self.checkpoint, stream, self.context, (artifact.format, "float"), False)
+        return structure.block_figures(to_float, own, subject)
+
+    def expect(self) -> None:
+        """Work out what the artifacts' own weights answer in float32; the model is let go behind it."""
+        if self.room:
+            _ = self._expected
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's."""
+        return self.checkpoint.tokenizer()
+
+    @cached_property
+    def _texts(self) -> Sequence[list[int]]:
+        return [window.tokens.tolist() for window in self.held_out.windows[:WINDOWS]]
+
+    @cached_property
+    def _expected(self) -> list[np.ndarray]:
+        """Logits [n, vocab] of the dequantized weights, by window."""
+        runtime = TorchRuntime(self.quantized, self.context)
+        return [runtime.logits(text) for text in self._texts]

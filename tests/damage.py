@@ -1,0 +1,186 @@
+"""Damage done on purpose: to the checkpoint that an exporter is given, to a finished artifact, or to how it is run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from sentencepiece import sentencepiece_model_pb2
+from torch import Tensor
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.weights import LINEARS
+from compress.grid import choose_grid
+from compress.quantized import QuantizedTensor
+from compress.store import EMBED, QuantizedCheckpoint
+from export.artifact import Artifact, list_files
+from targets.runtime import Runtime, RuntimeBase
+
+LAYER = 1
+Change = Callable[[str, QuantizedTensor], QuantizedTensor]
+
+
+@dataclass(frozen=True)
+class Changed(QuantizedCheckpoint):
+    """A quantized checkpoint some of whose weights are others than its files say."""
+
+    change: Change | None = None
+
+    @staticmethod
+    def of(whole: QuantizedCheckpoint, change: Change | None = None, **config: Any) -> Changed:
+        held = {field.name: getattr(whole, field.name) for field in fields(QuantizedCheckpoint)}
+        held["config"] = replace(whole.config, **config)
+        return Changed(**held, change=change)
+
+    def linear(self, name: str) -> QuantizedTensor:
+        tensor = super().linear(name)
+        return tensor if self.change is None else self.change(name, tensor)
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        at = f"model.layers.{index}"
+        return {
+            **super().block(index),
+            **{f"{name}.weight": self.linear(f"{at}.{name}").dequantize() for name in LINEARS},
+        }
+
+
+def scales(whole: QuantizedCheckpoint) -> QuantizedCheckpoint:
+    """One block's scales times 1.05, rounded to what every format holds."""
+
+    def change(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
+        if not name.startswith(f"model.layers.{LAYER}."):
+            return tensor
+        return replace(tensor, scales=(tensor.scales.float() * 1.05).bfloat16().half())
+
+    return Changed.of(whole, change)
+
+
+def heads(whole: QuantizedCheckpoint) -> QuantizedCheckpoint:
+    """The first two query heads of one block in each other's place."""
+    size = whole.config.head_dim
+
+    def change(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
+        if name != f"model.layers.{LAYER}.self_attn.q_proj":
+            return tensor
+        order = [*range(size, 2 * size), *range(size), *range(2 * size, tensor.shape[0])]
+        return replace(tensor, codes=tensor.codes[order], scales=tensor.scales[order], zeros=tensor.zeros[order])
+
+    return Changed.of(whole, change)
+
+
+def rope(whole: QuantizedCheckpoint) -> QuantizedCheckpoint:
+    """Rope frequencies of another base."""
+    return Changed.of(whole, rope_theta=whole.config.rope_theta * 50)
+
+
+def layer_norm(whole: QuantizedCheckpoint, checkpoint: Checkpoint) -> QuantizedCheckpoint:
+    """The embedding table as it is in the float checkpoint, its LayerNorm left out."""
+    raw = checkpoint.tensor("model.embed_tokens.weight")
+
+    def change(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
+        return choose_grid(raw, tensor.bits, -1, True).nearest(raw) if name == EMBED else tensor
+
+    return Changed.of(whole, change)
+
+
+def unquantized(whole: QuantizedCheckpoint, checkpoint: Checkpoint) -> QuantizedCheckpoint:
+    """A matrix that was left as it was, as near to it as every format can hold: 8 bits a row."""
+    at = f"model.layers.{LAYER}.mlp.down_proj"
+    raw = checkpoint.tensor(f"{at}.weight")
+
+    def change(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
+        return choose_grid(raw, 8, -1, True).nearest(raw) if name == at else tensor
+
+    return Changed.of(whole, change)
+
+
+def copied(artifact: Artifact, folder: Path) -> Artifact:
+    """The same artifact in another folder, to be damaged."""
+    shutil.copytree(artifact.folder, folder)
+    return Artifact.open(folder)
+
+
+def shift_tokenizer(artifact: Artifact) -> Artifact:
+    """Every ordinary piece under the number of the one before it."""
+    path = artifact.folder / "tokenizer.model"
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    model.ParseFromString(path.read_bytes())
+    ordinary = [i for i, piece in enumerate(model.pieces) if piece.type == 1]
+    texts = [(model.pieces[i].piece, model.pieces[i].score) for i in ordinary]
+    for i, (text, score) in zip(ordinary, texts[1:] + texts[:1], strict=True):
+        model.pieces[i].piece, model.pieces[i].score = text, score
+    path.write_bytes(model.SerializeToString())
+    return again(artifact)
+
+
+def forget_cache(artifact: Artifact) -> Artifact:
+    """A decode graph of onnx-cpu whose cached keys and values are zeros: past -> Mul(past, 0)."""
+    path = artifact.path("decode")
+    model = onnx.load(path, load_external_data=False)
+    zero = numpy_helper.from_array(np.zeros((), np.float32), "nothing")
+    model.graph.initializer.append(zero)
+    past = [value.name for value in model.graph.input if value.name.startswith("past_")]
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name in past:
+                node.input[index] = f"{name}.forgotten"
+    for name in past:
+        model.graph.node.insert(0, helper.make_node("Mul", [name, "nothing"], [f"{name}.forgotten"]))
+    onnx.save(model, path)
+    return again(artifact)
+
+
+def float_matrix(artifact: Artifact, checkpoint: Checkpoint) -> Artifact:
+    """One matrix of an onnx-cpu artifact as float32, in both graphs: MatMulNBits -> MatMul."""
+    name = f"model.layers.{LAYER}.mlp.down_proj"
+    weight = checkpoint.tensor(f"{name}.weight").T.contiguous().numpy()
+    (artifact.folder / "more.bin").write_bytes(weight.tobytes())
+    for role in ("prefill", "decode"):
+        model = onnx.load(artifact.path(role), load_external_data=False)
+        for index, node in enumerate(model.graph.node):
+            if node.op_type == "MatMulNBits" and node.input[1] == f"{name}.codes":
+                matmul = helper.make_node("MatMul", [node.input[0], name], list(node.output), name=node.name)
+                model.graph.node.remove(node)
+                model.graph.node.insert(index, matmul)
+                break
+        tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=weight.shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", "more.bin"), ("offset", "0"), ("length", str(weight.nbytes))):
+            tensor.external_data.add(key=key, value=value)
+        model.graph.initializer.append(tensor)
+        onnx.save(model, artifact.path(role))
+    return again(artifact, {"more.bin": "weights"})
+
+
+def again(artifact: Artifact, more: dict[str, str] | None = None) -> Artifact:
+    """artifact.json with the sizes and hashes that the files have now."""
+    roles = {file.path: file.role for file in artifact.files} | (more or {})
+    artifact.model_copy(update={"files": list_files(artifact.folder, roles)}).save(artifact.folder)
+    return Artifact.open(artifact.folder)
+
+
+class Forgetful(RuntimeBase):
+    """A runtime whose decode begins anew with every token, for formats whose decode graph cannot be cut into."""
+
+    def __init__(self, inner: Runtime) -> None:
+        self._inner = inner
+        self.name, self.vocab_size, self.context = inner.name, inner.vocab_size, inner.context
+
+    def reset(self) -> None:
+        self._inner.reset()
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        return self._inner.prefill(tokens)
+
+    def decode(self, token: int) -> np.ndarray:
+        self._inner.reset()
+        return self._inner.decode(token)
+
+    def close(self) -> None:
+        self._inner.close()
