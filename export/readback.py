@@ -59,7 +59,7 @@ def _graphs(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]
         for graph in (first, *others):
             if name not in graph or (
                 (graph is first or graph.place(name) != first.place(name))
-                and not same(quantized.linear(name), graph.read(name))
+                and not same(quantized.ordered(name).weight, graph.read(name))
             ):
                 yield name
     yield from _table(artifact, quantized)

@@ -14,7 +14,7 @@ from bluelm.files import demo_checkpoint
 from bluelm.weights import LINEARS
 from calibration.samples import CalibrationReport, Samples, load_samples
 from compress.engine import quantize
-from compress.quantized import QuantizedTensor
+from compress.quantized import OrderedWeight
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 
@@ -51,9 +51,9 @@ class Damaged(QuantizedCheckpoint):
         hurt = {f"{name}.weight": self.linear(f"{at}.{name}").dequantize() for name in LINEARS}
         return {**super().block(index), **hurt}
 
-    def linear(self, name: str) -> QuantizedTensor:
-        tensor = super().linear(name)
+    def ordered(self, name: str) -> OrderedWeight:
+        found = super().ordered(name)
         if not name.startswith(f"model.layers.{self.block_hurt}."):
-            return tensor
-        scales = (tensor.scales.float() * 1.05).bfloat16().half()  # bfloat16: what XNNPACK holds
-        return replace(tensor, scales=scales)
+            return found
+        scales = (found.weight.scales.float() * 1.05).bfloat16().half()  # bfloat16: what XNNPACK holds
+        return replace(found, weight=replace(found.weight, scales=scales))

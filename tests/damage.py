@@ -17,7 +17,7 @@ from torch import Tensor
 from bluelm.checkpoint import Checkpoint
 from bluelm.weights import LINEARS
 from compress.grid import choose_grid
-from compress.quantized import QuantizedTensor
+from compress.quantized import OrderedWeight, QuantizedTensor
 from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact, list_files
 from targets.runtime import Runtime, RuntimeBase
@@ -38,9 +38,9 @@ class Changed(QuantizedCheckpoint):
         held["config"] = replace(whole.config, **config)
         return Changed(**held, change=change)
 
-    def linear(self, name: str) -> QuantizedTensor:
-        tensor = super().linear(name)
-        return tensor if self.change is None else self.change(name, tensor)
+    def ordered(self, name: str) -> OrderedWeight:
+        found = super().ordered(name)
+        return found if self.change is None else replace(found, weight=self.change(name, found.weight))
 
     def block(self, index: int) -> dict[str, Tensor]:
         at = f"model.layers.{index}"
