@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bluelm.config import ModelConfig
 from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage
-from compress.layers import Widths
+from compress.recipe import Widths
 from compress.rtn import round_to_nearest
 
 EXPONENTS = tuple(step / 10 for step in range(11))
@@ -80,21 +80,26 @@ def channels_read(config: ModelConfig, stage: Stage) -> Tensor:
     return (heads.unsqueeze(1) * config.head_dim + torch.arange(config.head_dim)).flatten()
 
 
-def search_scales(weights: Sequence[Tensor], hessian: Tensor, reads: Tensor, widths: Widths) -> Scaling:
+def search_scales(weights: Sequence[Tensor], hessian: Tensor, reads: Tensor, widths: Sequence[Widths]) -> Scaling:
     """Scales that lose least at the output of all `weights` together.
 
     Args:
         weights: float32 [out, in] each, reading the same input.
         hessian: float32 [in, in], mean of x xᵀ.
         reads: int64 [in], see `channels_read`; channels that read the same share a scale.
+        widths: of each weight.
     """
-    rows = torch.cat([_spread(weight) for weight in weights])  # [rows, in]
+    spread = [_spread(weight) for weight in weights]
+    rows = torch.cat(spread)  # [rows, in]
 
     def lost(scales: Tensor) -> float:
         wide = scales[reads]
-        rounded = round_to_nearest(rows * wide, widths.bits, widths.group_size, widths.symmetric)
-        error = rounded.dequantize() / wide - rows
-        return torch.linalg.vecdot(error @ hessian, error).sum().item()
+        total = 0.0
+        for part, width in zip(spread, widths, strict=True):
+            rounded = round_to_nearest(part * wide, width.bits, width.group_size, width.symmetric)
+            error = rounded.dequantize() / wide - part
+            total += torch.linalg.vecdot(error @ hessian, error).sum().item()
+        return total
 
     activation = _shared_rms(hessian.diagonal(), reads)
     weight = _shared_rms(rows.square().mean(0), reads)
@@ -136,13 +141,14 @@ def fold_block(
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
     hessians: Mapping[str, Tensor],
-    widths: Widths,
+    widths: Mapping[str, Widths],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Search and fold all four places of a block.
 
     Args:
         tensors: of the block, by local name.
         hessians: by the stage's name, of the block as it is.
+        widths: of each linear, by local name.
 
     Returns:
         The folded tensors, and by the stage's name a note on what was found.
@@ -151,7 +157,8 @@ def fold_block(
     for place in FOLDS:
         reads = channels_read(config, place.stage)
         weights = [folded[f"{linear}.weight"] for linear in place.stage.linears]
-        scaling = search_scales(weights, hessians[place.stage.name], reads, widths)
+        asked = [widths[linear] for linear in place.stage.linears]
+        scaling = search_scales(weights, hessians[place.stage.name], reads, asked)
         folded = fold(folded, place, scaling.scales, reads)
         notes[place.stage.name] = {"scaling": scaling.note}
     return folded, notes

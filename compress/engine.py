@@ -6,6 +6,7 @@ pieces of the same fingerprint there goes on behind them. The last step renames 
 
 from __future__ import annotations
 
+import difflib
 import logging
 import time
 from collections.abc import Mapping
@@ -28,11 +29,13 @@ from calibration.samples import Samples
 from calibration.walk import Hessian, Moments, Split, Streams, collect_hessians, moments_in_order
 from compress.awq import fold_block
 from compress.fingerprint import inputs_of
-from compress.layers import Solved, Widths, round_plainly, solve_stage
+from compress.layers import Solved, round_plainly, solve_stage
 from compress.pieces import Piece, read_header, read_linear
 from compress.quantized import QuantizedTensor
-from compress.recipe import Recipe
+from compress.recipe import Recipe, Widths
 from compress.refine import refine
+from compress.rotate import Rotated
+from compress.rotate import check as check_rotation
 from compress.store import (
     EMBED,
     EMBEDDING_FILE,
@@ -92,7 +95,7 @@ def quantize(
     work = Work(out, inputs, ranks, overwrite=overwrite)
     try:
         shelf = Shelf(getattr(torch, recipe.activations), work.folder if on_disk else None)
-        run = _Run(checkpoint, recipe, work, shelf, device)
+        run = _Run(Rotated(checkpoint) if recipe.rotate else checkpoint, recipe, work, shelf, device)
         pieces = len(piece_files(checkpoint.config))
         with (progress or Silent()).task("quantize", pieces) as task, torch.inference_mode():
             streams = run.embedding(tokens)
@@ -136,6 +139,9 @@ def check(config: ModelConfig, recipe: Recipe) -> None:
     shapes = {name.removesuffix(".weight"): shape for name, shape in block_shapes(config).items() if len(shape) == 2}
     groups = {name: (recipe.group_size, shape[1]) for name, shape in shapes.items()}
     groups[HEAD] = (recipe.head_group_size, config.hidden_size)
+    groups |= {name: (recipe.layers[name].group_size, width) for name, width in _named_widths(config, recipe).items()}
+    if recipe.rotate:
+        check_rotation(config)
     for name, (size, columns) in groups.items():
         if size != -1 and columns % size:
             fitting = [str(fit) for fit in (128, 64, 32) if all(shape[1] % fit == 0 for shape in shapes.values())]
@@ -150,13 +156,35 @@ def check(config: ModelConfig, recipe: Recipe) -> None:
         )
 
 
+def _named_widths(config: ModelConfig, recipe: Recipe) -> dict[str, int]:
+    """Columns of every linear that the recipe names.
+
+    Raises:
+        InputError: the model has none of that name.
+    """
+    shapes = block_shapes(config).items()
+    known = {
+        f"model.layers.{index}.{name.removesuffix('.weight')}": shape[1]
+        for index in range(config.num_layers)
+        for name, shape in shapes
+        if len(shape) == 2
+    } | ({} if config.shares_table else {HEAD: config.hidden_size})
+    for name in recipe.layers:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]}?" if near else "name a linear, e.g. model.layers.0.self_attn.q_proj"
+            raise InputError(f"recipe: the model has no linear {name}", fix=fix)
+    return {name: known[name] for name in recipe.layers}
+
+
 class _Run:
     """One run over the pieces, each made or, if it is there already, taken as it is."""
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, work: Work, shelf: Shelf, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint | Rotated, recipe: Recipe, work: Work, shelf: Shelf, device: torch.device
+    ) -> None:
         self.checkpoint, self.recipe, self.work, self.shelf, self.device = checkpoint, recipe, work, shelf, device
         self.config, self.ranks = checkpoint.config, work.ranks
-        self.widths = Widths(recipe.bits, recipe.group_size, recipe.symmetric)
 
     def embedding(self, tokens: Tensor | None) -> Streams | None:
         """The table; and the streams that begin with its rows, for a recipe that reads text."""
@@ -221,7 +249,7 @@ class _Run:
         norm = self.checkpoint.final_norm()
         solved: dict[str, Solved] = {}
         if not self.config.shares_table:
-            widths = Widths(self.recipe.head_bits, self.recipe.head_group_size, self.recipe.symmetric)
+            widths = self.recipe.widths(HEAD)
             if streams is None:
                 solved[HEAD] = round_plainly(self.checkpoint.head(), widths, self.recipe)
             else:
@@ -230,7 +258,7 @@ class _Run:
                     x = streams.read(streams.hidden, batch)
                     hessian.add(F.rms_norm(x, scale.shape, scale, self.config.rms_norm_eps), part)
                 weight = {HEAD: self.checkpoint.head()}
-                solved = solve_stage(weight, Moments(hessian.mean()), widths, self.recipe, self.ranks)
+                solved = solve_stage(weight, Moments(hessian.mean()), {HEAD: widths}, self.recipe, self.ranks)
         self._write(HEAD_FILE, solved, {FINAL_NORM: norm})
 
     def _solve_block(
@@ -238,22 +266,23 @@ class _Run:
     ) -> tuple[dict[str, Solved], dict[str, Tensor]]:
         """Codes of the linears, and the norms and biases beside them, all by local name."""
         solved: dict[str, Solved] = {}
+        widths = {name: self.recipe.widths(f"model.layers.{index}.{name}") for name in LINEARS}
         if streams is None:
             for name in LINEARS:
-                solved[name] = round_plainly(tensors[f"{name}.weight"], self.widths, self.recipe)
+                solved[name] = round_plainly(tensors[f"{name}.weight"], widths[name], self.recipe)
         else:
             exact = DecoderBlock.from_weights(self.config, tensors)
             scalings: Mapping[str, dict[str, Any]] = {}
-            if self.recipe.method == "awq":
+            if self.recipe.scales_channels:
                 hessians = collect_hessians(streams, exact)
-                tensors, scalings = fold_block(self.config, tensors, hessians, self.widths)
+                tensors, scalings = fold_block(self.config, tensors, hessians, widths)
             block = DecoderBlock.from_weights(self.config, tensors)
             inputs = streams.hidden.clone() if self.recipe.refine else None
             watch = _Watch(index)
             for stage, moments in moments_in_order(streams, block, exact):
                 watch.lap(f"moments of {stage.name}")
                 weights = {name: tensors[f"{name}.weight"] for name in stage.linears}
-                for name, result in solve_stage(weights, moments, self.widths, self.recipe, self.ranks).items():
+                for name, result in solve_stage(weights, moments, widths, self.recipe, self.ranks).items():
                     result.note.update(scalings.get(stage.name, {}))
                     solved[name] = result
                     _install(block, name, result.weight)

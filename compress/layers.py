@@ -14,24 +14,10 @@ from calibration.walk import Moments
 from compress.gptq import Feedback, factorize, gptq, objective
 from compress.grid import choose_grid
 from compress.quantized import QuantizedTensor
-from compress.recipe import Recipe
+from compress.recipe import Recipe, Widths
 from compress.rtn import round_to_nearest
 
 ROWS = 2048  # rows solved at a time, each by one rank: bounds the memory of wide layers
-
-
-@dataclass(frozen=True)
-class Widths:
-    """Bits and groups of one weight."""
-
-    bits: int
-    group_size: int
-    symmetric: bool
-
-    @property
-    def note(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
 
 
 @dataclass(frozen=True)
@@ -43,7 +29,11 @@ class Solved:
 
 
 def solve_stage(
-    weights: Mapping[str, Tensor], moments: Moments, widths: Widths, recipe: Recipe, ranks: Ranks = ALONE
+    weights: Mapping[str, Tensor],
+    moments: Moments,
+    widths: Mapping[str, Widths],
+    recipe: Recipe,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Solved]:
     """Quantize linears that read the same activations.
 
@@ -54,10 +44,11 @@ def solve_stage(
         weights: float32 [out, in] by name, on any device; what comes back is on the CPU.
         moments: of what they read; `cross` only where there is one linear.
         ranks: take turns at the rows of all linears; everybody gets everything back.
+        widths: of each, by the same names.
     """
     hessian = moments.hessian
-    feedback = factorize(hessian, recipe.damping, recipe.act_order) if recipe.method == "gptq" else None
-    note: dict[str, Any] = widths.note | {"method": recipe.method}
+    feedback = factorize(hessian, recipe.damping, recipe.act_order) if recipe.feeds_back else None
+    note: dict[str, Any] = {"method": recipe.method}
     if feedback is not None:
         note |= {
             "damping": feedback.damping,
@@ -71,7 +62,7 @@ def solve_stage(
         target = weights[name][rows].to(hessian.device)
         if feedback is not None and moments.cross is not None:
             target = corrected(target, Moments(hessian, moments.cross[rows]), feedback, recipe.correction)
-        own[name, start] = _solve_rows(target, hessian, widths, recipe, feedback)
+        own[name, start] = _solve_rows(target, hessian, widths[name], recipe, feedback)
     done = {task: found for part in ranks.gathered(own) for task, found in part.items()}
     solved: dict[str, Solved] = {}
     for name in weights:
@@ -81,7 +72,7 @@ def solve_stage(
             "loss_rounding": _round(sum(part.loss_rounding for part in parts)),
             "rows_rounded": sum(part.rows_rounded for part in parts),
         }
-        solved[name] = Solved(stack_rows([part.weight for part in parts]), note | losses)
+        solved[name] = Solved(stack_rows([part.weight for part in parts]), widths[name].note | note | losses)
     return solved
 
 

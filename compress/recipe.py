@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,13 +22,45 @@ TableBits = Literal[4, 8]
 GROUP_SIZES = (32, 64, 128, -1)
 
 
+HEAD = "lm_head"
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bits and groups of one weight."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
+
+
+class LayerWidth(BaseModel):
+    """Bits and group size of one linear, where they are not the recipe's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    bits: TableBits
+    group_size: Literal[32, 64, 128, -1]
+
+
 class Recipe(BaseModel):
     """How a checkpoint is quantized: all that the codes depend on, but for checkpoint and text.
 
     Attributes:
-        method: rtn (round to nearest), gptq or awq, for the linears of the blocks; given: the codes that a
-            quantized checkpoint came with.
-        bits: width of the blocks' linears; 3 is for comparing quantizers, no target takes it.
+        method: rtn (round to nearest), gptq, awq, or awq+gptq (AWQ's scales, GPTQ's codes), for the linears of the
+            blocks; given: the codes that a quantized checkpoint came with.
+        bits: width of the blocks' linears; 3 is for comparing quantizers, no target takes it. In a file or on the
+            command line it may be `auto`: 4 or 8 bits and the groups of each linear by what it loses.
+        auto: the widths are to be chosen yet (`bits: auto`), see `compress/allocate.py`.
+        size: bytes that the quantized checkpoint may take, for `auto`.
+        max_kl: KL that it may lose, as estimated, for `auto`. With neither: the size that `bits`, `group_size` and
+            `head_bits` would come to.
+        layers: widths of single linears by name, as `auto` writes them.
         group_size: columns that share a scale; -1 for one scale a row.
         symmetric: zero points all in the middle.
         grid: how scales are chosen. minmax: the group's extremes. mse: the span of least squared error, in the
@@ -36,6 +71,8 @@ class Recipe(BaseModel):
         act_order: GPTQ rounds the columns of the most excited inputs first; groups stay in place.
         correction: how far GPTQ's o_proj and down_proj make up for errors that earlier layers left in the
             stream: 0 not at all (plain GPTQ, one forward pass less), 1 as far as least squares goes.
+        rotate: turn the stream and the values of each head by Hadamard rotations folded into the weights: spreads
+            outliers, costs nothing at run time.
         refine: steps of learned rounding a block behind gptq or awq, 0 for none; 200 are plenty.
         activations: how those of the calibration set are kept between blocks: float32, or bfloat16 in half the room.
         samples, length, seed: calibration windows, tokens in each, and the seed that picks them.
@@ -43,7 +80,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    method: Literal["gptq", "awq", "rtn", "given"] = "gptq"
+    method: Literal["gptq", "awq", "awq+gptq", "rtn", "given"] = "gptq"
     bits: Bits = 4
     group_size: int = 32
     symmetric: bool = True
@@ -54,11 +91,16 @@ class Recipe(BaseModel):
     damping: float = Field(default=0.01, gt=0, le=1)
     act_order: bool = True
     correction: float = Field(default=0.5, ge=0, le=1)
+    rotate: bool = False
     refine: int = Field(default=0, ge=0)
     activations: Literal["float32", "bfloat16"] = "float32"
     samples: int = Field(default=128, ge=1)
     length: int = Field(default=512, ge=2)
     seed: int = Field(default=0, ge=0)
+    auto: bool = False
+    size: int | None = Field(default=None, gt=0)
+    max_kl: float | None = Field(default=None, gt=0)
+    layers: dict[str, LayerWidth] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -73,6 +115,26 @@ class Recipe(BaseModel):
         if value in GROUP_SIZES or (info.data.get("method") == "given" and value > 0):
             return value
         raise ValueError(f"group sizes are {', '.join(map(str, GROUP_SIZES))}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_a_width_to_be_chosen(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("bits") == "auto":
+            return {"auto": True, **{key: value for key, value in values.items() if key != "bits"}}
+        return values
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _size_in_words(cls, value: Any) -> Any:
+        return parse_size(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _limits_are_for_auto(self) -> Self:
+        if not self.auto and (self.size is not None or self.max_kl is not None):
+            raise ValueError("a size or a KL to keep within is for `bits: auto`")
+        if self.size is not None and self.max_kl is not None:
+            raise ValueError("give a size or a KL to keep within, not both")
+        return self
 
     @model_validator(mode="after")
     def _refining_needs_text(self) -> Self:
@@ -98,6 +160,8 @@ class Recipe(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
+            if not key:  # a rule over several keys
+                raise InputError(f"recipe: {first['msg'].removeprefix('Value error, ')}", where=where) from None
             message = f"recipe: {key} = {first['input']!r}: {first['msg']}"
             raise InputError(message, where=where, fix=f"give {key} a value that it can take") from None
 
@@ -124,19 +188,74 @@ class Recipe(BaseModel):
             raise InputError("a recipe is a table of keys and values", where=path, fix="write lines like `bits: 4`")
         return cls.make({**values, **overrides}, where=path)
 
+    def widths(self, name: str) -> Widths:
+        """Of a weight by its full name: a linear of a block, or `lm_head`."""
+        if name in self.layers:
+            chosen = self.layers[name]
+            return Widths(chosen.bits, chosen.group_size, self.symmetric)
+        if name == HEAD:
+            return Widths(self.head_bits, self.head_group_size, self.symmetric)
+        return Widths(self.bits, self.group_size, self.symmetric)
+
+    def uniform(self) -> Iterator[tuple[str, Self]]:
+        """This recipe once for every width in `layers`, everywhere in the blocks: what a rule for the blocks' widths
+        is to be asked about; with the name of a linear that has it."""
+        seen: set[tuple[int, int]] = set()
+        for name, width in self.layers.items():
+            if name != HEAD and (width.bits, width.group_size) not in seen:
+                seen.add((width.bits, width.group_size))
+                changes = {"bits": width.bits, "group_size": width.group_size, "layers": {}}
+                yield name, self.model_copy(update=changes)
+
+    def to_yaml(self) -> str:
+        """A file that `load` reads back to the same recipe; defaults are left out."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        layers = values.pop("layers", {})
+        text = yaml.safe_dump({"method": self.method, **values}, sort_keys=False)
+        if layers:
+            lines = [f"  {name}: {{bits: {w['bits']}, group_size: {w['group_size']}}}\n" for name, w in layers.items()]
+            text += "layers:\n" + "".join(lines)
+        return text
+
+    @property
+    def scales_channels(self) -> bool:
+        """True for AWQ's search of scales, folded into what comes before."""
+        return self.method in ("awq", "awq+gptq")
+
+    @property
+    def feeds_back(self) -> bool:
+        """True for GPTQ's codes: errors of a column go into the next."""
+        return self.method in ("gptq", "awq+gptq")
+
     @property
     def reads_text(self) -> bool:
         """True when the codes depend on calibration text."""
-        return self.method in ("gptq", "awq")
+        return self.scales_channels or self.feeds_back or self.auto
 
     @property
     def follows_float(self) -> bool:
         """True when the float model's stream is walked beside the quantized one's."""
-        return self.reads_text and (self.refine > 0 or (self.method != "awq" and self.correction > 0))
+        return self.reads_text and (self.refine > 0 or (self.feeds_back and self.correction > 0))
 
     def digest(self) -> str:
         """Hex SHA-256 of every value."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes: `4.2GB`, `700 MiB`, `123456`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?I?B?)\s*", text.upper())
+    unit = found.group(2) if found else None
+    if found is None or unit not in UNITS:
+        raise ValueError("a size is a number with GB, MB, GiB or MiB, e.g. 4.2GB")
+    return int(float(found.group(1)) * UNITS[unit])
 
 
 def presets() -> list[str]:

@@ -12,10 +12,11 @@ from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
 from bluelm.files import demo_checkpoint
 from bluelm.model import DecoderBlock
+from bluelm.weights import LINEARS
 from calibration.samples import load_samples
 from calibration.walk import DOWN, GATE_UP, OUT, QKV, Streams, collect_hessians
 from compress.awq import FOLDS, channels_read, fold, fold_block, search_scales
-from compress.layers import Widths
+from compress.recipe import Widths
 from compress.rtn import round_to_nearest
 
 W4 = Widths(4, 32, True)
@@ -85,7 +86,7 @@ def test_search_is_never_worse_than_no_scales() -> None:
     for seed in range(5):
         weights = [torch.randn(16, 64, generator=generator.manual_seed(seed)) for _ in range(2)]
         x = torch.randn(100, 64, generator=generator)
-        found = search_scales(weights, x.T @ x / 100, torch.arange(64), W4)
+        found = search_scales(weights, x.T @ x / 100, torch.arange(64), [W4, W4])
         assert found.loss <= found.plain
         assert torch.isfinite(found.scales).all()
         assert (found.scales > 0).all()
@@ -93,10 +94,10 @@ def test_search_is_never_worse_than_no_scales() -> None:
 
 def test_channels_without_signal_are_left_alone() -> None:
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(search_scales([weight], torch.zeros(64, 64), torch.arange(64), W4).scales, torch.ones(64))
+    assert torch.equal(search_scales([weight], torch.zeros(64, 64), torch.arange(64), [W4]).scales, torch.ones(64))
     x = torch.randn(100, 64, generator=torch.Generator().manual_seed(1)) * 10
     x[:, 7] = 0
-    assert search_scales([weight], x.T @ x / 100, torch.arange(64), W4).scales[7] == 1
+    assert search_scales([weight], x.T @ x / 100, torch.arange(64), [W4]).scales[7] == 1
 
 
 def planted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +129,7 @@ def test_planted_outliers_are_won_back() -> None:
         return float((run(config, rounded, streams.hidden) - exact).square().mean())
 
     exact = run(config, tensors, streams.hidden)
-    folded, notes = fold_block(config, tensors, collect_hessians(streams, block), W4)
+    folded, notes = fold_block(config, tensors, collect_hessians(streams, block), dict.fromkeys(LINEARS, W4))
     without, planted_loss, awq = lost(original), lost(tensors), lost(folded)
     assert planted_loss > 1.5 * without
     assert planted_loss - awq >= 0.8 * (planted_loss - without)

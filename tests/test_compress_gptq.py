@@ -12,8 +12,8 @@ from bluelm.errors import InputError
 from calibration.walk import Moments
 from compress.gptq import factorize, gptq, objective
 from compress.grid import Grid, choose_grid
-from compress.layers import Widths, corrected, solve_stage
-from compress.recipe import Recipe
+from compress.layers import corrected, solve_stage
+from compress.recipe import Recipe, Widths
 from compress.rtn import round_to_nearest
 
 
@@ -97,7 +97,7 @@ def test_no_row_is_ever_worse_than_rounded_to_nearest(
     weight, hessian = problem(seed, rows=12, tokens=tokens)
     recipe = Recipe.make({"method": method, "act_order": act_order})
     widths = Widths(bits, group_size, symmetric)
-    solved = solve_stage({"w": weight}, Moments(hessian), widths, recipe)["w"]
+    solved = solve_stage({"w": weight}, Moments(hessian), {"w": widths}, recipe)["w"]
     rounded = round_to_nearest(weight, bits, group_size, symmetric)
     loss = objective((weight - solved.weight.dequantize()).double(), hessian.double())
     most = objective((weight - rounded.dequantize()).double(), hessian.double())
@@ -106,7 +106,7 @@ def test_no_row_is_ever_worse_than_rounded_to_nearest(
 
 def test_gptq_gains_much_on_correlated_inputs() -> None:
     weight, hessian = problem(0)
-    note = solve_stage({"w": weight}, Moments(hessian), Widths(4, 32, True), Recipe())["w"].note
+    note = solve_stage({"w": weight}, Moments(hessian), {"w": Widths(4, 32, True)}, Recipe())["w"].note
     assert note["loss"] < 0.5 * note["loss_rounding"]
     assert note["damping"] == 0.01
     assert note["factorizations"] == 1
@@ -117,7 +117,7 @@ def test_kept_rows_are_counted() -> None:
     weight, _ = problem(5)
     x = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
     hessian = x.T @ x / 2000
-    solved = solve_stage({"w": weight}, Moments(hessian), Widths(4, 32, True), Recipe.make({"grid": "minmax"}))
+    solved = solve_stage({"w": weight}, Moments(hessian), {"w": Widths(4, 32, True)}, Recipe.make({"grid": "minmax"}))
     grid = choose_grid(weight, 4, 32, True)
     alone, rounded = grid.holding(gptq(weight, grid, factorize(hessian))), grid.nearest(weight)
     worse = objective(weight - alone.dequantize(), hessian) > objective(weight - rounded.dequantize(), hessian)
@@ -134,7 +134,7 @@ def test_damping_rises_until_the_factorization_holds_and_is_told() -> None:
     feedback = factorize(indefinite)
     assert feedback.attempts > 1
     assert feedback.damping == pytest.approx(0.01 * 4 ** (feedback.attempts - 1))
-    note = solve_stage({"w": weight}, Moments(indefinite), Widths(4, 32, True), Recipe())["w"].note
+    note = solve_stage({"w": weight}, Moments(indefinite), {"w": Widths(4, 32, True)}, Recipe())["w"].note
     assert note["damping"] == feedback.damping
     assert note["factorizations"] == feedback.attempts
 
@@ -164,7 +164,7 @@ def test_constant_and_equal_inputs_are_no_trouble() -> None:
     x[:, 4] = 2.0
     x[:, 10] = x[:, 11]
     weight, _ = problem(0)
-    note = solve_stage({"w": weight}, Moments(x.T @ x / 200), Widths(4, 32, True), Recipe())["w"].note
+    note = solve_stage({"w": weight}, Moments(x.T @ x / 200), {"w": Widths(4, 32, True)}, Recipe())["w"].note
     assert note["factorizations"] == 1
     assert note["loss"] < note["loss_rounding"]
 
@@ -172,7 +172,7 @@ def test_constant_and_equal_inputs_are_no_trouble() -> None:
 def test_outlier_weights_leave_other_groups_alone() -> None:
     weight, hessian = problem(0)
     weight[0, 0] = 1e4
-    solved = solve_stage({"w": weight}, Moments(hessian), Widths(4, 32, True), Recipe())["w"].weight
+    solved = solve_stage({"w": weight}, Moments(hessian), {"w": Widths(4, 32, True)}, Recipe())["w"].weight
     restored = solved.dequantize()
     assert torch.isfinite(restored).all()
     assert restored[0, 0] == pytest.approx(1e4, rel=0.01)
@@ -202,8 +202,8 @@ def test_correction_is_the_damped_least_squares_fit() -> None:
 
 def test_wide_layers_are_solved_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = problem(0, rows=40)
-    whole = solve_stage({"w": weight}, Moments(hessian), Widths(4, 32, True), Recipe())["w"]
+    whole = solve_stage({"w": weight}, Moments(hessian), {"w": Widths(4, 32, True)}, Recipe())["w"]
     monkeypatch.setattr("compress.layers.ROWS", 16)
-    parts = solve_stage({"w": weight}, Moments(hessian), Widths(4, 32, True), Recipe())["w"]
+    parts = solve_stage({"w": weight}, Moments(hessian), {"w": Widths(4, 32, True)}, Recipe())["w"]
     assert (whole.weight.codes != parts.weight.codes).float().mean() < 0.002
     assert parts.note["loss"] == pytest.approx(whole.note["loss"], rel=1e-3)

@@ -16,10 +16,10 @@ from bluelm.files import atomic_folder
 from bluelm.progress import Progress, Silent
 from bluelm.weights import LINEARS
 from compress.formats.packed import PackedCheckpoint, describe
-from compress.layers import Solved, Widths, round_plainly
+from compress.layers import Solved, round_plainly
 from compress.pieces import LinearInfo, Piece, write_piece
 from compress.quantized import OrderedWeight
-from compress.recipe import Recipe
+from compress.recipe import Recipe, Widths
 from compress.store import (
     EMBED,
     EMBEDDING_FILE,

@@ -1,0 +1,174 @@
+"""Rotations folded into the weights: outliers are spread over all channels, and nothing is left to do at run time.
+
+RMSNorm without a weight commutes with an orthogonal R: norm(x R) = norm(x) R. So with every norm's weight folded into
+the linears behind it, the whole residual stream can be turned (QuaRot, Ashkboos et al., 2024, arXiv 2404.00456):
+
+    embedding           E            ->  E R
+    reads the stream    W diag(g)    ->  W diag(g) R        q, k, v, gate, up, head; g the norm's weight, then 1
+    writes to it        W            ->  Rᵀ W               o, down
+
+and the values of each head by another Q, undone by o_proj: v -> Qᵀ v, o_h -> o_h Q. Keys and queries stay, as rotary
+embedding does not commute with Q; what down_proj reads stays, as silu does not.
+
+R is a Hadamard matrix with random signs. Where the width is no power of two, its odd factor is a cosine transform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError
+from bluelm.tensorfiles import TensorInfo
+
+ROWS = 4096  # rows turned at a time: bounds the memory of the table in float64
+READS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
+WRITES = ("self_attn.o_proj", "mlp.down_proj")
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """x -> x R for an orthogonal R [width, width], computed in float64.
+
+    Attributes:
+        signs: float64 [width], +1 or -1.
+    """
+
+    signs: Tensor
+
+    @staticmethod
+    def of(width: int, seed: int) -> Rotation:
+        """The rotation of this width and seed."""
+        generator = torch.Generator().manual_seed(seed)
+        return Rotation(torch.randint(0, 2, (width,), generator=generator, dtype=torch.float64) * 2 - 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x float32 [..., width] -> x R, float32 of the same shape."""
+        flat = x.reshape(-1, x.shape[-1])
+        turned = [self._turn(rows.double() * self.signs).float() for rows in flat.split(ROWS)]
+        return torch.cat(turned).view(x.shape)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Rᵀ W, float32 [width, in]."""
+        return self(weight.T).T.contiguous()
+
+    def _turn(self, x: Tensor) -> Tensor:
+        """x float64 [rows, width]."""
+        width = x.shape[1]
+        even = width & -width  # the largest power of two that divides it
+        odd = width // even
+        x = x.view(-1, odd, even)
+        step = 1
+        while step < even:  # one butterfly of the fast Walsh-Hadamard transform
+            pairs = x.view(-1, odd, even // (2 * step), 2, step)
+            x = torch.stack((pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]), -2)
+            x = x.view(-1, odd, even)
+            step *= 2
+        x = x / math.sqrt(even)
+        if odd > 1:
+            x = torch.einsum("rie,ij->rje", x, cosines(odd))
+        return x.reshape(-1, width)
+
+
+def cosines(size: int) -> Tensor:
+    """The orthogonal cosine transform (DCT-II), float64 [size, size]: dense, all entries of about one size."""
+    at = torch.arange(size, dtype=torch.float64)
+    table = torch.cos(math.pi * (2 * at[:, None] + 1) * at / (2 * size)) * math.sqrt(2 / size)
+    table[:, 0] /= math.sqrt(2)
+    return table
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """The weights of a checkpoint, turned as they are read; the function is the same, up to float32 rounding.
+
+    Attributes:
+        seed: of the signs.
+    """
+
+    source: Checkpoint
+    seed: int = 0
+    stream: Rotation = field(init=False)
+    values: Rotation = field(init=False)
+
+    def __post_init__(self) -> None:
+        check(self.source.config)
+        object.__setattr__(self, "stream", Rotation.of(self.config.hidden_size, self.seed))
+        object.__setattr__(self, "values", Rotation.of(self.config.head_dim, self.seed + 1))
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.source.config
+
+    @property
+    def folder(self) -> Path:
+        return self.source.folder
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self.source.tensors
+
+    def digest(self) -> str:
+        """The checkpoint's own: that it is turned stands in the recipe."""
+        return self.source.digest()
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        """Tensors of one block, float32, by local name; both norms are ones."""
+        return rotate_block(self.source.block(index), self.stream, self.values)
+
+    def embedding(self) -> Tensor:
+        """float32 [rows, hidden]."""
+        return self.stream(self.source.embedding())
+
+    def final_norm(self) -> Tensor:
+        """Ones, float32 [hidden]."""
+        return torch.ones(self.config.hidden_size)
+
+    def head(self) -> Tensor:
+        """float32 [rows, hidden]."""
+        return self.stream(self.source.head() * self.source.final_norm())
+
+
+def check(config: ModelConfig) -> None:
+    """InputError for a model that cannot be turned: its last norm's weight would have to be in a shared table."""
+    if config.shares_table:
+        raise InputError(
+            "embedding and head of this model are one table, which cannot be rotated for both",
+            fix="leave out --rotate",
+        )
+
+
+def rotate_block(tensors: Mapping[str, Tensor], stream: Rotation, values: Rotation) -> dict[str, Tensor]:
+    """A block that reads and writes a turned stream.
+
+    Args:
+        tensors: float32 by local name.
+        stream: of the residual stream; values: of each head's values.
+    """
+    turned = dict(tensors)
+    for norm, linears in READS.items():
+        gamma = tensors[f"{norm}.weight"]
+        for name in linears:
+            turned[f"{name}.weight"] = stream(tensors[f"{name}.weight"] * gamma)
+        turned[f"{norm}.weight"] = torch.ones_like(gamma)
+    for name in WRITES:
+        turned[f"{name}.weight"] = stream.rows(tensors[f"{name}.weight"])
+    size = len(values.signs)
+    for kind in ("weight", "bias"):
+        name = f"self_attn.v_proj.{kind}"
+        if name in turned:  # [heads * size, in] or [heads * size]
+            heads = turned[name].view(-1, size, turned[name][0].numel()).transpose(1, 2)
+            turned[name] = values(heads).transpose(1, 2).reshape(turned[name].shape).contiguous()
+    mixed = turned["self_attn.o_proj.weight"]  # [hidden, heads * size]
+    turned["self_attn.o_proj.weight"] = values(mixed.view(len(mixed), -1, size)).view(mixed.shape)
+    return turned
