@@ -136,6 +136,8 @@ def check(config: ModelConfig, recipe: Recipe) -> None:
         InputError: a group size does not divide a layer's width; a table that serves as embedding and head is
             to have two widths.
     """
+    if recipe.auto:
+        raise InputError("the widths of this recipe are to be chosen yet", fix="choose them with compress.allocate")
     shapes = {name.removesuffix(".weight"): shape for name, shape in block_shapes(config).items() if len(shape) == 2}
     groups = {name: (recipe.group_size, shape[1]) for name, shape in shapes.items()}
     groups[HEAD] = (recipe.head_group_size, config.hidden_size)

@@ -82,8 +82,11 @@ RecipeName = Annotated[
     typer.Option(help="Preset or YAML file that the options below are laid over.", rich_help_panel=QUANTIZE),
 ]
 Method = Annotated[
-    Literal["gptq", "awq", "rtn"] | None,
-    typer.Option(help="gptq (least loss), awq, or rtn: round to nearest.", rich_help_panel=QUANTIZE),
+    Literal["gptq", "awq", "awq+gptq", "rtn"] | None,
+    typer.Option(
+        help="gptq (least loss), awq, awq+gptq (for models with outlier channels), or rtn: round to nearest.",
+        rich_help_panel=QUANTIZE,
+    ),
 ]
 Bits = Annotated[Literal["4", "8"] | None, typer.Option(help="Width of the blocks' weights.", rich_help_panel=QUANTIZE)]
 GroupSize = Annotated[
@@ -105,6 +108,15 @@ Refine = Annotated[
         "five times as long.",
         min=0,
         show_default="the recipe's: 0",
+        rich_help_panel=QUANTIZE,
+    ),
+]
+Rotate = Annotated[
+    bool | None,
+    typer.Option(
+        "--rotate/--no-rotate",
+        help="Turn the model by Hadamard rotations folded into its weights: spreads outliers, free at run time.",
+        show_default="the recipe's: not",
         rich_help_panel=QUANTIZE,
     ),
 ]
