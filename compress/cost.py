@@ -154,10 +154,10 @@ def _seconds(shape: _Shape, on_disk: bool, rate: float) -> float:
         return search + tables + config.num_layers * shape.weights * FLOAT * 10 / STREAM_BYTES_PER_SECOND
     forward = 2 * shape.tokens * shape.weights
     attention = 2 * shape.tokens * recipe.length * config.num_heads * config.head_dim / ATTENTION_SHARE
-    passes = (2 if recipe.follows_float else 1) + (1 if recipe.method == "awq" else 0)
+    passes = (2 if recipe.follows_float else 1) + (1 if recipe.scales_channels else 0)
     again = 0 if shape.keeps_gated(on_disk) else 4 * shape.tokens * config.hidden_size * config.intermediate_size
     inputs = [shape.linears[stage.linears[0]][1] for stage in STAGES]
-    hessians = shape.tokens * sum(width**2 for width in inputs) * (2 if recipe.method == "awq" else 1)
+    hessians = shape.tokens * sum(width**2 for width in inputs) * (2 if recipe.scales_channels else 1)
     cross = sum(2 * shape.tokens * out * columns for out, columns in (shape.linears[n] for n in _WRITERS))
     solving = sum(_solving(out, columns, recipe) for out, columns in shape.linears.values()) / shape.ranks
     solving += sum(width**3 / 3 * threads for width in inputs)  # factorized on one thread
@@ -170,7 +170,7 @@ def _seconds(shape: _Shape, on_disk: bool, rate: float) -> float:
     elements = passes * shape.tokens * (12 * config.hidden_size + 6 * config.intermediate_size)
     moved = FLOAT * elements + 3 * shape.streams + (2 * shape.gated + 8 * shape.streams if on_disk else 0)
     columns = sum(-(-out // ROWS) * width for out, width in shape.linears.values()) / shape.ranks
-    loops = config.num_layers * columns * COLUMN_SECONDS if recipe.method == "gptq" else 0
+    loops = config.num_layers * columns * COLUMN_SECONDS if recipe.feeds_back else 0
     other = config.num_layers * moved / STREAM_BYTES_PER_SECOND / threads
     return (config.num_layers * block + head) / rate + search + tables + loops + other
 
@@ -180,7 +180,7 @@ _WRITERS = ("self_attn.o_proj", "mlp.down_proj")  # whose output goes into the s
 
 def _solving(out: int, columns: int, recipe: Recipe) -> float:
     """Operations of one weight: both losses, and the errors that GPTQ moves on."""
-    return (5 if recipe.method == "gptq" else 4) * out * columns**2
+    return (5 if recipe.feeds_back else 4) * out * columns**2
 
 
 def _stored(rows: int, columns: int, widths: Widths) -> float:
