@@ -114,8 +114,8 @@ class Check:
         if self.value is None or self.margin is None:
             return f"{title}: {self.note}; the budget asks for {asked}"
         found, note = _quantity(self.value, self.unit), f"; {self.note}" if self.note else ""
-        if self.name in _PLAIN:
-            return f"{title}: {found}{note}"
+        if self.name.startswith("not_"):  # a question of its own, which the note answers
+            return f"{title}: {self.note or found}"
         if self.passed:
             return f"{title}: {found}, {asked}{note}"
         if self.outcome == "undecided":
@@ -183,7 +183,6 @@ STRUCTURE: dict[str, tuple[float, bool]] = {
     "runtime_kl_excess": (1, False),
 }
 BETTER, SAME = "not_better_than_float", "not_identical_to_float"
-_PLAIN = (BETTER, SAME)
 
 
 def judge(
@@ -305,14 +304,15 @@ def _two_sided(subject: str, figures: Mapping[tuple[str, str], Measurement], win
         luck = kl.value if kl is not None and math.isfinite(kl.value) else 0.0
         high = ratio.value + factor * ratio.error if ratio.error else ratio.value
         passed = high >= math.exp(-luck)
-        note = "" if passed else "better than the float model beyond its error: text leaked, or another model"
+        told = f"perplexity {ratio.value:.5g} of the float model's (± {ratio.error:.2g})"
+        note = told if passed else f"{told}: better beyond its error; text leaked, or this is another model"
         yield Check(
             BETTER, subject, ratio.value, "", 1.0, ratio.value - 1, passed, ratio.how, ratio.error, note, None, high,
             "passed" if passed else "failed",
         )  # fmt: skip
     if kl is not None and math.isfinite(kl.value):
         passed = kl.value > IDENTICAL
-        note = "" if passed else "answers exactly as the float model: is it quantized at all?"
+        note = "" if passed else "it answers exactly as the float model: is it quantized at all?"
         yield Check(
             SAME, subject, kl.value, kl.unit, IDENTICAL, kl.value - IDENTICAL, passed, kl.how, kl.error, note,
             outcome="passed" if passed else "failed",

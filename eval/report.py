@@ -115,7 +115,11 @@ class Report(BaseModel):
         Raises:
             InputError: there is none, or it was written by another version.
         """
-        path = folder / FILE
+        return cls.read(folder / FILE)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a report.json by itself; raises as `open` does."""
         if not path.is_file():
             fix = "name the folder of a finished run, e.g. dist/<run>"
             raise InputError("this is not the folder of a finished run: it holds no report", where=path, fix=fix)

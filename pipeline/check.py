@@ -6,17 +6,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bluelm.errors import BudgetError
+from bluelm.errors import BudgetError, InputError
 from eval import budget_file
-from eval.budget import Budget, judge
+from eval.baseline import regressions
+from eval.budget import Budget, Verdict, judge
 from eval.report import Report, show_verdict
 
 
-def check(run: Path, budget: Path | None, console: Console) -> int:
-    """Print the verdict; the exit code is 0 or, if the budget fails, 3.
+def check(run: Path, budget: Path | None, baseline: Path | None, console: Console) -> int:
+    """Print the verdict; the exit code is 0 or, if the budget fails or the run is worse than the baseline, 3.
 
     Args:
         budget: None: the limits that the run itself was judged by.
+        baseline: folder or report.json of an earlier run.
 
     Raises:
         InputError: not a finished run, or a bad budget.
@@ -24,6 +26,13 @@ def check(run: Path, budget: Path | None, console: Console) -> int:
     report = Report.open(run)
     limits = Budget.model_validate(report.budget) if budget is None else limits_for(report, budget)
     verdict = judge(limits, report.measurements, tuple(report.artifacts), report.samples)
+    if baseline is not None:
+        before = Report.read(baseline) if baseline.is_file() else Report.open(baseline)
+        found = regressions(report, before, limits.confidence)
+        if not found:
+            fix = "name a run of the same target"
+            raise InputError("the baseline has no figure in common with the run", where=baseline, fix=fix)
+        verdict = Verdict((*verdict.checks, *found))
     show_verdict(report.title, verdict, console)
     return 0 if verdict.passed else BudgetError.exit_code
 

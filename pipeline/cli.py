@@ -177,13 +177,20 @@ def check(
         Path | None,
         typer.Option(help="YAML file of limits. Default: those that the run was judged by.", show_default=False),
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier run, or its report.json: what is worse than there beyond its error fails.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Hold the figures of a finished run against a budget, without building or running anything."""
+    """Hold the figures of a finished run against a budget and an earlier run, without building or running anything."""
 
     def work() -> int:
         from pipeline.check import check as hold
 
-        return hold(run, budget, Console())
+        return hold(run, budget, baseline, Console())
 
     leave(work)
 

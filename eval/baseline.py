@@ -1,0 +1,141 @@
+"""A run held against an earlier one: what got worse beyond its error.
+
+Where both were judged on the same windows of the same text, the differences are taken window by window: what is hard
+in the text falls out, and a small regression shows that the errors of either run would hide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.budget import Check
+from eval.confidence import multiplier
+from eval.judge import WindowSums
+from eval.measurement import Measurement
+from eval.report import Report
+
+GROWTH = 0.01  # files of the same content differ by less from one compiler run to the next
+Figures = Mapping[tuple[str, str], Measurement]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A mean over tokens that two runs may be compared on window by window.
+
+    Attributes:
+        of: its sums by window. worse: 1 if more is worse, -1 if less is.
+    """
+
+    figure: str
+    unit: str
+    worse: int
+    of: Callable[[WindowSums], tuple[float, ...]]
+
+
+PAIRED = (
+    Paired("log_perplexity", "nats/token", 1, lambda sums: sums.nll),
+    Paired("mean_kl", "nats/token", 1, lambda sums: sums.kl),
+    Paired("top1_agreement", "", -1, lambda sums: sums.top1),
+    Paired("top5_agreement", "", -1, lambda sums: sums.top5),
+)
+ALONE = {"p99_kl": 1, "max_kl": 1, "first_divergence": -1}
+UNPAIRED = {"perplexity_ratio": 1, "mean_kl": 1, "top1_agreement": -1, "top5_agreement": -1, **ALONE}
+SIZES = (("artifact_bytes", "files"), ("memory_bytes", "soc"))
+SPEEDS = (("decode_tokens_per_s", "soc"), ("prefill_tokens_per_s", "soc"), ("decode_tokens_per_s", "host"))
+
+
+def regressions(now: Report, before: Report, confidence: float) -> list[Check]:
+    """One check a figure that both runs have; it fails if the figure is worse beyond its error."""
+    mine, theirs = ({(m.name, m.subject): m for m in report.measurements} for report in (now, before))
+    checks: list[Check] = []
+    for subject in now.artifacts:
+        if subject not in before.artifacts:
+            continue
+        pair = now.windows.get(subject), before.windows.get(subject)
+        same_text = now.inputs.get("evaluation") == before.inputs.get("evaluation")
+        if same_text and pair[0] and pair[1] and pair[0].tokens == pair[1].tokens:
+            checks += [paired(p, pair[0], pair[1], subject, confidence) for p in PAIRED]
+            checks += _unpaired(mine, theirs, subject, ALONE, confidence, "")
+        else:
+            checks += _unpaired(mine, theirs, subject, UNPAIRED, confidence, "; other text, so not paired")
+    return [*checks, *_sizes(mine, theirs), *_speeds(mine, theirs)]
+
+
+def paired(about: Paired, now: WindowSums, before: WindowSums, subject: str, confidence: float) -> Check:
+    """The mean difference a token, with the clustered error of a ratio (see `metrics.mean`)."""
+    apart = np.array(about.of(now)) - np.array(about.of(before))
+    tokens = np.array(now.tokens, dtype=np.float64)
+    groups, total = len(tokens), float(tokens.sum())
+    mean = float(apart.sum()) / total
+    error = None
+    if groups > 1:
+        residuals = apart - mean * tokens
+        error = math.sqrt(groups / (groups - 1) * float((residuals**2).sum())) / total
+    note = f"paired on {int(total):,} tokens"
+    return _difference(about.figure, subject, mean, error, about.unit, about.worse, confidence, groups, note)
+
+
+def _unpaired(
+    mine: Figures, theirs: Figures, subject: str, names: Mapping[str, int], confidence: float, why: str
+) -> Iterator[Check]:
+    for name, worse in names.items():
+        a, b = mine.get((name, subject)), theirs.get((name, subject))
+        if b is None:
+            continue
+        if a is None:
+            yield Check(_name(name), subject, None, b.unit, 0, None, False, note="not measured", outcome="failed")
+            continue
+        error = None if a.error is None or b.error is None else math.hypot(a.error, b.error)
+        note = f"{a.value:,.4g} now, {b.value:,.4g} before{why}"
+        yield _difference(name, subject, a.value - b.value, error, a.unit, worse, confidence, None, note)
+
+
+def _difference(
+    figure: str, subject: str, value: float, error: float | None, unit: str, worse: int, confidence: float,
+    samples: int | None, note: str,
+) -> Check:  # fmt: skip
+    """Fails where the bound says that it is worse, and where the difference is no number."""
+    spread = math.inf if error is None else error and multiplier(confidence, samples) * error
+    passed = math.isfinite(value) and not worse * value > spread
+    told = note if passed else f"worse beyond its error; {note}"
+    shown = f" ± {error:.2g}" if error is not None else ""
+    return Check(
+        _name(figure), subject, value, unit, 0.0, -worse * value, passed, "measured", error,
+        f"changed by {value:+.3g}{shown} {unit}".rstrip() + f"; {told}",
+        None if error is None else value - spread, None if error is None else value + spread,
+        "passed" if passed else "failed",
+    )  # fmt: skip
+
+
+def _sizes(mine: Figures, theirs: Figures) -> Iterator[Check]:
+    for name, subject in SIZES:
+        a, b = mine.get((name, subject)), theirs.get((name, subject))
+        if a is not None and b is not None:
+            margin = (1 + GROWTH) * b.value - a.value
+            note = f"{a.value / 1e6:,.2f} MB now, {b.value / 1e6:,.2f} MB before"
+            outcome = "passed" if margin >= 0 else "failed"
+            told = note if margin >= 0 else f"larger by more than {GROWTH:.0%}; {note}"
+            yield Check(_name(name), subject, a.value, "bytes", b.value, margin, margin >= 0, a.how, None, told,
+                        outcome=outcome)  # fmt: skip
+
+
+def _speeds(mine: Figures, theirs: Figures) -> Iterator[Check]:
+    """Slower where the intervals do not meet; what is noisy, or was got in another way, says nothing."""
+    for name, subject in SPEEDS:
+        a, b = mine.get((name, subject)), theirs.get((name, subject))
+        if a is None or b is None or a.how != b.how or "noisy" in a.note or "noisy" in b.note:
+            continue
+        high, low = (a.value if a.high is None else a.high), (b.value if b.low is None else b.low)
+        passed = high >= low
+        note = f"{a.value:,.4g} now, {b.value:,.4g} before"
+        told = note if passed else f"slower, the intervals do not meet; {note}"
+        yield Check(_name(name), subject, a.value, a.unit, low, high - low, passed, a.how, a.error, told, a.low, a.high,
+                    "passed" if passed else "failed")  # fmt: skip
+
+
+def _name(figure: str) -> str:
+    return f"not_worse_{figure}"
