@@ -31,7 +31,7 @@ from export.bundle.manifest import (
 )
 from export.bundle.manifest import Tokenizer as TokenizerFacts
 from export.bundle.zip32 import BytesSource, FileSource
-from targets.socs import table
+from targets.socs import Soc, table
 
 OPENATOM = "OpenAtom Model License"
 _SYSTEM_BYTES = 1_500_000_000  # what a phone's system and the app itself keep for themselves
@@ -73,7 +73,7 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
         fix = "mend the run, or add --allow-failed; the bundle's manifest will say so"
         raise BudgetError("the run failed its budget, so there is no bundle", where=run, fix=fix)
     artifact = find_artifact(run, report)
-    format_ = choice.format or default_format(artifact)
+    format_ = choice.format or default_format(report, artifact)
     draft = describe(run, report, artifact, format_, choice)
     out = choice.out or run / "bundle" / draft.name
     options = build.Options(runner=choice.runner)
@@ -92,11 +92,17 @@ def find_artifact(run: Path, report: Report) -> Artifact:
     return Artifact.open(run / built.folder)
 
 
-def default_format(artifact: Artifact) -> Format:
+def default_format(report: Report, artifact: Artifact) -> Format:
     """APK for Android; for iOS an IPA where its executable can be built, else an Xcode project."""
-    if project.runtime_of(artifact.format)[1].os != "ios":
+    if not for_apple(report, project.runtime_of(artifact.format)[1]):
         return "apk"
     return "ipa" if runner.present() else "xcode"
+
+
+def for_apple(report: Report, facts: project.RuntimeFacts) -> bool:
+    """Whether the run was made for Apple's chips; some runtimes serve both systems."""
+    row = table().targets.get(str(report.configuration.get("target")))
+    return facts.os == "ios" or (facts.os == "any" and row is not None and row.vendor == "apple")
 
 
 def load_keys(choice: Choice) -> payload.Keys:
@@ -159,7 +165,7 @@ def describe(run: Path, report: Report, artifact: Artifact, format_: Format, cho
             pinned=project.pinned(facts, versions),
             licence=facts.licence,
         ),
-        requirements=_requirements(report, artifact, format_, facts),
+        requirements=_requirements(report, artifact, format_, runtime, facts),
         context=artifact.context,
         prefill_chunk=artifact.chunk,
         bits_per_weight=artifact.bits_per_weight,
@@ -205,22 +211,37 @@ def _model(report: Report, artifact: Artifact) -> Model:
     )
 
 
-def _requirements(report: Report, artifact: Artifact, format_: Format, facts: project.RuntimeFacts) -> Requirements:
-    apple = format_ in ("ipa", "xcode") or facts.os == "ios"
+def _requirements(
+    report: Report, artifact: Artifact, format_: Format, name: str, facts: project.RuntimeFacts
+) -> Requirements:
+    system = project.system_of(name, format_)
+    if system == "any":
+        system = "ios" if for_apple(report, facts) else "android"
     figure = next((m for m in report.measurements if m.name == "memory_bytes"), None)
     need = figure.value if figure else float(artifact.bytes)
     basis = f"{figure.how}: {figure.note}" if figure else "size of the artifact"
-    soc = next((s for s in table().socs if artifact.soc and s.answers_to(artifact.soc)), None)
+    soc = _only_chip(report, artifact, facts)
     arch = soc.hexagon_arch if soc else None
     return Requirements(
-        os="ios" if apple else "android",
-        min_os=facts.min_ios if apple else str(facts.min_sdk),
+        os="ios" if system == "ios" else "android",
+        min_os=facts.min_ios if system == "ios" else str(facts.min_sdk),
         min_ram_bytes=int(need) + _SYSTEM_BYTES,
         ram_basis=f"{basis}; {_SYSTEM_BYTES} bytes for the system on top",
-        soc=artifact.soc if artifact.format == "qnn-context" else None,
+        soc=soc.id if soc else None,
         soc_aliases=(soc.name, *soc.aliases) if soc else (),
-        hexagon_arch=f"v{arch}" if arch and artifact.format == "qnn-context" else None,
+        hexagon_arch=f"v{arch}" if arch else None,
     )
+
+
+def _only_chip(report: Report, artifact: Artifact, facts: project.RuntimeFacts) -> Soc | None:
+    """The chip that the artifact was compiled for; None where any runs it."""
+    if artifact.format not in facts.of_one_chip:
+        return None
+    name = artifact.soc or str(report.configuration.get("soc"))
+    found = next((soc for soc in table().socs if soc.answers_to(name)), None)
+    if found is None:
+        raise InputError(f"the artifact is for a chip that is not known here: {name}", where=artifact.folder)
+    return found
 
 
 def _tokenizer(artifact: Artifact) -> TokenizerFacts:

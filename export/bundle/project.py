@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field
 
 from bluelm.errors import InputError, TargetError
-from export.bundle.manifest import BundleManifest
+from export.bundle.manifest import BundleManifest, Format
 
 TEMPLATES = Path(__file__).parent / "templates"
 _TABLE = Path(__file__).parent / "data" / "runtimes.yaml"
@@ -49,8 +49,11 @@ class RuntimeFacts(BaseModel):
 
     Attributes:
         formats: of artifacts that it executes.
+        of_one_chip: those of `formats` that are compiled for one chip.
         engine: name of the Kotlin or Swift engine template.
-        android: libraries from Maven; empty where the runtime does not exist on Android.
+        android: libraries from Maven; empty where there are none.
+        no_library: why no project is made around it, where a package registry lacks the runtime.
+        hexagon: runs on Qualcomm's NPU, whose libraries must lie on disk.
         min_sdk, min_ios: oldest systems that the libraries take.
         pins: producers whose version a phone's runtime must have.
         implies: further versions that a producer's version brings.
@@ -59,10 +62,13 @@ class RuntimeFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     formats: tuple[str, ...]
+    of_one_chip: tuple[str, ...] = ()
     os: Annotated[str, Field(pattern="^(android|ios|any)$")]
     engine: str
     android: tuple[Library, ...] = ()
     swift_package: SwiftPackage | None = None
+    no_library: str | None = None
+    hexagon: bool = False
     min_sdk: int = 24
     min_ios: str = "16.0"
     licence: str
@@ -105,10 +111,7 @@ def render(manifest: BundleManifest) -> dict[str, bytes]:
         TargetError: the runtime does not exist on that system.
     """
     facts = runtimes()[manifest.runtime.name]
-    wanted = "android" if manifest.format == "gradle" else "ios"
-    if (wanted == "android" and not facts.android) or facts.os not in (wanted, "any"):
-        fix = "choose another format, or export for another target"
-        raise TargetError(f"{manifest.runtime.name} has no runtime for {wanted}", fix=fix)
+    _check_library(manifest.runtime.name, facts, system_of(manifest.runtime.name, manifest.format))
     values = _values(manifest, facts)
     home = TEMPLATES / manifest.format
     out: dict[str, bytes] = {}
@@ -125,6 +128,30 @@ def render(manifest: BundleManifest) -> dict[str, bytes]:
         else:
             out[name] = path.read_bytes()
     return out
+
+
+def system_of(name: str, format_: Format) -> str:
+    """The system that a bundle of a format is for: android, ios, or what the runtime needs of a folder.
+
+    Raises:
+        TargetError: the runtime does not exist there.
+    """
+    needs = runtimes()[name].os
+    system = {"apk": "android", "gradle": "android", "ipa": "ios", "xcode": "ios"}.get(format_, needs)
+    if needs not in (system, "any"):
+        fix = "choose another format, or export for another target"
+        raise TargetError(f"{name} has no runtime for {system}", fix=fix)
+    return system
+
+
+def _check_library(name: str, facts: RuntimeFacts, system: str) -> None:
+    """TargetError unless an app can get the runtime from a package registry, or has it from its system."""
+    if facts.android if system == "android" else facts.swift_package or facts.os == "ios":
+        return
+    where, other = ("on Maven", "apk") if system == "android" else ("as a Swift package", "ipa")
+    reason = f": {facts.no_library}" if facts.no_library else ""
+    fix = f"use --format {other} or folder, and load the model from an app of yours"
+    raise TargetError(f"no library of {name} {where} is known{reason}", fix=fix)
 
 
 @cache
@@ -148,6 +175,7 @@ def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
         "manifest": manifest,
         "runtime": manifest.runtime.name,
         "engine": facts.engine,
+        "hexagon": facts.hexagon,
         "min_sdk": facts.min_sdk,
         "min_ios": manifest.requirements.min_os,
         "dependencies": [f"{lib.maven}:{_version(lib.version_of, versions)}" for lib in facts.android],

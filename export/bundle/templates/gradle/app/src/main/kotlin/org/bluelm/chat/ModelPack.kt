@@ -3,9 +3,11 @@ package org.bluelm.chat
 import android.content.Context
 import android.content.res.AssetManager
 import android.os.Build
+import android.system.Os
 import java.io.File
 import java.io.InputStream
 import java.nio.ByteBuffer
+import java.nio.ByteOrder
 import java.nio.channels.FileChannel
 import java.nio.charset.StandardCharsets
 import java.security.MessageDigest
@@ -15,6 +17,7 @@ import org.json.JSONObject
 class ModelPack(private val context: Context) {
     private val assets: AssetManager
     private val home: String
+    private val folder: File
     val manifest: JSONObject
     val artifact: JSONObject
 
@@ -22,7 +25,10 @@ class ModelPack(private val context: Context) {
         val own = context.assets.list("model")?.contains("manifest.json") == true
         home = if (own) "model/" else ""
         assets = if (own) context.assets else installedPack(context)
-        manifest = json("manifest.json")
+        val raw = read("manifest.json")
+        manifest = JSONObject(String(raw, StandardCharsets.UTF_8))
+        folder = File(context.filesDir, "model/" + hex(MessageDigest.getInstance("SHA-256").digest(raw)))
+        folder.parentFile?.listFiles()?.filter { it != folder }?.forEach { it.deleteRecursively() } // of older models
         artifact = json("artifact/artifact.json")
     }
 
@@ -33,6 +39,8 @@ class ModelPack(private val context: Context) {
         } ?: throw IllegalStateException("no model: neither in this app nor as an installed model pack")
         return context.createPackageContext(found.packageName, 0).assets
     }
+
+    private fun hex(digest: ByteArray) = digest.joinToString("") { "%02x".format(it) }
 
     private fun json(path: String) = JSONObject(String(read(path), StandardCharsets.UTF_8))
 
@@ -52,10 +60,13 @@ class ModelPack(private val context: Context) {
         return file.inputStream().channel.use { it.map(FileChannel.MapMode.READ_ONLY, 0, file.length()) }
     }
 
-    /** A file of the payload on disk; runtimes want paths. Copied once, checked against manifest.json. */
+    /**
+     * A file of the payload on disk; runtimes want paths. Copied once, checked against manifest.json. All files of
+     * a model lie as in its payload, so that graphs find their weights beside them.
+     */
     fun file(path: String): File {
         val entry = manifest.getJSONObject("files").getJSONObject(path)
-        val target = File(context.filesDir, "model/" + entry.getString("sha256") + "/" + path)
+        val target = File(folder, path)
         if (target.length() == entry.getLong("bytes") && target.exists()) return target
         target.parentFile?.mkdirs()
         val partial = File(target.path + ".part")
@@ -73,8 +84,7 @@ class ModelPack(private val context: Context) {
                 }
             }
         }
-        val found = digest.digest().joinToString("") { "%02x".format(it) }
-        check(found == entry.getString("sha256")) { "$path was changed: refused" }
+        check(hex(digest.digest()) == entry.getString("sha256")) { "$path was changed: refused" }
         check(partial.renameTo(target)) { "$target cannot be written" }
         return target
     }
@@ -86,6 +96,15 @@ class ModelPack(private val context: Context) {
         return (0 until pieces.length()).map {
             assets.open(pieces.getJSONObject(it).getString("entry").removePrefix("assets/"))
         }
+    }
+
+    /** A native library of this app, which Gradle left on disk. */
+    fun library(name: String) = File(context.applicationInfo.nativeLibraryDir, name)
+
+    /** Qualcomm's DSP loads its part of QNN from these folders; told before QNN begins. */
+    fun showHexagonLibraries() {
+        val own = context.applicationInfo.nativeLibraryDir
+        Os.setenv("ADSP_LIBRARY_PATH", "$own;/vendor/lib/rfsa/adsp;/vendor/dsp/cdsp;/system/lib/rfsa/adsp;/dsp", true)
     }
 
     /** Path in the payload of the artifact's file with a role. */
@@ -101,17 +120,17 @@ class ModelPack(private val context: Context) {
 
     fun embedding(): EmbeddingTable {
         val data = map(path("embedding"))
-        data.order(java.nio.ByteOrder.LITTLE_ENDIAN)
+        data.order(ByteOrder.LITTLE_ENDIAN)
         val length = data.getLong(0).toInt()
         val raw = ByteArray(length).also { bytes -> data.duplicate().apply { position(8) }.get(bytes) }
         val header = JSONObject(String(raw, StandardCharsets.UTF_8))
-        val about = header.getJSONObject("__metadata__")
+        val about = JSONObject(header.getJSONObject("__metadata__").getString("bluelm"))
         val places = listOf("codes", "scales", "zeros").associateWith { name ->
             val tensor = header.getJSONObject(name)
             val shape = tensor.getJSONArray("shape")
             val start = 8 + length + tensor.getJSONArray("data_offsets").getInt(0)
             TensorPlace(start, IntArray(shape.length()) { shape.getInt(it) })
         }
-        return EmbeddingTable(data, SafetensorsHeader(places, about.getString("bits").toInt(), about.getString("hidden").toInt()))
+        return EmbeddingTable(data, SafetensorsHeader(places, about.getInt("bits"), about.getInt("hidden")))
     }
 }

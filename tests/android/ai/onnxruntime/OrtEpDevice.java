@@ -1,0 +1,9 @@
+package ai.onnxruntime;
+
+public final class OrtEpDevice {
+    private final String name;
+
+    OrtEpDevice(String name) { this.name = name; }
+
+    public String getEpName() { return name; }
+}

@@ -1,0 +1,7 @@
+package ai.onnxruntime;
+
+public class TensorInfo {
+    public final OnnxJavaType type;
+
+    TensorInfo(OnnxJavaType type) { this.type = type; }
+}
