@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from pathlib import Path
 
@@ -20,8 +21,12 @@ TOKENS = 8
 PLACES: dict[str, Place] = {
     "onnx-cpu": "cpu",
     "onnx-npu": "cpu",
-    "coreml": "interpreter",
+    "onnx-genai": "cpu",
+    "gguf": "cpu",
+    "coreml": "cpu" if platform.system() == "Darwin" else "interpreter",
     "executorch-xnnpack": "cpu",
+    "executorch-coreml": "cpu" if platform.system() == "Darwin" else "interpreter",
+    "executorch-qnn": "htp",
     "litert": "cpu",
 }
 

@@ -89,7 +89,15 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
 
 @needs_kotlin
 def test_the_apps_tokenizer_is_ours(app: App) -> None:
-    texts = ["你好，世界", "a  b\n c", "[|AI|]: x </s>", "🤖 emoji\u200b é", "12345 67", " ", "The quick brown fox. " * 5]
+    texts = [
+        "你好，世界",
+        "a  b\n c",
+        "[|AI|]: x </s>",
+        "🤖 emoji\u200b é",
+        "12345 67",
+        " ",
+        "The quick brown fox. " * 5,
+    ]
     lines = "".join(text.replace("\n", "\\n") + "\n" for text in texts)
     tokenizer = Tokenizer.from_folder(demo_checkpoint())
     said = app.run(["tokens", str(demo_checkpoint() / "tokenizer.model")], lines)
@@ -101,7 +109,9 @@ def test_the_apps_tokenizer_is_ours(app: App) -> None:
 
 def pack(artifact: Artifact, folder: Path) -> Path:
     """The artifact as the payload of a bundle."""
-    inputs = [Input(f"artifact/{f.path}", f.role, FileSource(artifact.folder / f.path), f.sha256) for f in artifact.files]
+    inputs = [
+        Input(f"artifact/{f.path}", f.role, FileSource(artifact.folder / f.path), f.sha256) for f in artifact.files
+    ]
     about = Input(f"artifact/{MANIFEST}", "artifact", FileSource(artifact.folder / MANIFEST))
     made = build.make(bundles.draft("folder"), [*inputs, about], bundles.development_keys(folder), folder / "x")
     build.verify(made)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import plistlib
-import shutil
 import struct
 import subprocess
 import sys
@@ -21,22 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError, TargetError
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Message, Tokenizer
 from export.bundle import apk, axml, build, macho, mlbom, project, runner, zip32
 from export.bundle.manifest import BundleManifest
 from tests import bundles
-
-KOTLIN = Path("export/bundle/templates/gradle/app/src/main/kotlin/org/bluelm/chat")
-MAIN = """package org.bluelm.chat
-fun main(args: Array<String>) {
-    val tokenizer = Tokenizer(java.io.File(args[0]).readBytes())
-    for (line in generateSequence(::readLine)) {
-        val text = line.replace("\\\\n", "\\n")
-        println(tokenizer.encode(text).joinToString(",") + "|" + tokenizer.chat(text, 1).joinToString(","))
-    }
-}
-"""
 
 
 def check_code_signature(data: bytes) -> tuple[int, dict[int, bytes]]:
@@ -221,33 +207,6 @@ def _openstep_to_yaml(text: str) -> str:
             out.append(char if quoted else {"=": ":", ";": ",", "(": "[", ")": "]", "\t": " "}.get(char, char))
         out.append("\n")
     return "".join(out)
-
-
-@pytest.mark.skipif(shutil.which("kotlinc") is None, reason="no Kotlin compiler")
-def test_the_apps_tokenizer_is_ours(tmp_path: Path) -> None:
-    """The Kotlin of the app, compiled and run, gives the tokens that the checkpoint's own tokenizer gives."""
-    main, jar = tmp_path / "Main.kt", tmp_path / "t.jar"
-    main.write_text(MAIN)
-    sources = [KOTLIN / f"{name}.kt" for name in ("Tokenizer", "Steps", "EmbeddingTable")]
-    subprocess.run(["kotlinc", *map(str, sources), str(main), "-d", str(jar)], check=True, capture_output=True)
-    texts = [
-        "你好，世界",
-        "a  b\n c",
-        "[|AI|]: x </s>",
-        "🤖 emoji\u200b é",
-        "12345 67",
-        " ",
-        "The quick brown fox. " * 5,
-    ]
-    model = demo_checkpoint() / "tokenizer.model"
-    command = ["kotlin", "-cp", str(jar), "org.bluelm.chat.MainKt", str(model)]
-    lines = "".join(text.replace("\n", "\\n") + "\n" for text in texts)
-    said = subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout
-    tokenizer = Tokenizer.from_folder(demo_checkpoint())
-    for text, line in zip(texts, said.splitlines(), strict=True):
-        plain, chat = ([int(t) for t in part.split(",") if t] for part in line.split("|"))
-        assert plain == tokenizer.encode(text)
-        assert chat == tokenizer.chat([Message("user", text)])
 
 
 names = st.text(st.sampled_from("abc/中é."), min_size=1, max_size=12).filter(

@@ -6,6 +6,7 @@ standard input and go back through standard output (`host/Pipe.java`), big-endia
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 import sys
@@ -34,6 +35,8 @@ def onnx(path: Path) -> Run:
 def executorch(path: Path) -> Run:
     import torch
     from executorch.runtime import Runtime
+
+    importlib.import_module("targets.executorch_worker")  # registers the operators that the AAR holds
 
     program = Runtime.get().load_program(path)
     methods = {}
