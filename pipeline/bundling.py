@@ -93,10 +93,13 @@ def find_artifact(run: Path, report: Report) -> Artifact:
 
 
 def default_format(report: Report, artifact: Artifact) -> Format:
-    """APK for Android; for iOS an IPA where its executable can be built, else an Xcode project."""
-    if not for_apple(report, project.runtime_of(artifact.format)[1]):
+    """APK for Android; for iOS an IPA where its executable can be built, else an Xcode project or a folder."""
+    facts = project.runtime_of(artifact.format)[1]
+    if not for_apple(report, facts):
         return "apk"
-    return "ipa" if runner.present() else "xcode"
+    if runner.present():
+        return "ipa"
+    return "xcode" if project.has_app(facts, "ios") else "folder"
 
 
 def for_apple(report: Report, facts: project.RuntimeFacts) -> bool:

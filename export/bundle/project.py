@@ -52,7 +52,7 @@ class RuntimeFacts(BaseModel):
         of_one_chip: those of `formats` that are compiled for one chip.
         engine: name of the Kotlin or Swift engine template.
         android: libraries from Maven; empty where there are none.
-        no_library: why no project is made around it, where a package registry lacks the runtime.
+        no_app: why no project is made around it.
         hexagon: runs on Qualcomm's NPU, whose libraries must lie on disk.
         min_sdk, min_ios: oldest systems that the libraries take.
         pins: producers whose version a phone's runtime must have.
@@ -67,7 +67,7 @@ class RuntimeFacts(BaseModel):
     engine: str
     android: tuple[Library, ...] = ()
     swift_package: SwiftPackage | None = None
-    no_library: str | None = None
+    no_app: str | None = None
     hexagon: bool = False
     min_sdk: int = 24
     min_ios: str = "16.0"
@@ -108,10 +108,17 @@ def render(manifest: BundleManifest) -> dict[str, bytes]:
     """Every file of the project around the payload, by path.
 
     Raises:
-        TargetError: the runtime does not exist on that system.
+        TargetError: the runtime does not exist on that system, or an app cannot get it there.
     """
     facts = runtimes()[manifest.runtime.name]
-    _check_library(manifest.runtime.name, facts, system_of(manifest.runtime.name, manifest.format))
+    name = manifest.runtime.name
+    system = system_of(name, manifest.format)
+    if not has_app(facts, system):
+        fix = (
+            f"use --format {'apk' if system == 'android' else 'ipa'} or folder, and load the model from an app of yours"
+        )
+        reason = facts.no_app or f"no library of it for {system} is known"
+        raise TargetError(f"no app around {name} can be generated: {reason}", fix=fix)
     values = _values(manifest, facts)
     home = TEMPLATES / manifest.format
     out: dict[str, bytes] = {}
@@ -144,14 +151,11 @@ def system_of(name: str, format_: Format) -> str:
     return system
 
 
-def _check_library(name: str, facts: RuntimeFacts, system: str) -> None:
-    """TargetError unless an app can get the runtime from a package registry, or has it from its system."""
-    if facts.android if system == "android" else facts.swift_package or facts.os == "ios":
-        return
-    where, other = ("on Maven", "apk") if system == "android" else ("as a Swift package", "ipa")
-    reason = f": {facts.no_library}" if facts.no_library else ""
-    fix = f"use --format {other} or folder, and load the model from an app of yours"
-    raise TargetError(f"no library of {name} {where} is known{reason}", fix=fix)
+def has_app(facts: RuntimeFacts, system: str) -> bool:
+    """Whether a project can be made: the app gets the runtime from a package registry or has it from its system."""
+    if facts.no_app:
+        return False
+    return bool(facts.android) if system == "android" else facts.swift_package is not None or facts.os == "ios"
 
 
 @cache

@@ -3,14 +3,22 @@ package ai.onnxruntime;
 import host.Pipe;
 import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Set;
 
 public class OrtSession implements AutoCloseable {
     private final Pipe pipe;
 
     OrtSession(String path) { pipe = new Pipe(path); }
+
+    public Set<String> getInputNames() {
+        Set<String> names = new LinkedHashSet<>();
+        for (Pipe.Array array : pipe.run("inputs", new ArrayList<>())) names.add(array.name);
+        return names;
+    }
 
     public Result run(Map<String, ? extends OnnxTensorLike> inputs) throws OrtException {
         List<Pipe.Array> arrays = new ArrayList<>();

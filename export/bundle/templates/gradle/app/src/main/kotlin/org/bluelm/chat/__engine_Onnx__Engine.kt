@@ -8,12 +8,16 @@ import ai.onnxruntime.OrtSession
 import java.nio.FloatBuffer
 import java.nio.IntBuffer
 
-/** The two graphs of an ONNX artifact (prefill, decode) in ONNX Runtime, on the CPU or on a Snapdragon's NPU. */
+/**
+ * The graphs of an ONNX artifact (prefill, decode) in ONNX Runtime, on the CPU or on a Snapdragon's NPU.
+ *
+ * A large model is cut into parts: each takes its inputs from the step, or from what the parts before it gave.
+ */
 class OnnxEngine(pack: ModelPack) : SteppedEngine(pack) {
     private val npu = about.getString("format") != "onnx-cpu"
     private val wide = about.getString("cache") == "int16"
     private val environment = OrtEnvironment.getEnvironment()
-    private val sessions: Map<Int, OrtSession>
+    private val sessions: Map<Int, List<OrtSession>>
 
     init {
         for (role in listOf("weights", "context")) pack.paths(role).forEach { pack.file(it) } // beside their graphs
@@ -21,14 +25,14 @@ class OnnxEngine(pack: ModelPack) : SteppedEngine(pack) {
         sessions = mapOf(chunk to open("prefill"), 1 to open("decode"))
     }
 
-    private fun open(graph: String): OrtSession {
+    private fun open(graph: String): List<OrtSession> = pack.paths(graph).map { path ->
         val options = OrtSession.SessionOptions()
         if (npu) {
             options.addConfigEntry("session.disable_cpu_ep_fallback", "1")
             val wanted = mapOf("backend_path" to "libQnnHtp.so", "htp_performance_mode" to "burst")
             options.addExecutionProvider(npuDevices(), wanted)
         }
-        return environment.createSession(pack.file(pack.path(graph)).path, options)
+        environment.createSession(pack.file(path).path, options)
     }
 
     /** QNN is a plug-in: a library of its own, which the environment is told of once. */
@@ -40,6 +44,7 @@ class OnnxEngine(pack: ModelPack) : SteppedEngine(pack) {
 
     override fun run(step: Step, width: Int, rows: FloatArray): FloatArray {
         val feeds = HashMap<String, OnnxTensor>()
+        val made = ArrayList<OrtSession.Result>()
         try {
             feeds["hidden"] = floats(rows, 1, width, hidden)
             feeds["positions"] = OnnxTensor.createTensor(
@@ -51,16 +56,21 @@ class OnnxEngine(pack: ModelPack) : SteppedEngine(pack) {
                 feeds["past_keys.$layer"] = cache(steps.pastKeys(layer, width), 1, steps.heads, steps.size, slots)
                 feeds["past_values.$layer"] = cache(steps.pastValues(layer, width), 1, steps.heads, slots, steps.size)
             }
-            sessions.getValue(width).run(feeds).use { result ->
-                for (layer in 0 until steps.layers) {
-                    steps.store(layer, step, width, numbers(result, "keys.$layer"), numbers(result, "values.$layer"))
-                }
-                return numbers(result, "logits")
+            for (session in sessions.getValue(width)) {
+                made += session.run(session.inputNames.associateWith { feeds[it] ?: output(made, it) })
             }
+            for (layer in 0 until steps.layers) {
+                steps.store(layer, step, width, numbers(made, "keys.$layer"), numbers(made, "values.$layer"))
+            }
+            return numbers(made, "logits")
         } finally {
             feeds.values.forEach { it.close() }
+            made.forEach { it.close() }
         }
     }
+
+    private fun output(made: List<OrtSession.Result>, name: String): OnnxTensor =
+        made.asReversed().first { it.get(name).isPresent }.get(name).get() as OnnxTensor
 
     private fun floats(data: FloatArray, vararg shape: Int): OnnxTensor =
         OnnxTensor.createTensor(environment, FloatBuffer.wrap(data), LongArray(shape.size) { shape[it].toLong() })
@@ -76,8 +86,8 @@ class OnnxEngine(pack: ModelPack) : SteppedEngine(pack) {
         )
     }
 
-    private fun numbers(result: OrtSession.Result, name: String): FloatArray {
-        val tensor = result.get(name).get() as OnnxTensor
+    private fun numbers(made: List<OrtSession.Result>, name: String): FloatArray {
+        val tensor = output(made, name)
         if (tensor.info.type != OnnxJavaType.INT16) {
             val floats = tensor.floatBuffer
             return FloatArray(floats.remaining()).also { floats.get(it) }
@@ -86,7 +96,7 @@ class OnnxEngine(pack: ModelPack) : SteppedEngine(pack) {
         return FloatArray(codes.remaining()) { codes.get(it).toFloat() }
     }
 
-    override fun close() = sessions.values.forEach { it.close() }
+    override fun close() = sessions.values.forEach { parts -> parts.forEach { it.close() } }
 
     companion object {
         private const val PROVIDER = "QNNExecutionProvider"
