@@ -13,6 +13,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError, TargetError
+from export.artifact import Format
 from export.bundle import apk, axml, build, macho, mlbom, project, runner, zip32
 from export.bundle.manifest import BundleManifest
 from tests import bundles
@@ -152,11 +154,12 @@ def test_the_model_signing_command_accepts_the_signature(tmp_path: Path) -> None
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-qnn", "executorch", "litert"])
+@pytest.mark.parametrize("name", [name for name in project.runtimes() if project.runtimes()[name].android])
 def test_gradle_projects(name: str) -> None:
     """Well-formed, the runtime pinned to the version that judged the artifact, one engine."""
     draft = bundles.draft("gradle")
-    versions = {"onnxruntime": "1.31.1", "qnn": "2.49.0", "executorch": "1.4.1", "ai-edge-litert": "2.3.0"}
+    versions = {"onnxruntime": "1.31.1", "onnxruntime-qnn": "2.5.0", "qnn": "2.49.0"}
+    versions |= {"executorch": "1.4.1", "ai-edge-litert": "2.3.0"}
     runtime = draft.runtime.model_copy(update={"name": name, "pinned": versions})
     application = draft.application.model_copy(update={"label": "A & 'B' <\"$x\">"})
     files = project.render(draft.model_copy(update={"runtime": runtime, "application": application}))
@@ -169,7 +172,16 @@ def test_gradle_projects(name: str) -> None:
         assert f'implementation("{library.maven}:{versions[library.version_of]}")' in text
     engine = files["app/src/main/kotlin/org/bluelm/chat/Engine.kt"].decode()
     assert f"class {facts.engine}Engine" in engine
+    assert ("useLegacyPackaging = true" in text) == facts.hexagon
     assert "{{" not in "".join(data.decode() for data in files.values())
+
+
+def test_every_artifact_has_a_runtime_on_phones() -> None:
+    for kind in get_args(Format):
+        name, facts = project.runtime_of(kind)
+        assert project.system_of(name, "ipa" if facts.os == "ios" else "apk") in ("android", "ios")
+    pinned = project.pinned(project.runtimes()["executorch-qnn"], {"onnxruntime-qnn": "2.5.0", "executorch": "1.4.1"})
+    assert pinned == {"executorch": "1.4.1", "onnxruntime-qnn": "2.5.0", "qnn": "2.49.0"}
 
 
 def test_projects_of_runtimes_without_a_version_or_system() -> None:
@@ -180,6 +192,9 @@ def test_projects_of_runtimes_without_a_version_or_system() -> None:
     coreml = draft.runtime.model_copy(update={"name": "coreml"})
     with pytest.raises(TargetError, match="no runtime for android"):
         project.render(draft.model_copy(update={"runtime": coreml}))
+    llama = draft.runtime.model_copy(update={"name": "llama.cpp"})
+    with pytest.raises(TargetError, match=r"build it with the NDK[^$]*--format apk"):
+        project.render(draft.model_copy(update={"runtime": llama}))
 
 
 @pytest.mark.parametrize("name", ["coreml", "executorch"])
