@@ -5,8 +5,8 @@
 
 DIR holds one virtual environment a peer (`--setup` makes them): llmcompressor, gptqmodel, autoround. Every quantizer
 runs in a process of its own with two threads, 128 windows of 256 tokens of the training corpus; embedding, last norm
-and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. Figures gather in
-OUT/figures.jsonl, so that a run may be cut in parts by `--only`.
+and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. They gather in
+OUT/made, with figures beside them: a run may be cut in parts by `--only`, and judged apart from `--make-only`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
 from bluelm.tokenizer import Tokenizer
 from bluelm.weights import LINEARS
+from eval.metrics import Float
 
 WINDOWS = 128
 WORKERS = Path(__file__).parent / "peers"
@@ -101,46 +102,76 @@ def main() -> None:
     tokenizer = checkpoint.tokenizer()
     save_file({"tokens": training_windows(options.train, tokenizer)}, out / "tokens.safetensors")
     folder = llama_folder(checkpoint, out / "llama")
-    windows = held_out(options.text, tokenizer, options.windows)
-    reference = list(log_probabilities(Decoder.from_weights(checkpoint), windows))
-    print(
-        "| setting | quantizer | KL | top-1 | perplexity / float | s | CPU s | MiB |\n|---|---|---|---|---|---|---|---|"
-    )
+    peers = Peers(folder, out, options.peers)
     for setting, (bits, group_size, symmetric) in SETTINGS.items():
         for name, how in QUANTIZERS.items():
             if not all(word in f"{setting} {name}" for word in options.only.split(",")):
                 continue
-            made = out / "weights.safetensors"
-            if isinstance(how, dict):
-                values = {**how, "bits": bits, "group_size": group_size, "symmetric": symmetric}
-                arguments = ["-m", "benchmarks.quantizers", str(made), "--model", str(options.model)]
-                arguments += ["--tokens", str(out / "tokens.safetensors"), "--ours", json.dumps(values)]
-                figures = _run([sys.executable, *arguments], out / "log.txt")
-            else:
-                python = options.peers / how[0] / "bin" / "python"
-                symmetry = "sym" if symmetric else "asym"
-                arguments = [
-                    str(folder),
-                    str(out / "tokens.safetensors"),
-                    str(made),
-                    str(bits),
-                    str(group_size),
-                    symmetry,
-                ]
-                figures = _run([str(python), str(WORKERS / how[1]), *arguments], out / "log.txt")
-            if figures is None:
-                print(f"| {setting} | {name} | failed, see {out / 'log.txt'} | | | | | |", flush=True)
+            made = out / "made" / f"{setting}, {name}.safetensors".replace(" ", "-")
+            if not made.with_suffix(".json").exists():
+                made.parent.mkdir(exist_ok=True)
+                if isinstance(how, dict):
+                    values = {**how, "bits": bits, "group_size": group_size, "symmetric": symmetric}
+                    arguments = ["-m", "benchmarks.quantizers", str(made), "--model", str(options.model)]
+                    arguments += ["--tokens", str(peers.tokens), "--ours", json.dumps(values)]
+                    figures = _run([sys.executable, *arguments], out / "log.txt")
+                else:
+                    figures = peers.run(how, made, bits, group_size, symmetric)
+                if figures is None:
+                    print(f"{setting}, {name}: failed, see {out / 'log.txt'}", flush=True)
+                    continue
+                row = {"setting": setting, "quantizer": name, **figures}
+                made.with_suffix(".json").write_text(json.dumps(row))
+                print(f"{setting}, {name}: {figures['seconds']:.0f} s", flush=True)
+    if not options.make_only:
+        table(out, checkpoint, held_out(options.text, tokenizer, options.windows))
+
+
+@dataclass(frozen=True)
+class Peers:
+    """What their workers read, and where their environments are."""
+
+    model: Path
+    out: Path
+    environments: Path
+
+    @property
+    def tokens(self) -> Path:
+        return self.out / "tokens.safetensors"
+
+    def run(
+        self, how: tuple[str, str], made: Path, bits: int, group_size: int, symmetric: bool
+    ) -> dict[str, float] | None:
+        """Let a peer quantize into `made`; its figures, or None where it failed."""
+        environment, worker = how
+        python = self.environments / environment / "bin" / "python"
+        width = [str(bits), str(group_size), "sym" if symmetric else "asym"]
+        command = [str(python), str(WORKERS / worker), str(self.model), str(self.tokens), str(made), *width]
+        return _run(command, self.out / "log.txt")
+
+
+def table(out: Path, checkpoint: Checkpoint, windows: Tensor) -> None:
+    """Judge what was made and not judged yet, and print all that was."""
+    reference: list[Float] = []
+    print("| setting | quantizer | KL | top-1 | perplexity / float | s | CPU s | MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for setting in SETTINGS:
+        for name in QUANTIZERS:
+            made = out / "made" / f"{setting}, {name}.safetensors".replace(" ", "-")
+            path = made.with_suffix(".json")
+            if not path.exists():
                 continue
-            weights = FloatEnds(Replaced(checkpoint, load_file(made)), checkpoint)
-            loss = judge(reference, log_probabilities(Decoder.from_weights(weights), windows), windows)
-            shown = (
-                f"{loss.kl.value:.5f} ± {loss.kl.error:.5f} | {loss.top1.value:.4f} | {loss.perplexity_ratio.value:.4f}"
-            )
-            cost = f"{figures['seconds']:.1f} | {figures['cpu_seconds']:.1f} | {figures['MiB']:.0f}"
+            row = json.loads(path.read_text())
+            if "kl" not in row:
+                reference = reference or list(log_probabilities(Decoder.from_weights(checkpoint), windows))
+                weights = FloatEnds(Replaced(checkpoint, load_file(made)), checkpoint)
+                loss = judge(reference, log_probabilities(Decoder.from_weights(weights), windows), windows)
+                row |= {"kl": loss.kl.value, "kl_error": loss.kl.error, "top1": loss.top1.value}
+                row |= {"perplexity_ratio": loss.perplexity_ratio.value, "tokens": windows.numel()}
+                path.write_text(json.dumps(row))
+            shown = f"{row['kl']:.5f} ± {row['kl_error']:.5f} | {row['top1']:.4f} | {row['perplexity_ratio']:.4f}"
+            cost = f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {row['MiB']:.0f}"
             print(f"| {setting} | {name} | {shown} | {cost} |", flush=True)
-            row = {"setting": setting, "quantizer": name, "kl": loss.kl.value, "top1": loss.top1.value, **figures}
-            with (out / "figures.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
 
 
 def ours(model: Path, tokens: Path, out: Path, values: dict[str, Any]) -> None:
@@ -153,7 +184,7 @@ def ours(model: Path, tokens: Path, out: Path, values: dict[str, Any]) -> None:
     checkpoint, windows = Checkpoint.open(model), load_file(tokens)["tokens"]
     count = len(windows)
     about = CalibrationReport("given", "", count, 0, count, LENGTH, count * LENGTH, 0, 0.0, 0.0, 0.0, 0.0, ())
-    folder = out.with_name("ours")
+    folder = out.with_suffix(".ours")
     shutil.rmtree(folder, ignore_errors=True)
     begin, cpu = time.perf_counter(), time.process_time()
     quantized = quantize(checkpoint, Samples(windows, about), Recipe.make({**values, "length": LENGTH}), folder)
@@ -217,6 +248,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", default="", help="words, separated by commas, that setting and quantizer must contain"
     )
+    parser.add_argument("--make-only", action="store_true", help="quantize, and leave judging to a later run")
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -197,6 +197,10 @@ class Recipe(BaseModel):
             return Widths(self.head_bits, self.head_group_size, self.symmetric)
         return Widths(self.bits, self.group_size, self.symmetric)
 
+    def own_widths(self) -> Self:
+        """The recipe without `auto`: its own widths everywhere."""
+        return self.model_copy(update={"auto": False, "size": None, "max_kl": None})
+
     def uniform(self) -> Iterator[tuple[str, Self]]:
         """This recipe once for every width in `layers`, everywhere in the blocks: what a rule for the blocks' widths
         is to be asked about; with the name of a linear that has it."""

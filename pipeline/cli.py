@@ -60,6 +60,8 @@ def export(
     recipe: o.RecipeName = "w4-g32",
     method: o.Method = None,
     bits: o.Bits = None,
+    size: o.Size = None,
+    max_kl: o.MaxKl = None,
     group_size: o.GroupSize = None,
     symmetric: o.Symmetric = None,
     refine: o.Refine = None,
@@ -100,7 +102,9 @@ def export(
             raise InputError("no target is given", fix="add --target snapdragon, or see: bluelm-export targets")
         chosen = {
             "method": method,
-            "bits": o.number(bits),
+            "bits": o.width(bits),
+            "size": size,
+            "max_kl": max_kl,
             "group_size": o.number(group_size),
             "symmetric": symmetric,
             "refine": refine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+WIDTHS = "widths"  # with --bits auto: the width of every linear, and the recipe that it comes to
 QUANTIZED = "quantized"  # codes, scales, zero points: what every exporter reads
 RANGES = "ranges"  # of activations, for runtimes with integer activations
 ONNX_CPU = "onnx-cpu"  # runs anywhere

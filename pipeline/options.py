@@ -88,7 +88,29 @@ Method = Annotated[
         rich_help_panel=QUANTIZE,
     ),
 ]
-Bits = Annotated[Literal["4", "8"] | None, typer.Option(help="Width of the blocks' weights.", rich_help_panel=QUANTIZE)]
+Bits = Annotated[
+    Literal["4", "8", "auto"] | None,
+    typer.Option(
+        help="Width of the blocks' weights. auto: 4 or 8 bits, and groups, for each linear and the head by what it "
+        "loses on calibration text.",
+        rich_help_panel=QUANTIZE,
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        help="With --bits auto: bytes that the quantized weights may take, e.g. 4.2GB.",
+        show_default="what the recipe's own widths would take",
+        rich_help_panel=QUANTIZE,
+    ),
+]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(
+        help="With --bits auto, instead of --size: as small as goes with this estimated KL, in nats a token.",
+        rich_help_panel=QUANTIZE,
+    ),
+]
 GroupSize = Annotated[
     Literal["32", "64", "128", "-1"] | None,
     typer.Option(help="Weights that share a scale; -1: one scale a row.", rich_help_panel=QUANTIZE),
@@ -247,6 +269,11 @@ Bundle = Annotated[
         rich_help_panel=TRUST,
     ),
 ]
+
+
+def width(text: str | None) -> int | str | None:
+    """The value of --bits."""
+    return "auto" if text == "auto" else number(text)
 
 
 def number(text: str | None) -> int | None:

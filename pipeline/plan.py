@@ -12,6 +12,7 @@ from bluelm.files import demo_checkpoint
 from bluelm.signature import Trust
 from bluelm.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
+from compress import engine
 from compress.recipe import Recipe
 from eval import budget_file, estimate, heldout
 from eval.budget import Budget
@@ -109,7 +110,9 @@ def make_plan(request: Request) -> Plan:
     recipe, context = request.recipe, request.context
     if recipe.bits == 3:
         raise InputError("3 bits are for comparing quantizers; no target takes them", fix="choose 4 or 8 bits")
-    target.check(checkpoint.config, recipe, context=context, chunk=min(request.chunk, context))
+    for one in (recipe.own_widths(), *(same for _, same in recipe.uniform())):
+        target.check(checkpoint.config, one, context=context, chunk=min(request.chunk, context))
+    engine.check(checkpoint.config, recipe.own_widths())
     trusted = Trust(request.public_key, request.certificate_chain)
     named = request.public_key or request.certificate_chain
     provenance = admit(checkpoint.folder, trusted if named else None, required=request.require_signature)
@@ -143,12 +146,19 @@ def describe(recipe: Recipe) -> str:
     """A recipe in words, e.g. "GPTQ 4-bit, groups of 32, symmetric"."""
     groups = "one scale a row" if recipe.group_size == -1 else f"groups of {recipe.group_size}"
     zeros = "symmetric" if recipe.symmetric else "asymmetric"
+    if recipe.auto:
+        return f"{recipe.method.upper()} at 4 or 8 bits by linear, {zeros}"
+    if recipe.layers:
+        groups += f" ({len(recipe.layers)} linears otherwise)"
     return f"{recipe.method.upper()} {recipe.bits}-bit, {groups}, {zeros}"
 
 
 def _slug(recipe: Recipe) -> str:
     groups = "row" if recipe.group_size == -1 else f"g{recipe.group_size}"
-    return f"{recipe.method}-w{recipe.bits}-{groups}{'' if recipe.symmetric else '-asym'}"
+    method = recipe.method.replace("+", "-")
+    if recipe.auto:
+        return f"{method}-auto{'' if recipe.symmetric else '-asym'}"
+    return f"{method}-w{recipe.bits}-{groups}{'' if recipe.symmetric else '-asym'}"
 
 
 def model_folder(model: Path | None) -> Path:

@@ -37,6 +37,8 @@ def quantize(
     recipe: o.RecipeName = "w4-g32",
     method: o.Method = None,
     bits: o.Bits = None,
+    size: o.Size = None,
+    max_kl: o.MaxKl = None,
     group_size: o.GroupSize = None,
     symmetric: o.Symmetric = None,
     refine: o.Refine = None,
@@ -66,7 +68,9 @@ def quantize(
 
         chosen = {
             "method": method,
-            "bits": o.number(bits),
+            "bits": o.width(bits),
+            "size": size,
+            "max_kl": max_kl,
             "group_size": o.number(group_size),
             "symmetric": symmetric,
             "refine": refine,
@@ -106,19 +110,21 @@ def run(job: Job, output: Console, messages: Console) -> int:
     from calibration.ranks import join
     from calibration.samples import load_samples
     from compress import engine
-    from pipeline import resources
+    from pipeline import resources, widths
     from pipeline.plan import model_folder
     from pipeline.progress import show_progress
 
     device = resources.compute_device(job.device)
     with join(device) as ranks:
         checkpoint = Checkpoint.open(model_folder(job.model))
-        recipe, samples = job.recipe, None
-        engine.check(checkpoint.config, recipe)
+        recipe, samples, chosen = job.recipe, None, None
+        engine.check(checkpoint.config, recipe.own_widths())
         if recipe.reads_text:
             tokenizer = checkpoint.tokenizer()
             samples = load_samples(job.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
-        planned = ranks.shared(lambda: resources.plan_quantizing(checkpoint, recipe, job.max_memory, ranks.size))
+        planned = ranks.shared(
+            lambda: resources.plan_quantizing(checkpoint, recipe.own_widths(), job.max_memory, ranks.size)
+        )
         if ranks.leads:
             resources.show_resources(planned, output if job.dry_run else messages)
         if job.dry_run:
@@ -129,6 +135,12 @@ def run(job: Job, output: Console, messages: Console) -> int:
             not job.out.exists() and not job.out.with_name(f"{job.out.name}.partial").exists(),
         )
         with show_progress(messages) if ranks.leads else nullcontext(Silent()) as progress:
+            if recipe.auto and samples is not None:
+                asked, tokens = recipe, samples.tokens
+                chosen = ranks.shared(lambda: widths.choose_widths(checkpoint, tokens, asked, None, progress))
+                recipe = chosen.recipe
+                if ranks.leads:
+                    _tell(messages, chosen.summary)
             quantized = engine.quantize(
                 checkpoint,
                 samples,
@@ -141,8 +153,10 @@ def run(job: Job, output: Console, messages: Console) -> int:
                 overwrite=job.overwrite,
             )
         if ranks.leads:
+            if chosen is not None:
+                widths.save(chosen, quantized.folder)
             _tell(messages, f"Quantized checkpoint: {quantized.folder}")
-            if is_new:
+            if is_new and chosen is None:  # the estimate is of quantizing alone
                 _tell(messages, resources.how_far_off(planned, _peak(), time.monotonic() - begin))
     return 0
 

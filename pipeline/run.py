@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from bluelm.errors import BudgetError
+from bluelm.files import read_json
 from bluelm.progress import Progress
 from compress.engine import quantize
+from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
 from eval.budget_file import DEFAULT_BUDGET
@@ -23,7 +25,7 @@ from eval.report import TOOLS, Built, Report, show, tool_versions
 from export import onnx_cpu
 from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
-from pipeline import judging, layout
+from pipeline import judging, layout, widths
 from pipeline.bundle_commands import bundle_passed
 from pipeline.ci_outputs import announce
 from pipeline.inspecting import Inspector
@@ -86,6 +88,9 @@ def show_plan(plan: Plan, output: Console) -> None:
 
 def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone: ChosenPhone | None) -> Report:
     """All stages, then the report."""
+    chosen: dict[str, Any] = {}
+    if plan.request.recipe.auto:
+        plan, chosen = _choose_widths(plan, stages, progress)
     quantized = _quantize(plan, stages, progress)
     cpu = _export_cpu(plan, stages, quantized, progress)
     subjects = [Subject("cpu", cpu, "cpu", plan.request.eval_tokens)]
@@ -121,9 +126,34 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         budget=plan.budget.model_dump(mode="json", exclude_none=True),
         checks=verdict.checks,
         windows=judged.windows,
-        details={**_details(plan, quantized, subjects), "runtimes": judged.runtimes},
+        details={**_details(plan, quantized, subjects), **chosen, "runtimes": judged.runtimes},
         warnings=(*plan.warnings, *([no_room] if no_room else [])),
     )
+
+
+def _choose_widths(plan: Plan, stages: Stages, progress: Progress) -> tuple[Plan, dict[str, Any]]:
+    """The plan with a width for every linear, and the table for the report."""
+    recipe, config, sizes = plan.request.recipe, plan.checkpoint.config, plan.sizes
+    allowed = widths.held_by(plan.target, config, recipe, **sizes)
+    inputs = {
+        "checkpoint": plan.checkpoint.digest(),
+        "calibration": plan.samples.report.sha256,
+        "recipe": recipe.digest(),
+        "allowed": str(allowed),
+        "made by": _made_by(QUANTIZING, "torch"),
+    }
+
+    def work(folder: Path) -> None:
+        chosen = widths.choose_widths(plan.checkpoint, plan.samples.tokens, recipe, allowed, progress)
+        folder.mkdir()
+        widths.save(chosen, folder)
+
+    folder = stages.run(layout.WIDTHS, inputs, work)
+    resolved = Recipe.load(folder / widths.RECIPE)
+    for _, uniform in resolved.uniform():
+        plan.target.check(config, uniform, **sizes)
+    table = read_json(folder / widths.TABLE)
+    return replace(plan, request=replace(plan.request, recipe=resolved)), {"widths": table}
 
 
 def _quantize(plan: Plan, stages: Stages, progress: Progress) -> QuantizedCheckpoint:
@@ -204,7 +234,8 @@ def _made_by(packages: tuple[str, ...], *tools: str) -> dict[str, str]:
 
 def _stage_names(plan: Plan) -> list[str]:
     """Folders that the run would write, in order."""
-    names = [layout.QUANTIZED, layout.ONNX_CPU]
+    names = [layout.WIDTHS] if plan.request.recipe.auto else []
+    names += [layout.QUANTIZED, layout.ONNX_CPU]
     if plan.target.runtime != "onnx-cpu":
         names += [layout.RANGES] if plan.target.needs_ranges else []
         names += [layout.lowered(plan.target.runtime), layout.COMPILED]
