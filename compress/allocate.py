@@ -22,7 +22,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.progress import Progress
 from bluelm.weights import Weights
-from compress.recipe import HEAD, LayerWidth, Recipe, Widths
+from compress.recipe import HEAD, Recipe, Widths
 from compress.sensitivity import Sensitivity, measure
 
 LONGEST = 2**16  # entries of the table
@@ -219,7 +219,7 @@ def resolved(recipe: Recipe, allocation: Allocation) -> Recipe:
         head = allocation.widths[HEAD]
         values |= {"head_bits": head.bits, "head_group_size": head.group_size}
     values["layers"] = {
-        name: LayerWidth(bits=width.bits, group_size=width.group_size).model_dump()
+        name: {"bits": width.bits, "group_size": width.group_size}
         for name, width in allocation.widths.items()
         if name != HEAD and (width.bits, width.group_size) != (bits, group_size)
     }
