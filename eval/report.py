@@ -159,9 +159,9 @@ def show(report: Report, console: Console) -> None:
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     console.print()
     console.print(_accuracy_table(report.measurements))
-    by_domain = _domain_table(report.measurements)
-    if by_domain is not None:
-        console.print(by_domain)
+    for table in (_domain_table(report.measurements), _tasks_table(report.measurements)):
+        if table is not None:
+            console.print(table)
     console.print(_figures_table(report.measurements))
 
 
@@ -219,6 +219,31 @@ def _domain_table(measurements: Sequence[Measurement]) -> Table | None:
     for subject, _, domain in rows:
         cells = [format_value(figures[subject, name, domain]) for name in names]
         table.add_row(f"{escape(domain)}, {SUBJECTS[subject]}", *cells)
+    return table
+
+
+def task_rows(measurements: Sequence[Measurement]) -> list[tuple[str, ...]]:
+    """A row a task: its name and artifact, the float model's score, the artifact's, recovery, and a note."""
+    figures = {(*m.name.partition("@")[::2], m.subject): m for m in measurements}
+    rows = []
+    for kind, name, subject in figures:
+        if kind == "task_score":
+            cells = [figures.get((f"task_{key}", name, subject)) for key in ("reference", "score", "recovery")]
+            texts = ["-" if m is None else format_value(m) for m in cells]
+            rows.append((f"{name}, {SUBJECTS[subject]}", *texts, figures[kind, name, subject].note))
+    return rows
+
+
+def _tasks_table(measurements: Sequence[Measurement]) -> Table | None:
+    rows = task_rows(measurements)
+    if not rows:
+        return None
+    table = Table(title="Tasks (± one standard error)", title_justify="left")
+    table.add_column("")
+    for heading in ("float model", "artifact", "recovery"):
+        table.add_column(heading, justify="right")
+    for name, *cells, _ in rows:
+        table.add_row(escape(name), *cells)
     return table
 
 

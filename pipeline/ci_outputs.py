@@ -10,7 +10,7 @@ from xml.etree import ElementTree as Xml
 
 from bluelm.files import atomic_file, write_text
 from eval.budget import Check
-from eval.report import PLACES, SUBJECTS, Report, format_value, label, side_by_side
+from eval.report import PLACES, SUBJECTS, Report, format_value, label, side_by_side, task_rows
 from pipeline.github import annotation, in_github
 
 JUNIT, SUMMARY = "junit.xml", "summary.md"
@@ -60,6 +60,8 @@ def summary(report: Report) -> str:
     lines += [f"> ⚠️ {_cell(warning)}\n" for warning in report.warnings]
     artifacts, rows = side_by_side(report.measurements)
     lines += _table(("figure, ± one standard error", *artifacts), rows)
+    tasks = [row[:4] for row in task_rows(report.measurements)]
+    lines += _table(("task", "float model", "artifact", "recovery"), tasks)
     others = [m for m in report.measurements if m.subject not in SUBJECTS]
     rows = [(label(m) + PLACES.get(m.subject, ""), format_value(m), m.how) for m in others]
     lines += ["<details><summary>Speed, size and memory</summary>", ""]

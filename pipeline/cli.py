@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,6 +27,9 @@ from pipeline import (
 from pipeline import options as o
 from pipeline.errors import INTERRUPTED, crash, leave
 
+if TYPE_CHECKING:
+    from eval.tasks import TaskRequest
+
 app = typer.Typer(
     invoke_without_command=True,
     no_args_is_help=True,
@@ -38,7 +41,7 @@ app = typer.Typer(
     "the model, 5 a device or SDK is missing, 6 interrupted (the same command resumes).",
 )
 # options that take several values behind one another: --calibration a.txt b.txt
-LISTS = ("--calibration", "--eval")
+LISTS = ("--calibration", "--eval", "--tasks")
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run, e.g. dist/bluelm-demo-gptq-w4-g32-sm8650.")]
 
@@ -80,6 +83,11 @@ def export(
     runner_config: o.RunnerConfig = None,
     allow_other_soc: o.AllowOtherSoc = False,
     history: o.HistoryFile = None,
+    tasks: o.Tasks = None,
+    task_data: o.TaskData = None,
+    task_limit: o.TaskLimit = None,
+    task_shots: o.TaskShots = None,
+    run_code: o.RunCode = False,
     public_key: o.PublicKey = None,
     certificate_chain: o.CertificateChain = None,
     require_signature: o.RequireSignature = False,
@@ -136,6 +144,7 @@ def export(
             runner_config=runner_config,
             allow_other_soc=allow_other_soc,
             history=history,
+            tasks=_task_request(tasks, task_data, task_limit, task_shots, run_code),
             public_key=public_key,
             certificate_chain=tuple(certificate_chain or ()),
             require_signature=require_signature,
@@ -250,6 +259,23 @@ def spread_lists(arguments: Sequence[str]) -> list[str]:
             spread.append(option)
         spread.append(argument)
     return spread
+
+
+def _task_request(
+    names: Sequence[str] | None, data: Path | None, limit: int | None, shots: int | None, run_code: bool
+) -> TaskRequest | None:
+    """What the options on tasks ask for.
+
+    Raises:
+        InputError: options on tasks, but no tasks.
+    """
+    from eval.tasks import TaskRequest
+
+    if names:
+        return TaskRequest(tuple(dict.fromkeys(names)), data, limit, shots, run_code)
+    if data is not None or limit is not None or shots is not None or run_code:
+        raise InputError("no tasks are named", fix="add --tasks NAME, e.g. --tasks gsm8k")
+    return None
 
 
 def _refuse_options_before(context: typer.Context) -> None:

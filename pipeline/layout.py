@@ -8,6 +8,7 @@ RANGES = "ranges"  # of activations, for runtimes with integer activations
 ONNX_CPU = "onnx-cpu"  # runs anywhere
 COMPILED = "compiled"  # the vendor's binary for one chip
 JUDGED = "judged"  # figures on held-out text
+TASKS = "tasks"  # scores in tasks of lm-evaluation-harness
 LOG = "log.txt"
 
 

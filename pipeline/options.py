@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 WHERE, QUANTIZE, TEXT, JUDGE = "What and where", "Quantization", "Calibration text", "Judging"
+TASKS = "Tasks (extra `tasks`)"
 TRUST = "Where the checkpoint comes from, what leaves"
 
 Target = Annotated[
@@ -247,6 +248,41 @@ HistoryFile = Annotated[
         "--history",
         help="SQLite file that the run's figures are appended to. Default: in the user's data folder.",
         rich_help_panel=JUDGE,
+    ),
+]
+
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        metavar="NAME",
+        help="Tasks of lm-evaluation-harness by its names, put to the float model and to the artifact: cmmlu, "
+        "ceval-valid, mmlu, gsm8k, humaneval ...; several may follow.",
+        rich_help_panel=TASKS,
+    ),
+]
+TaskData = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the tasks' data, in their makers' layouts. Default: the Hugging Face hub.",
+        rich_help_panel=TASKS,
+    ),
+]
+TaskLimit = Annotated[
+    int | None,
+    typer.Option(help="Only the first so many questions of each task.", min=1, rich_help_panel=TASKS),
+]
+TaskShots = Annotated[
+    int | None,
+    typer.Option(help="Examples before a question.", min=0, show_default="the task's own", rich_help_panel=TASKS),
+]
+RunCode = Annotated[
+    bool,
+    typer.Option(
+        "--run-code",
+        help="Let humaneval run the programs that the model writes: in a process with limits on time and memory, but "
+        "with your network.",
+        rich_help_panel=TASKS,
     ),
 ]
 

@@ -12,7 +12,7 @@ from bluelm.files import write_text
 from bluelm.weights import LINEARS
 from eval.estimate import chip
 from eval.measurement import Measurement
-from eval.report import PLACES, SUBJECTS, Report, format_value, label, number, side_by_side
+from eval.report import PLACES, SUBJECTS, Report, format_value, label, number, side_by_side, task_rows
 from pipeline import page_plots
 from pipeline.page_plots import Mark
 from targets.socs import find_soc
@@ -75,6 +75,7 @@ def render(report: Report) -> str:
 def _sections(report: Report) -> Iterator[Section]:
     yield accuracy(report)
     yield domains(report)
+    yield tasks(report)
     yield blocks(report)
     yield size(report)
     yield weights(report)
@@ -127,6 +128,21 @@ def _domain_row(domain: str, subject: str, figures: Mapping[str, Measurement]) -
     cells = [number(figures[name].value) if name in figures else "" for name in plain]
     cells += [format_value(figures[name]) if name in figures else "" for name in BY_DOMAIN]
     return (f"{domain}, {subject.upper()}", *cells)
+
+
+def tasks(report: Report) -> Section:
+    """Scores in tasks, the float model's and the artifact's."""
+    marks = []
+    for m in report.measurements:
+        kind, _, name = m.name.partition("@")
+        if kind in ("task_score", "task_reference"):
+            marks.append(Mark.of(name, m.subject if kind == "task_score" else "float", m))
+    rows = task_rows(report.measurements)
+    plot = page_plots.intervals({"score": marks}, {}, {"float": "float model", **SUBJECTS}) if marks else ""
+    table = Table(
+        ("", "float model", "artifact", "recovery"), tuple(row[:4] for row in rows), tuple(r[4] for r in rows)
+    )
+    return Section("Tasks", plot, table if rows else None, "Questions of lm-evaluation-harness; ± one standard error.")
 
 
 def blocks(report: Report) -> Section:

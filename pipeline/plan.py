@@ -18,6 +18,8 @@ from eval import budget_file, estimate, heldout
 from eval.budget import Budget
 from eval.budget_file import DEFAULT_BUDGET
 from eval.heldout import HeldOut
+from eval.tasks import TaskRequest, TaskSet
+from eval.tasks import load as load_tasks
 from export.package import parameter_count
 from pipeline.provenance import admit
 from targets.registry import find
@@ -52,6 +54,7 @@ class Request:
     certificate_chain: tuple[Path, ...] = ()
     require_signature: bool = False
     bundle: bool = True
+    tasks: TaskRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Plan:
     budget: Budget
     folder: Path
     provenance: dict[str, Any]
+    tasks: TaskSet | None = None
 
     @property
     def model_name(self) -> str:
@@ -122,7 +126,8 @@ def make_plan(request: Request) -> Plan:
     if Path(name).name != name:
         raise InputError(f"--name {name!r} is not the name of a folder", fix="give the place with --out")
     folder = request.out / name
-    return Plan(request, target, checkpoint, tokenizer, samples, held_out, budget, folder, provenance)
+    tasks = load_tasks(request.tasks) if request.tasks else None
+    return Plan(request, target, checkpoint, tokenizer, samples, held_out, budget, folder, provenance, tasks)
 
 
 def budget_for(path: Path | None, target: Target, parameters: int) -> Budget:

@@ -22,6 +22,7 @@ from eval import budget as budgets
 from eval.budget_file import DEFAULT_BUDGET
 from eval.memory import PeakMemory
 from eval.report import TOOLS, Built, Report, show, tool_versions
+from eval.tasks import TaskRequest
 from export import onnx_cpu
 from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
@@ -30,6 +31,7 @@ from pipeline.bundle_commands import bundle_passed
 from pipeline.ci_outputs import announce
 from pipeline.inspecting import Inspector
 from pipeline.judging import Subject
+from pipeline.judging_tasks import judge_tasks
 from pipeline.page import PAGE
 from pipeline.phone import ChosenPhone, find_phone, measure_on
 from pipeline.plan import Plan, Request, make_plan
@@ -102,6 +104,9 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
     inspector = Inspector(plan.checkpoint, quantized, plan.held_out, context, no_room is None)
     judged = judging.judged(inspector, subjects, stages, progress, reference=no_room is None)
     figures = [*judged.figures]
+    if plan.tasks is not None:
+        room = no_room is None
+        figures += judge_tasks(plan.tasks, plan.checkpoint, subjects[0], stages, progress, reference=room)
     figures += judging.speed(subjects[-1], plan.held_out, progress)
     figures += judging.sizes(subjects[0].artifact, plan.target)
     if phone is not None:  # behind the estimate: what was measured counts
@@ -239,7 +244,7 @@ def _stage_names(plan: Plan) -> list[str]:
     if plan.target.runtime != "onnx-cpu":
         names += [layout.RANGES] if plan.target.needs_ranges else []
         names += [layout.lowered(plan.target.runtime), layout.COMPILED]
-    return [*names, layout.JUDGED]
+    return [*names, layout.JUDGED, *([layout.TASKS] if plan.tasks else [])]
 
 
 def _configuration(plan: Plan) -> dict[str, Any]:
@@ -256,8 +261,13 @@ def _configuration(plan: Plan) -> dict[str, Any]:
         "evaluation": plan.held_out.source,
         "eval_tokens": request.eval_tokens,
         "npu_tokens": request.npu_tokens,
+        "tasks": _plain(request.tasks),
         "budget": str(request.budget or DEFAULT_BUDGET),
     }
+
+
+def _plain(tasks: TaskRequest | None) -> dict[str, Any] | None:
+    return None if tasks is None else {**asdict(tasks), "data": str(tasks.data or "hub"), "names": list(tasks.names)}
 
 
 def _details(plan: Plan, quantized: QuantizedCheckpoint, subjects: Sequence[Subject]) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""Data of tasks from local folders, in the layouts that their makers publish."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bluelm.errors import InputError
+
+Rows = list[dict[str, Any]]
+LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set's files lie, and what its rows must hold.
+
+    Attributes:
+        folders: names of its own folder; the given folder itself is tried as well.
+        files: patterns below, with {split} and {subject}; `.gz` behind them is tried as well.
+        columns: that every row has. answer: the column that holds a letter A to D; "" where there is none.
+        headless: columns of a CSV file without a heading.
+    """
+
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+    columns: tuple[str, ...]
+    answer: str = ""
+    headless: tuple[str, ...] = ()
+
+
+# by the name on the Hugging Face hub, as the harness's tasks give it; parquet files are as on the hub
+_PARQUET = ("{subject}/{split}-*.parquet", "data/{split}-*.parquet")
+LAYOUTS: Mapping[str, Layout] = {
+    "haonan-li/cmmlu": Layout(
+        ("cmmlu", "CMMLU"), ("{split}/{subject}.csv",), ("Question", *LETTERS, "Answer"), "Answer"
+    ),
+    "ceval/ceval-exam": Layout(
+        ("ceval", "ceval-exam", "C-Eval"),
+        ("{split}/{subject}_{split}.csv", "{split}/{subject}.csv", *_PARQUET),
+        ("question", *LETTERS, "answer"),
+        "answer",
+    ),
+    "cais/mmlu": Layout(
+        ("mmlu", "MMLU", "data"),
+        ("{split}/{subject}_{split}.csv", *_PARQUET),
+        ("question", "choices", "answer"),
+        headless=("question", *LETTERS, "answer"),
+    ),
+    "openai/gsm8k": Layout(
+        ("gsm8k", "GSM8K", "grade_school_math/data"),
+        ("{split}.jsonl", "gsm8k_{split}.jsonl", "*/gsm8k_{split}.jsonl", *_PARQUET),
+        ("question", "answer"),
+    ),
+    "openai/openai_humaneval": Layout(
+        ("humaneval", "HumanEval", "openai_humaneval"),
+        ("HumanEval.jsonl", "*/HumanEval.jsonl", "openai_humaneval/{split}-*.parquet", "{split}-*.parquet"),
+        ("task_id", "prompt", "test", "entry_point"),
+    ),
+}
+
+
+@dataclass
+class LocalData:
+    """Splits read from a folder, and a digest over the files that they came from."""
+
+    folder: Path
+    files: dict[str, str] = field(default_factory=dict)
+
+    def splits(self, config: Mapping[str, Any]) -> dict[str, Rows]:
+        """Rows by split of one task of the harness; a split without a file is left out.
+
+        Args:
+            config: the task's: dataset_path, dataset_name and the names of its splits.
+
+        Raises:
+            InputError: no known layout, no file of the split that is asked, a file that does not hold what it should.
+        """
+        layout = LAYOUTS.get(str(config.get("dataset_path")))
+        if layout is None:
+            raise InputError(
+                f"the data of the task {config['task']} have no known local layout",
+                where=self.folder,
+                fix=f"known are {', '.join(LAYOUTS)}; leave --task-data out to fetch others from the hub",
+            )
+        asked = config.get("test_split") or config.get("validation_split")
+        wanted = {str(s) for s in (asked, config.get("fewshot_split"), config.get("training_split")) if s}
+        subject = str(config.get("dataset_name") or "")
+        found = {split: rows for split in sorted(wanted) if (rows := self._split(layout, split, subject))}
+        if asked not in found:
+            tried = ", ".join(pattern.format(split=asked, subject=subject) for pattern in layout.files)
+            raise InputError(
+                f"there are no data of the task {config['task']}",
+                where=self.folder,
+                fix=f"one of {tried} must lie there, or below {' or '.join(layout.folders)}",
+            )
+        return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names and bytes of all files read."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
+    def _split(self, layout: Layout, split: str, subject: str) -> Rows:
+        paths = next(_candidates(self.folder, layout, split, subject), [])
+        rows: Rows = []
+        for path in paths:
+            self.files[str(path.relative_to(self.folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+            rows += [_checked(row, layout, path, number) for number, row in enumerate(_read(path, layout), start=1)]
+        return rows
+
+
+def _candidates(folder: Path, layout: Layout, split: str, subject: str) -> Iterator[list[Path]]:
+    for place in (*(folder / name for name in layout.folders), folder):
+        for pattern in layout.files:
+            for ending in ("", ".gz"):
+                name = pattern.format(split=split, subject=subject or "main") + ending
+                paths = sorted(path for path in place.glob(name) if path.is_file()) if place.is_dir() else []
+                if paths:
+                    yield paths
+
+
+def _read(path: Path, layout: Layout) -> Rows:
+    """Rows of a .csv, .jsonl or .parquet file, packed by gzip or not."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            return pyarrow.parquet.read_table(path).to_pylist()
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = data.decode("utf-8-sig")
+        if ".jsonl" in path.name:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        lines = list(csv.reader(io.StringIO(text)))
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        raise InputError(f"the task's data cannot be read: {error}", where=path, fix="fetch the file again") from error
+    heading = list(layout.headless)
+    if lines and (not heading or [cell.strip().lower() for cell in lines[0]] == [h.lower() for h in heading]):
+        heading, lines = [cell.strip() for cell in lines[0]], lines[1:]
+    return [dict(zip(heading, line, strict=False)) for line in lines if line]
+
+
+def _checked(row: Any, layout: Layout, path: Path, number: int) -> dict[str, Any]:
+    """The row as the harness's task takes it."""
+    where = f"{path}, row {number}"
+    if not isinstance(row, dict):
+        raise InputError("the row is no record", where=where)
+    if layout.headless and all(letter in row for letter in LETTERS):
+        letter = str(row.get("answer")).strip()
+        answer = LETTERS.index(letter) if len(letter) == 1 and letter in LETTERS else None
+        row = {"question": row.get("question"), "choices": [row[letter] for letter in LETTERS], "answer": answer}
+    lacking = [column for column in layout.columns if row.get(column) is None]
+    if lacking:
+        raise InputError(f"the row lacks {', '.join(lacking)}", where=where, fix=f"needed: {', '.join(layout.columns)}")
+    kept = {column: row[column] for column in layout.columns}
+    if layout.answer:
+        kept[layout.answer] = str(kept[layout.answer]).strip()
+        if kept[layout.answer] not in tuple(LETTERS):
+            raise InputError(f"the answer {kept[layout.answer]!r} is none of A, B, C, D", where=where)
+    return kept
