@@ -12,7 +12,7 @@ from eval.measurement import Measurement
 from eval.speed_model import RuntimeClass, Shape, Soc, Work
 from export.artifact import MANIFEST, SIMULATOR, Artifact
 
-CACHE_BYTES = {"float32": 4, "float16": 2, "int16": 2}
+CACHE_BYTES = {"float32": 4, "float16": 2, "int16": 2, "int8": 1}
 SMALLEST_PUBLISHED = 0.4e9  # parameters of the smallest model with published speeds (Qwen1.5 0.5B: 0.46e9)
 READ_ONCE = ("embedding", "tokenizer", "ranges")  # roles that a decoded token reads next to nothing of
 

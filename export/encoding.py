@@ -1,4 +1,4 @@
-"""How a 16-bit activation holds real numbers: value = (code - zero) * scale, codes 0 to 65535."""
+"""How a 16- or 8-bit activation holds real numbers: value = (code - zero) * scale."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Bits = Literal[8, 16]
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -16,19 +18,20 @@ class Encoding:
 
     scale: float
     zero: int
-    dtype: Literal["uint16", "int16"] = "uint16"
+    dtype: Literal["uint16", "int16", "uint8", "int8"] = "uint16"
 
     @classmethod
-    def of_range(cls, low: float, high: float) -> Encoding:
-        """uint16 codes that span [low, high] widened to hold zero, which they hold exactly."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = _scale(high - low, 65535)
-        return cls(scale, int(np.clip(np.rint(-low / scale), 0, 65535)))
+    def of_range(cls, low: float, high: float, bits: Bits = 16) -> Encoding:
+        """Unsigned codes that span [low, high] widened to hold zero, which they hold exactly."""
+        low, high, steps = min(low, 0.0), max(high, 0.0), 2**bits - 1
+        scale = _scale(high - low, steps)
+        return cls(scale, int(np.clip(np.rint(-low / scale), 0, steps)), "uint16" if bits == 16 else "uint8")
 
     @classmethod
-    def symmetric(cls, low: float, high: float) -> Encoding:
-        """int16 codes with zero point 0 that span [low, high]."""
-        return cls(_scale(max(-low, high), 32767), 0, "int16")
+    def symmetric(cls, low: float, high: float, bits: Bits = 16) -> Encoding:
+        """Signed codes with zero point 0 that span [low, high]."""
+        scale = _scale(max(-low, high), 2 ** (bits - 1) - 1)
+        return cls(scale, 0, "int16" if bits == 16 else "int8")
 
     @property
     def bounds(self) -> tuple[int, int]:

@@ -35,7 +35,12 @@ from export.packing import pack
 from export.parts import split, whole
 from export.ranges import Ranges
 
-TYPES = {"uint16": TensorProto.UINT16, "int16": TensorProto.INT16}
+TYPES = {
+    "uint16": TensorProto.UINT16,
+    "int16": TensorProto.INT16,
+    "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+}
 ONE = 128
 """The uint8 code of a gamma of ones, at scale 1/128: exactly 1."""
 
@@ -90,7 +95,8 @@ def export(
             parts,
         )
         ranges.save(temporary / "ranges.json")
-        describe(temporary, "onnx-npu", quantized, context, chunk, ranges.mask_value, len(parts))
+        cache = "int16" if ranges.cache_bits == 16 else "int8"
+        describe(temporary, "onnx-npu", quantized, context, chunk, ranges.mask_value, len(parts), cache)
     return Artifact.open(folder)
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from bluelm.config import ModelConfig
 from bluelm.tokenizer import TOKENIZER_FILES
@@ -23,6 +24,7 @@ def describe(
     chunk: int,
     mask_value: float,
     parts: int = 1,
+    cache: Literal["float32", "int16", "int8"] = "float32",
 ) -> Artifact:
     """Complete a folder that holds the graphs and weights of an ONNX artifact."""
     roles: dict[str, str] = {}
@@ -48,7 +50,7 @@ def describe(
         context=context,
         chunk=chunk,
         mask_value=mask_value,
-        cache="int16" if kind == "onnx-npu" else "float32",
+        cache=cache,
         parameters=parameters,
         bits_per_weight=bits_per_weight(files, parameters),
         quantized_digest=quantized.digest(),

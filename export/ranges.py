@@ -18,7 +18,7 @@ from bluelm.files import write_text
 from bluelm.progress import Progress, Silent
 from bluelm.weights import Weights
 from export import lowered
-from export.encoding import Encoding
+from export.encoding import Bits, Encoding
 from export.torch_ops import Parameters, Recorded, TorchOps
 
 HEADROOM = 1.5
@@ -34,6 +34,8 @@ class Ranges(BaseModel):
     Attributes:
         weights: digest of the weights that the values belong to.
         samples, length: calibration windows and tokens in each.
+        activation_bits: width of the codes that span a range. Masked scores stay at 16: hidden ones are far below.
+        cache_bits: the same of keys and values in the cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,22 +45,25 @@ class Ranges(BaseModel):
     length: int
     values: dict[str, tuple[float, float]]
     headroom: float = HEADROOM
+    activation_bits: Bits = 16
+    cache_bits: Bits = 16
 
     def encoding(self, name: str) -> Encoding:
-        """uint16 encoding of a value.
+        """Unsigned encoding of a value, uint16 or uint8.
 
         Raises:
             InputError: the value was never calibrated.
         """
-        return Encoding.of_range(*self._widened(name))
+        bits = 16 if name.endswith(".masked") else self.activation_bits
+        return Encoding.of_range(*self._widened(name), bits)
 
     def cache_encoding(self, name: str) -> Encoding:
-        """int16 encoding, zero point 0, of keys or values in the cache.
+        """Signed encoding, int16 or int8, zero point 0, of keys or values in the cache.
 
         HTP multiplies two 16-bit activations at full width only if the second is signed and symmetric; of a
         uint16 one it drops the low byte (relative error 1e-2 instead of 2e-4, tried with QNN 2.49).
         """
-        return Encoding.symmetric(*self._widened(name))
+        return Encoding.symmetric(*self._widened(name), self.cache_bits)
 
     @property
     def mask_value(self) -> float:

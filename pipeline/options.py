@@ -65,6 +65,15 @@ KvBits = Annotated[
         show_default="the runtime's",
     ),
 ]
+ActivationBits = Annotated[
+    Literal["8", "16"] | None,
+    typer.Option(
+        help="Width of an NPU's activations, whose ranges are calibrated. 8 loses far more; masked scores and "
+        "shares stay at 16.",
+        show_default="16",
+        rich_help_panel=WHERE,
+    ),
+]
 DeviceRam = Annotated[
     float | None,
     typer.Option(

@@ -45,6 +45,7 @@ class Request:
     budget: Path | None
     chunk: int = 128
     kv_bits: int | None = None
+    activation_bits: int | None = None
     device_ram: float | None = None
     device: str | None = None
     runner_config: Path | None = None
@@ -114,6 +115,8 @@ def make_plan(request: Request) -> Plan:
     recipe, context = request.recipe, request.context
     if recipe.bits == 3:
         raise InputError("3 bits are for comparing quantizers; no target takes them", fix="choose 4 or 8 bits")
+    if request.activation_bits is not None and not target.needs_ranges:
+        raise InputError(f"{target.runtime} takes no calibrated activation ranges", fix="leave --activation-bits out")
     for one in (recipe.own_widths(), *(same for _, same in recipe.uniform())):
         target.check(checkpoint.config, one, context=context, chunk=min(request.chunk, context))
     engine.check(checkpoint.config, recipe.own_widths())

@@ -210,8 +210,10 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
     ranges = None
     if plan.target.needs_ranges:
         ranges = Ranges.load(stages.run(layout.RANGES, inputs, watch) / "ranges.json")
+        ranges = ranges.model_copy(update={"activation_bits": plan.request.activation_bits or 16})
     sizes = plan.sizes
     inputs |= {
+        "activation_bits": plan.request.activation_bits,
         **sizes,
         "kv_bits": plan.target.kv_bits,
         "target": plan.target.name,
@@ -255,6 +257,7 @@ def _configuration(plan: Plan) -> dict[str, Any]:
         "target": plan.target.name,
         "soc": plan.target.soc.id,
         "recipe": request.recipe.model_dump(mode="json"),
+        "activation_bits": request.activation_bits,
         "context": request.context,
         "chunk": plan.sizes["chunk"],
         "calibration": plan.samples.report.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bluelm.errors import InputError
 from compress.recipe import Recipe, presets
@@ -85,3 +86,14 @@ def test_binary_file_is_refused(tmp_path: Path) -> None:
 def test_unknown_preset_lists_the_known() -> None:
     with pytest.raises(InputError, match="w4-g32"):
         Recipe.load("w5")
+
+
+def test_the_documented_recipe_is_the_default_with_one_linear_otherwise() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    values = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
+    documented = Recipe.make(values)
+    assert set(values) == set(Recipe.model_fields) - {"auto", "size", "max_kl", "activations"}
+    assert documented.model_copy(update={"layers": {}}) == Recipe()
+    assert documented.widths("model.layers.0.mlp.down_proj").bits == 8
+    for name in presets():
+        assert f"`{name}`" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -21,10 +22,10 @@ from export.packing import pack, unpack
 floats = st.floats(-1e6, 1e6, width=32)
 
 
-@given(floats, floats)
-def test_a_range_is_held_within_half_a_step(low: float, high: float) -> None:
+@given(floats, floats, st.sampled_from((8, 16)))
+def test_a_range_is_held_within_half_a_step(low: float, high: float, bits: Literal[8, 16]) -> None:
     low, high = min(low, high), max(low, high)
-    encoding = Encoding.of_range(low, high)
+    encoding = Encoding.of_range(low, high, bits)
     x = np.linspace(low, high, 101, dtype=np.float32)
     back = encoding.dequantize(encoding.quantize(x))
     assert np.abs(back - x).max() <= encoding.scale * 0.5 * (1 + 1e-2) + 1e-6 * max(abs(low), abs(high))
@@ -39,7 +40,16 @@ def test_the_cache_encoding_is_symmetric(low: float, high: float) -> None:
     assert encoding.scale * 32767 >= reach * (1 - 1e-6) or reach == 0
 
 
-@pytest.mark.parametrize("encoding", [Encoding.of_range(-3.7, 9.1), Encoding.symmetric(-3, 2), SHARE])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        Encoding.of_range(-3.7, 9.1),
+        Encoding.symmetric(-3, 2),
+        Encoding.of_range(-3.7, 9.1, 8),
+        Encoding.symmetric(-3, 2, 8),
+        SHARE,
+    ],
+)
 def test_torch_numpy_and_onnx_agree(encoding: Encoding) -> None:
     x = np.random.default_rng(0).normal(0, 5, 1000).astype(np.float32)
     codes = encoding.quantize(x)

@@ -131,6 +131,21 @@ def test_npu_graph_on_the_cpu_answers_as_its_twin(recipe: str) -> None:
     assert 0 < lowering.mean_kl(exact, found) < 1e-6
 
 
+@pytest.mark.parametrize(("activations", "cache"), [(16, 8), (8, 8)])
+def test_ranges_of_8_bits_make_graphs_of_8_bits(activations: int, cache: int, tmp_path: Path) -> None:
+    weights, tokens = lowering.quantized(), lowering.tokens(30)
+    ranges = lowering.ranges().model_copy(update={"activation_bits": activations, "cache_bits": cache})
+    artifact = onnx_npu.export(weights, ranges, tmp_path / "npu", context=lowering.CONTEXT, chunk=lowering.CHUNK)
+    assert artifact.cache == "int8"
+    twin = TwinRuntime(weights, ranges, lowering.CONTEXT).logits(tokens)
+    exact = TorchRuntime(weights, lowering.CONTEXT).logits(tokens)
+    with open_runtime(artifact.folder) as runtime:
+        found = runtime.logits(tokens)
+    lost = lowering.mean_kl(exact, twin)
+    assert 1e-7 < lost < 0.05
+    assert lowering.mean_kl(twin, found) < 0.1 * lost  # the same but for ties
+
+
 @pytest.mark.parametrize("sizes", [(32, 32), (24, 10), (5, 1)], ids=str)
 def test_other_contexts_and_chunks(sizes: tuple[int, int]) -> None:
     context, chunk = sizes

@@ -131,6 +131,7 @@ def test_bad_checkpoints(name: str, model: Path, tmp_path: Path, capfd: pytest.C
     assert not (model / "pwned").exists()
 
 
+TYPO = Path(__file__).parent / "data" / "typo.yaml"
 BAD_OPTIONS: dict[str, tuple[list[str], int, list[str]]] = {
     "no target": (["--bits", "4"], 2, ["--target"]),
     "unknown target": (["--target", "snapdragoon"], 2, ["snapdragoon", "snapdragon"]),
@@ -143,6 +144,8 @@ BAD_OPTIONS: dict[str, tuple[list[str], int, list[str]]] = {
     "name with a path": (["--target", "generic-arm64", "--name", "a/b"], 2, ["a/b"]),
     "context too long": (["--target", "generic-arm64", "--context", "4096"], 2, ["4096", "2048"]),
     "unknown option": (["--target", "generic-arm64", "--bit", "4"], 2, ["--bit"]),
+    "no ranges": (["--target", "generic-arm64", "--activation-bits", "8"], 2, ["--activation-bits"]),
+    "unknown key": (["--target", "generic-arm64", "--recipe", str(TYPO)], 2, ["group_sise", "group_size"]),
     "bad width": (["--target", "generic-arm64", "--bits", "5"], 2, ["5"]),
     "option before command": (["--bits", "4", "targets"], 2, ["--bits", "targets"]),
     "not a run": (["check", "nowhere"], 2, ["nowhere"]),
