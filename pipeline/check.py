@@ -11,14 +11,18 @@ from eval import budget_file
 from eval.baseline import regressions
 from eval.budget import Budget, Verdict, judge
 from eval.report import Report, show_verdict
+from pipeline.ci_outputs import announce
+from pipeline.page import PAGE
+from pipeline.report_commands import write_all
 
 
-def check(run: Path, budget: Path | None, baseline: Path | None, console: Console) -> int:
+def check(run: Path, budget: Path | None, baseline: Path | None, out: Path | None, console: Console) -> int:
     """Print the verdict; the exit code is 0 or, if the budget fails or the run is worse than the baseline, 3.
 
     Args:
         budget: None: the limits that the run itself was judged by.
         baseline: folder or report.json of an earlier run.
+        out: folder that a report with this verdict is written into; the run's own stays as it is.
 
     Raises:
         InputError: not a finished run, or a bad budget.
@@ -33,7 +37,19 @@ def check(run: Path, budget: Path | None, baseline: Path | None, console: Consol
             fix = "name a run of the same target"
             raise InputError("the baseline has no figure in common with the run", where=baseline, fix=fix)
         verdict = Verdict((*verdict.checks, *found))
+    judged = report.model_copy(
+        update={
+            "passed": verdict.passed,
+            "checks": verdict.checks,
+            "budget": limits.model_dump(mode="json", exclude_none=True),
+        }
+    )
     show_verdict(report.title, verdict, console)
+    if out is not None:
+        judged.save(out)
+        write_all(judged, out)
+        console.print(f"\nReport: {out / PAGE}", highlight=False, soft_wrap=True)
+    announce(judged)
     return 0 if verdict.passed else BudgetError.exit_code
 
 

@@ -199,13 +199,17 @@ def check(
             show_default=False,
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write report.html, junit.xml and the rest with this verdict there.", show_default=False),
+    ] = None,
 ) -> None:
     """Hold the figures of a finished run against a budget and an earlier run, without building or running anything."""
 
     def work() -> int:
         from pipeline.check import check as hold
 
-        return hold(run, budget, baseline, Console())
+        return hold(run, budget, baseline, report, Console())
 
     leave(work)
 

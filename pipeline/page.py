@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.files import write_text
-from bluelm.weights import LINEARS
 from eval.estimate import chip
 from eval.measurement import Measurement
 from eval.report import PLACES, SUBJECTS, Report, format_value, label, number, side_by_side, task_rows
@@ -78,7 +77,7 @@ def _sections(report: Report) -> Iterator[Section]:
     yield tasks(report)
     yield blocks(report)
     yield size(report)
-    yield weights(report)
+    yield files(report)
     yield published(report)
     yield speed(report)
 
@@ -163,48 +162,31 @@ def blocks(report: Report) -> Section:
 
 
 def size(report: Report) -> Section:
+    """Bytes of the first artifact by part of the model."""
+    subject = next(iter(report.artifacts), "")
+    parts = {
+        m.name.partition("@")[2]: m.value / 1e6
+        for m in report.measurements
+        if m.name.startswith("part_bytes@") and m.subject == subject
+    }
+    bits = next((m for m in report.measurements if m.name == "bits_per_weight" and m.subject == subject), None)
+    note = f"{SUBJECTS.get(subject, '')}: {bits.value:.2f} bits a weight in its files." if bits else ""
+    return Section("Size by part", page_plots.bars(parts, unit="MB") if parts else "", note=note)
+
+
+def files(report: Report) -> Section:
     """Bytes of the first artifact by what its files are for."""
     from export.artifact import SIMULATOR
 
     artifact = next(iter(report.details.get("artifacts", {}).values()), None)
     if artifact is None:
-        return Section("Size by part")
-    parts: dict[str, float] = {}
+        return Section("Size by file")
+    roles: dict[str, float] = {}
     for file in artifact["files"]:
         if not file["role"].startswith(SIMULATOR):
-            parts[file["role"]] = parts.get(file["role"], 0.0) + file["bytes"] / 1e6
-    note = f"{artifact['format']}: {artifact['bits_per_weight']:.2f} bits a weight, all shipped files counted."
-    return Section("Size by part", page_plots.bars(parts, unit="MB"), note=note)
-
-
-def weights(report: Report) -> Section:
-    """Bytes of the quantized weights by their place in the model."""
-    layers = report.details.get("quantized", {}).get("layers", {})
-    model = report.details.get("model", {})
-    parts: dict[str, float] = {}
-    for name, info in layers.items():
-        part, count, rows = _part(name, model)
-        groups = rows if info["group_size"] == -1 else count // info["group_size"]
-        zeros = 0 if info["symmetric"] else groups
-        parts[part] = parts.get(part, 0.0) + (count * info["bits"] / 8 + 2 * groups + zeros) / 1e6
-    if not parts:
-        return Section("Weights by part")
-    note = "Codes and scales of the quantized checkpoint; norms, a few thousandths of it, left out."
-    return Section("Weights by part", page_plots.bars(parts, unit="MB"), note=note)
-
-
-def _part(name: str, model: Mapping[str, Any]) -> tuple[str, int, int]:
-    """The part of the model that a linear layer belongs to, its number of weights, and its rows."""
-    hidden, inner, head_dim = model["hidden_size"], model["intermediate_size"], model["head_dim"]
-    queries, keys = model["num_heads"] * head_dim, model["num_kv_heads"] * head_dim
-    rows = dict(zip(LINEARS, (queries, keys, keys, hidden, inner, inner, hidden), strict=True))
-    columns = dict(zip(LINEARS, (hidden, hidden, hidden, queries, hidden, hidden, inner), strict=True))
-    linear: Any = next((linear for linear in LINEARS if name.endswith(linear)), None)
-    if linear is not None:
-        part = "attention" if linear.startswith("self_attn") else "MLP"
-        return part, rows[linear] * columns[linear], rows[linear]
-    part = "embedding" if "embed" in name else "output head"
-    return part, model["vocab_size"] * hidden, model["vocab_size"]
+            roles[file["role"]] = roles.get(file["role"], 0.0) + file["bytes"] / 1e6
+    note = f"{artifact['format']}: all that goes onto the phone."
+    return Section("Size by file", page_plots.bars(roles, unit="MB"), note=note)
 
 
 def published(report: Report) -> Section:

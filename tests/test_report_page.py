@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval.report import Report
-from pipeline.page import render, size, weights, write_page
+from pipeline.page import files, render, size, write_page
 from tests.browser import lay_out, picture
 from tests.reports import example
 
@@ -46,7 +46,7 @@ def test_a_browser_lays_it_out(page: Path, width: int) -> None:
         "By domain",
         "Error by block",
         "Size by part",
-        "Weights by part",
+        "Size by file",
         "Speed on the phone, among published ones",
         "Speed, size and memory",
         "What was done",
@@ -78,17 +78,12 @@ def test_failed_limits_come_first(page: Path) -> None:
     assert "FAIL" in marks
 
 
-def test_parts_are_counted_in_full() -> None:
-    """4 bits and a float16 scale for 32 weights; 8 bits and a scale a row for the tables."""
-    report = example()
-    model = report.details["model"]
-    hidden, inner = model["hidden_size"], model["intermediate_size"]
-    mlp = 2 * model["num_layers"] * hidden * inner * (4 + 16 / 32) / 8
-    table = model["vocab_size"] * (hidden + 2)
-    assert f"{mlp / 1e6:,.3g} MB" in weights(report).plot
-    assert f"{table / 1e6:,.3g} MB" in weights(report).plot
-    assert "simulator" not in size(report).plot
-    assert "1.5 MB, 27%" in size(report).plot
+def test_sizes_are_those_of_the_first_artifact() -> None:
+    plot = size(example()).plot
+    assert "2 MB, 34%" in plot, "of 5.9 MB"
+    assert "0.7 MB, 12%" in plot
+    assert "simulator" not in files(example()).plot
+    assert "1.5 MB, 27%" in files(example()).plot
 
 
 def test_a_report_without_figures_has_a_page(tmp_path: Path) -> None:
