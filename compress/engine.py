@@ -190,6 +190,7 @@ class _Run:
 
     def embedding(self, tokens: Tensor | None) -> Streams | None:
         """The table; and the streams that begin with its rows, for a recipe that reads text."""
+        watch = _Watch("embedding")
         made = self._is_made(EMBEDDING_FILE)
         if made and tokens is None:
             return None
@@ -211,6 +212,7 @@ class _Run:
             if exact is not None:
                 exact[sample] = table[row]
         self.shelf.release()
+        watch.lap("codes and streams")
         return Streams(self.config, hidden, exact, split=split, shelf=self.shelf, device=self.device)
 
     def resume(self, streams: Streams | None) -> int:
@@ -226,7 +228,9 @@ class _Run:
         made = self._is_made(block_file(index))
         if made and streams is None:
             return
+        watch = _Watch(f"block {index}")
         tensors = {name: tensor.to(self.device) for name, tensor in self.checkpoint.block(index).items()}
+        watch.lap("weights read")
         if made and streams is not None:
             found = self.ranks.shared(lambda: read_block(self.work.folder / block_file(index), prefix))
             block = DecoderBlock.from_weights(self.config, {name: t.to(self.device) for name, t in found.items()})
@@ -242,13 +246,15 @@ class _Run:
                 {f"{prefix}{name}": vector.cpu() for name, vector in vectors.items()},
             )
         if streams is not None:
+            watch = _Watch(f"block {index}")
             self.work.save_streams(index + 1, streams)
+            watch.lap("stream kept")
 
     def head(self, streams: Streams | None) -> None:
         """Last norm and lm_head."""
         if self._is_made(HEAD_FILE):
             return
-        norm = self.checkpoint.final_norm()
+        watch, norm = _Watch("head"), self.checkpoint.final_norm()
         solved: dict[str, Solved] = {}
         if not self.config.shares_table:
             widths = self.recipe.widths(HEAD)
@@ -262,6 +268,7 @@ class _Run:
                 weight = {HEAD: self.checkpoint.head()}
                 solved = solve_stage(weight, Moments(hessian.mean()), {HEAD: widths}, self.recipe, self.ranks)
         self._write(HEAD_FILE, solved, {FINAL_NORM: norm})
+        watch.lap("codes")
 
     def _solve_block(
         self, index: int, tensors: dict[str, Tensor], streams: Streams | None
@@ -280,7 +287,7 @@ class _Run:
                 tensors, scalings = fold_block(self.config, tensors, hessians, widths)
             block = DecoderBlock.from_weights(self.config, tensors)
             inputs = streams.hidden.clone() if self.recipe.refine else None
-            watch = _Watch(index)
+            watch = _Watch(f"block {index}")
             for stage, moments in moments_in_order(streams, block, exact):
                 watch.lap(f"moments of {stage.name}")
                 weights = {name: tensors[f"{name}.weight"] for name in stage.linears}
@@ -337,15 +344,15 @@ class _Run:
 
 
 class _Watch:
-    """Writes into the log how long each step of a block took."""
+    """Writes into the log how long each step took, in all and on the CPUs."""
 
-    def __init__(self, block: int) -> None:
-        self._block, self._began = block, time.perf_counter()
+    def __init__(self, what: str) -> None:
+        self._what, self._began, self._cpu = what, time.perf_counter(), time.process_time()
 
-    def lap(self, what: str) -> None:
-        now = time.perf_counter()
-        log.info("block %d: %s: %.2f s", self._block, what, now - self._began)
-        self._began = now
+    def lap(self, step: str) -> None:
+        now, cpu = time.perf_counter(), time.process_time()
+        log.info("%s: %s: %.2f s, CPU %.2f s", self._what, step, now - self._began, cpu - self._cpu)
+        self._began, self._cpu = now, cpu
 
 
 def _install(block: DecoderBlock, name: str, weight: QuantizedTensor) -> None:

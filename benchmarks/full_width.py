@@ -1,0 +1,130 @@
+"""Quantizing at a real model's width: memory by block, seconds by stage, with random weights.
+
+    python -m benchmarks.full_width make FOLDER --blocks 2 [--shape bluelm-7b|llama-13b-8kv]
+    python -m benchmarks.full_width run FOLDER OUT [--max-memory 6GB] [--samples 128] [--length 512] [--set key=value …]
+
+`make` writes a checkpoint in bfloat16, a shard a block, with the demo's tokenizer. `run` quantizes it in this process
+and prints, behind every stage of every block, its seconds (wall and CPU) and the peak memory of the process so far.
+A run that was cut off goes on; what it prints then is that of the process that goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import save_file
+
+from bluelm.checkpoint import Checkpoint, model_shapes
+from bluelm.config import ModelConfig
+from bluelm.files import demo_checkpoint
+from bluelm.tokenizer import TOKENIZER_FILES
+from calibration.samples import load_samples
+from compress.engine import quantize
+from compress.recipe import Recipe
+from pipeline.resources import how_far_off, plan_quantizing, show_resources
+
+SHAPES: dict[str, dict[str, int]] = {
+    "bluelm-7b": {
+        "vocab_size": 100096,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+    "llama-13b-8kv": {
+        "vocab_size": 100096,
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+    },
+}
+
+
+def make(folder: Path, shape: str, blocks: int) -> None:
+    """Write a checkpoint whose activations stay near 1: norms of ones, weights scaled by their width."""
+    folder.mkdir(parents=True)
+    data = json.loads((demo_checkpoint() / "config.json").read_text()) | SHAPES[shape] | {"num_hidden_layers": blocks}
+    (folder / "config.json").write_text(json.dumps(data, indent=1))
+    for name in TOKENIZER_FILES:
+        if (demo_checkpoint() / name).is_file():
+            shutil.copyfile(demo_checkpoint() / name, folder / name)
+    shards: dict[str, list[str]] = {}
+    shapes = model_shapes(ModelConfig.from_dict(data))
+    for name in shapes:
+        shards.setdefault(name.split(".")[2] if name.startswith("model.layers.") else name, []).append(name)
+    index: dict[str, str] = {}
+    for number, names in enumerate(shards.values()):
+        file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        generator = torch.Generator().manual_seed(number)
+        tensors: dict[str, torch.Tensor] = {}
+        for name in names:
+            size = shapes[name]
+            drawn = torch.randn(size, generator=generator) * size[-1] ** -0.5 if len(size) == 2 else torch.ones(size)
+            tensors[name] = (torch.zeros(size) if name.endswith("bias") else drawn).to(torch.bfloat16)
+        save_file(tensors, folder / file)
+        index |= dict.fromkeys(names, file)
+    text = json.dumps({"metadata": {}, "weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Quantize, and print what each step took."""
+    values = dict(pair.split("=", 1) for pair in options.set)
+    chosen: dict[str, Any] = {key: yaml.safe_load(value) for key, value in values.items()}
+    recipe = Recipe.make({"group_size": 128, **chosen, "samples": options.samples, "length": options.length})
+    checkpoint = Checkpoint.open(options.folder)
+    samples = load_samples(None, checkpoint.tokenizer(), recipe.samples, recipe.length, recipe.seed)
+    planned = plan_quantizing(checkpoint, recipe, options.max_memory)
+    show_resources(planned, Console())
+    log = logging.getLogger("bluelm_export")
+    log.setLevel(logging.INFO)
+    log.addHandler(_Printer())
+    begin = time.monotonic()
+    quantize(checkpoint, samples, recipe, options.out, on_disk=planned.quantizing.on_disk)
+    print(how_far_off(planned, _peak(), time.monotonic() - begin), flush=True)
+
+
+class _Printer(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.getMessage()}; peak {_peak() / 1e9:.2f} GB", flush=True)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("make")
+    making.add_argument("folder", type=Path)
+    making.add_argument("--shape", choices=list(SHAPES), default="bluelm-7b")
+    making.add_argument("--blocks", type=int, default=2)
+    running = commands.add_parser("run")
+    running.add_argument("folder", type=Path)
+    running.add_argument("out", type=Path)
+    running.add_argument("--max-memory")
+    running.add_argument("--samples", type=int, default=128)
+    running.add_argument("--length", type=int, default=512)
+    running.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="values of the recipe")
+    options = parser.parse_args()
+    if options.command == "make":
+        make(options.folder, options.shape, options.blocks)
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()
