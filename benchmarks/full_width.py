@@ -3,8 +3,9 @@
     python -m benchmarks.full_width make FOLDER --blocks 2 [--shape bluelm-7b|llama-13b-8kv]
     python -m benchmarks.full_width run FOLDER OUT [--max-memory 6GB] [--samples 128] [--length 512] [--set key=value …]
 
-`make` writes a checkpoint in bfloat16, a shard a block, with the demo's tokenizer. `run` quantizes it in this process
-and prints, behind every stage of every block, its seconds (wall and CPU) and the peak memory of the process so far.
+`make` writes a checkpoint in bfloat16, a shard a block, without a tokenizer. `run` quantizes it in this process on
+random tokens and prints, behind every stage of every block, its seconds (wall and CPU) and the peak memory of the
+process so far.
 A run that was cut off goes on; what it prints then is that of the process that goes on.
 """
 
@@ -14,7 +15,6 @@ import argparse
 import json
 import logging
 import resource
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -28,8 +28,7 @@ from safetensors.torch import save_file
 from bluelm.checkpoint import Checkpoint, model_shapes
 from bluelm.config import ModelConfig
 from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import TOKENIZER_FILES
-from calibration.samples import load_samples
+from calibration.samples import CalibrationReport, Samples
 from compress.engine import quantize
 from compress.recipe import Recipe
 from pipeline.resources import how_far_off, plan_quantizing, show_resources
@@ -57,9 +56,6 @@ def make(folder: Path, shape: str, blocks: int) -> None:
     folder.mkdir(parents=True)
     data = json.loads((demo_checkpoint() / "config.json").read_text()) | SHAPES[shape] | {"num_hidden_layers": blocks}
     (folder / "config.json").write_text(json.dumps(data, indent=1))
-    for name in TOKENIZER_FILES:
-        if (demo_checkpoint() / name).is_file():
-            shutil.copyfile(demo_checkpoint() / name, folder / name)
     shards: dict[str, list[str]] = {}
     shapes = model_shapes(ModelConfig.from_dict(data))
     for name in shapes:
@@ -85,14 +81,16 @@ def run(options: argparse.Namespace) -> None:
     chosen: dict[str, Any] = {key: yaml.safe_load(value) for key, value in values.items()}
     recipe = Recipe.make({"group_size": 128, **chosen, "samples": options.samples, "length": options.length})
     checkpoint = Checkpoint.open(options.folder)
-    samples = load_samples(None, checkpoint.tokenizer(), recipe.samples, recipe.length, recipe.seed)
+    count, length = recipe.samples, recipe.length
+    tokens = torch.randint(checkpoint.config.vocab_size, (count, length), generator=torch.Generator().manual_seed(0))
+    about = CalibrationReport("random", "", count, 0, count, length, count * length, 0, 0.0, 0.0, 0.0, 0.0, ())
     planned = plan_quantizing(checkpoint, recipe, options.max_memory)
     show_resources(planned, Console())
     log = logging.getLogger("bluelm_export")
     log.setLevel(logging.INFO)
     log.addHandler(_Printer())
     begin = time.monotonic()
-    quantize(checkpoint, samples, recipe, options.out, on_disk=planned.quantizing.on_disk)
+    quantize(checkpoint, Samples(tokens, about), recipe, options.out, on_disk=planned.quantizing.on_disk)
     print(how_far_off(planned, _peak(), time.monotonic() - begin), flush=True)
 
 

@@ -211,7 +211,7 @@ class _Run:
             hidden[sample] = _rows(weight, row)
             if exact is not None:
                 exact[sample] = table[row]
-        self.shelf.release()
+            self.shelf.release()
         watch.lap("codes and streams")
         return Streams(self.config, hidden, exact, split=split, shelf=self.shelf, device=self.device)
 
