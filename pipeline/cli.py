@@ -41,7 +41,7 @@ app = typer.Typer(
     "the model, 5 a device or SDK is missing, 6 interrupted (the same command resumes).",
 )
 # options that take several values behind one another: --calibration a.txt b.txt
-LISTS = ("--calibration", "--eval", "--tasks")
+LISTS = ("--calibration", "--eval", "--tasks", "--adapter")
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run, e.g. dist/bluelm-demo-gptq-w4-g32-sm8650.")]
 
@@ -55,6 +55,7 @@ def export(
     out: o.Out = Path("dist"),
     name: o.Name = None,
     model: o.Model = None,
+    adapter: o.Adapter = None,
     context_length: o.ContextLength = 512,
     chunk: o.Chunk = 128,
     kv_bits: o.KvBits = None,
@@ -104,6 +105,7 @@ def export(
         return
 
     def work() -> int:
+        from bluelm.adapters import parse_adapter
         from compress.recipe import Recipe
         from pipeline.run import Request, run
 
@@ -151,6 +153,8 @@ def export(
             certificate_chain=tuple(certificate_chain or ()),
             require_signature=require_signature,
             bundle=bundle,
+            adapters=tuple(map(parse_adapter, adapter or ())),
+            chosen=frozenset(key for key, value in chosen.items() if value is not None),
         )
         return run(request, dry_run=dry_run, output=Console(), messages=Console(stderr=True))
 

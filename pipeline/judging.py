@@ -14,7 +14,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import TypeAdapter
 
-from bluelm.checkpoint import Checkpoint
+from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress
 from eval import estimate, judge, structure
@@ -81,7 +81,7 @@ class Subject:
 
 def room_for_reference(checkpoint: Checkpoint) -> str | None:
     """None, or why the float model cannot be held beside the artifacts here."""
-    weights = 4 * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    weights = 4 * sum(math.prod(shape) for shape in file_shapes(checkpoint.config).values())
     available = psutil.virtual_memory().available
     if weights < 0.9 * available:
         return None

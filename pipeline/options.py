@@ -40,7 +40,18 @@ Name = Annotated[
 Model = Annotated[
     Path | None,
     typer.Option(
-        help="Hugging Face folder of a BlueLM or Llama checkpoint. Default: the small BlueLM that ships with the tool.",
+        help="Hugging Face folder of a BlueLM or Llama checkpoint, float or quantized (GPTQ, AWQ, compressed-tensors: "
+        "its codes are kept). Default: the small BlueLM that ships with the tool.",
+        rich_help_panel=WHERE,
+    ),
+]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR[:WEIGHT]",
+        help="PEFT folder of a LoRA or QLoRA adapter, merged into the checkpoint first; several may follow, each with "
+        "a weight behind a colon (style:0.5).",
         rich_help_panel=WHERE,
     ),
 ]

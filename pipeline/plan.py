@@ -8,11 +8,9 @@ from typing import Any
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
 from bluelm.signature import Trust
 from bluelm.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
-from compress import engine
 from compress.recipe import Recipe
 from eval import budget_file, estimate, heldout
 from eval.budget import Budget
@@ -22,6 +20,7 @@ from eval.tasks import TaskRequest, TaskSet
 from eval.tasks import load as load_tasks
 from export.package import parameter_count
 from pipeline.provenance import admit
+from pipeline.source import Source, open_source
 from targets.registry import find
 from targets.target import Target
 
@@ -56,6 +55,8 @@ class Request:
     require_signature: bool = False
     bundle: bool = True
     tasks: TaskRequest | None = None
+    adapters: tuple[tuple[Path, float], ...] = ()
+    chosen: frozenset[str] = frozenset()  # values of the recipe that were given as options
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Plan:
 
     request: Request
     target: Target
-    checkpoint: Checkpoint
+    source: Source
     tokenizer: Tokenizer
     samples: Samples
     held_out: HeldOut
@@ -74,8 +75,17 @@ class Plan:
     tasks: TaskSet | None = None
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        return self.source.checkpoint
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the codes are chosen by, or what describes those that are there."""
+        return self.source.recipe
+
+    @property
     def model_name(self) -> str:
-        return model_name(self.request.model)
+        return model_name(self.request)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -88,12 +98,12 @@ class Plan:
         """What the user should know before believing the result."""
         both = {p.resolve() for p in self.request.calibration} & {p.resolve() for p in self.request.eval_texts}
         leak = (f"judged on text that it was calibrated with: {', '.join(sorted(p.name for p in both))}",)
-        return self.samples.report.warnings + (leak if both else ())
+        return self.source.warnings + self.samples.report.warnings + (leak if both else ())
 
     @property
     def title(self) -> str:
         """Model, recipe and chip in one line."""
-        return f"{self.model_name}, {describe(self.request.recipe)}, on {self.target.soc.name}"
+        return f"{self.model_name}, {describe(self.recipe)}, on {self.target.soc.name}"
 
 
 def make_plan(request: Request) -> Plan:
@@ -109,28 +119,29 @@ def make_plan(request: Request) -> Plan:
         kv_bits=request.kv_bits,
         device_ram_gb=request.device_ram,
     )
-    checkpoint = Checkpoint.open(model_folder(request.model))
+    source = open_source(request.model, request.adapters, request.recipe, request.chosen)
+    checkpoint = source.checkpoint
     budget = budget_for(request.budget, target, parameter_count(checkpoint.config))
     tokenizer = checkpoint.tokenizer()
-    recipe, context = request.recipe, request.context
+    recipe, context = source.recipe, request.context
     if recipe.bits == 3:
         raise InputError("3 bits are for comparing quantizers; no target takes them", fix="choose 4 or 8 bits")
     if request.activation_bits is not None and not target.needs_ranges:
         raise InputError(f"{target.runtime} takes no calibrated activation ranges", fix="leave --activation-bits out")
+    source.check_runtime(target.runtime)
     for one in (recipe.own_widths(), *(same for _, same in recipe.uniform())):
         target.check(checkpoint.config, one, context=context, chunk=min(request.chunk, context))
-    engine.check(checkpoint.config, recipe.own_widths())
     trusted = Trust(request.public_key, request.certificate_chain)
     named = request.public_key or request.certificate_chain
     provenance = admit(checkpoint.folder, trusted if named else None, required=request.require_signature)
     samples = load_samples(request.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
     held_out = heldout.load(request.eval_texts, tokenizer, length=min(heldout.LENGTH, context))
-    name = request.name or f"{model_name(request.model)}-{_slug(recipe)}-{target.soc.id.lower()}"
+    name = request.name or f"{model_name(request)}-{_slug(recipe)}-{target.soc.id.lower()}"
     if Path(name).name != name:
         raise InputError(f"--name {name!r} is not the name of a folder", fix="give the place with --out")
     folder = request.out / name
     tasks = load_tasks(request.tasks) if request.tasks else None
-    return Plan(request, target, checkpoint, tokenizer, samples, held_out, budget, folder, provenance, tasks)
+    return Plan(request, target, source, tokenizer, samples, held_out, budget, folder, provenance, tasks)
 
 
 def budget_for(path: Path | None, target: Target, parameters: int) -> Budget:
@@ -145,20 +156,22 @@ def budget_for(path: Path | None, target: Target, parameters: int) -> Budget:
     return budget
 
 
-def model_name(model: Path | None) -> str:
-    """The checkpoint folder's name; the demo's own where none was given."""
-    return "bluelm-demo" if model is None else model.resolve().name
+def model_name(request: Request) -> str:
+    """The checkpoint folder's name, the demo's own where none was given, and the adapters' names behind it."""
+    model = "bluelm-demo" if request.model is None else request.model.resolve().name
+    return "+".join([model, *(folder.resolve().name for folder, _ in request.adapters)])
 
 
 def describe(recipe: Recipe) -> str:
     """A recipe in words, e.g. "GPTQ 4-bit, groups of 32, symmetric"."""
     groups = "one scale a row" if recipe.group_size == -1 else f"groups of {recipe.group_size}"
     zeros = "symmetric" if recipe.symmetric else "asymmetric"
+    method = "codes as given," if recipe.method == "given" else recipe.method.upper()
     if recipe.auto:
-        return f"{recipe.method.upper()} at 4 or 8 bits by linear, {zeros}"
+        return f"{method} at 4 or 8 bits by linear, {zeros}"
     if recipe.layers:
         groups += f" ({len(recipe.layers)} linears otherwise)"
-    return f"{recipe.method.upper()} {recipe.bits}-bit, {groups}, {zeros}"
+    return f"{method} {recipe.bits}-bit, {groups}, {zeros}"
 
 
 def _slug(recipe: Recipe) -> str:
@@ -167,20 +180,3 @@ def _slug(recipe: Recipe) -> str:
     if recipe.auto:
         return f"{method}-auto{'' if recipe.symmetric else '-asym'}"
     return f"{method}-w{recipe.bits}-{groups}{'' if recipe.symmetric else '-asym'}"
-
-
-def model_folder(model: Path | None) -> Path:
-    """The folder that was named, or the demo's.
-
-    Raises:
-        InputError: it is not a folder.
-    """
-    if model is None:
-        return demo_checkpoint()
-    if not model.is_dir():
-        raise InputError(
-            "there is no such model folder" if not model.exists() else "the model is not a folder",
-            where=model,
-            fix="name the folder that holds config.json, the tensor files and the tokenizer",
-        )
-    return model

@@ -6,23 +6,41 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
+from bluelm.errors import ExportError
 from pipeline import options as o
 from pipeline.errors import leave
 
 if TYPE_CHECKING:
+    import torch
+
+    from bluelm.progress import Progress
+    from calibration.ranks import Ranks
+    from calibration.samples import Samples
+    from compress.formats.write import Kind
     from compress.recipe import Recipe
+    from compress.store import QuantizedCheckpoint
+    from pipeline.source import Source
 
 ModelFolder = Annotated[Path, typer.Argument(help="Hugging Face folder of a BlueLM or Llama checkpoint.")]
+Format = Annotated[
+    Literal["gptq", "awq", "compressed-tensors"] | None,
+    typer.Option(
+        help="Write a Hugging Face folder for other tools, embedding and head in float16. Default: bluelm-export's own "
+        "folder, which its exporters read.",
+        rich_help_panel=o.QUANTIZE,
+    ),
+]
 OutFolder = Annotated[Path, typer.Argument(help="Folder of the quantized checkpoint; an unfinished one is completed.")]
 
 
@@ -56,14 +74,18 @@ def quantize(
         bool, typer.Option("--overwrite", help="Replace what lies at OUT, finished or not, of another recipe or text.")
     ] = False,
     dry_run: o.DryRun = False,
+    adapter: o.Adapter = None,
+    format: Format = None,
 ) -> None:
-    """Quantize a checkpoint into a folder of codes, scales and zero points.
+    """Quantize a checkpoint into a folder of codes, scales and zero points; or, with --format, into one that vLLM,
+    transformers, GPTQModel or AutoAWQ load. A checkpoint that is quantized already keeps its codes.
 
     `torchrun --nproc-per-node N -m pipeline.quantize …` shares the calibration samples and the layers out among N
     processes, on one machine or several: the codes are the same.
     """
 
     def work() -> int:
+        from bluelm.adapters import parse_adapter
         from compress.recipe import Recipe
 
         chosen = {
@@ -82,8 +104,20 @@ def quantize(
             "seed": seed,
             "activations": activations,
         }
-        asked = Recipe.load(recipe, **{key: value for key, value in chosen.items() if value is not None})
-        job = Job(model, out, asked, tuple(calibration or ()), max_memory, device, overwrite, dry_run)
+        given = {key: value for key, value in chosen.items() if value is not None}
+        job = Job(
+            model=model,
+            out=out,
+            recipe=Recipe.load(recipe, **given),
+            chosen=frozenset(given),
+            adapters=tuple(map(parse_adapter, adapter or ())),
+            format=format,
+            calibration=tuple(calibration or ()),
+            max_memory=max_memory,
+            device=device,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
         return run(job, Console(), Console(stderr=True))
 
     leave(work)
@@ -96,69 +130,128 @@ class Job:
     model: Path
     out: Path
     recipe: Recipe
+    chosen: frozenset[str]
+    adapters: tuple[tuple[Path, float], ...]
+    format: Kind | None
     calibration: tuple[Path, ...]
     max_memory: str | None
     device: str
     overwrite: bool
     dry_run: bool
 
+    @property
+    def codes(self) -> Path:
+        """Our own folder, which another format is written from."""
+        return self.out if self.format is None else self.out.with_name(f"{self.out.name}.codes")
+
 
 def run(job: Job, output: Console, messages: Console) -> int:
     """Open everything, say what it takes, quantize, say where it lies and what it took."""
-    from bluelm.checkpoint import Checkpoint
     from bluelm.progress import Silent
     from calibration.ranks import join
-    from calibration.samples import load_samples
-    from compress import engine
-    from pipeline import resources, widths
-    from pipeline.plan import model_folder
+    from compress.formats.write import check_out, check_recipe
+    from pipeline import resources
     from pipeline.progress import show_progress
+    from pipeline.source import open_source
 
     device = resources.compute_device(job.device)
     with join(device) as ranks:
-        checkpoint = Checkpoint.open(model_folder(job.model))
-        recipe, samples, chosen = job.recipe, None, None
-        engine.check(checkpoint.config, recipe.own_widths())
-        if recipe.reads_text:
-            tokenizer = checkpoint.tokenizer()
-            samples = load_samples(job.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
-        planned = ranks.shared(
-            lambda: resources.plan_quantizing(checkpoint, recipe.own_widths(), job.max_memory, ranks.size)
-        )
-        if ranks.leads:
-            resources.show_resources(planned, output if job.dry_run else messages)
+        source = open_source(job.model, job.adapters, job.recipe, job.chosen)
+        if job.format is not None:
+            check_out(job.out)
+            check_recipe(source.checkpoint.config, source.recipe, job.format)
+        samples, planned = _samples(job, source), None
+        if source.given is None:
+            planned = ranks.shared(
+                lambda: resources.plan_quantizing(
+                    source.checkpoint, source.recipe.own_widths(), job.max_memory, ranks.size
+                )
+            )
+            if ranks.leads:
+                resources.show_resources(planned, output if job.dry_run else messages)
         if job.dry_run:
             return 0
-        resources.check_disk(planned, job.out)
-        begin, is_new = (
-            time.monotonic(),
-            not job.out.exists() and not job.out.with_name(f"{job.out.name}.partial").exists(),
-        )
+        begin, is_new = time.monotonic(), not any(path.exists() for path in (job.out, *_unfinished(job.codes)))
         with show_progress(messages) if ranks.leads else nullcontext(Silent()) as progress:
-            if recipe.auto and samples is not None:
-                asked, tokens = recipe, samples.tokens
-                chosen = ranks.shared(lambda: widths.choose_widths(checkpoint, tokens, asked, None, progress))
-                recipe = chosen.recipe
-                if ranks.leads:
-                    _tell(messages, chosen.summary)
-            quantized = engine.quantize(
-                checkpoint,
-                samples,
-                recipe,
-                job.out,
-                progress,
-                device=device,
-                ranks=ranks,
-                on_disk=planned.quantizing.on_disk,
-                overwrite=job.overwrite,
-            )
+            if planned is not None:
+                resources.check_disk(planned, job.codes)
+                quantized = _choose_codes(job, source, samples, ranks, device, planned.quantizing.on_disk, progress)
+            elif ranks.leads:
+                quantized = source.quantize(None, job.codes, progress)
+            else:
+                return 0
+            if ranks.leads:
+                _write_format(job, source, quantized, progress)
         if ranks.leads:
-            if chosen is not None:
-                widths.save(chosen, quantized.folder)
-            _tell(messages, f"Quantized checkpoint: {quantized.folder}")
-            if is_new and chosen is None:  # the estimate is of quantizing alone
+            _tell(messages, f"Quantized checkpoint: {job.out}{f' ({job.format})' if job.format else ''}")
+            if is_new and planned is not None and not source.recipe.auto:  # the estimate is of quantizing alone
                 _tell(messages, resources.how_far_off(planned, _peak(), time.monotonic() - begin))
     return 0
+
+
+def _samples(job: Job, source: Source) -> Samples | None:
+    """Calibration windows, for a recipe that reads text; the tokenizer is checked all the same."""
+    from calibration.samples import load_samples
+
+    recipe, tokenizer = source.recipe, source.checkpoint.tokenizer()
+    if not recipe.reads_text:
+        return None
+    return load_samples(job.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
+
+
+def _choose_codes(
+    job: Job,
+    source: Source,
+    samples: Samples | None,
+    ranks: Ranks,
+    device: torch.device,
+    on_disk: bool,
+    progress: Progress,
+) -> QuantizedCheckpoint:
+    """Our own folder of a float checkpoint, the widths chosen first where the recipe leaves that to us."""
+    from compress import engine
+    from pipeline import widths
+
+    recipe, chosen = source.recipe, None
+    if recipe.auto and samples is not None:
+        tokens = samples.tokens
+        chosen = ranks.shared(lambda: widths.choose_widths(source.checkpoint, tokens, source.recipe, None, progress))
+        recipe = chosen.recipe
+        if ranks.leads:
+            _tell(Console(stderr=True), chosen.summary)
+    quantized = engine.quantize(
+        source.checkpoint,
+        samples,
+        recipe,
+        job.codes,
+        progress,
+        device=device,
+        ranks=ranks,
+        on_disk=on_disk,
+        overwrite=job.overwrite,
+    )
+    if ranks.leads and chosen is not None:
+        widths.save(chosen, quantized.folder)
+    return quantized
+
+
+def _write_format(job: Job, source: Source, quantized: QuantizedCheckpoint, progress: Progress) -> None:
+    """The folder for other tools, and ours away."""
+    from compress.formats.write import write
+
+    if job.format is None:
+        return
+    try:
+        write(quantized, source.checkpoint, job.out, job.format, progress)
+    except ExportError:
+        shutil.rmtree(job.codes)
+        raise
+    shutil.rmtree(job.codes)
+
+
+def _unfinished(folder: Path) -> tuple[Path, Path]:
+    """Where an interrupted run leaves what the next one goes on from."""
+    return folder, folder.with_name(f"{folder.name}.partial")
 
 
 def _peak() -> int:

@@ -15,7 +15,6 @@ from rich.markup import escape
 from bluelm.errors import BudgetError
 from bluelm.files import read_json
 from bluelm.progress import Progress
-from compress.engine import quantize
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
@@ -91,7 +90,7 @@ def show_plan(plan: Plan, output: Console) -> None:
 def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone: ChosenPhone | None) -> Report:
     """All stages, then the report."""
     chosen: dict[str, Any] = {}
-    if plan.request.recipe.auto:
+    if plan.recipe.auto:
         plan, chosen = _choose_widths(plan, stages, progress)
     quantized = _quantize(plan, stages, progress)
     cpu = _export_cpu(plan, stages, quantized, progress)
@@ -138,7 +137,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
 
 def _choose_widths(plan: Plan, stages: Stages, progress: Progress) -> tuple[Plan, dict[str, Any]]:
     """The plan with a width for every linear, and the table for the report."""
-    recipe, config, sizes = plan.request.recipe, plan.checkpoint.config, plan.sizes
+    recipe, config, sizes = plan.recipe, plan.checkpoint.config, plan.sizes
     allowed = widths.held_by(plan.target, config, recipe, **sizes)
     inputs = {
         "checkpoint": plan.checkpoint.digest(),
@@ -158,23 +157,24 @@ def _choose_widths(plan: Plan, stages: Stages, progress: Progress) -> tuple[Plan
     for _, uniform in resolved.uniform():
         plan.target.check(config, uniform, **sizes)
     table = read_json(folder / widths.TABLE)
-    return replace(plan, request=replace(plan.request, recipe=resolved)), {"widths": table}
+    return replace(plan, source=replace(plan.source, recipe=resolved)), {"widths": table}
 
 
 def _quantize(plan: Plan, stages: Stages, progress: Progress) -> QuantizedCheckpoint:
     inputs = {
         "checkpoint": plan.checkpoint.digest(),
         "calibration": plan.samples.report.sha256,
-        "recipe": plan.request.recipe.digest(),
+        "recipe": plan.recipe.digest(),
         "made by": _made_by(QUANTIZING, "torch"),
     }
 
     def work(folder: Path) -> None:
-        with progress.task("read the checkpoint", total=len(plan.checkpoint.tensors)) as task:
-            for name in plan.checkpoint.tensors:  # a NaN is found now, not hours later in the last block
+        names = plan.checkpoint.tensors if plan.source.given is None else ()  # codes were read by the plan
+        with progress.task("read the checkpoint", total=len(names)) as task:
+            for name in names:  # a NaN is found now, not hours later in the last block
                 plan.checkpoint.tensor(name)
                 task.advance(note=name)
-        quantize(plan.checkpoint, plan.samples, plan.request.recipe, folder, progress)
+        plan.source.quantize(plan.samples, folder, progress)
 
     return QuantizedCheckpoint.open(stages.run(layout.QUANTIZED, inputs, work))
 
@@ -241,7 +241,7 @@ def _made_by(packages: tuple[str, ...], *tools: str) -> dict[str, str]:
 
 def _stage_names(plan: Plan) -> list[str]:
     """Folders that the run would write, in order."""
-    names = [layout.WIDTHS] if plan.request.recipe.auto else []
+    names = [layout.WIDTHS] if plan.recipe.auto else []
     names += [layout.QUANTIZED, layout.ONNX_CPU]
     if plan.target.runtime != "onnx-cpu":
         names += [layout.RANGES] if plan.target.needs_ranges else []
@@ -256,7 +256,8 @@ def _configuration(plan: Plan) -> dict[str, Any]:
         "model": str(plan.checkpoint.folder),
         "target": plan.target.name,
         "soc": plan.target.soc.id,
-        "recipe": request.recipe.model_dump(mode="json"),
+        "adapters": {str(folder): weight for folder, weight in request.adapters},
+        "recipe": plan.recipe.model_dump(mode="json"),
         "activation_bits": request.activation_bits,
         "context": request.context,
         "chunk": plan.sizes["chunk"],

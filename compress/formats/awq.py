@@ -18,8 +18,9 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from compress.formats.layout import Shape, make_weight
-from compress.formats.words import unpack_words
-from compress.quantized import OrderedWeight
+from compress.formats.words import pack_words, unpack_words
+from compress.pieces import LinearInfo
+from compress.quantized import OrderedWeight, QuantizedTensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # field i of a word holds output ORDER[i]
 BITS = 4
@@ -67,3 +68,31 @@ def awq_layout(settings: Mapping[str, Any], where: object) -> Awq:
     if bits != BITS:
         raise InputError(f"AWQ's layout has 4 bits, not {bits!r}", where=where, fix="use a 4-bit checkpoint")
     return Awq()
+
+
+def pack_awq(weight: QuantizedTensor) -> dict[str, Tensor]:
+    """The tensors of a linear.
+
+    Raises:
+        InputError: scales that are no float16s.
+    """
+    if weight.scales.dtype != torch.float16:
+        fix = "use --format compressed-tensors"
+        raise InputError("AWQ's scales are float16, and these have more digits", fix=fix)
+
+    def packed(fields: Tensor) -> Tensor:  # [out, n] -> [n, out / 8]
+        return pack_words(fields.T.unflatten(-1, (-1, 8))[..., list(ORDER)].flatten(-2), BITS)
+
+    return {"qweight": packed(weight.codes), "qzeros": packed(weight.zeros), "scales": weight.scales.T}
+
+
+def describe_awq(infos: Mapping[str, LinearInfo]) -> dict[str, Any]:
+    """The quantization_config; all linears have one group size."""
+    return {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": BITS,
+        "group_size": next(iter(infos.values())).group_size,
+        "zero_point": True,  # stored for symmetric weights too: 8
+        "modules_to_not_convert": None,
+    }

@@ -12,7 +12,7 @@ Codes and zero points are signed there: -2**(bits - 1) is stored as 0. So they a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from compress.formats.layout import WIDTHS, Shape, contiguous_groups, make_weight, width_of
-from compress.formats.words import unpack_words
+from compress.formats.words import pack_words, unpack_words
+from compress.pieces import LinearInfo
 from compress.quantized import OrderedWeight
 
 PACKED = "pack-quantized"
@@ -98,3 +99,61 @@ def _schemes(settings: Mapping[str, Any], where: object) -> Iterator[dict[str, A
     if not isinstance(groups, dict) or not all(isinstance(scheme, dict) for scheme in groups.values()):
         raise InputError("config_groups must be an object of schemes", where=where, fix="fetch config.json again")
     yield from groups.values()
+
+
+def pack_compressed(ordered: OrderedWeight) -> dict[str, Tensor]:
+    """The tensors of a linear; columns as the inputs are, their groups in weight_g_idx where they are scattered."""
+    weight = ordered.weight
+    codes, groups = weight.codes, torch.arange(weight.shape[1]) // weight.columns_per_group
+    scattered: dict[str, Tensor] = {}
+    if ordered.order is not None:
+        back = ordered.order.long().argsort()
+        codes, scattered = codes[:, back], {"weight_g_idx": groups[back].to(torch.int32)}
+    zeros = {} if weight.symmetric else {"weight_zero_point": pack_words(weight.zeros.T, weight.bits).T}
+    return {
+        "weight_packed": pack_words(codes, weight.bits),
+        "weight_scale": weight.scales,
+        "weight_shape": torch.tensor(weight.shape),
+        **zeros,
+        **scattered,
+    }
+
+
+def describe_compressed(infos: Mapping[str, LinearInfo]) -> dict[str, Any]:
+    """The quantization_config: a scheme for each kind of linear, the most frequent for all that others do not name."""
+    schemes: dict[LinearInfo, list[str]] = {}
+    for name, info in infos.items():
+        schemes.setdefault(replace(info, shape=(0, 0)), []).append(name)
+    ranked = sorted(schemes.items(), key=lambda item: -len(item[1]))
+    targets = [["Linear"], *(names for _, names in ranked[1:])] if len(ranked) == 1 else [names for _, names in ranked]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": PACKED,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+        "config_groups": {
+            f"group_{number}": _scheme(info, names)
+            for number, ((info, _), names) in enumerate(zip(ranked, targets, strict=True))
+        },
+    }
+
+
+def _scheme(info: LinearInfo, targets: list[str]) -> dict[str, Any]:
+    row = info.group_size == -1
+    return {
+        "targets": targets,
+        "format": PACKED,
+        "input_activations": None,
+        "output_activations": None,
+        "weights": {
+            "num_bits": info.bits,
+            "type": "int",
+            "symmetric": info.symmetric,
+            "strategy": "channel" if row else "group",
+            "group_size": None if row else info.group_size,
+            "actorder": "group" if info.ordered else None,
+            "dynamic": False,
+            "observer": "minmax",
+        },
+    }

@@ -13,8 +13,11 @@ GPTQModel wrote it can be read. In the second version (`gptq_v2`) z is stored as
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version as package_version
 from typing import Any
 
 import torch
@@ -22,7 +25,8 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from compress.formats.layout import Shape, contiguous_groups, make_weight, width_of
-from compress.formats.words import unpack_words
+from compress.formats.words import pack_words, unpack_words
+from compress.pieces import LinearInfo
 from compress.quantized import OrderedWeight
 
 
@@ -98,3 +102,52 @@ def gptq_layout(settings: Mapping[str, Any], where: object) -> Gptq:
     meta = settings.get("meta")
     writers = str(meta.get("quantizer", "") if isinstance(meta, dict) else "").lower()
     return Gptq(f"GPTQ ({kind})", 2 if kind == "gptq_v2" else 1, borrows="gptqmodel" in writers)
+
+
+def pack_gptq(ordered: OrderedWeight, version: int) -> dict[str, Tensor]:
+    """The tensors of a linear; columns as the inputs are, their groups in g_idx.
+
+    Raises:
+        InputError: scales that are no float16s.
+    """
+    weight = ordered.weight
+    if weight.scales.dtype != torch.float16:
+        fix = "use --format compressed-tensors"
+        raise InputError("GPTQ's scales are float16, and these have more digits", fix=fix)
+    columns = weight.shape[1]
+    codes = weight.codes
+    groups = torch.arange(columns) // weight.columns_per_group
+    if ordered.order is not None:
+        back = ordered.order.long().argsort()
+        codes, groups = codes[:, back], groups[back]
+    zeros = weight.zeros if version == 2 else weight.zeros - 1
+    return {
+        "qweight": pack_words(codes, weight.bits).T,
+        "qzeros": pack_words(zeros.T, weight.bits),
+        "scales": weight.scales.T,
+        "g_idx": groups.to(torch.int32),
+    }
+
+
+def describe_gptq(infos: Mapping[str, LinearInfo], version: int, damping: float) -> dict[str, Any]:
+    """The quantization_config; linears of another width than most are listed under `dynamic`."""
+    usual = Counter((info.bits, info.group_size) for info in infos.values()).most_common(1)[0][0]
+    others = {
+        f"+:^{re.escape(name)}$": {"bits": info.bits, "group_size": info.group_size}
+        for name, info in infos.items()
+        if (info.bits, info.group_size) != usual
+    }
+    return {
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq" if version == 1 else "gptq_v2",
+        "bits": usual[0],
+        "group_size": usual[1],
+        "sym": all(info.symmetric for info in infos.values()),
+        "desc_act": any(info.ordered for info in infos.values()),
+        "damp_percent": damping,
+        "true_sequential": True,
+        "lm_head": False,
+        "pack_dtype": "int32",
+        "meta": {"quantizer": [f"bluelm-export:{package_version('bluelm-export')}"]},
+        **({"dynamic": others} if others else {}),
+    }

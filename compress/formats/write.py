@@ -1,0 +1,205 @@
+"""Writing a quantized checkpoint as a Hugging Face folder that other tools load: GPTQ, AWQ, compressed-tensors.
+
+Linears of the blocks hold our codes, scales and zero points as they are. Embedding, norms and head are float16, as
+such checkpoints have them; the embedding LayerNorm is folded in, so that a BlueLM is a plain Llama there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bluelm.checkpoint import Checkpoint, block_shapes
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError
+from bluelm.files import atomic_folder, write_text
+from bluelm.progress import Progress, Silent
+from bluelm.weights import LINEARS
+from compress.formats.awq import describe_awq, pack_awq
+from compress.formats.compressed import describe_compressed, pack_compressed
+from compress.formats.gptq import describe_gptq, pack_gptq
+from compress.formats.plain import plain_config, write_tokenizer
+from compress.pieces import LinearInfo
+from compress.quantized import OrderedWeight
+from compress.recipe import Recipe
+from compress.rotate import Rotated
+from compress.store import QuantizedCheckpoint
+
+Kind = Literal["gptq", "awq", "compressed-tensors"]
+KINDS: tuple[str, ...] = get_args(Kind)
+SHARD = 4 * 2**30  # bytes of tensors a file
+WORD = 32  # bits
+
+
+def check_recipe(config: ModelConfig, recipe: Recipe, kind: Kind) -> None:
+    """Make sure, before any work, that a format can hold what the recipe makes of the blocks' linears.
+
+    Raises:
+        InputError: it cannot; says why.
+    """
+    plain_config(config)
+    if kind == "awq" and (recipe.auto or recipe.layers):
+        raise InputError("AWQ has one width for all linears", fix="use --format gptq or compressed-tensors")
+    for index in range(config.num_layers):
+        for name, shape in block_shapes(config).items():
+            if len(shape) == 2:
+                full = f"model.layers.{index}.{name.removesuffix('.weight')}"
+                widths = recipe.widths(full)
+                info = LinearInfo((shape[0], shape[1]), widths.bits, widths.group_size, widths.symmetric)
+                check_linear(full, info, kind)
+
+
+def check_linear(name: str, info: LinearInfo, kind: Kind) -> None:
+    """InputError unless the format holds a linear of this width and shape."""
+    widths = (4,) if kind == "awq" else (4, 8)
+    if info.bits not in widths:
+        fix = f"choose {' or '.join(map(str, widths))} bits"
+        raise InputError(f"the format {kind} has no {info.bits}-bit codes", where=name, fix=fix)
+    if kind == "awq" and info.ordered:
+        fix = "use --format gptq"
+        raise InputError("AWQ cannot hold the scattered groups of act-order", where=name, fix=fix)
+    rows, columns = info.shape
+    packed = {"gptq": (rows, columns), "awq": (rows,), "compressed-tensors": (columns,)}[kind]
+    if kind == "compressed-tensors" and not info.symmetric:
+        packed += (rows,)
+    for size in packed:
+        if size * info.bits % WORD:
+            fix = "use another format, or 8 bits"
+            raise InputError(f"{size} codes of {info.bits} bits fill no whole 32-bit words", where=name, fix=fix)
+
+
+def write(
+    quantized: QuantizedCheckpoint,
+    checkpoint: Checkpoint,
+    out: Path,
+    kind: Kind,
+    progress: Progress | None = None,
+) -> None:
+    """Write the folder `out`.
+
+    Args:
+        checkpoint: what `quantized` was made of; embedding and head come from it in float.
+
+    Raises:
+        InputError: `out` is there already, or the format cannot hold a weight.
+    """
+    check_out(out)
+    infos = {name: info for name, info in quantized.linears.items() if name.startswith("model.layers.")}
+    for name, info in infos.items():
+        check_linear(name, info, kind)
+    if kind == "awq" and len({(info.bits, info.group_size) for info in infos.values()}) > 1:
+        raise InputError("AWQ has one group size for all linears", where=quantized.folder, fix="use --format gptq")
+    blocks = range(quantized.config.num_layers)
+    # version 1 has no place for a zero point of 0
+    version = 2 if kind == "gptq" and any(_has_zero(quantized, name) for name in infos) else 1
+    with atomic_folder(out) as folder, (progress or Silent()).task(f"write {kind}", len(blocks) + 1) as task:
+        shards = _Shards(folder)
+        for name, tensor in _ends(quantized, checkpoint):
+            shards.add({name: _half(tensor, name)})
+        task.advance(note="embedding and head")
+        for index in blocks:
+            prefix = f"model.layers.{index}."
+            for local in LINEARS:
+                stem = f"{prefix}{local}"
+                parts = _pack(quantized.ordered(stem), kind, version)
+                shards.add({f"{stem}.{part}": tensor for part, tensor in parts.items()})
+            for name, shape in block_shapes(quantized.config).items():
+                if len(shape) == 1:
+                    shards.add({f"{prefix}{name}": _half(quantized.vector(f"{prefix}{name}"), f"{prefix}{name}")})
+            task.advance(note=f"block {index}")
+        shards.finish()
+        settings = _settings(quantized, infos, kind, version)
+        config = plain_config(quantized.config) | {"quantization_config": settings}
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        if kind == "gptq":  # AutoGPTQ and GPTQModel look here first
+            write_text(folder / "quantize_config.json", json.dumps(settings, indent=2) + "\n")
+        write_tokenizer(quantized.folder, folder, quantized.config)
+
+
+def check_out(out: Path) -> None:
+    """InputError if something is there already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("the output exists", where=out, fix="name another output folder, or remove it")
+
+
+def _pack(ordered: OrderedWeight, kind: Kind, version: int) -> dict[str, Tensor]:
+    if kind == "gptq":
+        return pack_gptq(ordered, version)
+    return pack_awq(ordered.weight) if kind == "awq" else pack_compressed(ordered)
+
+
+def _settings(
+    quantized: QuantizedCheckpoint, infos: Mapping[str, LinearInfo], kind: Kind, version: int
+) -> dict[str, Any]:
+    """The quantization_config."""
+    if kind == "gptq":
+        return describe_gptq(infos, version, quantized.recipe.damping)
+    return describe_awq(infos) if kind == "awq" else describe_compressed(infos)
+
+
+def _has_zero(quantized: QuantizedCheckpoint, name: str) -> bool:
+    return not quantized.linears[name].symmetric and bool((quantized.ordered(name).weight.zeros == 0).any())
+
+
+def _ends(quantized: QuantizedCheckpoint, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Embedding, last norm and head in float, turned if the recipe turns the hidden states."""
+    tables = Rotated(checkpoint) if quantized.recipe.rotate else checkpoint
+    yield "model.embed_tokens.weight", tables.embedding()
+    yield "model.norm.weight", quantized.final_norm()
+    if not quantized.config.shares_table:
+        yield "lm_head.weight", tables.head()
+
+
+def _half(tensor: Tensor, name: str) -> Tensor:
+    half = tensor.half()
+    if not torch.isfinite(half).all():
+        fix = "the model cannot be held in this format"
+        raise InputError(f"{name} has values beyond float16", where=name, fix=fix)
+    return half
+
+
+class _Shards:
+    """Tensors into files of at most `SHARD` bytes, with an index where there are several."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._files, self._bytes = folder, 0, 0
+        self._waiting: dict[str, Tensor] = {}
+        self._places: dict[str, int] = {}
+        self._total = 0
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if self._waiting and self._bytes + size > SHARD:
+            self._flush()
+        self._waiting |= {name: tensor.contiguous() for name, tensor in tensors.items()}
+        self._bytes += size
+        self._total += size
+
+    def finish(self) -> None:
+        """Write the rest, and give the files their names."""
+        self._flush()
+        if self._files == 1:
+            self._part(0).rename(self._folder / "model.safetensors")
+            return
+        names = [f"model-{number + 1:05}-of-{self._files:05}.safetensors" for number in range(self._files)]
+        for number, name in enumerate(names):
+            self._part(number).rename(self._folder / name)
+        index = {
+            "metadata": {"total_size": self._total},
+            "weight_map": {tensor: names[number] for tensor, number in self._places.items()},
+        }
+        write_text(self._folder / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"part-{number}.safetensors"
+
+    def _flush(self) -> None:
+        save_file(self._waiting, self._part(self._files), metadata={"format": "pt"})
+        self._places |= dict.fromkeys(self._waiting, self._files)
+        self._files, self._bytes, self._waiting = self._files + 1, 0, {}
