@@ -206,8 +206,9 @@ def _sorted(
             sides.setdefault(target, {})[update["side"]] = name
             embeddings |= {target} if update["embedding"] else set()
         else:
-            wholes[target] = name
             _check_shape(name, tensors[name].shape, checkpoint.tensors[target].shape, file)
+            if ".base_layer." not in name:  # PEFT's copy of the base's own, beside an embedding's update
+                wholes[target] = name
     if not sides and not wholes:
         raise InputError("the adapter holds no tensors", where=file, fix="fetch the folder again")
     updates = dict(_updates(sides, embeddings, tensors, checkpoint, config, file))
