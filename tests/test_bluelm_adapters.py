@@ -113,13 +113,13 @@ def test_peft_itself_merges_to_the_same(tmp_path: Path) -> None:
         modules_to_save=["lm_head"],
     )  # fmt: skip
     wrapped = peft.get_peft_model(model, lora)
-    wrapped.save_pretrained(tmp_path / "adapter")
+    wrapped.save_pretrained(str(tmp_path / "adapter"))
     wanted = wrapped.merge_and_unload().state_dict()
     base = Checkpoint.open(tmp_path / "base")
     merged = adapted(base, [(tmp_path / "adapter", 1.0)])
     changed = 0
     for name in base.tensors:
-        assert torch.allclose(merged.tensor(name), wanted[name], rtol=0, atol=3e-7), name
+        assert (merged.tensor(name) - wanted[name]).abs().max() <= 3e-7 * max(1, wanted[name].abs().max().item()), name
         changed += not torch.equal(merged.tensor(name), base.tensor(name))
     assert changed == 2 * 3 + 1
 
