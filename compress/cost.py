@@ -170,7 +170,7 @@ def _seconds(shape: _Shape, on_disk: bool, rate: float) -> float:
     elements = passes * shape.tokens * (12 * config.hidden_size + 6 * config.intermediate_size)
     moved = FLOAT * elements + 3 * shape.streams + (2 * shape.gated + 8 * shape.streams if on_disk else 0)
     columns = sum(-(-out // ROWS) * width for out, width in shape.linears.values()) / shape.ranks
-    loops = config.num_layers * columns * COLUMN_SECONDS if recipe.feeds_back else 0
+    loops = config.num_layers * columns * (1 + _sweeps(recipe)) * COLUMN_SECONDS if recipe.feeds_back else 0
     other = config.num_layers * moved / STREAM_BYTES_PER_SECOND / threads
     return (config.num_layers * block + head) / rate + search + tables + loops + other
 
@@ -180,7 +180,12 @@ _WRITERS = ("self_attn.o_proj", "mlp.down_proj")  # whose output goes into the s
 
 def _solving(out: int, columns: int, recipe: Recipe) -> float:
     """Operations of one weight: both losses, and the errors that GPTQ moves on."""
-    return (5 if recipe.feeds_back else 4) * out * columns**2
+    # a sweep moves the codes, fits the scales, and weighs both
+    return (5 + 4 * _sweeps(recipe) if recipe.feeds_back else 4) * out * columns**2
+
+
+def _sweeps(recipe: Recipe) -> int:
+    return recipe.sweeps if recipe.bits < 8 else 0
 
 
 def _stored(rows: int, columns: int, widths: Widths) -> float:

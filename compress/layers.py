@@ -11,6 +11,7 @@ from torch import Tensor
 
 from calibration.ranks import ALONE, Ranks
 from calibration.walk import Moments
+from compress.descent import descend
 from compress.gptq import Feedback, factorize, gptq, objective
 from compress.grid import choose_grid
 from compress.quantized import QuantizedTensor
@@ -132,7 +133,11 @@ def _solve_rows(target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe,
     # GPTQ moves errors between columns, so that what one column's error does by itself tells it little
     seen = hessian if feedback is None else None
     grid = choose_grid(target, bits, size, symmetric, search=searches(recipe, bits), hessian=seen)
-    tuned = grid.nearest(target) if feedback is None else grid.holding(gptq(target, grid, feedback))
+    if feedback is None:
+        tuned = grid.nearest(target)
+    else:
+        sweeps = recipe.sweeps if bits < 8 else 0  # at 8 bits there is nothing to gain
+        tuned = descend(target, grid.holding(gptq(target, grid, feedback)), hessian, feedback.damping, sweeps)
     rounded = round_to_nearest(target, bits, size, symmetric)
     loss = objective(target - tuned.dequantize(), hessian)
     rounding = objective(target - rounded.dequantize(), hessian)

@@ -69,6 +69,8 @@ class Recipe(BaseModel):
         embed_bits: the embedding table, one scale a row, symmetric.
         damping: first share of the Hessian's mean diagonal that GPTQ adds to it.
         act_order: GPTQ rounds the columns of the most excited inputs first; groups stay in place.
+        sweeps: times that GPTQ's codes and scales are gone over once more, each moved to where it is best with all
+            others as they are (below 8 bits).
         correction: how far GPTQ's o_proj and down_proj make up for errors that earlier layers left in the
             stream: 0 not at all (plain GPTQ, one forward pass less), 1 as far as least squares goes.
         rotate: turn the stream and the values of each head by Hadamard rotations folded into the weights: spreads
@@ -90,6 +92,7 @@ class Recipe(BaseModel):
     embed_bits: TableBits = 8
     damping: float = Field(default=0.01, gt=0, le=1)
     act_order: bool = True
+    sweeps: int = Field(default=4, ge=0)
     correction: float = Field(default=0.5, ge=0, le=1)
     rotate: bool = False
     refine: int = Field(default=0, ge=0)

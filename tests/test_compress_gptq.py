@@ -117,7 +117,9 @@ def test_kept_rows_are_counted() -> None:
     weight, _ = problem(5)
     x = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
     hessian = x.T @ x / 2000
-    solved = solve_stage({"w": weight}, Moments(hessian), {"w": Widths(4, 32, True)}, Recipe.make({"grid": "minmax"}))
+    solved = solve_stage(
+        {"w": weight}, Moments(hessian), {"w": Widths(4, 32, True)}, Recipe.make({"grid": "minmax", "sweeps": 0})
+    )
     grid = choose_grid(weight, 4, 32, True)
     alone, rounded = grid.holding(gptq(weight, grid, factorize(hessian))), grid.nearest(weight)
     worse = objective(weight - alone.dequantize(), hessian) > objective(weight - rounded.dequantize(), hessian)

@@ -1,0 +1,113 @@
+"""Coordinate descent behind GPTQ: errors only fall, no single step is left to take, scales are least squares."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from calibration.walk import Moments
+from compress.descent import descend, fit_scales, move_codes
+from compress.gptq import objective
+from compress.grid import choose_grid, representable
+from compress.layers import solve_stage
+from compress.quantized import QuantizedTensor
+from compress.recipe import Recipe, Widths
+
+
+def case(seed: int, rows: int = 12, columns: int = 128, tokens: int = 300) -> tuple[Tensor, Tensor]:
+    """A weight and the Hessian of correlated inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    x = torch.randn(tokens, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    return weight, x.T @ x / tokens
+
+
+def rounded(weight: Tensor, bits: int, size: int, symmetric: bool) -> QuantizedTensor:
+    return choose_grid(weight, bits, size, symmetric).nearest(weight)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 10**6),
+    bits=st.sampled_from((3, 4)),
+    size=st.sampled_from((32, 64, -1)),
+    symmetric=st.booleans(),
+)
+def test_no_row_gets_worse(seed: int, bits: int, size: int, symmetric: bool) -> None:
+    weight, hessian = case(seed)
+    start = rounded(weight, bits, size, symmetric)
+    lost = [objective(weight - start.dequantize(), hessian)]
+    moved = move_codes(weight, start, hessian, 0.0)
+    lost.append(objective(weight - moved.dequantize(), hessian))
+    fitted = fit_scales(weight, moved, hessian)
+    lost.append(objective(weight - fitted.dequantize(), hessian))
+    for before, after in pairwise(lost):
+        assert (after <= before * (1 + 1e-4)).all()
+    assert lost[-1].sum() < 0.9 * lost[0].sum()
+    assert int(moved.codes.max()) < 2**bits
+    assert torch.equal(fitted.zeros, start.zeros)
+    assert torch.equal(fitted.scales.float(), representable(fitted.scales.float()))
+
+
+def test_no_single_code_is_left_to_move() -> None:
+    weight, hessian = case(1, rows=3, columns=64)
+    found = rounded(weight, 4, 32, True)
+    for _ in range(60):
+        found = move_codes(weight, found, hessian, 0.0)
+    least = objective((weight - found.dequantize()).double(), hessian.double())
+    for column in range(64):
+        for step in (-1, 1):
+            codes = found.codes.int()
+            codes[:, column] = (codes[:, column] + step).clamp(0, 15)
+            other = QuantizedTensor(codes.to(torch.uint8), found.scales, found.zeros, 4, 32)
+            assert (objective((weight - other.dequantize()).double(), hessian.double()) >= least * (1 - 1e-5)).all()
+
+
+def test_scales_are_the_least_squares_solution() -> None:
+    weight, hessian = case(2)
+    start = rounded(weight, 4, 32, False)
+    fitted = fit_scales(weight, start, hessian)
+    root = torch.linalg.cholesky(hessian.double() + 1e-9 * torch.eye(128))  # H = R Rᵀ
+    codes = (start.codes.double().view(12, 4, 32) - start.zeros.double().unsqueeze(-1)).unsqueeze(2)
+    for row in range(12):
+        columns = (torch.eye(4).double().unsqueeze(-1) * codes[row].squeeze(1).unsqueeze(0)).view(4, 128) @ root
+        best = torch.linalg.lstsq(columns.T, (weight[row].double() @ root).unsqueeze(1)).solution.squeeze(1)
+        torch.testing.assert_close(fitted.scales[row].double(), best, rtol=0.01, atol=1e-4)
+
+
+def test_columns_without_signal_and_empty_groups_stay() -> None:
+    weight, hessian = case(3)
+    hessian[5], hessian[:, 5] = 0, 0
+    hessian[32:64], hessian[:, 32:64] = 0, 0  # a whole group never fired
+    start = rounded(weight, 4, 32, True)
+    found = descend(weight, start, hessian, 0.01, 3)
+    assert torch.equal(found.codes[:, 5], start.codes[:, 5])
+    assert torch.equal(found.codes[:, 32:64], start.codes[:, 32:64])
+    torch.testing.assert_close(found.scales[:, 1], start.scales[:, 1])
+    nothing = descend(weight, start, torch.zeros(128, 128), 0.01, 2)
+    assert torch.equal(nothing.codes, start.codes) and torch.equal(nothing.scales, start.scales)
+
+
+def test_outliers_stay_finite() -> None:
+    weight, hessian = case(4)
+    weight[0, 3], weight[1, 40] = 1e4, -1e4
+    found = descend(weight, rounded(weight, 4, 32, True), hessian * 1e8, 0.01, 3)
+    assert torch.isfinite(found.scales.float()).all()
+    assert (found.scales > 0).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gptq_gains_by_it(symmetric: bool) -> None:
+    weight, hessian = case(5, rows=64)
+    lost = {
+        sweeps: solve_stage(
+            {"w": weight}, Moments(hessian), {"w": Widths(4, 32, symmetric)}, Recipe.make({"sweeps": sweeps})
+        )["w"].note["loss"]
+        for sweeps in (0, 4)
+    }
+    assert lost[4] < 0.95 * lost[0]
