@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from targets.runtime import Runtime
 
 EXPECTED = Path(__file__).parent / "data" / "block_errors.yaml"
 TIE = 1e-2  # top two logits closer than this: either may come first
+TWIN_KL = 1e-4  # of an artifact to its debug build: the same codes on the same kernels, compiled once more
 OUTLIER = 2.5  # against other weights than its own, a block may err this many times as much as the middle one
 
 Steps = Callable[[Sequence[int]], NDArray[np.float32]]
@@ -39,6 +40,7 @@ class Subject:
         kind: key of `data/block_errors.yaml`.
         runtime: gives logits.
         steps: gives the stream block by block; None where it was not asked for.
+        twin: logits of what `steps` runs, where that is a build of its own.
         weights: the weights in float32 where the subject is a checkpoint.
         digest: of the quantized checkpoint that it holds; empty for a float one.
     """
@@ -49,6 +51,7 @@ class Subject:
     steps: Steps | None = None
     weights: Weights | None = None
     digest: str = ""
+    twin: Steps | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,18 @@ class BlockErrors:
 
     Attributes:
         local: each block was given the subject's own stream; else errors of earlier blocks are in it too.
+        twin_kl: mean KL of the subject to the build of it that shows its blocks.
     """
 
     errors: tuple[float, ...]
     expected: float
     local: bool
+    twin_kl: float = 0.0
+
+    @property
+    def same_twin(self) -> bool:
+        """Whether the build that shows its blocks answers as the subject does; else it cannot speak for it."""
+        return self.twin_kl < TWIN_KL
 
     @property
     def first_outside(self) -> int | None:
@@ -159,14 +169,17 @@ def block_errors(reference: Subject, subject: Subject, tokens: Sequence[int]) ->
     if reference.weights is not None:
         same = reference.digest == subject.digest
         kinds = (subject.kind, reference.kind)
-        return local_errors(reference.weights, stream, reference.runtime.context, kinds, same)
-    if reference.steps is not None:
-        added = np.diff(reference.steps(tokens).astype(np.float64), axis=0)
+        found = local_errors(reference.weights, stream, reference.runtime.context, kinds, same)
+    elif reference.steps is not None:
+        errors = _relative(stream, np.diff(reference.steps(tokens).astype(np.float64), axis=0))
+        limit = expected_error((subject.kind, reference.kind), reference.digest == subject.digest, errors)
+        found = BlockErrors(tuple(float(e) for e in errors), limit, False)
     else:
         raise InputError(f"{reference.name} cannot show the output of its blocks")
-    errors = _relative(stream, added)
-    limit = expected_error((subject.kind, reference.kind), reference.digest == subject.digest, errors)
-    return BlockErrors(tuple(float(e) for e in errors), limit, False)
+    if subject.twin is None:
+        return found
+    own, shown = (metrics.log_softmax(f(tokens)) for f in (subject.runtime.logits, subject.twin))
+    return replace(found, twin_kl=float(metrics.kl_divergence(own, shown).mean()))
 
 
 def local_errors(

@@ -2,6 +2,8 @@
 
    x -> block 0 -> layers.0.output -> ... -> logits        outputs: logits, keys.N, values.N
 becomes the same with                                     outputs: ..., layers.0.output, layers.1.output, ...
+
+The fused graph of onnx-genai adds what a block gives last in the norm behind it: that norm's sum is shown.
 """
 
 from __future__ import annotations
@@ -20,7 +22,18 @@ from export.lowered import block_output
 from export.onnx_decoder import GRAPHS
 
 DEBUG_NOTE = "debug build: block outputs"
-REWRITTEN = {"onnx-cpu": GRAPHS, "onnx-npu": GRAPHS, "litert": ("model",)}  # format: roles of its graphs
+REWRITTEN = {  # format: roles of its graphs
+    "onnx-cpu": GRAPHS,
+    "onnx-npu": GRAPHS,
+    "litert": ("model",),
+    "onnx-genai": ("model",),
+}
+
+
+def genai_stream(layers: int) -> list[str]:
+    """Names in the onnx-genai graph: the stream before the first block and behind each."""
+    norms = [*(f"model.layers.{layer}.input_layernorm" for layer in range(1, layers)), "model.norm"]
+    return ["embed", *(f"{norm}.sum" for norm in norms)]
 
 
 def debug_build(artifact: Artifact, folder: Path) -> Artifact:
@@ -63,10 +76,12 @@ def _open_up(artifact: Artifact, source: Path, target: Path) -> None:
     model = onnx.load(source, load_external_data=False)
     made = {name for node in model.graph.node for name in node.output}
     shown = {value.name for value in model.graph.output}  # a part shows its last block anyway
+    layers = artifact.model.num_layers
+    fused = artifact.format == "onnx-genai"
     tokens = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
-    shape = (1, tokens, artifact.model.hidden_size)
-    parts = len(artifact.paths("decode"))
-    for name in map(block_output, range(artifact.model.num_layers)):
+    shape = ("B", "S", artifact.model.hidden_size) if fused else (1, tokens, artifact.model.hidden_size)
+    parts = 1 if fused else len(artifact.paths("decode"))
+    for name in genai_stream(layers) if fused else map(block_output, range(layers)):
         if name in made and name not in shown:
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         elif name not in made and parts == 1:

@@ -31,6 +31,7 @@ from export.mobile_package import describe
 
 MODEL = "model.gguf"
 BLOCK = 32
+STILL = 1e30  # the rope factor of a pair that does not turn: its angle is below any float32
 Q4, Q8, F32 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
 LOCAL_NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -92,8 +93,16 @@ def write(quantized: QuantizedCheckpoint, path: Path, *, context: int, progress:
 
 
 def architecture(config: ModelConfig) -> str:
-    """llama.cpp's name of the architecture: qwen2 is its Llama with biases, and turns halves."""
-    return "qwen2" if config.qkv_bias else "llama"
+    """llama.cpp's name of the architecture: qwen2 is its Llama with biases, and turns halves.
+
+    Its qwen2 takes no rope factors, and its llama takes biases too: what needs both, as ChatGLM does, is a llama.
+    """
+    return "qwen2" if config.qkv_bias and not has_factors(config) else "llama"
+
+
+def has_factors(config: ModelConfig) -> bool:
+    """Whether the rope is another than theta**(-2j/d) over the whole head."""
+    return config.rope_scaling is not None or config.rotary_dim < config.head_dim
 
 
 def add_model(writer: gguf.GGUFWriter, config: ModelConfig, context: int) -> None:
@@ -111,8 +120,6 @@ def add_model(writer: gguf.GGUFWriter, config: ModelConfig, context: int) -> Non
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    if config.rope_scaling is not None and config.qkv_bias:
-        raise TargetError("llama.cpp's qwen2 takes no rope factors", fix="use another runtime")
 
 
 def pack(weight: QuantizedTensor, name: str) -> np.ndarray:
@@ -148,16 +155,28 @@ def interleaved(rows: Tensor, heads: int) -> Tensor:
 
 
 def rope_factors(config: ModelConfig) -> Tensor:
-    """float32 [head_dim / 2]: what llama.cpp divides the plain frequencies by."""
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
-    plain = config.rope_theta ** (-pairs / config.head_dim)
-    return (plain / inverse_frequencies(config).double()).float()
+    """float32 [head_dim / 2]: what llama.cpp divides the plain frequencies by; `STILL` for what does not turn."""
+    factors = plain_frequencies(config.rope_theta, config.head_dim) / inverse_frequencies(config).double()
+    return factors.float().clamp(max=STILL)
+
+
+def plain_frequencies(theta: float, size: int) -> Tensor:
+    """theta**(-2j/d), float64 [d/2]."""
+    return theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+
+
+def reordered_heads(config: ModelConfig, source: str) -> int | None:
+    """Heads of a tensor of q or k whose rows are interleaved in the file; None for any other tensor."""
+    if architecture(config) != "llama":
+        return None
+    name = source.removesuffix(".bias").rpartition(".")[2]
+    return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name)
 
 
 def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """(name in the file, name in the checkpoint) of every tensor, in the file's order."""
     yield "token_embd.weight", "model.embed_tokens"
-    if config.rope_scaling is not None:
+    if has_factors(config):
         yield "rope_freqs.weight", "rope"
     for layer in range(config.num_layers):
         for local, short in LOCAL_NAMES.items():
@@ -177,8 +196,8 @@ def _linear(quantized: QuantizedCheckpoint, source: str) -> QuantizedTensor:
     if source == "model.embed_tokens":
         return quantized.embed()
     weight = quantized.linear(source)
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(source.rpartition(".")[2])
-    if heads is None or config.qkv_bias:
+    heads = reordered_heads(config, source)
+    if heads is None:
         return weight
     return weight.with_rows(lambda part: interleaved(part, heads))
 
@@ -187,7 +206,8 @@ def _content(quantized: QuantizedCheckpoint, source: str) -> np.ndarray:
     if _is_linear(source):
         return pack(_linear(quantized, source), source)
     vector = rope_factors(quantized.config) if source == "rope" else quantized.vector(source)
-    return np.ascontiguousarray(vector.numpy())
+    heads = reordered_heads(quantized.config, source)
+    return np.ascontiguousarray((vector if heads is None else interleaved(vector, heads)).numpy())
 
 
 def _layout(quantized: QuantizedCheckpoint, source: str) -> tuple[tuple[int, ...], gguf.GGMLQuantizationType]:

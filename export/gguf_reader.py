@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
+from bluelm.rope import inverse_frequencies
 from compress.quantized import QuantizedTensor
-from export.gguf_file import BLOCK, LOCAL_NAMES, Q4, Q8
+from export.gguf_file import BLOCK, LOCAL_NAMES, Q4, Q8, architecture, plain_frequencies, reordered_heads
 
 
 class GgufWeights:
@@ -27,6 +28,7 @@ class GgufWeights:
             raise InputError(f"not a GGUF file: {error}", where=path, fix="export it again") from None
         self.fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._check_rope(path)
 
     @property
     def config(self) -> ModelConfig:
@@ -66,6 +68,26 @@ class GgufWeights:
         flat = torch.from_numpy(codes.reshape(rows, columns).copy())
         return QuantizedTensor(flat, torch.from_numpy(scales.copy()), zeros, bits, BLOCK)
 
+    def frequencies(self) -> Tensor:
+        """Angle per position of each pair, as llama.cpp computes it from the file, float32 [head_dim/2].
+
+        Raises:
+            InputError: the file says nothing of its rope.
+        """
+        kind = architecture(self._config)
+        wanted = [f"{kind}.rope.freq_base", f"{kind}.rope.dimension_count"]
+        if missing := [key for key in wanted if key not in self.fields]:
+            raise InputError(f"the file has no {missing[0]}", fix="export it again")
+        theta, size = (self.fields[key].contents() for key in wanted)
+        plain = plain_frequencies(float(theta), int(size))
+        factors = self._floats("rope_freqs.weight") if "rope_freqs.weight" in self._tensors else torch.ones(1)
+        return (plain / factors.double()).float()
+
+    def _check_rope(self, path: Path) -> None:
+        """What runs here takes the rope from config.json: the file must say the same."""
+        if not torch.allclose(self.frequencies(), inverse_frequencies(self._config), rtol=1e-5, atol=1e-20):
+            raise InputError("the file has another rope than the model", where=path, fix="export it again")
+
     def _floats(self, name: str) -> Tensor:
         tensor = self._tensors[name]
         values = gguf.quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
@@ -73,8 +95,9 @@ class GgufWeights:
 
     def _in_halves(self, rows: Tensor, short: str) -> Tensor:
         """The inverse of `export.gguf_file.interleaved`, for q and k of a Llama."""
-        heads = {"attn_q": self._config.num_heads, "attn_k": self._config.num_kv_heads}.get(short)
-        if heads is None or self._config.qkv_bias:
+        local = next(local for local, name in LOCAL_NAMES.items() if name == short)
+        heads = reordered_heads(self._config, local)
+        if heads is None:
             return rows
         split = rows.view(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
         return split.transpose(1, 2).reshape(rows.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from bluelm.tokenizer import Tokenizer
     from eval.compare import Comparison, Subject
-    from export.artifact import Artifact
     from targets.runtime import Place
 
 NATURAL: dict[str, Place] = {
@@ -83,7 +82,7 @@ def _compare(
     from eval.compare import compare as hold
     from pipeline import compare_report
 
-    subjects = [s for i, path in enumerate(paths) for s in open_subjects(path, blocks, scratch / str(i))]
+    subjects = [s for i, path in enumerate(paths) for s in open_subjects(path, blocks, scratch / str(i), stack)]
     for subject in subjects:
         stack.callback(subject.runtime.close)
     reference, others = subjects[0], subjects[1:]
@@ -117,13 +116,19 @@ def to_json(reference: str, found: Sequence[Comparison]) -> dict[str, Any]:
     for comparison in found:
         row = asdict(comparison)
         if comparison.blocks is not None:
-            row["blocks"]["first_outside"] = comparison.blocks.first_outside
+            row["blocks"] |= {
+                "first_outside": comparison.blocks.first_outside,
+                "same_twin": comparison.blocks.same_twin,
+            }
         rows.append(row)
     return {"reference": reference, "compared": rows}
 
 
-def open_subjects(path: str, blocks: bool, scratch: Path) -> list[Subject]:
+def open_subjects(path: str, blocks: bool, scratch: Path, stack: ExitStack) -> list[Subject]:
     """What a path of the command line stands for: one subject, or all artifacts of a run.
+
+    Args:
+        blocks: blocks will be asked for; what shows them is built below `scratch` and closed by `stack`.
 
     Raises:
         InputError: nothing that can be compared lies there, or the place is unknown.
@@ -138,7 +143,7 @@ def open_subjects(path: str, blocks: bool, scratch: Path) -> list[Subject]:
     if not folder.is_dir():
         raise InputError("there is no such folder", where=folder)
     if (folder / "artifact.json").exists():
-        return [_artifact(folder, chosen, blocks, scratch)]
+        return [_artifact(folder, chosen, blocks, scratch, stack)]
     if (folder / "quantized.json").exists() or (folder / "config.json").exists():
         return [_checkpoint(folder)]
     inside = sorted(entry.parent for entry in folder.glob("*/artifact.json"))
@@ -148,7 +153,7 @@ def open_subjects(path: str, blocks: bool, scratch: Path) -> list[Subject]:
             where=folder,
             fix="name a folder that holds artifact.json, quantized.json or config.json, or a finished run",
         )
-    return [_artifact(entry, chosen, blocks, scratch / entry.name) for entry in _shipped(inside)]
+    return [_artifact(entry, chosen, blocks, scratch / entry.name, stack) for entry in _shipped(inside)]
 
 
 def _shipped(folders: Sequence[Path]) -> list[Path]:
@@ -160,24 +165,23 @@ def _shipped(folders: Sequence[Path]) -> list[Path]:
     return [folder for folder, kind in kinds.items() if not (compiled and kind == "onnx-npu")]
 
 
-def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path) -> Subject:
+def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack: ExitStack) -> Subject:
     from eval.compare import Subject
     from export.artifact import Artifact
-    from targets.block_outputs import open_blocks
+    from targets.block_outputs import BlockTwin
     from targets.runtime import open_runtime
 
     artifact = Artifact.open(folder)
     place: Place = on or NATURAL.get(artifact.format, "cpu")
     name = f"{folder.resolve().parent.name}/{folder.name} on {place}"
+
+    # figures are the artifact's own; a build that shows its blocks answers for those alone
+    subject = Subject(name, artifact.format, open_runtime(folder, place), digest=artifact.quantized_digest)
     if not blocks:
-        runtime = open_runtime(folder, place)
-        return Subject(name, artifact.format, runtime, digest=_digest(artifact))
-    shown = open_blocks(artifact, place, scratch)
-    return Subject(name, artifact.format, shown, lambda t: shown.blocks(list(t)), digest=_digest(artifact))
-
-
-def _digest(artifact: Artifact) -> str:
-    return artifact.quantized_digest
+        return subject
+    twin = BlockTwin(artifact, place, scratch)
+    stack.callback(twin.close)
+    return replace(subject, steps=twin.blocks, twin=twin.logits)
 
 
 def _checkpoint(folder: Path) -> Subject:

@@ -37,6 +37,12 @@ def _show_blocks(name: str, blocks: BlockErrors, console: Console) -> None:
     first = blocks.first_outside
     says = "every block lies" if first is None else f"[red]block {first} is the first that does not lie[/]"
     console.print(f"  {says} within the expected {blocks.expected:.2e}", highlight=False)
+    if not blocks.same_twin:
+        console.print(
+            f"  [red]the build that shows these blocks answers otherwise than the artifact[/] (mean KL "
+            f"{blocks.twin_kl:.1e}): what differs lies in the compiled file, which cannot be opened up",
+            highlight=False,
+        )
 
 
 def _estimate(estimate: Estimate) -> str:

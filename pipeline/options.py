@@ -77,10 +77,10 @@ KvBits = Annotated[
     ),
 ]
 ActivationBits = Annotated[
-    Literal["8", "16"] | None,
+    Literal["8", "16", "32"] | None,
     typer.Option(
         help="Width of an NPU's activations, whose ranges are calibrated. 8 loses far more; masked scores and "
-        "shares stay at 16.",
+        "shares stay at 16. Of Core ML's floats: 16, or 32, which keeps off the Neural Engine.",
         show_default="16",
         rich_help_panel=WHERE,
     ),

@@ -117,6 +117,7 @@ def make_plan(request: Request) -> Plan:
         request.soc,
         request.runtime,
         kv_bits=request.kv_bits,
+        activation_bits=request.activation_bits,
         device_ram_gb=request.device_ram,
     )
     source = open_source(request.model, request.adapters, request.recipe, request.chosen)
@@ -126,8 +127,8 @@ def make_plan(request: Request) -> Plan:
     recipe, context = source.recipe, request.context
     if recipe.bits == 3:
         raise InputError("3 bits are for comparing quantizers; no target takes them", fix="choose 4 or 8 bits")
-    if request.activation_bits is not None and not target.needs_ranges:
-        raise InputError(f"{target.runtime} takes no calibrated activation ranges", fix="leave --activation-bits out")
+    if request.activation_bits == 32 and target.needs_ranges:
+        raise InputError(f"{target.runtime} has no 32-bit activations", fix="use --activation-bits 8 or 16")
     source.check_runtime(target.runtime)
     for one in (recipe.own_widths(), *(same for _, same in recipe.uniform())):
         target.check(checkpoint.config, one, context=context, chunk=min(request.chunk, context))

@@ -5,6 +5,9 @@ What a compute unit takes is in `data/coreml.yaml`, each fact with where it come
 
 from __future__ import annotations
 
+import sys
+import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +21,10 @@ from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export import coreml
 from export.artifact import Artifact
+from export.coreml_mil import Activations
 from export.coreml_package import Package
 from export.ranges import Ranges
-from targets.coreml_macos import MacEngine
+from targets.coreml_macos import MacEngine, compile_package
 from targets.coreml_runtime import CoreMLRuntime, Interpreted
 from targets.legality import check_groups, check_lengths
 from targets.runtime import Place
@@ -110,9 +114,18 @@ def check_program(package: Package, ios: int = 18, unit: str = "ane") -> tuple[s
     return tuple(kind for kind in kinds if kind in rule.not_on_unit)
 
 
-class CoreMLBackend:
-    """Checks and lowers; an app or `targets/coreml_macos.py` compiles."""
+def check_activations(activations: Activations, unit: str = "ane") -> str | None:
+    """None, or what to know of a type of activations that the unit does not compute in."""
+    if activations in rules().units[unit].activations:
+        return None
+    return f"{activations} activations run on CPU and GPU: the Neural Engine computes in float16 alone"
 
+
+@dataclass
+class CoreMLBackend:
+    """Checks and lowers. A Mac compiles the package too, to see that Core ML takes it; an app compiles its own."""
+
+    activations: Activations = "float16"
     needs_ranges = False
     place: Place = "interpreter"
 
@@ -130,12 +143,21 @@ class CoreMLBackend:
         chunk: int,
         progress: Progress | None,
     ) -> Artifact:
-        artifact = coreml.export(quantized, folder, context=context, chunk=chunk, progress=progress)
-        for path in coreml.packages(artifact):
-            check_program(Package.open(path))
-        return artifact
+        artifact = coreml.export(
+            quantized, folder, context=context, chunk=chunk, activations=self.activations, progress=progress
+        )
+        left = {op for path in coreml.packages(artifact) for op in check_program(Package.open(path))}
+        known = [check_activations(self.activations)]
+        known += [f"left to the CPU by the Neural Engine: {', '.join(sorted(left))}"] if left else []
+        notes = (*artifact.notes, *(note for note in known if note))
+        artifact.model_copy(update={"notes": notes}).save(folder)
+        return Artifact.open(folder)
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
+        if sys.platform == "darwin":
+            with tempfile.TemporaryDirectory(prefix="bluelm-mlmodelc-") as scratch:
+                for path in coreml.packages(artifact):
+                    compile_package(path, Path(scratch))
         return artifact  # the package is what an app ships; MLModel.compileModel(at:) runs on the device
 
 

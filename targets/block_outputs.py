@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 
 from bluelm.errors import InputError
+from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.debug import DEBUG_NOTE, REWRITTEN, debug_build
 from targets.runtime import Place, Runtime, open_runtime
@@ -21,20 +23,47 @@ class BlockRuntime(Runtime, Protocol):
         ...
 
 
+class BlockTwin:
+    """The build of an artifact that shows its blocks; made and loaded when it is first asked for."""
+
+    def __init__(self, artifact: Artifact, on: Place, scratch: Path) -> None:
+        self._open = lambda: open_blocks(artifact, on, scratch)
+        self._runtime: BlockRuntime | None = None
+
+    def blocks(self, tokens: Sequence[int]) -> np.ndarray:
+        """The stream before the first block and behind each, float32 [layers + 1, n, hidden]."""
+        return self._opened().blocks(list(tokens))
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """float32 [n, vocab]: the artifact's own, unless the two differ."""
+        return self._opened().logits(list(tokens))
+
+    def close(self) -> None:
+        """Free what was opened."""
+        if self._runtime is not None:
+            self._runtime.close()
+
+    def _opened(self) -> BlockRuntime:
+        if self._runtime is None:
+            self._runtime = self._open()
+        return self._runtime
+
+
 def open_blocks(artifact: Artifact, on: Place, scratch: Path) -> BlockRuntime:
     """A runtime with `blocks`.
 
-    ONNX and LiteRT graphs are given block outputs in a debug build below `scratch`; a qnn-context, which is
-    compiled, is built from the ONNX artifact beside it; what the Core ML interpreter runs needs no debug build.
-    An ExecuTorch program cannot be opened up: it is exported once more from the quantized checkpoint beside it.
+    ONNX and LiteRT graphs are given block outputs in a debug build below `scratch`. What the Core ML interpreter runs
+    and what torch runs (GGUF) needs none. An XNNPACK program is built once more around the weights that it holds. What
+    is compiled shows nothing: a qnn-context is built from the ONNX artifact beside it, an executorch-qnn from the
+    quantized checkpoint beside it.
 
     Raises:
         InputError: the artifact has nothing to make a debug build from.
     """
     if artifact.format == "qnn-context":
         artifact = _source_of(artifact)
-    if artifact.format == "executorch-xnnpack" and DEBUG_NOTE not in artifact.notes:
-        artifact = _executorch_debug(artifact, scratch / "executorch-debug")
+    if artifact.format in AGAIN and DEBUG_NOTE not in artifact.notes:
+        artifact = AGAIN[artifact.format](artifact, _checkpoint_of(artifact), scratch / f"{artifact.format}-debug")
     if artifact.format in REWRITTEN:
         artifact = debug_build(artifact, scratch / f"{artifact.format}-debug")
     runtime = open_runtime(artifact.folder, on)
@@ -44,26 +73,42 @@ def open_blocks(artifact: Artifact, on: Place, scratch: Path) -> BlockRuntime:
     return cast(BlockRuntime, runtime)
 
 
-def _executorch_debug(artifact: Artifact, folder: Path) -> Artifact:
-    """The same program once more with its blocks shown, from the quantized checkpoint in the same run folder."""
-    from compress.store import QuantizedCheckpoint
+def _xnnpack_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
     from export import executorch
+    from export.executorch_held import held
     from export.mobile_package import KvBits
 
+    bits = {"float32": 32, "float16": 16, "int8": 8}[artifact.cache]
+    return executorch.export(
+        held(artifact.path("model"), quantized),
+        folder,
+        context=artifact.context,
+        chunk=artifact.chunk,
+        kv_bits=cast(KvBits, bits),
+        debug=True,
+    )
+
+
+def _qnn_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
+    from targets.executorch_qnn import ExecutorchQnnBackend
+    from targets.socs import find_soc
+
+    backend = ExecutorchQnnBackend(find_soc(artifact.soc or "SM8650", "qualcomm"), debug=True)
+    return backend.lower(quantized, None, folder, artifact.context, artifact.chunk, None)
+
+
+Builder = Callable[[Artifact, QuantizedCheckpoint, Path], Artifact]
+AGAIN: dict[str, Builder] = {"executorch-xnnpack": _xnnpack_debug, "executorch-qnn": _qnn_debug}
+
+
+def _checkpoint_of(artifact: Artifact) -> QuantizedCheckpoint:
+    """The quantized checkpoint in the same run folder that the artifact was made from."""
     for path in sorted(artifact.folder.resolve().parent.glob("*/quantized.json")):
         quantized = QuantizedCheckpoint.open(path.parent)
         if quantized.digest() == artifact.quantized_digest:
-            bits = {"float32": 32, "float16": 16, "int8": 8}[artifact.cache]
-            return executorch.export(
-                quantized,
-                folder,
-                context=artifact.context,
-                chunk=artifact.chunk,
-                kv_bits=cast(KvBits, bits),
-                debug=True,
-            )
+            return quantized
     raise InputError(
-        "an ExecuTorch program does not show its blocks, and the quantized checkpoint it holds is not here",
+        f"an {artifact.format} artifact does not show its blocks, and the quantized checkpoint it holds is not here",
         where=artifact.folder,
         fix="compare the run folder that holds both",
     )

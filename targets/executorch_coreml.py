@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.coreml import PROGRAM_BYTES
+from export.coreml_mil import Activations
 from export.lowered import block_output
 from export.ranges import Ranges
 from targets.cached_runtime import CachedRuntime, Feeds
@@ -40,9 +42,11 @@ class Functions(Protocol):
     def __call__(self, function: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
 
 
+@dataclass
 class ExecutorchCoreMLBackend:
     """Lowers on any machine; the phone compiles."""
 
+    activations: Activations = "float16"
     needs_ranges = False
     place: Place = "interpreter"
 
@@ -69,7 +73,9 @@ class ExecutorchCoreMLBackend:
         require_executorch()
         from export import executorch_coreml
 
-        return executorch_coreml.export(quantized, folder, context=context, chunk=chunk, progress=progress)
+        return executorch_coreml.export(
+            quantized, folder, context=context, chunk=chunk, activations=self.activations, progress=progress
+        )
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return artifact

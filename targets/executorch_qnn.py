@@ -22,6 +22,7 @@ from bluelm.progress import Progress, Silent
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
+from export.debug import DEBUG_NOTE
 from export.embedding import write_embedding
 from export.mobile_package import describe
 from export.ranges import Ranges
@@ -36,6 +37,7 @@ from targets.socs import Soc
 MODEL, EMBEDDING = "model.pte", "embedding.safetensors"
 MASK_VALUE = -100.0  # far below every score, and exact in float16
 WORKER = "targets.executorch_qnn_worker"
+WEIGHTS_NOTE = "weights are float16: the numbers that codes and scales stand for"
 LOWER_LIMIT_S, STEP_LIMIT_S = 3600.0, 900.0
 MIB = 2**20
 
@@ -45,6 +47,8 @@ class ExecutorchQnnBackend:
     """float16 weights and activations on HTP."""
 
     soc: Soc | None = None
+    debug: bool = False
+    """Whether the program gives the output of each block as well."""
     needs_ranges = False
     place: Place = "htp"
 
@@ -75,7 +79,7 @@ class ExecutorchQnnBackend:
         try:
             with (progress or Silent()).task("lower to ExecuTorch for HTP", 1) as task, atomic_folder(folder) as new:
                 source, path = str(quantized.folder.resolve()), str((new / MODEL).resolve())
-                message = Lower(source, path, context, chunk, self.soc.id)
+                message = Lower(source, path, context, chunk, self.soc.id, self.debug)
                 lowered: Lowered = child.call(message, LOWER_LIMIT_S)
                 left = [f"{name}: {operator}" for name, found in lowered.left.items() for operator in found]
                 if left:
@@ -91,7 +95,7 @@ class ExecutorchQnnBackend:
                     kv_bits=32,
                     mask_value=MASK_VALUE,
                     producers={name: version(name) for name in ("executorch", "onnxruntime-qnn")},
-                    notes=("weights are float16: the numbers that codes and scales stand for",),
+                    notes=(WEIGHTS_NOTE, *([DEBUG_NOTE] if self.debug else [])),
                 )
                 task.advance()
         finally:
@@ -111,7 +115,8 @@ class ExecutorchQnnRuntime(CachedRuntime):
         name = f"{artifact.format} on the HTP simulator"
         super().__init__(name, artifact, self._step("prefill"), self._step("decode"))
         self._child = child
-        names = tuple(input_names(artifact.model)), tuple(output_names(artifact.model))
+        shown = DEBUG_NOTE in artifact.notes
+        names = tuple(input_names(artifact.model)), tuple(output_names(artifact.model, debug=shown))
         child.call(Load(str(artifact.path("model").resolve()), *names), STEP_LIMIT_S)
 
     def close(self) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Lower:
-    """Lower the quantized checkpoint `source` into the file `path` for a chip ("SM8650")."""
+    """Lower the quantized checkpoint `source` into the file `path` for a chip ("SM8650"); `debug` shows blocks."""
 
     source: str
     path: str
     context: int
     chunk: int
     chip: str
+    debug: bool = False
 
 
 @dataclass(frozen=True)

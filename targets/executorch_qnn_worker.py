@@ -41,7 +41,7 @@ def _lower(message: Lower) -> Lowered:
     chip = getattr(QcomChipset, message.chip, None)
     if chip is None:
         raise TargetError(f"ExecuTorch's Qualcomm backend does not know {message.chip}")
-    module = StaticDecoder(quantized, message.context, codes=False).eval()
+    module = StaticDecoder(quantized, message.context, codes=False, debug=message.debug).eval()
     options = qnn.generate_htp_compiler_spec(use_fp16=True)
     spec = qnn.generate_qnn_executorch_compiler_spec(soc_model=chip, backend_options=options)
     widths = dict(zip(METHODS, (message.chunk, 1), strict=True))

@@ -10,6 +10,7 @@ import onnxruntime
 
 from bluelm.errors import InputError
 from export.artifact import Artifact
+from export.debug import genai_stream
 from targets.ort_errors import ORT_ERRORS
 from targets.runtime import RuntimeBase
 
@@ -33,6 +34,23 @@ class GenaiRuntime(RuntimeBase):
         self._held = 0
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        return self._step(tokens)["logits"][0]
+
+    def blocks(self, tokens: Sequence[int]) -> np.ndarray:
+        """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden].
+
+        Raises:
+            InputError: the graph has no such outputs (`export/debug.py` gives them).
+        """
+        names = genai_stream(self._model.num_layers)
+        if not set(names) <= set(self._outputs):
+            raise InputError(f"{self.name} does not show its blocks", fix="open a debug build of it")
+        self.reset()
+        found = self._step(tokens)
+        return np.concatenate([found[name] for name in names])
+
+    def _step(self, tokens: Sequence[int]) -> dict[str, np.ndarray]:
+        """Outputs of one run; its keys and values are kept for the next."""
         self.check_tokens(tokens, self._held)
         total = self._held + len(tokens)
         feeds = {
@@ -40,14 +58,15 @@ class GenaiRuntime(RuntimeBase):
             "attention_mask": np.ones((1, total), np.int64),
             **self._past,
         }
-        found = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        values = self._session.run(self._outputs, feeds)
+        found = {name: np.asarray(value) for name, value in zip(self._outputs, values, strict=True)}
         self._past = {
-            name.replace("present", "past_key_values"): np.asarray(value)
+            name.replace("present", "past_key_values"): value
             for name, value in found.items()
-            if name != "logits"
+            if name.startswith("present")
         }
         self._held = total
-        return np.asarray(found["logits"])[0]
+        return found
 
 
 def open_genai(artifact: Artifact) -> GenaiRuntime:

@@ -43,12 +43,14 @@ def find(
     runtime: str | None = None,
     *,
     kv_bits: int | None = None,
+    activation_bits: int | None = None,
     device_ram_gb: float | None = None,
 ) -> Target:
     """A target by its name, or by the id or alias of one of its chips.
 
     Args:
         kv_bits: width of the KV cache's numbers; None: the runtime's own.
+        activation_bits: 16 or 32 for Core ML's floats; integers of NPUs are the ranges' concern.
         device_ram_gb: RAM that phones must make do with; `Target.check` holds the model against it.
 
     Raises:
@@ -60,7 +62,8 @@ def find(
         owner = next((key for key, row in rows.items() if chip and row.vendor == chip.vendor), None)
         if chip is None or owner is None:
             raise InputError(f"unknown target {name!r}", fix=f"known targets: {', '.join(rows)}")
-        return find(owner, soc or chip.id, runtime, kv_bits=kv_bits, device_ram_gb=device_ram_gb)
+        soc = soc or chip.id
+        return find(owner, soc, runtime, kv_bits=kv_bits, activation_bits=activation_bits, device_ram_gb=device_ram_gb)
     row = rows[name]
     chosen = runtime or row.runtimes[0]
     if chosen not in row.runtimes:
@@ -68,6 +71,8 @@ def find(
     assert chosen in get_args(Format), chosen
     chip = find_soc(soc or row.soc, row.vendor)
     backend = _for_chip(_with_cache(BACKENDS[chosen], chosen, kv_bits), chip)
+    if activation_bits is not None and not backend.needs_ranges:
+        backend = _with_floats(backend, chosen, activation_bits)
     return Target(name, chip, cast(Format, chosen), backend, device_ram_gb)
 
 
@@ -87,6 +92,17 @@ def _with_cache(backend: Backend, runtime: str, kv_bits: int | None) -> Backend:
         raise InputError(f"the runtime {runtime} has no choice of a {kv_bits}-bit KV cache", fix=fix)
     assert is_dataclass(backend) and not isinstance(backend, type)
     return cast(Backend, replace(backend, kv_bits=kv_bits))
+
+
+def _with_floats(backend: Backend, runtime: str, bits: int) -> Backend:
+    """A backend whose activations are floats of a chosen width has a field `activations`."""
+    if not hasattr(backend, "activations"):
+        fix = "leave --activation-bits away; NPUs' integers and Core ML's floats have a choice"
+        raise InputError(f"the runtime {runtime} has no choice of {bits}-bit activations", fix=fix)
+    if bits not in (16, 32):
+        raise InputError(f"the runtime {runtime} has no {bits}-bit activations", fix="it takes 16 or 32")
+    assert is_dataclass(backend) and not isinstance(backend, type)
+    return cast(Backend, replace(backend, activations=f"float{bits}"))
 
 
 def _chip_named(name: str) -> Soc | None:

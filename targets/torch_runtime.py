@@ -35,6 +35,19 @@ class TorchRuntime(RuntimeBase):
         self.check_tokens(tokens, self._cache.length)
         return self._decoder(torch.tensor([list(tokens)]), self._cache)[0].numpy()
 
+    def blocks(self, tokens: Sequence[int]) -> np.ndarray:
+        """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden]."""
+        self.reset()
+        stream: list[Tensor] = []
+        shown = (self._decoder.embed, *self._decoder.blocks)
+        hooks = [module.register_forward_hook(lambda *call: stream.append(call[2])) for module in shown]
+        try:
+            self.prefill(tokens)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(stream).numpy()
+
 
 class TwinRuntime(RuntimeBase):
     """The lowered decoder in torch with every activation, gamma, table and cached key rounded to 16 bits.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from bluelm.checkpoint import Checkpoint
+from bluelm.files import demo_checkpoint
 from compress.store import QuantizedCheckpoint
 from eval.metrics import kl_divergence, log_softmax
-from export import coreml, onnx_cpu, onnx_npu
+from export import coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import Artifact
 from export.ranges import calibrate
 from targets.apple import open_interpreter
@@ -89,6 +91,22 @@ def test_onnx_for_npus(model: QuantizedCheckpoint, tmp_path: Path) -> None:
     made = onnx_npu.export(model, ranges, tmp_path / "a", context=64, chunk=16)
     with open_runtime(made.folder) as runtime:
         assert mean_kl(model, runtime.logits(TOKENS)) < 1e-2
+
+
+def test_genai_and_gguf(model: QuantizedCheckpoint, tmp_path: Path) -> None:
+    shutil.copyfile(demo_checkpoint() / "tokenizer.model", model.folder / "tokenizer.model")  # GGUF holds one
+    made = onnx_genai.export(model, tmp_path / "genai", context=64)
+    with open_runtime(made.folder) as runtime:
+        assert mean_kl(model, runtime.logits(TOKENS)) < 1e-6
+    made = gguf_file.export(model, tmp_path / "gguf", context=64)
+    with open_runtime(made.folder) as runtime:
+        assert mean_kl(model, runtime.logits(TOKENS)) < 1e-9
+
+
+def test_litert(model: QuantizedCheckpoint, tmp_path: Path) -> None:
+    made = litert.export(model, tmp_path / "a", context=64, chunk=16)
+    with open_runtime(made.folder) as runtime:
+        assert mean_kl(model, runtime.logits(TOKENS)) < 5e-2  # 8-bit activations, logits of 10 and more
 
 
 @pytest.mark.parametrize(("activations", "limit"), [("float32", 1e-4), ("float16", 1e-3)])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bluelm.checkpoint import Checkpoint
@@ -16,15 +20,17 @@ from bluelm.errors import InputError
 from bluelm.files import demo_checkpoint
 from compress.store import QuantizedCheckpoint
 from eval.compare import Subject, block_errors, compare, weights_steps
-from export import coreml, litert, onnx_cpu, onnx_npu
+from export import coreml, executorch, executorch_held, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import Artifact
 from export.debug import debug_build
 from export.ranges import Ranges, calibrate
+from pipeline import compare_report
 from pipeline.cli import app
 from targets.block_outputs import open_blocks
 from targets.runtime import Place, open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import Damaged, quantized, quantized_demo
+from tests.rounded import linear_names
 from tests.tiny import tiny_checkpoint
 
 CONTEXT, CHUNK, HURT = 128, 64, 3
@@ -34,6 +40,8 @@ KINDS: list[tuple[str, Place]] = [
     ("onnx-npu", "cpu"),
     ("onnx-npu", "htp"),
     ("litert", "cpu"),
+    ("onnx-genai", "cpu"),
+    ("gguf", "cpu"),
     ("coreml", "interpreter"),
 ]
 Maker = Callable[[str, bool], Artifact]
@@ -65,6 +73,8 @@ def made(demo: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) ->
             kept[kind, hurt] = {
                 "onnx-cpu": lambda: onnx_cpu.export(source, target, context=CONTEXT, chunk=CHUNK),
                 "onnx-npu": lambda: onnx_npu.export(source, ranges[0], target, context=CONTEXT, chunk=CHUNK),
+                "onnx-genai": lambda: onnx_genai.export(source, target, context=CONTEXT, accuracy_level=4),
+                "gguf": lambda: gguf_file.export(source, target, context=CONTEXT),
                 "litert": lambda: litert.export(source, target, context=CONTEXT, chunk=CHUNK),
                 "coreml": lambda: coreml.export(source, target, context=CONTEXT, chunk=CHUNK),
             }[kind]()
@@ -85,18 +95,52 @@ def test_a_damaged_block_is_named_on_every_runtime(
         assert found.first_outside == (HURT if hurt else None), found
 
 
-def test_a_damaged_block_is_named_in_an_executorch_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opened up by exporting once more from the checkpoint beside it, here a damaged one. Two blocks and one
-    lowering: it takes ExecuTorch most of a minute, and the demo's six blocks for several."""
-    q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "run" / "quantized")
-    reference = Subject("torch", "dequantized", TorchRuntime(q, 32), weights_steps(q, 32), q, q.digest())
-    closed = onnx_cpu.export(q, tmp_path / "run" / "pte", context=32, chunk=16)
-    closed.model_copy(update={"format": "executorch-xnnpack"}).save(closed.folder)  # only its folder counts
-    monkeypatch.setattr(QuantizedCheckpoint, "open", staticmethod(lambda folder: Damaged.of(q, 1)))
-    with open_blocks(Artifact.open(closed.folder), "cpu", tmp_path / "scratch") as runtime:
-        subject = Subject("pte", "executorch-xnnpack", runtime, lambda t: runtime.blocks(list(t)), digest=q.digest())
-        found = block_errors(reference, subject, TOKENS[:20])
-    assert found.first_outside == 1, found
+def test_a_damaged_block_is_named_in_an_executorch_program(tmp_path: Path) -> None:
+    """One lowering, of a tiny model and with its blocks shown: what `open_blocks` builds around the weights that it
+    reads from a program. The demo's six blocks take minutes (benchmarks/block_damage.md has them)."""
+    q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "q")
+    hurt = Damaged.of(q, 1)
+    made = executorch.export(hurt, tmp_path / "pte", context=32, chunk=16, debug=True)
+    found = executorch_held.held(made.path("model"), q)
+    for name in linear_names(q):
+        assert torch.equal(found.linear(name).codes, q.linear(name).codes)
+        assert torch.equal(found.linear(name).scales, hurt.linear(name).scales)
+    steps = weights_steps(q, 32)
+    reference = Subject("torch", "dequantized", TorchRuntime(q, 32), steps, q, q.digest())
+    with open_blocks(made, "cpu", tmp_path / "scratch") as runtime:
+        subject = Subject("pte", made.format, runtime, lambda t: runtime.blocks(list(t)), digest=q.digest())
+        assert block_errors(reference, subject, TOKENS[:20]).first_outside == 1
+
+
+def test_weights_of_a_program_go_to_the_linears_that_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "q")
+    names = linear_names(q)
+    linears = [q.linear(name) for name in names]
+    other = linears[9].codes.clone()
+    other[0, :3] = 15 - other[0, :3]
+    linears[9] = replace(linears[9], codes=other, scales=linears[9].scales * 2)
+    contents = SimpleNamespace(linears=tuple(reversed(linears)))
+    monkeypatch.setattr(executorch_held, "read", lambda path: contents)
+    found = executorch_held.held(tmp_path / "x.pte", q)
+    for name, linear in zip(names, linears, strict=True):
+        assert torch.equal(found.linear(name).codes, linear.codes)
+        assert torch.equal(found.linear(name).scales, linear.scales)
+    contents.linears = contents.linears[1:]
+    with pytest.raises(InputError, match="no weight of the shape of lm_head"):
+        executorch_held.held(tmp_path / "x.pte", q)
+
+
+def test_a_twin_that_answers_otherwise_cannot_speak_for_the_artifact(
+    demo: QuantizedCheckpoint, reference: Subject
+) -> None:
+    other, own = TorchRuntime(Damaged.of(demo, HURT), CONTEXT), reference.runtime
+    for twin, same in ((own.logits, True), (other.logits, False)):
+        subject = replace(reference, name="a", twin=twin)
+        assert block_errors(reference, subject, TOKENS).same_twin is same
+    found = compare(reference, [replace(reference, twin=other.logits)], [TOKENS], [], block_window=TOKENS)
+    shown = io.StringIO()
+    compare_report.show("torch", found, Console(file=shown, width=200))
+    assert "answers otherwise than the artifact" in shown.getvalue()
 
 
 def test_two_artifacts_alone_locate_it_too(demo: QuantizedCheckpoint, made: Maker, tmp_path: Path) -> None:

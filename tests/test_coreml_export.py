@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from export.parts import Part, split
 from targets import apple, coreml_macos
 from targets.apple import check_program, check_states, open_interpreter, open_mac, rules
 from targets.coreml_interpreter import Interpreter
+from targets.registry import find
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import Damaged, quantized, quantized_demo
@@ -223,3 +226,28 @@ def test_what_needs_a_mac_says_so(artifact: Artifact, tmp_path: Path) -> None:
         coreml_macos.compile_package(coreml.packages(artifact)[0], tmp_path)
     with pytest.raises(InputError, match="no compute unit 'npu'"):
         open_mac(artifact, "npu")
+
+
+def test_the_target_lowers_in_float32_where_asked_and_says_what_that_means(tmp_path: Path) -> None:
+    q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "q")
+    target = find("apple", activations="float32")
+    made = target.lower(q, None, tmp_path / "a", context=64, chunk=16)
+    assert made.notes[0] == "float32 activations"
+    assert any("the Neural Engine computes in float16 alone" in note for note in made.notes)
+    assert any(note.startswith("left to the CPU by the Neural Engine: gather") for note in made.notes)
+    with pytest.raises(InputError, match="litert has no choice of float32 activations"):
+        find("dimensity", runtime="litert", activations="float32")
+
+
+def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
+    """Another seed of Python's hashes, and so another order of everything that is not ordered."""
+    q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "q")
+    here = coreml.export(q, tmp_path / "here", context=64, chunk=16)
+    there = tmp_path / "there"
+    code = (
+        "from pathlib import Path; from compress.store import QuantizedCheckpoint; from export import coreml; "
+        f"coreml.export(QuantizedCheckpoint.open('{q.folder}'), Path('{there}'), context=64, chunk=16)"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(coreml.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    assert [file.sha256 for file in Artifact.open(there).files] == [file.sha256 for file in here.files]

@@ -1,0 +1,127 @@
+"""Damage located in an artifact of every runtime (benchmarks/block_damage.md): one block's scales times 1.05.
+
+python -m benchmarks.block_damage WORK [FORMAT ...]
+
+The demo checkpoint, 4 bits in groups of 32, is lowered as it is and with block 3 damaged; then `compare --blocks`
+holds both against the sound checkpoint, as a user would call it. The sound checkpoint lies beside the artifact, but
+for formats that are compiled: what shows their blocks is built from the source beside them, so that is damaged too.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.files import demo_checkpoint
+from calibration.samples import load_samples
+from compress.engine import quantize
+from compress.pieces import Piece, read_header, read_linear, read_vector, write_piece
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint, block_file
+from eval import heldout
+from eval.compare import block_errors
+from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
+from export.ranges import calibrate
+from pipeline.compare_commands import open_subjects
+from targets.registry import find
+
+HURT, CONTEXT, CHUNK, TOKENS = 3, 128, 64, 64
+SOUND_DIGEST = "quantized.json keeps the sound checkpoint's digests: damage is what nobody wrote down"
+Maker = Callable[[QuantizedCheckpoint, Path], object]
+
+
+def _npu(quantized: QuantizedCheckpoint, folder: Path) -> object:
+    tokens = torch.tensor([_window(quantized)])
+    return onnx_npu.export(quantized, calibrate(quantized, tokens), folder, context=CONTEXT, chunk=CHUNK)
+
+
+def _compiled(quantized: QuantizedCheckpoint, folder: Path) -> object:
+    source = onnx_npu.Artifact.open(folder.parent / "onnx-npu")
+    return find("snapdragon").compile(source, folder)
+
+
+def _qnn(quantized: QuantizedCheckpoint, folder: Path) -> object:
+    shutil.copytree(quantized.folder, folder.parent / "quantized")
+    return find("snapdragon", runtime="executorch-qnn").lower(quantized, None, folder, context=CONTEXT, chunk=CHUNK)
+
+
+MAKERS: dict[str, Maker] = {
+    "onnx-cpu": lambda q, f: onnx_cpu.export(q, f, context=CONTEXT, chunk=CHUNK),
+    "onnx-npu": _npu,
+    "qnn-context": _compiled,
+    "onnx-genai": lambda q, f: onnx_genai.export(q, f, context=CONTEXT, accuracy_level=4),
+    "litert": lambda q, f: litert.export(q, f, context=CONTEXT, chunk=CHUNK),
+    "gguf": lambda q, f: gguf_file.export(q, f, context=CONTEXT),
+    "coreml": lambda q, f: coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
+    "executorch-coreml": lambda q, f: executorch_coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
+    "executorch-xnnpack": lambda q, f: executorch.export(q, f, context=CONTEXT, chunk=CHUNK),
+    "executorch-qnn": _qnn,
+}
+
+
+def damage(sound: QuantizedCheckpoint, folder: Path) -> QuantizedCheckpoint:
+    """A copy whose block `HURT` has every scale times 1.05, as bfloat16 holds it."""
+    shutil.copytree(sound.folder, folder)
+    path = folder / block_file(HURT)
+    header = read_header(path)
+    linears = {name: read_linear(path, name, info) for name, info in header.linears.items()}
+    hurt = {n: replace(w, scales=(w.scales.float() * 1.05).bfloat16().half()) for n, w in linears.items()}
+    vectors = {name: read_vector(path, name) for name in header.vectors}
+    write_piece(path, Piece(hurt, vectors, header.notes), header.fingerprint)
+    return QuantizedCheckpoint.open(folder)
+
+
+def row(work: Path, kind: str, sources: dict[str, QuantizedCheckpoint]) -> str:
+    """Make both artifacts of a format and hold their blocks against the sound checkpoint."""
+    cells, expected = list[str](), 0.0
+    for state, quantized in sources.items():
+        folder = work / state / ("source-beside" if kind == "executorch-qnn" else "") / kind
+        started = time.monotonic()
+        if not folder.exists():
+            MAKERS[kind](quantized, folder)
+        made = time.monotonic() - started
+        with ExitStack() as stack:
+            (reference,) = open_subjects(str(sources["sound"].folder), True, work / "scratch", stack)
+            scratch = work / "scratch" / state / kind
+            (subject,) = open_subjects(str(folder), True, scratch, stack)
+            stack.callback(subject.runtime.close)
+            found = block_errors(reference, subject, _window(sources["sound"]))
+        errors = found.errors
+        rest, expected = max(error for layer, error in enumerate(errors) if layer != HURT), found.expected
+        cells.append(f"{errors[HURT]:.1e} | {rest:.1e} | {found.first_outside} | {found.twin_kl:.0e} | {made:.0f}")
+        assert found.first_outside == (HURT if state == "hurt" else None) and found.same_twin, found
+    return f"| {kind} | {' | '.join(cells)} | {expected:.1e} |"
+
+
+def _window(quantized: QuantizedCheckpoint) -> list[int]:
+    return heldout.load([], quantized.tokenizer(), length=TOKENS).windows[0].tokens.tolist()
+
+
+def main(work: Path, kinds: list[str]) -> None:
+    """Print a row for each format."""
+    if not (work / "sound" / "quantized").exists():
+        checkpoint, recipe = Checkpoint.open(demo_checkpoint()), Recipe.load("w4-g32", method="rtn")
+        samples = load_samples(None, checkpoint.tokenizer(), recipe.samples, recipe.length, recipe.seed)
+        sound = quantize(checkpoint, samples, recipe, work / "sound" / "quantized")
+        damage(sound, work / "damaged")
+        shutil.copytree(sound.folder, work / "hurt" / "quantized")
+    sources = {
+        "sound": QuantizedCheckpoint.open(work / "sound" / "quantized"),
+        "hurt": QuantizedCheckpoint.open(work / "damaged"),
+    }
+    assert json.loads((work / "damaged" / "quantized.json").read_text()) == sources["sound"].info, SOUND_DIGEST
+    for kind in kinds:
+        print(row(work, kind, sources), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or list(MAKERS))
