@@ -166,10 +166,10 @@ def generate(
     run: RunFolder,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say to the model; - reads standard input.")],
     on: Annotated[
-        Literal["cpu", "htp", "interpreter"],
+        Literal["cpu", "htp", "interpreter", "gpu", "ane"],
         typer.Option(
             help="cpu: ONNX Runtime. htp: the simulator of Snapdragon's NPU, seconds for each token. "
-            "interpreter: of Core ML packages."
+            "interpreter: of Core ML packages; on a Mac also gpu and ane."
         ),
     ] = "cpu",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,

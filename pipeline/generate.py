@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bluelm.errors import InputError
 from bluelm.tokenizer import Message, Tokenizer
 from eval.report import Report
-from export.artifact import Artifact
+from export.artifact import MANIFEST, Artifact
 from targets.generation import ends, generate, until
 from targets.runtime import Place, open_runtime
 
@@ -56,14 +56,16 @@ def answer(
 
 
 def artifact_folder(run: Path, on: Place) -> Path:
-    """Folder of the run's artifact that runs there.
+    """Folder of the run's artifact that runs there; an artifact's own folder as it is.
 
     Raises:
         InputError: not a finished run, or it made no such artifact.
     """
+    if (run / MANIFEST).exists():
+        return run
     artifacts = Report.open(run).artifacts.values()
     for built in artifacts:
-        if built.on == on:
+        if built.on == ("interpreter" if on in ("gpu", "ane") else on):  # Core ML's, on a Mac
             return run / built.folder
     places = " or ".join(f"--on {built.on}" for built in artifacts)
     raise InputError(f"this run has no artifact that runs on {on}", where=run, fix=f"use {places}")

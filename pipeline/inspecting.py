@@ -25,7 +25,7 @@ from targets.torch_runtime import TorchRuntime
 WINDOWS = 2  # of held-out text, for the KL to the artifact's own weights
 BLOCK_TOKENS = 64
 # formats that show their blocks at little cost
-SHOWN = ("onnx-cpu", "onnx-npu", "litert", "coreml", "executorch-coreml", "qnn-context")
+SHOWN = ("onnx-cpu", "onnx-npu", "onnx-genai", "litert", "gguf", "coreml", "executorch-coreml", "qnn-context")
 
 
 @dataclass(frozen=True)
