@@ -28,9 +28,6 @@ PLACES: dict[str, Place] = {
     "executorch-coreml": "cpu" if platform.system() == "Darwin" else "interpreter",
     "executorch-qnn": "htp",
     "litert": "cpu",
-    "executorch-coreml": "interpreter",
-    "onnx-genai": "cpu",
-    "gguf": "cpu",
 }
 
 

@@ -230,13 +230,13 @@ def test_what_needs_a_mac_says_so(artifact: Artifact, tmp_path: Path) -> None:
 
 def test_the_target_lowers_in_float32_where_asked_and_says_what_that_means(tmp_path: Path) -> None:
     q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "q")
-    target = find("apple", activations="float32")
+    target = find("apple", activation_bits=32)
     made = target.lower(q, None, tmp_path / "a", context=64, chunk=16)
     assert made.notes[0] == "float32 activations"
     assert any("the Neural Engine computes in float16 alone" in note for note in made.notes)
     assert any(note.startswith("left to the CPU by the Neural Engine: gather") for note in made.notes)
-    with pytest.raises(InputError, match="litert has no choice of float32 activations"):
-        find("dimensity", runtime="litert", activations="float32")
+    with pytest.raises(InputError, match="litert has no choice of 32-bit activations"):
+        find("dimensity", runtime="litert", activation_bits=32)
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
