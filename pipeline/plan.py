@@ -128,7 +128,6 @@ def make_plan(request: Request) -> Plan:
     if recipe.bits == 3:
         raise InputError("3 bits are for comparing quantizers; no target takes them", fix="choose 4 or 8 bits")
     if request.activation_bits == 32 and target.needs_ranges:
-    if request.activation_bits == 32 and target.needs_ranges:
         raise InputError(f"{target.runtime} has no 32-bit activations", fix="use --activation-bits 8 or 16")
     source.check_runtime(target.runtime)
     for one in (recipe.own_widths(), *(same for _, same in recipe.uniform())):
