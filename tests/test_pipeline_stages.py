@@ -1,5 +1,6 @@
 """Stages: done once for the same input, redone when input or files change; folders that errors leave behind."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,16 @@ def test_a_run_folder_that_is_a_file_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(InputError, match="is a file"), run_folder(tmp_path / "run"):
         pass
+
+
+def test_times_in_whole_seconds_are_a_caches(tmp_path: Path) -> None:
+    """Some CI caches cut times off; a file changed within the same second is found out nevertheless."""
+    calls: list[str] = []
+    path = Stages(tmp_path).run("quantized", {}, writer("a", calls)) / "result.txt"
+    second = path.stat().st_mtime_ns // 10**9 * 10**9
+    os.utime(path, ns=(second, second))
+    Stages(tmp_path).run("quantized", {}, writer("a", calls))
+    assert calls == ["a"]
+    os.utime(path, ns=(second, second + 5))
+    Stages(tmp_path).run("quantized", {}, writer("a", calls))
+    assert calls == ["a", "a"]
