@@ -134,6 +134,13 @@ class Streams:
         found = kept[batch].to(self.device)
         return found.float() if found.dtype == torch.bfloat16 else found
 
+    def copy(self) -> Tensor:
+        """A copy of `hidden` on the same shelf."""
+        copied = self.shelf.empty(*self.hidden.shape)
+        for batch in self.batches():
+            copied[batch] = self.hidden[batch]
+        return copied
+
     def rounded(self, x: Tensor) -> Tensor:
         """What would be read if x were put on the shelf."""
         return x.bfloat16().float() if self.shelf.dtype == torch.bfloat16 else x

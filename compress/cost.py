@@ -15,8 +15,8 @@ import torch
 from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
 from calibration.walk import KEPT_BYTES, STAGES, Split
-from compress.layers import ROWS, Widths, searches
-from compress.recipe import Recipe
+from compress.layers import ROWS, searches
+from compress.recipe import HEAD, Recipe, Widths
 from compress.refine import BATCH_TOKENS
 
 FLOAT = 4
@@ -72,24 +72,25 @@ def cost(checkpoint: Checkpoint, recipe: Recipe, *, on_disk: bool, ranks: int = 
 
 def finished_size(config: ModelConfig, recipe: Recipe) -> float:
     """Bytes of codes, scales and zero points of all weights."""
-    blocks = Widths(recipe.bits, recipe.group_size, recipe.symmetric)
-    shapes = [shape for shape in block_shapes(config).values() if len(shape) == 2]
-    total = config.num_layers * sum(_stored(shape[0], shape[1], blocks) for shape in shapes)
-    table = (config.vocab_size, config.hidden_size)
-    total += _stored(*table, Widths(recipe.embed_bits, -1, True))
+    shapes = {name.removesuffix(".weight"): shape for name, shape in block_shapes(config).items() if len(shape) == 2}
+    total = 0.0
+    for index in range(config.num_layers):
+        for name, (rows, columns) in shapes.items():
+            total += _stored(rows, columns, recipe.widths(f"model.layers.{index}.{name}"))
+    total += _stored(config.vocab_size, config.hidden_size, Widths(recipe.embed_bits, -1, True))
     if not config.shares_table:
-        total += _stored(*table, Widths(recipe.head_bits, recipe.head_group_size, recipe.symmetric))
+        total += _stored(config.vocab_size, config.hidden_size, recipe.widths(HEAD))
     return total
 
 
 def matmul_rate() -> float:
-    """float32 operations a second of a matrix product here and now, the best of three."""
+    """float32 operations a second of a large matrix product on this machine, whatever else runs on it now."""
     a = torch.ones(1024, 1024)
     seconds: list[float] = []
     for _ in range(4):  # the first one warms up
-        begin = time.perf_counter()
+        begin = time.process_time()
         torch.mm(a, a)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append((time.process_time() - begin) / torch.get_num_threads())
     return 2 * 1024**3 / min(seconds[1:])
 
 
@@ -140,7 +141,7 @@ class _Shape:
 def _embedding(checkpoint: Checkpoint, shape: _Shape, on_disk: bool) -> float:
     """The table as it is stored and in float32; or in float32 with its codes and the streams."""
     table = checkpoint.config.vocab_size * checkpoint.config.hidden_size
-    stored = max(getattr(torch, info.dtype).itemsize for info in checkpoint.tensors.values())
+    stored = max(getattr(torch, info.dtype, torch.float32).itemsize for info in checkpoint.tensors.values())
     return table * FLOAT + max(table * stored, table + (0 if on_disk else shape.streams))
 
 

@@ -286,7 +286,7 @@ class _Run:
                 hessians = collect_hessians(streams, exact)
                 tensors, scalings = fold_block(self.config, tensors, hessians, widths)
             block = DecoderBlock.from_weights(self.config, tensors)
-            inputs = streams.hidden.clone() if self.recipe.refine else None
+            inputs = streams.copy() if self.recipe.refine else None
             watch = _Watch(f"block {index}")
             for stage, moments in moments_in_order(streams, block, exact):
                 watch.lap(f"moments of {stage.name}")
@@ -312,22 +312,29 @@ class _Run:
     ) -> None:
         """Train the codes of `solved` and run the block again; inputs: float32 [n, T, hidden], the stream in front."""
         assert streams.exact is not None
-        refined = refine(
-            block,
-            {name: tensors[f"{name}.weight"] for name in solved},
-            {name: result.weight for name, result in solved.items()},
-            inputs,
-            streams.exact,
-            (streams.cos, streams.sin),
-            steps=self.recipe.refine,
-            seed=self.recipe.seed,
+        fronts, targets = self._whole(inputs), self._whole(streams.exact)
+        refined = self.ranks.shared(
+            lambda: refine(
+                block,
+                {name: tensors[f"{name}.weight"] for name in solved},
+                {name: result.weight.to(self.device) for name, result in solved.items()},
+                fronts,
+                targets,
+                (streams.cos, streams.sin),
+                steps=self.recipe.refine,
+                seed=self.recipe.seed,
+            )
         )
         for name, weight in refined.weights.items():
             note = refined.note | {"flipped": round(refined.flipped[name], 4)}
-            solved[name] = Solved(weight, solved[name].note | {"refine": note})
+            solved[name] = Solved(weight.to("cpu"), solved[name].note | {"refine": note})
             _install(block, name, weight)
         for batch in streams.batches():
-            streams.hidden[batch] = block(inputs[batch], streams.cos, streams.sin)
+            streams.hidden[batch] = block(streams.read(inputs, batch), streams.cos, streams.sin)
+
+    def _whole(self, kept: Tensor) -> Tensor:
+        """A kept tensor with the samples of all ranks."""
+        return kept if self.ranks.size == 1 else torch.cat(self.ranks.gathered(kept))
 
     def _is_made(self, name: str) -> bool:
         return self.ranks.shared(lambda: self.work.is_made(name))
@@ -359,7 +366,7 @@ def _install(block: DecoderBlock, name: str, weight: QuantizedTensor) -> None:
     """Let a linear of the block compute with the quantized weight."""
     linear = block.get_submodule(name)
     assert isinstance(linear, nn.Linear)
-    linear.weight = nn.Parameter(weight.dequantize().to(linear.weight.device), requires_grad=False)
+    linear.weight = nn.Parameter(weight.to(linear.weight.device).dequantize(), requires_grad=False)
 
 
 def _rows(table: QuantizedTensor, row: Tensor) -> Tensor:

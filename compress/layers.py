@@ -88,7 +88,7 @@ def round_plainly(weight: Tensor, widths: Widths, recipe: Recipe) -> Solved:
     parts: list[QuantizedTensor] = []
     for rows in weight.split(ROWS):
         grid = choose_grid(rows, widths.bits, widths.group_size, widths.symmetric, search=search)
-        parts.append(_on_cpu(grid.nearest(rows)))
+        parts.append(grid.nearest(rows).to("cpu"))
     return Solved(stack_rows(parts), widths.note | {"method": "rtn"})
 
 
@@ -150,12 +150,7 @@ def _solve_rows(target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe,
         bits,
         size,
     )
-    return _Rows(_on_cpu(best), torch.minimum(loss, rounding).sum().item(), rounding.sum().item(), int(worse.sum()))
-
-
-def _on_cpu(weight: QuantizedTensor) -> QuantizedTensor:
-    """Codes are kept where they are written from."""
-    return QuantizedTensor(weight.codes.cpu(), weight.scales.cpu(), weight.zeros.cpu(), weight.bits, weight.group_size)
+    return _Rows(best.to("cpu"), torch.minimum(loss, rounding).sum().item(), rounding.sum().item(), int(worse.sum()))
 
 
 def _round(value: float) -> float:

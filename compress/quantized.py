@@ -73,6 +73,11 @@ class QuantizedTensor:
         """int8 [out, in]: codes - 2**(bits - 1), as runtimes with signed integers hold them."""
         return (self.codes.to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
 
+    def to(self, device: torch.device | str) -> QuantizedTensor:
+        """The same on another device."""
+        places = (tensor.to(device) for tensor in (self.codes, self.scales, self.zeros))
+        return QuantizedTensor(*places, self.bits, self.group_size)
+
     def dequantize(self) -> Tensor:
         """float32 [out, in], what every runtime must reproduce."""
         rows, columns = self.shape

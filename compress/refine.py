@@ -123,10 +123,13 @@ def refine(
         order = torch.Generator().manual_seed(seed)
         batch = max(1, BATCH_TOKENS // inputs.shape[1])
 
+        def read(kept: Tensor, picked: Tensor) -> Tensor:
+            return kept[picked].to(cos.device).float()  # [b, T, hidden]
+
         def error(chosen: Mapping[str, Tensor], picked: Tensor) -> Tensor:
             state = {**fixed, **{f"{name}.weight": weight for name, weight in chosen.items()}}
             return relative_error(
-                functional_call(block, state, (inputs[picked].float(), cos, sin)), targets[picked].float()
+                functional_call(block, state, (read(inputs, picked), cos, sin)), read(targets, picked)
             )
 
         def judged(chosen: Mapping[str, QuantizedTensor]) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -94,6 +95,9 @@ def export(
     certificate_chain: o.CertificateChain = None,
     require_signature: o.RequireSignature = False,
     bundle: o.Bundle = True,
+    activations: o.Activations = None,
+    max_memory: o.MaxMemory = None,
+    quantize_on: o.QuantizeOn = "cpu",
 ) -> None:
     """Quantize a BlueLM checkpoint, lower it to a phone, compile it, and judge the artifact itself.
 
@@ -125,6 +129,7 @@ def export(
             "samples": samples,
             "length": length,
             "seed": seed,
+            "activations": activations,
         }
         request = Request(
             target=target,
@@ -155,10 +160,32 @@ def export(
             bundle=bundle,
             adapters=tuple(map(parse_adapter, adapter or ())),
             chosen=frozenset(key for key, value in chosen.items() if value is not None),
+            max_memory=max_memory,
+            quantize_on=quantize_on,
         )
         return run(request, dry_run=dry_run, output=Console(), messages=Console(stderr=True))
 
     leave(work)
+
+
+def _plan(**options: Any) -> None:
+    """What a run would take, before it begins: memory, disk, time, size of the artifact; nothing is written.
+
+    Takes the options of a run. The same as `--dry-run`; the run says afterwards how far off the plan was.
+    """
+    context = typer.Context(get_command(app))
+    export(context, **{**options, "dry_run": True})
+
+
+def _options_of(command: Callable[..., None], without: tuple[str, ...]) -> inspect.Signature:
+    """A command's options, but for some."""
+    whole = inspect.signature(command, eval_str=True)
+    return whole.replace(parameters=[p for name, p in whole.parameters.items() if name not in without])
+
+
+_plan.__signature__ = _options_of(export, ("context", "dry_run"))  # pyright: ignore[reportFunctionMemberAccess]
+_plan.__annotations__ = {name: p.annotation for name, p in inspect.signature(_plan).parameters.items()}
+app.command("plan")(_plan)
 
 
 @app.command()

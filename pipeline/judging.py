@@ -79,10 +79,10 @@ class Subject:
         return 2 if self.on == "htp" else 1
 
 
-def room_for_reference(checkpoint: Checkpoint) -> str | None:
-    """None, or why the float model cannot be held beside the artifacts here."""
+def room_for_reference(checkpoint: Checkpoint, limit: int | None = None) -> str | None:
+    """None, or why the float model cannot be held beside the artifacts here, or within `limit` bytes."""
     weights = 4 * sum(math.prod(shape) for shape in file_shapes(checkpoint.config).values())
-    available = psutil.virtual_memory().available
+    available = min(psutil.virtual_memory().available, limit or math.inf)
     if weights < 0.9 * available:
         return None
     return (

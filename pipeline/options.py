@@ -213,6 +213,15 @@ MaxMemory = Annotated[
     ),
 ]
 
+QuantizeOn = Annotated[
+    str,
+    typer.Option(
+        help="Where quantizing computes: cpu, cuda, or cuda:1 for one GPU of several.",
+        metavar="DEVICE",
+        rich_help_panel=QUANTIZE,
+    ),
+]
+
 EvalText = Annotated[
     list[Path] | None,
     typer.Option(

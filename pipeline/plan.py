@@ -20,6 +20,7 @@ from eval.tasks import TaskRequest, TaskSet
 from eval.tasks import load as load_tasks
 from export.package import parameter_count
 from pipeline.provenance import admit
+from pipeline.resources import Resources, plan_run
 from pipeline.source import Source, open_source
 from targets.registry import find
 from targets.target import Target
@@ -54,6 +55,8 @@ class Request:
     certificate_chain: tuple[Path, ...] = ()
     require_signature: bool = False
     bundle: bool = True
+    max_memory: str | None = None
+    quantize_on: str = "cpu"
     tasks: TaskRequest | None = None
     adapters: tuple[tuple[Path, float], ...] = ()
     chosen: frozenset[str] = frozenset()  # values of the recipe that were given as options
@@ -73,6 +76,7 @@ class Plan:
     folder: Path
     provenance: dict[str, Any]
     tasks: TaskSet | None = None
+    resources: Resources | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -142,7 +146,14 @@ def make_plan(request: Request) -> Plan:
         raise InputError(f"--name {name!r} is not the name of a folder", fix="give the place with --out")
     folder = request.out / name
     tasks = load_tasks(request.tasks) if request.tasks else None
-    return Plan(request, target, source, tokenizer, samples, held_out, budget, folder, provenance, tasks)
+    resources = plan_run(
+        checkpoint,
+        recipe,
+        request.max_memory,
+        cpu_tokens=request.eval_tokens,
+        npu_tokens=request.npu_tokens if target.default_on == "htp" else 0,
+    )
+    return Plan(request, target, source, tokenizer, samples, held_out, budget, folder, provenance, tasks, resources)
 
 
 def budget_for(path: Path | None, target: Target, parameters: int) -> Budget:

@@ -69,7 +69,7 @@ def quantize(
     seed: o.Seed = None,
     activations: o.Activations = None,
     max_memory: o.MaxMemory = None,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, or cuda:1 for one GPU of several.")] = "cpu",
+    device: o.QuantizeOn = "cpu",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what lies at OUT, finished or not, of another recipe or text.")
     ] = False,

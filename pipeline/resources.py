@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from bluelm.checkpoint import Checkpoint
+from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.errors import InputError, UnavailableError
 from compress.cost import Cost, cost, matmul_rate
-from compress.recipe import Recipe
+from compress.recipe import Recipe, parse_size
 
 if TYPE_CHECKING:
     import torch
 
 SHARE = 0.8  # of the memory that is free now, what activations may bring the run to where no limit is given
+GRAPH_BYTES = 0.1e6  # of one block in one of the two graphs of an artifact
+RUNTIMES = 0.6e9  # bytes of a runtime with its process, and of the exporters
+STAGE_SECONDS = 4.0  # of a stage by itself: processes start, graphs are optimized
+LOWERED_BYTES_PER_SECOND = 50e6  # through exporter and compiler
+SIMULATOR_RATE = 1e9  # operations a second of the NPU's simulator
+SMALL_PRODUCTS = 3.0  # how much slower judging is than the rate of large products
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,44 @@ def plan_quantizing(checkpoint: Checkpoint, recipe: Recipe, max_memory: str | No
     return Resources(found, found.memory, found.seconds, found.disk, None, limit)
 
 
+def plan_run(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    max_memory: str | None,
+    *,
+    cpu_tokens: int,
+    npu_tokens: int,
+) -> Resources:
+    """What a whole run takes: quantizing, lowering, judging.
+
+    Args:
+        cpu_tokens, npu_tokens: judged on the CPU, and on the NPU's simulator (0: there is none).
+
+    Raises:
+        InputError: quantizing does not fit into the memory, or the limit is not a size.
+    """
+    quantizing = plan_quantizing(checkpoint, recipe, max_memory)
+    config, limit = checkpoint.config, quantizing.limit
+    size = quantizing.quantizing.size
+    artifact = size + 2 * GRAPH_BYTES * config.num_layers
+    weights = sum(math.prod(shape) for shape in file_shapes(config).values())
+    judging = RUNTIMES * (2 if npu_tokens else 1) + artifact + 4 * weights
+    room = psutil.virtual_memory().available if limit is None else limit
+    if judging > room:  # it is then left out, and said so
+        judging = RUNTIMES + artifact
+    lowering = RUNTIMES + size
+    seconds = quantizing.seconds + STAGE_SECONDS * (6 if npu_tokens else 3) + 4 * artifact / LOWERED_BYTES_PER_SECOND
+    seconds += 4 * weights * cpu_tokens / matmul_rate() * SMALL_PRODUCTS + 2 * weights * npu_tokens / SIMULATOR_RATE
+    return Resources(
+        quantizing.quantizing,
+        max(quantizing.memory, judging, lowering),
+        seconds,
+        quantizing.disk + (4 if npu_tokens else 1) * artifact,
+        artifact,
+        limit,
+    )
+
+
 def bytes_of(text: str) -> int:
     """A size with its unit: KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
 
@@ -76,8 +120,8 @@ def bytes_of(text: str) -> int:
         InputError: it is not a size above 0.
     """
     try:
-        size = int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
+        size = parse_size(text)
+    except ValueError:
         size = 0
     if size <= 0:
         raise InputError(f"--max-memory {text!r} is not a size", fix="write it like 8GB or 6.5GiB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -37,6 +38,7 @@ from pipeline.plan import Plan, Request, make_plan
 from pipeline.progress import show_progress
 from pipeline.recording import record
 from pipeline.report_commands import write_all
+from pipeline.resources import check_disk, compute_device, how_far_off, show_resources
 from pipeline.stages import Stages, code, run_folder
 
 log = logging.getLogger("bluelm_export")
@@ -60,7 +62,11 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
     if dry_run:
         show_plan(plan, output)
         return 0
+    compute_device(request.quantize_on)  # there is one
+    if plan.resources is not None:
+        check_disk(plan.resources, plan.folder)
     phone = find_phone(plan) if request.device else None
+    began = time.monotonic()
     with run_folder(plan.folder) as folder, _log_to(folder / layout.LOG), PeakMemory() as peak:
         log.info("run of %s with %s", plan.title, plan.request)
         stages = Stages(folder, lambda text: messages.print(text, highlight=False, style="dim"))
@@ -68,6 +74,9 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
             report = _do(plan, stages, progress, peak, phone)
         report.save(folder)
         write_all(report, folder)
+    if plan.resources is not None and not any(stage.reused for stage in report.stages):
+        told = how_far_off(plan.resources, peak.bytes, time.monotonic() - began)
+        messages.print(told, highlight=False, soft_wrap=True, style="dim")
     record(report, request.history, messages)
     show(report, output)
     output.print(f"\nReport: {folder / PAGE}, beside report.json", highlight=False, soft_wrap=True)
@@ -84,6 +93,8 @@ def show_plan(plan: Plan, output: Console) -> None:
     stages = Stages(plan.folder)
     for name in _stage_names(plan):
         output.print(f"  {name}", highlight=False)
+    if plan.resources is not None:
+        show_resources(plan.resources, output)
     output.print(f"Into {stages.folder}; nothing was written.", highlight=False, soft_wrap=True)
 
 
@@ -98,7 +109,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
     if plan.target.runtime != cpu.format:
         npu = _export_npu(plan, stages, quantized, progress)
         subjects.insert(0, Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens))
-    no_room = judging.room_for_reference(plan.checkpoint)
+    no_room = judging.room_for_reference(plan.checkpoint, plan.resources.limit if plan.resources else None)
     context = min(subject.artifact.context for subject in subjects)
     inspector = Inspector(plan.checkpoint, quantized, plan.held_out, context, no_room is None)
     judged = judging.judged(inspector, subjects, stages, progress, reference=no_room is None)
@@ -165,6 +176,7 @@ def _quantize(plan: Plan, stages: Stages, progress: Progress) -> QuantizedCheckp
         "checkpoint": plan.checkpoint.digest(),
         "calibration": plan.samples.report.sha256,
         "recipe": plan.recipe.digest(),
+        "device": plan.request.quantize_on.partition(":")[0],
         "made by": _made_by(QUANTIZING, "torch"),
     }
 
@@ -174,7 +186,9 @@ def _quantize(plan: Plan, stages: Stages, progress: Progress) -> QuantizedCheckp
             for name in names:  # a NaN is found now, not hours later in the last block
                 plan.checkpoint.tensor(name)
                 task.advance(note=name)
-        plan.source.quantize(plan.samples, folder, progress)
+        on_disk = plan.resources is not None and plan.resources.quantizing.on_disk
+        device = compute_device(plan.request.quantize_on)
+        plan.source.quantize(plan.samples, folder, progress, device=device, on_disk=on_disk)
 
     return QuantizedCheckpoint.open(stages.run(layout.QUANTIZED, inputs, work))
 

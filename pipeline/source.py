@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bluelm.adapters import adapted
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError, TargetError
@@ -56,11 +58,17 @@ class Source:
                     fix=f"use --runtime {REORDERS[0]}, or a checkpoint with static groups (desc_act false)",
                 )
 
-    def quantize(self, samples: Samples | None, out: Path, progress: Progress) -> QuantizedCheckpoint:
-        """Our quantized checkpoint, into `out`: codes chosen here, or those that are there."""
+    def quantize(
+        self, samples: Samples | None, out: Path, progress: Progress, *, device: torch.device, on_disk: bool
+    ) -> QuantizedCheckpoint:
+        """Our quantized checkpoint, into `out`: codes chosen here, or those that are there.
+
+        Args:
+            device, on_disk: see `engine.quantize`.
+        """
         if isinstance(self.checkpoint, PackedCheckpoint):
             return adopt(self.checkpoint, self.recipe, out, progress)
-        return engine.quantize(self.checkpoint, samples, self.recipe, out, progress)
+        return engine.quantize(self.checkpoint, samples, self.recipe, out, progress, device=device, on_disk=on_disk)
 
 
 def open_source(
