@@ -59,7 +59,13 @@ class Source:
                 )
 
     def quantize(
-        self, samples: Samples | None, out: Path, progress: Progress, *, device: torch.device, on_disk: bool
+        self,
+        samples: Samples | None,
+        out: Path,
+        progress: Progress,
+        *,
+        device: torch.device | None = None,
+        on_disk: bool = False,
     ) -> QuantizedCheckpoint:
         """Our quantized checkpoint, into `out`: codes chosen here, or those that are there.
 
