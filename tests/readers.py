@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
@@ -29,13 +30,17 @@ from bluelm.signature import Trust
 from bluelm.signature import verify_folder as verify_signature
 from bluelm.tokenizer import Tokenizer
 from calibration.sources import read_texts
+from compress.formats.adopt import adopt, given_recipe
+from compress.formats.packed import PackedCheckpoint, open_weights
+from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget_file
 from eval.report import Report
 from export.artifact import Artifact
 from export.bundle import build, keys
-from tests import bundles
+from export.embedding import EmbeddingTable, write_embedding
+from tests import bundles, packed
 
 ROWS, HIDDEN, INNER = 16, 8, 16
 
@@ -233,6 +238,88 @@ def _quantized(target: str) -> Reader:
     return Reader(quantized(), target, QuantizedCheckpoint.open)
 
 
+# Layouts of quantized checkpoints: how a linear is packed, and what says so.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True, "checkpoint_format": "gptq"},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True},
+    "compressed-tensors": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {
+                    "num_bits": 4,
+                    "type": "int",
+                    "strategy": "group",
+                    "group_size": 16,
+                    "symmetric": False,
+                },
+            }
+        },
+        "ignore": ["lm_head"],
+    },
+}
+_PACKS = {"gptq": packed.gptq, "awq": packed.awq, "compressed-tensors": packed.compressed}
+
+
+@cache
+def _packed(method: str) -> Mapping[str, bytes]:
+    """A checkpoint of one block that another tool quantized; GPTQ's with an order of its own."""
+    shape = {"layers": 1, "hidden": 32, "inner": 32, "heads": 2, "kv_heads": 1, "vocab": 384, "layer_norm": False}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "m"
+        scattered = method == "gptq"
+        packed.write_packed(folder, _PACKS[method], _SETTINGS[method], shape=shape, group=16, scattered=scattered)
+        small = load_file(folder / "model.safetensors")
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):  # most bytes shall be the linears'
+            small[name] = small[name][:ROWS].clone()
+        save_file(small, folder / "model.safetensors")
+        return {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
+
+
+def _read_packed(folder: Path) -> None:
+    weights = open_weights(folder)
+    weights.block(0)
+    if isinstance(weights, PackedCheckpoint):
+        recipe = given_recipe(weights, Recipe.load("w4-g32"))
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        adopt(weights, recipe, folder / "out").verify()
+
+
+def _packed_reader(method: str, target: str) -> Reader:
+    return Reader(_packed(method), target, _read_packed)
+
+
+def _beside() -> Reader:
+    """GPTQ's settings in a file of their own, as AutoGPTQ wrote them."""
+    files = dict(_packed("gptq"))
+    config = json.loads(files["config.json"])
+    settings = json.dumps(config.pop("quantization_config")).encode()
+    files |= {"config.json": json.dumps(config).encode(), "quantize_config.json": settings}
+    return Reader(files, "quantize_config.json", _read_packed)
+
+
+def _embedding() -> bytes:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 256, (4, 32), dtype=torch.uint8, generator=generator)
+    weight = QuantizedTensor(
+        codes, torch.ones(4, 1, dtype=torch.float16), torch.full((4, 1), 128, dtype=torch.uint8), 8, -1
+    )
+    with tempfile.TemporaryDirectory() as place:
+        write_embedding(Path(place) / "e", weight)
+        return (Path(place) / "e").read_bytes()
+
+
+def _parquet() -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    body = BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "你好"]}), body)
+    return body.getvalue()
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "safetensors": lambda: Reader(checkpoint(), "model.safetensors", _read_checkpoint),
     "index": lambda: Reader(_index(), "model.safetensors.index.json", _read_checkpoint),
@@ -269,6 +356,38 @@ READERS: dict[str, Callable[[], Reader]] = {
         {"b.yaml": b"extends: default\nmin_decode_tokens_per_s: {at_least: 5, accept: [measured]}\n"},
         "b.yaml",
         lambda folder: budget_file.load(folder / "b.yaml"),
+    ),
+    "recipe of single linears": lambda: Reader(
+        {
+            "r.yaml": b"method: awq+gptq\nbits: auto\nsize: 3.2 GB\nlayers:\n"
+            b"  model.layers.0.mlp.down_proj: {bits: 8, group_size: -1}\n"
+        },
+        "r.yaml",
+        lambda folder: Recipe.load(folder / "r.yaml"),
+    ),
+    "budget of targets and sizes": lambda: Reader(
+        {
+            "b.yaml": b"extends: [base.yaml]\nsizes: [{up_to: 1.5B, max_perplexity_ratio: 1.04}]\n"
+            b"targets:\n  snapdragon: {max_artifact_bytes: 2 GB, sizes: [{up_to: 4B, max_mean_kl: 0.1}]}\n",
+            "base.yaml": b"max_mean_kl: 0.01\n",
+        },
+        "b.yaml",
+        lambda folder: budget_file.load(folder / "b.yaml"),
+    ),
+    "GPTQ tensors": lambda: _packed_reader("gptq", "model.safetensors"),
+    "GPTQ config": lambda: _packed_reader("gptq", "config.json"),
+    "GPTQ settings": _beside,
+    "AWQ tensors": lambda: _packed_reader("awq", "model.safetensors"),
+    "AWQ config": lambda: _packed_reader("awq", "config.json"),
+    "compressed-tensors tensors": lambda: _packed_reader("compressed-tensors", "model.safetensors"),
+    "compressed-tensors config": lambda: _packed_reader("compressed-tensors", "config.json"),
+    "embedding": lambda: Reader(
+        {"e.safetensors": _embedding()},
+        "e.safetensors",
+        lambda folder: EmbeddingTable.open(folder / "e.safetensors").rows([0, 1]),
+    ),
+    "calibration parquet": lambda: Reader(
+        {"t.parquet": _parquet()}, "t.parquet", lambda folder: read_texts([folder / "t.parquet"])
     ),
     "report": lambda: Reader(_run_files(), "report.json", Report.open),
     "artifact": lambda: Reader(_run_files(), "artifact.json", Artifact.open),
