@@ -9,6 +9,7 @@ nothing else.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,10 +57,12 @@ class HuggingFace:
     def __init__(self, address: str | None = None) -> None:
         try:
             import huggingface_hub
+            from huggingface_hub import constants, errors  # submodules: not there before they are imported
         except ImportError as error:
             raise UnavailableError("huggingface_hub is missing", fix="pip install 'bluelm-export[hub]'") from error
         self._client: Any = huggingface_hub
-        self.address = (address or huggingface_hub.constants.ENDPOINT).rstrip("/")
+        self._errors: Any = errors
+        self.address = (address or constants.ENDPOINT).rstrip("/")
 
     def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, Listed]]:
         api = self._client.HfApi(endpoint=self.address)
@@ -80,11 +83,11 @@ class HuggingFace:
     def _call(self, work: Callable[[], Any], where: str) -> Any:
         try:
             return work()
-        except (self._client.errors.EntryNotFoundError, FileNotFoundError) as error:
+        except (self._errors.EntryNotFoundError, FileNotFoundError) as error:
             raise Missing(where) from error
         except (
-            self._client.errors.RepositoryNotFoundError,
-            self._client.errors.RevisionNotFoundError,
+            self._errors.RepositoryNotFoundError,
+            self._errors.RevisionNotFoundError,
         ) as error:
             fix = "check the name and --revision; a gated model needs `hf auth login`"
             raise InputError("the hub has no such model or revision", where=where, fix=fix) from error
@@ -171,6 +174,8 @@ def fetch(
             the mirror; each is named, and nothing appears at `out`.
         UnavailableError: hub or mirror cannot be reached.
     """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo, re.ASCII):
+        raise InputError(f"{repo!r} is no name of a model on a hub", fix="e.g. vivo-ai/BlueLM-7B-Chat")
     if out.exists():
         raise InputError("the output exists", where=out, fix="name another folder, or `bluelm-export verify` it")
     server = mirror or hub

@@ -111,11 +111,16 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
     if trust.public_key is None and not trust.certificates:
         raise InputError("nothing to trust was given", fix="give --public-key FILE or --certificate-chain FILE")
     try:
-        if signature.stat().st_size > MAX_BYTES:
-            raise ValueError("the file is too large for a signature")
         verifier = (
             ec_key.Verifier(trust.public_key) if trust.public_key else certificate.Verifier(list(trust.certificates))
         )
+    except Exception as error:  # the library lets those of cryptography and OpenSSL through
+        named = trust.public_key or ", ".join(map(str, trust.certificates))
+        fix = "name a PEM file: --public-key for a public key, --certificate-chain for certificates"
+        raise InputError("the key or certificate to trust cannot be read", where=named, fix=fix) from error
+    try:
+        if signature.stat().st_size > MAX_BYTES:
+            raise ValueError("the file is too large for a signature")
         signed = verifier.verify(bundle.Signature.read(signature))
         digests = {item.identifier: item.digest.digest_hex for item in signed.resource_descriptors()}
         algorithms = {item.digest.algorithm for item in signed.resource_descriptors()}

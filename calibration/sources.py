@@ -87,9 +87,9 @@ def _files(paths: Sequence[Path]) -> list[Path]:
                 raise InputError(f"the folder has no {', '.join(SUFFIXES)} file", where=path)
             found.extend(inside)
         elif not path.is_file():
-            raise InputError("no such calibration file or folder", where=path)
+            raise InputError("there is no such file or folder of text", where=path)
         elif path.suffix.lower() not in SUFFIXES:
-            raise InputError("calibration text of an unknown kind", where=path, fix=f"give {', '.join(SUFFIXES)}")
+            raise InputError("text of an unknown kind", where=path, fix=f"give {', '.join(SUFFIXES)}")
         else:
             found.append(path)
     if not found:

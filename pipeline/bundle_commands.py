@@ -85,6 +85,8 @@ def fetch(
         from bluelm.manifest import FolderManifest
         from pipeline.provenance import PINNED
 
+        if mirror is not None and not mirror.startswith(("http://", "https://")):
+            raise InputError(f"{mirror!r} is no address of a mirror", fix="give one that begins with https://")
         target = out or Path("checkpoints") / repo.rpartition("/")[2]
         server = HUBS[hub](None)
         other = HUBS[hub](mirror) if mirror else None
@@ -111,6 +113,8 @@ def manifest(
 
         check_folder(checkpoint)
         found = FolderManifest.of(checkpoint)
+        if not found.files:
+            raise InputError("the folder is empty: there is nothing to pin", where=checkpoint)
         if out is None:
             print(found.model_dump_json(indent=1, exclude_none=True))
             return 0

@@ -37,6 +37,11 @@ _PLACE_ERRORS = {
     errno.EACCES: "give the permission, or name another folder",
     errno.EPERM: "give the permission, or name another folder",
     errno.EROFS: "name a folder that can be written to",
+    errno.EEXIST: "name another place: a file is in the way",
+    errno.ENOTDIR: "name another place: a file stands where a folder should",
+    errno.EISDIR: "name a file: this is a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "name another place: symbolic links lead in a circle",
 }
 
 
@@ -69,7 +74,7 @@ def guard(command: Callable[[], int | None], resume: str) -> int:
         if error.errno not in _PLACE_ERRORS:
             raise
         fix = _PLACE_ERRORS[error.errno]
-        return _tell(InputError(f"{error.strerror}", where=error.filename, fix=fix))
+        return _tell(InputError(f"{error.strerror}", where=error.filename2 or error.filename, fix=fix))
 
 
 def leave(command: Callable[[], int | None]) -> NoReturn:
@@ -87,7 +92,13 @@ _EXTRAS = {
     "tokenizers": "tokenizers",
     "mlflow": "mlflow",
     "ray": "ray",
+    "gguf": "gguf",
+    "onnxruntime_genai": "genai",
+    "huggingface_hub": "hub",
+    "modelscope_hub": "hub",
     "cryptography": "bundle",
+    "model_signing": "bundle",
+    "OpenSSL": "bundle",
     "cyclonedx": "bundle",
     "lm_eval": "tasks",
     "datasets": "tasks",

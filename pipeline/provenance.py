@@ -57,7 +57,8 @@ def _signature(checkpoint: Path, trust: Trust | None, signature: Path | None, re
             raise InputError("a signature is required, but nobody to trust is named", fix=fix)
         return "there, not checked" if path.is_file() else "not signed"
     if not path.is_file():
-        fix = "ask its publisher for a model-signing signature, or leave out --require-signature"
+        named = "--public-key and --certificate-chain"
+        fix = f"ask its publisher for a model-signing signature; without {named} it is used unchecked"
         raise InputError("the checkpoint is not signed", where=path, fix=fix)
     verify_signature(checkpoint, path, trust)
     return f"verified with {trust.public_key or ', '.join(map(str, trust.certificates))}"

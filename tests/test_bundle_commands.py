@@ -160,7 +160,8 @@ def test_the_same_run_gives_the_same_bytes(runs: Path, apk: Path, tmp_path: Path
 
 
 def test_bad_options_and_bundles(runs: Path, apk: Path, tmp_path: Path) -> None:
-    good = runs / "good"
+    good, empty = runs / "good", tmp_path / "empty"
+    empty.mkdir()
     for words in (
         ["bundle", tmp_path],
         ["bundle", good, "--package", "no id"],
@@ -173,6 +174,12 @@ def test_bad_options_and_bundles(runs: Path, apk: Path, tmp_path: Path) -> None:
         ["verify", apk, "--certificate", "00"],
         ["verify", apk, "--manifest", good / "report.json"],
         ["manifest", tmp_path / "absent"],
+        ["manifest", empty],
+        ["manifest", runs / "model", "--out", empty],  # a folder is in the way
+        ["bundle", good, "--out", good / "report.json" / "x"],
+        ["verify", runs / "model", "--signature", good / "report.json", "--public-key", good / "report.json"],
+        ["fetch", "../x"],
+        ["fetch", "a/b", "--mirror", "ftp://a"],
     ):
         assert call(*words) == 2, words
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,3 +120,18 @@ def test_a_hub_that_names_paths_outside_is_refused(tmp_path: Path) -> None:
     with serve(evil) as hub, pytest.raises(ExportError):
         get("huggingface", hub, tmp_path / "deep" / "x")
     assert not (tmp_path / "evil.json").exists() and not (tmp_path / "deep" / "evil.json").exists()
+
+
+def test_the_hubs_own_addresses_are_known_in_a_fresh_process() -> None:
+    """The clients load their parts lazily: what another test imported must not be needed."""
+    code = "from bluelm.fetch import HUBS; print([HUBS[kind](None).address[:8] for kind in HUBS])"
+    environment = {name: value for name, value in os.environ.items() if name != "HF_ENDPOINT"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.count("https://") == len(HUBS)
+
+
+@pytest.mark.parametrize("repo", ["", "name", "../../etc/passwd", "a/b/c", "a/.."])
+def test_names_that_no_hub_has_are_refused(repo: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no name of a model"):
+        fetch(repo, tmp_path / "x", "main", HUBS["huggingface"]("http://127.0.0.1:9"))
+    assert not list(tmp_path.iterdir())

@@ -169,7 +169,9 @@ def verify(path: Path) -> Verified:
 
 
 def _read(path: Path) -> tuple[BundleManifest, Mapping[str, Source]]:
-    if path.is_symlink() or not path.exists():
+    if path.is_symlink():
+        raise InputError("a symbolic link is not followed", where=path, fix="name the bundle itself")
+    if not path.exists():
         raise InputError("there is no such bundle", where=path)
     if path.is_file():
         kind = path.suffix.lower()
@@ -182,7 +184,8 @@ def _read(path: Path) -> tuple[BundleManifest, Mapping[str, Source]]:
         return _of_format(apk.verify(path)[:2], ("apk",), path)
     kind = folder.find_home(path, HOMES)
     if kind is None:
-        raise InputError("the folder is no bundle: it holds no manifest.json", where=path)
+        fix = "name what `bluelm-export bundle` made; to check a checkpoint, add --manifest, --public-key or both"
+        raise InputError("the folder is no bundle: it holds no manifest.json", where=path, fix=fix)
     found = folder.verify(path, HOMES[kind])
     return _of_format(found, (kind,), path)
 
