@@ -1,6 +1,6 @@
 """Quantizing at a real model's width: memory by block, seconds by stage, with random weights.
 
-    python -m benchmarks.full_width make FOLDER --blocks 2 [--shape bluelm-7b|llama-13b-8kv]
+    python -m benchmarks.full_width make FOLDER --blocks 2 [--shape bluelm-7b|llama-13b-8kv|quarter]
     python -m benchmarks.full_width run FOLDER OUT [--max-memory 6GB] [--samples 128] [--length 512] [--set key=value …]
 
 `make` writes a checkpoint in bfloat16, a shard a block, without a tokenizer. `run` quantizes it in this process on
@@ -41,6 +41,13 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_attention_heads": 32,
         "num_key_value_heads": 32,
     },
+    "quarter": {
+        "vocab_size": 100096,
+        "hidden_size": 1024,
+        "intermediate_size": 2752,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    },
     "llama-13b-8kv": {
         "vocab_size": 100096,
         "hidden_size": 5120,
@@ -79,8 +86,15 @@ def run(options: argparse.Namespace) -> None:
     """Quantize, and print what each step took."""
     values = dict(pair.split("=", 1) for pair in options.set)
     chosen: dict[str, Any] = {key: yaml.safe_load(value) for key, value in values.items()}
-    recipe = Recipe.make({"group_size": 128, **chosen, "samples": options.samples, "length": options.length})
     checkpoint = Checkpoint.open(options.folder)
+    recipe = Recipe.make(
+        {
+            "group_size": -1 if checkpoint.config.intermediate_size % 128 else 128,
+            **chosen,
+            "samples": options.samples,
+            "length": options.length,
+        }
+    )
     count, length = recipe.samples, recipe.length
     tokens = torch.randint(checkpoint.config.vocab_size, (count, length), generator=torch.Generator().manual_seed(0))
     about = CalibrationReport("random", "", count, 0, count, length, count * length, 0, 0.0, 0.0, 0.0, 0.0, ())
