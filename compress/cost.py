@@ -1,7 +1,7 @@
 """What quantizing will take on this machine: memory, disk, seconds. Estimates, from shapes alone.
 
 Memory is the sum of what the engine holds at its three fullest moments: while the embedding is read, in the last stage
-of a block (two copies of its weights, the Hessian of the widest layer, its permuted copy and its factor), and at the
+of a block (two copies of its weights; the Hessian of the widest layer, its permuted copy, its factor, what LAPACK copies), and at the
 head. Seconds are those of the matrix products at the rate that this machine shows, and of the scale search.
 """
 
@@ -125,7 +125,7 @@ class _Shape:
         inner = FLOAT * self.batch * self.config.intermediate_size
         weights = (2 * FLOAT + 1) * self.weights  # in float, quantized in float, and their codes
         kept = 0 if on_disk else self.streams + (self.gated if self.keeps_gated(False) else 0)
-        solving = 3 * square + cross + 6 * FLOAT * min(ROWS, self.config.vocab_size) * self.widest
+        solving = 4 * square + cross + 6 * FLOAT * min(ROWS, self.config.vocab_size) * self.widest
         taking = square + 2 * cross + 4 * inner
         training = 6 * FLOAT * self.weights + self.streams / 2 if self.recipe.refine else 0
         attention = 0 if on_disk else self.mixed - (self.gated if self.keeps_gated(False) else 0)
