@@ -1,8 +1,9 @@
 """What quantizing will take on this machine: memory, disk, seconds. Estimates, from shapes alone.
 
-Memory is the sum of what the engine holds at its three fullest moments: while the embedding is read, in the last stage
-of a block (two copies of its weights; the Hessian of the widest layer, its permuted copy, its factor, what LAPACK copies), and at the
-head. Seconds are those of the matrix products at the rate that this machine shows, and of the scale search.
+Memory is the sum of what the engine holds at its three fullest moments: while the embedding is read; in the last stage
+of a block (two copies of its weights; the Hessian of the widest layer, its permuted copy, its factor, and what LAPACK
+copies); at the head. Seconds are those of the matrix products at the rate that this machine shows, of the scale search
+and of GPTQ's loop over the columns.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ def quantize(task: Task, model: Any) -> dict[str, torch.Tensor]:
     from gptqmodel import GPTQModel, QuantizeConfig
 
     del model  # it loads the folder itself
-    config = QuantizeConfig(bits=task.bits, group_size=task.group_size, sym=task.symmetric, device="cpu", offload_to_disk=False)
+    widths = {"bits": task.bits, "group_size": task.group_size, "sym": task.symmetric}
+    config = QuantizeConfig(**widths, device="cpu", offload_to_disk=False)  # offloaded weights could not be read back
     loaded = GPTQModel.load(task.model, config, dtype=torch.float32)
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in task.tokens]
     loaded.quantize(rows, batch_size=1)
