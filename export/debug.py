@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -36,8 +37,11 @@ def genai_stream(layers: int) -> list[str]:
     return ["embed", *(f"{norm}.sum" for norm in norms)]
 
 
-def debug_build(artifact: Artifact, folder: Path) -> Artifact:
+def debug_build(artifact: Artifact, folder: Path, values: Sequence[str] = ()) -> Artifact:
     """Write the artifact once more into `folder`, its graphs with the outputs of the blocks.
+
+    Args:
+        values: more values of the lowered decoder to show, where a graph has them.
 
     Raises:
         InputError: an artifact of another kind, or one whose graphs have no such values.
@@ -54,7 +58,7 @@ def debug_build(artifact: Artifact, folder: Path) -> Artifact:
             target = temporary / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             if file.path in graphs:
-                _rewrite(artifact, artifact.folder / file.path, target)
+                _rewrite(artifact, artifact.folder / file.path, target, values)
             else:
                 _link(artifact.folder / file.path, target)
         files = list_files(temporary, {file.path: file.role for file in artifact.files})
@@ -63,16 +67,16 @@ def debug_build(artifact: Artifact, folder: Path) -> Artifact:
     return Artifact.open(folder)
 
 
-def _rewrite(artifact: Artifact, source: Path, target: Path) -> None:
+def _rewrite(artifact: Artifact, source: Path, target: Path, values: Sequence[str]) -> None:
     if artifact.format == "litert":
         from export.litert_debug import open_up
 
-        open_up(source, target, [block_output(layer) for layer in range(artifact.model.num_layers)])
+        open_up(source, target, [block_output(layer) for layer in range(artifact.model.num_layers)], values)
     else:
-        _open_up(artifact, source, target)
+        _open_up(artifact, source, target, values)
 
 
-def _open_up(artifact: Artifact, source: Path, target: Path) -> None:
+def _open_up(artifact: Artifact, source: Path, target: Path, values: Sequence[str]) -> None:
     model = onnx.load(source, load_external_data=False)
     made = {name for node in model.graph.node for name in node.output}
     shown = {value.name for value in model.graph.output}  # a part shows its last block anyway
@@ -86,6 +90,9 @@ def _open_up(artifact: Artifact, source: Path, target: Path) -> None:
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         elif name not in made and parts == 1:
             raise InputError(f"the graph has no value {name}", where=source, fix="export it again")
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in values if name in made - shown
+    )
     onnx.save(model, target)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from bluelm.errors import InputError
 from export.litert_file import ALIGNMENT, IDENTIFIER, schema
 
 
-def open_up(source: Path, target: Path, names: list[str]) -> None:
-    """Write `source` to `target` with the tensors `names` of each subgraph as outputs of its signature.
+def open_up(source: Path, target: Path, names: list[str], wished: Sequence[str] = ()) -> None:
+    """Write `source` to `target` with the tensors `names` of each subgraph as outputs of its signature, and
+    those that are `wished` for where there are such.
 
     Raises:
         InputError: a subgraph has no tensor of that name.
@@ -31,7 +33,7 @@ def open_up(source: Path, target: Path, names: list[str]) -> None:
         for signature in model.signatureDefs:
             graph = model.subgraphs[signature.subgraphIndex]
             indices = {tensor.name.decode(): index for index, tensor in enumerate(graph.tensors)}
-            for name in names:
+            for name in (*names, *(wish for wish in wished if wish in indices and wish not in names)):
                 if name not in indices:
                     raise InputError(f"the graph has no value {name}", where=source, fix="export it again")
                 entry = schema.TensorMapT()

@@ -53,15 +53,18 @@ def linear_names(quantized: QuantizedCheckpoint) -> list[str]:
 
 
 def _graphs(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
-    """onnx-cpu and onnx-npu: both graphs, and the table beside them."""
-    first, *others = (OnnxWeights(artifact.path(role)) for role in GRAPHS)
+    """onnx-cpu and onnx-npu: prefill and decode, each of one part or several, and the table beside them."""
+    prefill, decode = ([OnnxWeights(path) for path in artifact.paths(role)] for role in GRAPHS)
     for name in linear_names(quantized):
-        for graph in (first, *others):
-            if name not in graph or (
-                (graph is first or graph.place(name) != first.place(name))
-                and not same(quantized.ordered(name).weight, graph.read(name))
-            ):
-                yield name
+        first, second = (next((graph for graph in graphs if name in graph), None) for graphs in (prefill, decode))
+        wanted = quantized.ordered(name).weight
+        if (
+            first is None
+            or second is None
+            or not same(wanted, first.read(name))
+            or (second.place(name) != first.place(name) and not same(wanted, second.read(name)))
+        ):
+            yield name
     yield from _table(artifact, quantized)
 
 

@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from bluelm.errors import InputError
 from pipeline import (
+    bisect_commands,
     bundle_commands,
     compare_commands,
     device_commands,
@@ -259,6 +260,7 @@ def targets() -> None:
 
 
 for commands in (
+    bisect_commands,
     bundle_commands,
     compare_commands,
     device_commands,

@@ -49,8 +49,8 @@ class BlockTwin:
         return self._runtime
 
 
-def open_blocks(artifact: Artifact, on: Place, scratch: Path) -> BlockRuntime:
-    """A runtime with `blocks`.
+def open_blocks(artifact: Artifact, on: Place, scratch: Path, values: Sequence[str] = ()) -> BlockRuntime:
+    """A runtime with `blocks`; one whose graphs were opened up here may have `values` too (`CachedRuntime.values`).
 
     ONNX and LiteRT graphs are given block outputs in a debug build below `scratch`. What the Core ML interpreter runs
     and what torch runs (GGUF) needs none. An XNNPACK program is built once more around the weights that it holds. What
@@ -61,11 +61,11 @@ def open_blocks(artifact: Artifact, on: Place, scratch: Path) -> BlockRuntime:
         InputError: the artifact has nothing to make a debug build from.
     """
     if artifact.format == "qnn-context":
-        artifact = _source_of(artifact)
+        artifact = source_of(artifact)
     if artifact.format in AGAIN and DEBUG_NOTE not in artifact.notes:
         artifact = AGAIN[artifact.format](artifact, _checkpoint_of(artifact), scratch / f"{artifact.format}-debug")
     if artifact.format in REWRITTEN:
-        artifact = debug_build(artifact, scratch / f"{artifact.format}-debug")
+        artifact = debug_build(artifact, scratch / f"{artifact.format}-debug", values)
     runtime = open_runtime(artifact.folder, on)
     if not hasattr(runtime, "blocks"):
         runtime.close()
@@ -114,7 +114,7 @@ def _checkpoint_of(artifact: Artifact) -> QuantizedCheckpoint:
     )
 
 
-def _source_of(artifact: Artifact) -> Artifact:
+def source_of(artifact: Artifact) -> Artifact:
     """The onnx-npu artifact in the same run folder that holds the same quantized checkpoint."""
     for path in sorted(artifact.folder.resolve().parent.glob("*/artifact.json")):
         other = Artifact.open(path.parent)

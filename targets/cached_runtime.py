@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -79,6 +79,18 @@ class CachedRuntime(RuntimeBase):
             return np.concatenate(self._stream, axis=1)
         finally:
             self._stream = None
+
+    def values(self, tokens: Sequence[int], names: Collection[str]) -> dict[str, np.ndarray]:
+        """Begin anew; those of the named values that a debug build shows, each [1, ..., chunk, ...], pads included.
+
+        Raises:
+            InputError: more tokens than a chunk.
+        """
+        self.reset()
+        width = self._artifact.chunk
+        self.check_tokens(tokens, self.context - width)
+        outputs = self._steps[width](self._feeds(0, list(tokens), width))
+        return {name: np.asarray(outputs[name]) for name in names if name in outputs}
 
     def _advance(self, tokens: list[int], width: int) -> np.ndarray:
         """Run one step of `width` rows that ends in `tokens`; float32 [tokens, vocab]."""

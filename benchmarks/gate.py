@@ -1,0 +1,205 @@
+"""The gate on purpose-made damage, on every runtime, and on honest runs; the time that judging takes.
+
+    python -m benchmarks.gate damage OUT [--only KIND ...]      each damage on each runtime must fail
+    python -m benchmarks.gate honest OUT [--seeds 20]           runs with other calibration seeds must pass
+    python -m benchmarks.gate time OUT [--only KIND ...]        seconds for 20,000 tokens
+
+OUT keeps quantized checkpoints and artifacts, so that a run that was broken off goes on; results are printed as
+Markdown and appended to OUT/results.md. The demo checkpoint; the default recipe, but rounded to nearest for `damage`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+from unittest.mock import patch
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.files import demo_checkpoint
+from bluelm.progress import Silent
+from calibration.samples import load_samples
+from compress.engine import quantize
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+from eval import budget_file, heldout
+from eval.budget import Budget, Verdict, judge
+from export import coreml, executorch, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
+from export.artifact import Artifact
+from export.ranges import Ranges, calibrate
+from pipeline import judging
+from pipeline.inspecting import Inspector
+from pipeline.judging import Subject
+from targets import runtime as runtimes
+from targets.registry import find
+from targets.runtime import Place, Runtime
+from tests import damage
+
+CONTEXT, CHUNK = 512, 128
+TOKENS = {"htp": 1536, "interpreter": 1024}  # others: 4096
+PLACES: dict[str, Place] = {"qnn-context": "htp", "coreml": "interpreter"}
+KINDS = ("onnx-cpu", "onnx-genai", "litert", "gguf", "executorch-xnnpack", "coreml", "onnx-npu", "qnn-context")
+DAMAGES = ("none", "scales", "heads", "rope", "layer norm", "tokenizer", "unquantized", "cache")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where everything lies, and what artifacts are held against."""
+
+    out: Path
+    checkpoint: Checkpoint
+    quantized: QuantizedCheckpoint
+
+    @staticmethod
+    def open(out: Path, name: str, **recipe: object) -> Bench:
+        """The demo checkpoint and its quantized form in `out`/`name`, made if need be."""
+        checkpoint = Checkpoint.open(demo_checkpoint())
+        chosen = Recipe.load("w4-g32", **recipe)
+        folder = out / name
+        if not (folder / "quantized.json").exists():
+            samples = load_samples(None, checkpoint.tokenizer(), chosen.samples, chosen.length, chosen.seed)
+            quantize(checkpoint, samples, chosen, folder)
+        return Bench(out, checkpoint, QuantizedCheckpoint.open(folder))
+
+    def ranges(self) -> Ranges:
+        """Of activations, from 8 windows of calibration text."""
+        path = self.quantized.folder.with_suffix(".ranges.json")
+        if not path.exists():
+            calibrate(self.quantized, load_samples(None, self.checkpoint.tokenizer(), 8, 256, 0).tokens).save(path)
+        return Ranges.load(path)
+
+    def artifact(self, kind: str, source: QuantizedCheckpoint, name: str) -> Artifact:
+        """An artifact of `source` below `out`, made if need be."""
+        folder = self.out / f"{self.quantized.folder.name}-{name}" / kind
+        if (folder / "artifact.json").exists():
+            return Artifact.open(folder)
+        sizes = {"context": CONTEXT, "chunk": CHUNK}
+        makers: dict[str, Callable[[], Artifact]] = {
+            "onnx-cpu": lambda: onnx_cpu.export(source, folder, **sizes),
+            "onnx-genai": lambda: onnx_genai.export(source, folder, context=CONTEXT),
+            "litert": lambda: litert.export(source, folder, **sizes),
+            "gguf": lambda: gguf_file.export(source, folder, context=CONTEXT),
+            "executorch-xnnpack": lambda: executorch.export(source, folder, kv_bits=32, **sizes),
+            "coreml": lambda: coreml.export(source, folder, **sizes),
+            "onnx-npu": lambda: onnx_npu.export(source, self.ranges(), folder, **sizes),
+            "qnn-context": lambda: find("snapdragon").compile(self.artifact("onnx-npu", source, name), folder),
+        }
+        return makers[kind]()
+
+    def judge(self, artifact: Artifact, budget: Budget, tokens: int | None = None) -> tuple[Verdict, float]:
+        """The verdict on one artifact, and the seconds that it took."""
+        place = PLACES.get(artifact.format, "cpu")
+        count = tokens or TOKENS.get(place, 4096)
+        started = time.monotonic()
+        held_out = heldout.load([], self.checkpoint.tokenizer())
+        inspector = Inspector(self.checkpoint, self.quantized, held_out, CONTEXT)
+        name = "npu" if place == "htp" else "cpu"
+        found = judging.judge_artifacts(inspector, [Subject(name, artifact, place, count)], Silent())
+        verdict = judge(budget, found.figures, (name,), found.samples)
+        return verdict, time.monotonic() - started
+
+
+def accuracy_budget() -> Budget:
+    """The default budget without what depends on speed and phone."""
+    gone = {"min_decode_tokens_per_s": None, "max_artifact_bytes": None, "max_memory_bytes": None}
+    return budget_file.load(budget_file.DEFAULT_BUDGET).model_copy(update=gone)
+
+
+def damaged(bench: Bench, kind: str, name: str) -> Artifact:
+    """An artifact with one damage; `cache` is done to the graph where that can be cut into, else to its running."""
+    whole, checkpoint = bench.quantized, bench.checkpoint
+    sources: dict[str, Callable[[], QuantizedCheckpoint]] = {
+        "scales": lambda: damage.scales(whole),
+        "heads": lambda: damage.heads(whole),
+        "rope": lambda: damage.rope(whole),
+        "layer norm": lambda: damage.layer_norm(whole, checkpoint),
+        "unquantized": lambda: damage.unquantized(whole, checkpoint),
+    }
+    if name in sources:
+        return bench.artifact(kind, sources[name](), name.replace(" ", "-"))
+    sound = bench.artifact(kind, whole, "none")
+    if name == "tokenizer" or (name == "cache" and kind == "onnx-cpu"):
+        folder = bench.out / f"{whole.folder.name}-{name}" / kind
+        shutil.rmtree(folder, ignore_errors=True)
+        copy = damage.copied(sound, folder)
+        return damage.shift_tokenizer(copy) if name == "tokenizer" else damage.forget_cache(copy)
+    return sound
+
+
+@contextmanager
+def forgetting(active: bool) -> Iterator[None]:
+    """Runtimes whose decode begins anew with every token."""
+    if not active:
+        yield
+        return
+    opened = runtimes.open_runtime
+    with patch.object(judging, "open_runtime", lambda *a, **k: cast(Runtime, damage.Forgetful(opened(*a, **k)))):
+        yield
+
+
+def run_damage(bench: Bench, kinds: tuple[str, ...], tell: Callable[[str], None]) -> None:
+    budget = accuracy_budget()
+    tell("| runtime | damage | verdict | what failed | s |\n|---|---|---|---|---|")
+    for kind in kinds:
+        for name in DAMAGES:
+            artifact = damaged(bench, kind, name)
+            with forgetting(name == "cache" and kind != "onnx-cpu"):
+                verdict, seconds = bench.judge(artifact, budget)
+            right = verdict.passed == (name == "none")
+            word = ("passed" if verdict.passed else "failed") + ("" if right else " **WRONG**")
+            failed = ", ".join(check.name for check in verdict.failures)
+            tell(f"| {kind} | {name} | {word} | {failed} | {seconds:.0f} |")
+
+
+def run_honest(out: Path, seeds: int, tell: Callable[[str], None]) -> None:
+    budget = accuracy_budget()
+    tell("| seed | verdict | perplexity ratio | mean KL | top-1 |\n|---|---|---|---|---|")
+    for seed in range(seeds):
+        bench = Bench.open(out, f"q{seed}", seed=seed)
+        verdict, _ = bench.judge(bench.artifact("onnx-cpu", bench.quantized, "none"), budget, 16384)
+        by_name = {check.name: check for check in verdict.checks}
+        cells = [
+            f"{by_name[key].value:.5f} ± {by_name[key].error:.5f}"
+            for key in ("max_perplexity_ratio", "max_mean_kl", "min_top1_agreement")
+        ]
+        word = "passed" if verdict.passed else f"failed: {[str(f) for f in verdict.failures]}"
+        tell(f"| {seed} | {word} | {' | '.join(cells)} |")
+
+
+def run_time(bench: Bench, kinds: tuple[str, ...], tell: Callable[[str], None]) -> None:
+    tell("| runtime | tokens | seconds | verdict |\n|---|---|---|---|")
+    for kind in kinds:
+        artifact = bench.artifact(kind, bench.quantized, "none")
+        verdict, seconds = bench.judge(artifact, accuracy_budget(), 20_000)
+        tell(f"| {kind} | 20,000 | {seconds:.0f} | {'passed' if verdict.passed else 'failed'} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["damage", "honest", "time"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--seeds", type=int, default=20)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    def tell(text: str) -> None:
+        print(text, flush=True)
+        with (options.out / "results.md").open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    if options.what == "honest":
+        run_honest(options.out, options.seeds, tell)
+        return
+    bench = Bench.open(options.out, "rtn", method="rtn", samples=1, length=16)
+    kinds = tuple(options.only)
+    (run_damage if options.what == "damage" else run_time)(bench, kinds, tell)
+
+
+if __name__ == "__main__":
+    main()

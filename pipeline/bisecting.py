@@ -1,0 +1,198 @@
+"""Looks for the first fault of an artifact, from the embedding to the decode graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.errors import InputError
+from bluelm.weights import Weights
+from compress.store import EMBED, QuantizedCheckpoint
+from eval import judge
+from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
+from eval.compare import BlockErrors, local_errors
+from export.artifact import Artifact
+from export.ranges import Ranges
+from export.readback import differing
+from targets.block_outputs import BlockRuntime, open_blocks, source_of
+from targets.runtime import Place, open_runtime
+
+FORGETS = 1e-3  # nats a token between decoding and one prefill
+DECODED = 4
+HALF = 0.5  # of an error: with so much of it, one part is held to account
+OPAQUE = ("qnn-context", "executorch-qnn", "executorch-neuropilot")
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """One artifact, and what it is held against.
+
+    Attributes:
+        checkpoint: the float model; None where it is not at hand.
+        tokens: a text that fits one chunk.
+        scratch: an empty folder for debug builds.
+    """
+
+    artifact: Artifact
+    on: Place
+    quantized: QuantizedCheckpoint
+    checkpoint: Checkpoint | None
+    tokens: Sequence[int]
+    scratch: Path
+
+    def find(self) -> Finding | None:
+        """The first fault; None if nothing is beyond what is expected.
+
+        Raises:
+            InputError: the artifact cannot show its blocks.
+        """
+        if self.artifact.quantized_digest != self.quantized.digest():
+            raise InputError(
+                "the artifact was made from another quantized checkpoint than lies beside it",
+                where=self.artifact.folder,
+                fix="run it again",
+            )
+        return self._table() or self._blocks() or self._head() or self._decode() or self._rounding()
+
+    def _table(self) -> Finding | None:
+        """The rows of the embedding."""
+        rows = self.quantized.embedding()[list(self.tokens)].numpy()
+        error, limit = apart(rows, self._stream[0]), max(self._errors.expected, 1e-6)
+        if error <= limit:
+            return None
+        return Finding("embedding", EMBED, error, limit, *self._held_to_account(EMBED, None, 0.0))
+
+    def _blocks(self) -> Finding | None:
+        """The first block beyond what its runtime may cost, and the first value in it."""
+        layer = self._errors.first_outside
+        if layer is None:
+            return None
+        limit = self._errors.expected
+        start = self._stream[layer]
+        expected = block_values(self.quantized, layer, start, self.artifact.context)
+        found = first_apart(expected, self._values(layer), layer, limit)
+        if found is None:
+            wrong = [name for name in self._wrong if name.startswith(f"model.layers.{layer}.")]
+            tensor = wrong[0] if wrong else f"model.layers.{layer}"
+            return Finding(
+                f"block {layer}", tensor, self._errors.errors[layer], limit, *self._held_to_account(tensor, None, 0.0)
+            )
+        value, made_by, error = found
+        tensor = f"model.layers.{layer}.{made_by}" if "." in made_by or made_by.endswith("norm") else made_by
+        cause = self._held_to_account(tensor, self._rounded(layer, value, expected), error)
+        return Finding(f"block {layer}", tensor, error, limit, *cause)
+
+    def _head(self) -> Finding | None:
+        """Last norm and head, on the artifact's own last stream; of a compiled artifact, all of it."""
+        with open_runtime(self.artifact.folder, self.on) as runtime:
+            logits = runtime.logits(self.tokens)
+        last = torch.from_numpy(np.ascontiguousarray(self._stream[-1]))  # [n, hidden]
+        unit = last * torch.rsqrt(last.pow(2).mean(-1, keepdim=True) + self.quantized.config.rms_norm_eps)
+        expected = (unit * self.quantized.final_norm()) @ self.quantized.head().T  # [n, vocab]
+        error, limit = apart(expected.numpy(), logits), max(self._errors.expected, 1e-5)
+        if error <= limit:
+            return None
+        if self.artifact.format in OPAQUE:
+            why = "the graphs that it was compiled from answer rightly"
+            return Finding("the compiled artifact", "all of it", error, limit, "runtime", why)
+        return Finding("head", "lm_head", error, limit, *self._held_to_account("lm_head", None, 0.0))
+
+    def _decode(self) -> Finding | None:
+        """Token by token against one prefill."""
+        with open_runtime(self.artifact.folder, self.on) as runtime:
+            steps = min(DECODED, len(self.tokens) - 1)
+            kl, _ = judge.prefill_decode(runtime, self.tokens, steps, "")
+        if kl.value <= FORGETS:
+            return None
+        why = f"{kl.value:.2g} nats a token from a prefill of the same text: it forgets or misplaces the cache"
+        return Finding("decode", "keys and values", kl.value, FORGETS, "runtime", why)
+
+    def _rounding(self) -> Finding | None:
+        """Where rounding the weights cost more than in other blocks: the artifact is what its weights say."""
+        if self.checkpoint is None:
+            return None
+        errors = local_errors(self.checkpoint, self._stream, self.artifact.context, self._kinds("float"), False)
+        layer = errors.first_outside
+        if layer is None:
+            return None
+        x, context = self._stream[layer], self.artifact.context
+        name, alone, together = costliest_tensor(self.checkpoint, self.quantized, layer, x, context)
+        why = f"the artifact computes what its weights say; rounding this one alone costs {alone:.2e} of {together:.2e}"
+        tensor = f"model.layers.{layer}.{name}"
+        return Finding(f"block {layer}", tensor, errors.errors[layer], errors.expected, "weights", why)
+
+    def _held_to_account(self, tensor: str, rounded: float | None, error: float) -> tuple[Cause, str]:
+        """Who made a tensor's values wrong.
+
+        Args:
+            rounded: the error that rounding activations alone gives there; None where they are not rounded.
+        """
+        if tensor in self._wrong:
+            return "weights", f"the artifact holds other codes or scales in {_listed(self._wrong)}"
+        if rounded is not None and rounded >= HALF * error:
+            return "activations", f"rounding them to the artifact's ranges costs {rounded:.2e} in torch"
+        return "runtime", "codes and scales are the checkpoint's" if self._readable else "nothing else is left"
+
+    def _rounded(self, layer: int, value: str, expected: dict[str, np.ndarray]) -> float | None:
+        """The error that rounding activations alone gives a value."""
+        held = self._shown
+        if not held.paths("ranges"):
+            return None
+        ranges = Ranges.load(held.path("ranges"))
+        there = block_values(self.quantized, layer, self._stream[layer], self.artifact.context, ranges)
+        return apart(expected[value], there[value])
+
+    @cached_property
+    def _shown(self) -> Artifact:
+        """The artifact whose values can be seen: a compiled one's source."""
+        return source_of(self.artifact) if self.artifact.format == "qnn-context" else self.artifact
+
+    @cached_property
+    def _wrong(self) -> list[str]:
+        return differing(self._shown, self.quantized) or []
+
+    @cached_property
+    def _readable(self) -> bool:
+        return differing(self._shown, self.quantized) is not None
+
+    @cached_property
+    def _seen(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The stream, and every block's values where the format shows them."""
+        layers = range(self.artifact.model.num_layers)
+        names = [name for layer in layers for name in probe_names(layer)]
+        with ExitStack() as stack:
+            runtime: BlockRuntime = stack.enter_context(open_blocks(self.artifact, self.on, self.scratch, names))
+            stream = runtime.blocks(list(self.tokens))
+            shown: Any = runtime
+            values = shown.values(list(self.tokens), names) if hasattr(runtime, "values") else {}
+        return stream, values
+
+    @property
+    def _stream(self) -> np.ndarray:
+        return self._seen[0]
+
+    def _values(self, layer: int) -> dict[str, np.ndarray]:
+        names = set(probe_names(layer))
+        return {name: value for name, value in self._seen[1].items() if name in names}
+
+    @cached_property
+    def _errors(self) -> BlockErrors:
+        """Of blocks against the artifact's own weights."""
+        weights: Weights = self.quantized
+        return local_errors(weights, self._stream, self.artifact.context, self._kinds("dequantized"), True)
+
+    def _kinds(self, reference: str) -> tuple[str, str]:
+        return self._shown.format, reference
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
