@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bluelm.config import ModelConfig
 from compress.pieces import LinearInfo
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifact import Artifact
 
 TABLE = Path(__file__).parent / "data" / "size_plan.yaml"
@@ -46,9 +46,12 @@ def planned_parts(quantized: QuantizedCheckpoint, artifact: Artifact) -> dict[st
     layout = layouts().get(artifact.format)
     if layout is None:
         return None
+    first = next(name for name in quantized.linears if name not in (EMBED, HEAD))
+    if quantized.ordered(first).weight.scales.dtype.itemsize == 4:  # a checkpoint that was quantized elsewhere
+        layout = layout.model_copy(update={"scale": 4, "row_scale": 4})
     parts = {"blocks": 0.0, "head": 0.0, "embedding": 0.0}
     for name, info in quantized.linears.items():
-        part = "embedding" if name == EMBED else "head" if name == "lm_head" else "blocks"
+        part = "embedding" if name == EMBED else "head" if name == HEAD else "blocks"
         parts[part] += _linear(info, layout)
     if quantized.config.shares_table:
         parts["head"] = _linear(quantized.linears[EMBED], layout)

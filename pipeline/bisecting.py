@@ -15,6 +15,7 @@ import torch
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.weights import Weights
+from compress.rotate import Rotated
 from compress.store import EMBED, QuantizedCheckpoint
 from eval import judge
 from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
@@ -119,12 +120,13 @@ class Bisection:
         """Where rounding the weights cost more than in other blocks: the artifact is what its weights say."""
         if self.checkpoint is None:
             return None
-        errors = local_errors(self.checkpoint, self._stream, self.artifact.context, self._kinds("float"), False)
+        exact = Rotated(self.checkpoint) if self.quantized.recipe.rotate else self.checkpoint
+        errors = local_errors(exact, self._stream, self.artifact.context, self._kinds("float"), False)
         layer = errors.first_outside
         if layer is None:
             return None
         x, context = self._stream[layer], self.artifact.context
-        name, alone, together = costliest_tensor(self.checkpoint, self.quantized, layer, x, context)
+        name, alone, together = costliest_tensor(exact, self.quantized, layer, x, context)
         why = f"the artifact computes what its weights say; rounding this one alone costs {alone:.2e} of {together:.2e}"
         tensor = f"model.layers.{layer}.{name}"
         return Finding(f"block {layer}", tensor, errors.errors[layer], errors.expected, "weights", why)

@@ -12,6 +12,7 @@ import numpy as np
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.tokenizer import Tokenizer
+from compress.rotate import Rotated
 from compress.store import QuantizedCheckpoint
 from eval import structure
 from eval.compare import local_errors
@@ -34,6 +35,7 @@ class Inspector:
 
     Attributes:
         room: whether the dequantized model may be held in memory.
+        coarse: activations have 8 bits where a format's table of what is expected means 16.
     """
 
     checkpoint: Checkpoint
@@ -41,6 +43,7 @@ class Inspector:
     held_out: HeldOut
     context: int
     room: bool = True
+    coarse: bool = False
 
     def files(self, artifact: Artifact, subject: str) -> list[Measurement]:
         """What the files tell."""
@@ -52,14 +55,14 @@ class Inspector:
         tokens = self._texts[0][: max(2, min(16, runtime.context // 2))]
         found = [structure.end_token(artifact, self.checkpoint.config, runtime, tokens, subject)]
         limit = structure.expected_runtime_kl(artifact.format)
-        if self.room and limit is not None:
+        if self.room and limit is not None and not self._too_coarse(artifact):
             answers = [runtime.logits(text) for text in self._texts]
             found += structure.runtime_kl(self._expected, answers, limit, subject)
         return found
 
     def blocks(self, artifact: Artifact, on: Place, subject: str) -> list[Measurement]:
         """Errors of blocks; [] where showing them would take long (`bluelm-export bisect` does)."""
-        if artifact.format not in SHOWN or on == "arm64":
+        if artifact.format not in SHOWN or on == "arm64" or self._too_coarse(artifact):
             return []
         tokens = self._texts[0][:BLOCK_TOKENS]
         with (
@@ -68,13 +71,18 @@ class Inspector:
         ):
             stream = runtime.blocks(tokens)
         own = local_errors(self.quantized, stream, self.context, (artifact.format, "dequantized"), True)
-        to_float = local_errors(self.checkpoint, stream, self.context, (artifact.format, "float"), False)
+        exact = Rotated(self.checkpoint) if self.quantized.recipe.rotate else self.checkpoint
+        to_float = local_errors(exact, stream, self.context, (artifact.format, "float"), False)
         return structure.block_figures(to_float, own, subject)
 
     def expect(self) -> None:
         """Work out what the artifacts' own weights answer in float32; the model is let go behind it."""
         if self.room:
             _ = self._expected
+
+    def _too_coarse(self, artifact: Artifact) -> bool:
+        """Whether nobody knows what the artifact's activations may cost."""
+        return self.coarse and artifact.format in ("onnx-npu", "qnn-context")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -127,6 +127,8 @@ def make_plan(request: Request) -> Plan:
     source = open_source(request.model, request.adapters, request.recipe, request.chosen)
     checkpoint = source.checkpoint
     budget = budget_for(request.budget, target, parameter_count(checkpoint.config))
+    if source.given is not None:  # held against its own codes, an artifact may well answer as the checkpoint does
+        budget = budget.model_copy(update={"two_sided": False})
     tokenizer = checkpoint.tokenizer()
     recipe, context = source.recipe, request.context
     if recipe.bits == 3:

@@ -111,7 +111,8 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         subjects.insert(0, Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens))
     no_room = judging.room_for_reference(plan.checkpoint, plan.resources.limit if plan.resources else None)
     context = min(subject.artifact.context for subject in subjects)
-    inspector = Inspector(plan.checkpoint, quantized, plan.held_out, context, no_room is None)
+    coarse = plan.request.activation_bits == 8
+    inspector = Inspector(plan.checkpoint, quantized, plan.held_out, context, no_room is None, coarse)
     judged = judging.judged(inspector, subjects, stages, progress, reference=no_room is None)
     figures = [*judged.figures]
     if plan.tasks is not None:
