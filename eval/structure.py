@@ -87,7 +87,7 @@ def end_token(
     faults = list(_end_faults(artifact, config))
     mine = _tokenizer(artifact)
     stops = sorted(ends(mine, artifact)) if mine is not None else []
-    if stops:
+    if stops and len(prompt) + FORCED < runtime.context:
         seen = iter(range(FORCED + 1))
         last = stops[0]
 
@@ -100,7 +100,7 @@ def end_token(
         answered = list(until(generate(runtime, prompt, 2 * FORCED, choose), stops))
         if len(answered) != FORCED:
             faults.append(f"an answer of {len(answered)} tokens where the end token came behind {FORCED}")
-    else:
+    elif not stops:
         faults.append("no end token is known")
     return _faults("end_token_faults", faults, subject, "places")
 

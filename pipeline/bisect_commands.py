@@ -82,6 +82,6 @@ def _bisect(folder: Path, on: str, quantized: Path, model: Path, scratch: Path) 
     else:
         print("  the float checkpoint is not there: what rounding the weights costs is not looked at (--model)")
     held_out = heldout.load([], (checkpoint or QuantizedCheckpoint.open(quantized)).tokenizer())
-    tokens = held_out.windows[0].tokens.tolist()[: min(TOKENS, opened.chunk, opened.context - opened.chunk)]
+    tokens = held_out.windows[0].tokens.tolist()[: min(TOKENS, opened.chunk)]
     bisection = Bisection(opened, cast(Place, on), QuantizedCheckpoint.open(quantized), checkpoint, tokens, scratch)
     return bisection.find()

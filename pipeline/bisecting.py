@@ -19,7 +19,7 @@ from compress.rotate import Rotated
 from compress.store import EMBED, QuantizedCheckpoint
 from eval import judge
 from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
-from eval.compare import BlockErrors, local_errors
+from eval.compare import BlockErrors, local_errors, weights_steps
 from export.artifact import Artifact
 from export.ranges import Ranges
 from export.readback import differing
@@ -29,7 +29,7 @@ from targets.runtime import Place, open_runtime
 FORGETS = 1e-3  # nats a token between decoding and one prefill
 DECODED = 4
 HALF = 0.5  # of an error: with so much of it, one part is held to account
-OPAQUE = ("qnn-context", "executorch-qnn", "executorch-neuropilot")
+CLOSED = ("gguf", "onnx-genai", "executorch-qnn", "executorch-neuropilot")  # formats that do not show their blocks
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,26 @@ class Bisection:
                 where=self.artifact.folder,
                 fix="run it again",
             )
-        return self._table() or self._blocks() or self._head() or self._decode() or self._rounding()
+        return self._closed() or self._table() or self._blocks() or self._head() or self._decode() or self._rounding()
+
+    def _closed(self) -> Finding | None:
+        """The first weight that is another, where only the files can tell."""
+        if self.artifact.format not in CLOSED or not self._wrong:
+            return None
+        name = self._wrong[0]
+        layer = name.split(".")[2] if name.startswith("model.layers.") else None
+        place = f"block {layer}" if layer is not None else "embedding" if name == EMBED else "head"
+        cause, why = self._held_to_account(name, None, 0.0)
+        return Finding(place, name, self._answers_apart(), self._errors.expected, cause, why)
+
+    def _answers_apart(self) -> float:
+        """Relative error of the logits on the artifact's own last stream (of a closed format: its weights' stream)."""
+        with open_runtime(self.artifact.folder, self.on) as runtime:
+            logits = runtime.logits(self.tokens)
+        last = torch.from_numpy(np.ascontiguousarray(self._stream[-1]))  # [n, hidden]
+        unit = last * torch.rsqrt(last.pow(2).mean(-1, keepdim=True) + self.quantized.config.rms_norm_eps)
+        expected = (unit * self.quantized.final_norm()) @ self.quantized.head().T  # [n, vocab]
+        return apart(expected.numpy(), logits)
 
     def _table(self) -> Finding | None:
         """The rows of the embedding."""
@@ -93,17 +112,13 @@ class Bisection:
 
     def _head(self) -> Finding | None:
         """Last norm and head, on the artifact's own last stream; of a compiled artifact, all of it."""
-        with open_runtime(self.artifact.folder, self.on) as runtime:
-            logits = runtime.logits(self.tokens)
-        last = torch.from_numpy(np.ascontiguousarray(self._stream[-1]))  # [n, hidden]
-        unit = last * torch.rsqrt(last.pow(2).mean(-1, keepdim=True) + self.quantized.config.rms_norm_eps)
-        expected = (unit * self.quantized.final_norm()) @ self.quantized.head().T  # [n, vocab]
-        error, limit = apart(expected.numpy(), logits), max(self._errors.expected, 1e-5)
+        error, limit = self._answers_apart(), max(self._errors.expected, 1e-5)
         if error <= limit:
             return None
-        if self.artifact.format in OPAQUE:
-            why = "the graphs that it was compiled from answer rightly"
-            return Finding("the compiled artifact", "all of it", error, limit, "runtime", why)
+        if self._shown is not self.artifact or self.artifact.format in CLOSED:
+            compiled = self._shown is not self.artifact
+            why = "the graphs that it was compiled from do better" if compiled else "it does not show its blocks"
+            return Finding("the whole artifact", "logits", error, limit, "runtime", why)
         return Finding("head", "lm_head", error, limit, *self._held_to_account("lm_head", None, 0.0))
 
     def _decode(self) -> Finding | None:
@@ -168,6 +183,8 @@ class Bisection:
     @cached_property
     def _seen(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The stream, and every block's values where the format shows them."""
+        if self.artifact.format in CLOSED:
+            return weights_steps(self.quantized, self.artifact.context)(self.tokens), {}
         layers = range(self.artifact.model.num_layers)
         names = [name for layer in layers for name in probe_names(layer)]
         with ExitStack() as stack:

@@ -17,7 +17,7 @@ from compress.quantized import QuantizedTensor
 from compress.store import EMBED, QuantizedCheckpoint
 from eval.bisect import Finding
 from eval.report import Built
-from export import coreml, litert, onnx_cpu, onnx_npu
+from export import coreml, litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
 from pipeline.bisecting import Bisection
@@ -50,11 +50,12 @@ class Bench:
             "onnx-npu": lambda: onnx_npu.export(source, ranges or self.ranges, folder, **sizes),
             "litert": lambda: litert.export(source, folder, **sizes),
             "coreml": lambda: coreml.export(source, folder, **sizes),
+            "onnx-genai": lambda: onnx_genai.export(source, folder, context=CONTEXT),
         }
         return makers[kind]()
 
     def find(self, artifact: Artifact, scratch: Path, quantized: QuantizedCheckpoint | None = None) -> Finding | None:
-        on = PLACES[artifact.format]
+        on = PLACES.get(artifact.format, "cpu")
         held = quantized or self.quantized
         return Bisection(artifact, on, held, self.checkpoint, self.tokens, scratch).find()
 
@@ -74,6 +75,16 @@ def test_a_sound_artifact_and_one_with_other_scales(bench: Bench, tmp_path: Path
     assert "other codes or scales in model.layers.1." in found.why
     if kind in ("onnx-cpu", "onnx-npu"):
         assert found.tensor == f"{IN_BLOCK}.self_attn.q_proj"
+
+
+def test_a_format_that_shows_no_blocks_is_read(bench: Bench, tmp_path: Path) -> None:
+    assert bench.find(bench.make("onnx-genai", bench.quantized, "sound"), tmp_path) is None
+    found = bench.find(bench.make("onnx-genai", damage.heads(bench.quantized), "heads"), tmp_path)
+    assert found is not None
+    assert (found.place, found.tensor, found.cause) == ("block 1", f"{IN_BLOCK}.self_attn.q_proj", "weights")
+    turned = bench.find(bench.make("onnx-genai", damage.rope(bench.quantized), "rope"), tmp_path)
+    assert turned is not None
+    assert (turned.place, turned.cause) == ("the whole artifact", "runtime")
 
 
 @pytest.mark.parametrize(
@@ -117,16 +128,16 @@ def test_a_range_that_is_too_small_is_the_activations_fault(bench: Bench, tmp_pa
     assert (found.place, found.tensor, found.cause) == ("block 1", f"{IN_BLOCK}.mlp.gate_proj", "activations")
 
 
-def test_a_tensor_that_was_rounded_too_coarsely_is_named(bench: Bench, tmp_path: Path) -> None:
-    """The artifact does what its weights say; one of them has lost most of its digits."""
+def test_a_tensor_that_quantizing_spoiled_is_named(bench: Bench, tmp_path: Path) -> None:
+    """The artifact does what its weights say; one of them has little to do with the float one."""
 
-    def coarse(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
+    def spoiled(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
         if name != f"{IN_BLOCK}.mlp.up_proj":
             return tensor
-        return replace(tensor, codes=(tensor.codes // 8) * 8 + 4)
+        return replace(tensor, codes=15 - tensor.codes)
 
-    source = damage.Changed.of(bench.quantized, coarse)
-    found = bench.find(bench.make("onnx-cpu", source, "coarse"), tmp_path, source)
+    source = damage.Changed.of(bench.quantized, spoiled)
+    found = bench.find(bench.make("onnx-cpu", source, "spoiled"), tmp_path, source)
     assert found is not None
     assert (found.place, found.tensor, found.cause) == ("block 1", f"{IN_BLOCK}.mlp.up_proj", "weights")
     assert "computes what its weights say" in found.why
