@@ -90,6 +90,7 @@ def _open_up(artifact: Artifact, source: Path, target: Path, values: Sequence[st
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         elif name not in made and parts == 1:
             raise InputError(f"the graph has no value {name}", where=source, fix="export it again")
+    shown |= {value.name for value in model.graph.output}
     model.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in values if name in made - shown
     )

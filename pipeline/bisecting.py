@@ -29,7 +29,7 @@ from targets.runtime import Place, open_runtime
 FORGETS = 1e-3  # nats a token between decoding and one prefill
 DECODED = 4
 HALF = 0.5  # of an error: with so much of it, one part is held to account
-CLOSED = ("gguf", "onnx-genai", "executorch-qnn", "executorch-neuropilot")  # formats that do not show their blocks
+CLOSED = ("gguf", "onnx-genai", "executorch-qnn", "executorch-neuropilot")  # formats that are looked at as a whole
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Bisection:
             return None
         if self._shown is not self.artifact or self.artifact.format in CLOSED:
             compiled = self._shown is not self.artifact
-            why = "the graphs that it was compiled from do better" if compiled else "it does not show its blocks"
+            why = "its graphs do better before compiling" if compiled else "this format is looked at as a whole"
             return Finding("the whole artifact", "logits", error, limit, "runtime", why)
         return Finding("head", "lm_head", error, limit, *self._held_to_account("lm_head", None, 0.0))
 
