@@ -12,6 +12,7 @@ from bluelm.architectures import ARCHITECTURES, Architecture, find
 from bluelm.errors import InputError
 from bluelm.files import member, read_json
 
+NTKMIXED_POWER = "ntkmixed_power"  # beside the factors of a `longrope` that is ntkmixed spelled out
 RopeKind = Literal["ntkmixed", "linear", "dynamic", "llama3"]
 MAX_SIZE = 2**24  # no width, row count or context is larger; keeps nonsense from allocating
 MAX_LAYERS = 4096
@@ -98,7 +99,7 @@ class ModelConfig:
         """Check a config.json that is already parsed; `where` is named in errors."""
         fields = _Fields(data, where)
         architecture, row = _architecture(fields)
-        fields = _Fields(_renamed(data, row), where)
+        fields = _Fields(_ntkmixed(_renamed(data, row)), where)
         _refuse_unsupported(fields, row)
         hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
         head_dim = fields.optional_size("head_dim")
@@ -250,6 +251,16 @@ def _architecture(fields: _Fields) -> tuple[str, Architecture]:
 def _renamed(data: Mapping[str, Any], row: Architecture) -> dict[str, Any]:
     """The fields under our names; where both names are there, ours counts (a config.json that we wrote)."""
     return {name: data[theirs] for name, theirs in row.fields.items() if theirs in data} | dict(data)
+
+
+def _ntkmixed(data: dict[str, Any]) -> dict[str, Any]:
+    """A rope that was written for other tools, as `longrope` with a factor for each frequency, under its own name."""
+    rope = data.get("rope_scaling") or data.get("rope_parameters")
+    if not isinstance(rope, dict) or NTKMIXED_POWER not in rope:
+        return data
+    own = {"type": "ntkmixed", "factor": rope.get("factor"), "power": rope[NTKMIXED_POWER]}
+    length = rope.get("original_max_position_embeddings")
+    return data | {"rope_scaling": own, "rope_parameters": None, "max_position_embeddings": length}
 
 
 def _rotary_dim(fields: _Fields, row: Architecture, head_dim: int) -> int:

@@ -133,6 +133,13 @@ def piece_count(path: Path) -> int:
     return len(proto.pieces)
 
 
+def has_dummy_prefix(path: Path) -> bool:
+    """Whether a SentencePiece model puts a space in front of every text."""
+    proto = ModelProto()
+    proto.ParseFromString(path.read_bytes())
+    return proto.normalizer_spec.add_dummy_prefix
+
+
 class SentencePieceStream:
     """Text of tokens as they come; a UTF-8 character is held back until its last byte is there."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.formats.layout import Shape, make_weight
+from compress.formats.layout import Shape, group_of, make_weight
 from compress.formats.words import pack_words, unpack_words
 from compress.pieces import LinearInfo
 from compress.quantized import OrderedWeight, QuantizedTensor
@@ -35,6 +35,7 @@ class Awq:
 
     def shapes(self, shape: Shape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         groups = found.get("scales", (1,))[0] if found.get("scales") else 1
+        group_of(groups, shape.columns)
         words = shape.rows * BITS // 32
         return {
             "qweight": (shape.columns, words),

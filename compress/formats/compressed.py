@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.formats.layout import WIDTHS, Shape, contiguous_groups, make_weight, width_of
+from compress.formats.layout import WIDTHS, Shape, contiguous_groups, group_of, make_weight, width_of
 from compress.formats.words import pack_words, unpack_words
 from compress.pieces import LinearInfo
 from compress.quantized import OrderedWeight
@@ -38,6 +38,7 @@ class CompressedTensors:
         words = found["weight_packed"][1] if len(found["weight_packed"]) == 2 else 0
         bits = width_of(words, shape.columns)
         groups = found.get("weight_scale", (0, 1))[-1] if found.get("weight_scale") else 1
+        group_of(groups, shape.columns)
         optional = {
             "weight_zero_point": (shape.rows * bits // 32, groups),
             "weight_g_idx": (shape.columns,),

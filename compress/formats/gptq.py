@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.formats.layout import Shape, contiguous_groups, make_weight, width_of
+from compress.formats.layout import Shape, contiguous_groups, group_of, make_weight, width_of
 from compress.formats.words import pack_words, unpack_words
 from compress.pieces import LinearInfo
 from compress.quantized import OrderedWeight
@@ -48,6 +48,7 @@ class Gptq:
         words = found["qweight"][0] if found["qweight"] else 0
         bits = width_of(words, shape.columns)
         groups = found.get("scales", (1,))[0] if found.get("scales") else 1
+        group_of(groups, shape.columns)
         wanted = {
             "qweight": (words, shape.rows),
             "qzeros": (groups, shape.rows * bits // 32),

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from bluelm.added_tokens import optional_json
-from bluelm.config import ModelConfig
+from bluelm.config import NTKMIXED_POWER, ModelConfig
 from bluelm.errors import InputError
 from bluelm.files import write_text
 from bluelm.rope import inverse_frequencies, max_context
+from bluelm.sentencepieces import has_dummy_prefix
 from bluelm.tokenizer import TOKENIZER_FILES
 
 
@@ -59,6 +60,7 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
         "long_factor": factors,
         "factor": scaling.factor,
         "attention_factor": 1.0,  # ntkmixed scales no attention
+        NTKMIXED_POWER: scaling.power,  # by which we know it again
         "original_max_position_embeddings": config.max_position_embeddings,
     }
 
@@ -71,7 +73,11 @@ def write_tokenizer(source: Path, folder: Path, config: ModelConfig) -> None:
     settings = optional_json(folder, "tokenizer_config.json")
     settings.pop("auto_map", None)
     if (folder / "tokenizer.model").exists():
-        settings = {"add_bos_token": True, "add_eos_token": False, **settings, "tokenizer_class": "LlamaTokenizer"}
+        settings = {"add_bos_token": True, "add_eos_token": False, **settings}
+        settings |= {
+            "tokenizer_class": "LlamaTokenizer",
+            "add_prefix_space": has_dummy_prefix(folder / "tokenizer.model"),
+        }
     write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     ends = list(config.eos_token_ids)
     generation = {

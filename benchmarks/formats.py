@@ -1,0 +1,109 @@
+"""Quantized checkpoints between us and the tools that users have: the same weights on both sides, bit for bit?
+
+    python -m benchmarks.formats OUT --peers DIR [--only gptqmodel,autoawq,llmcompressor,autoround]
+
+DIR holds a virtual environment a peer (as for `benchmarks.quantizers`; autoawq needs autoawq==0.2.9 alone). Each peer
+reads the folders that we write of the demo model, and writes its own, with the weights that it computes with beside
+them; both are compared with what we read. OUT/formats.json gets a line for every comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.peer_exports import llama_folder
+from bluelm.checkpoint import Checkpoint
+from bluelm.files import demo_checkpoint
+from calibration.samples import load_samples
+from compress.engine import quantize
+from compress.formats.packed import open_weights
+from compress.formats.write import Kind, write
+from compress.recipe import Recipe
+
+WORKERS = Path(__file__).parent / "peers"
+# name of a folder that we write -> its format, and the recipe's values
+OURS: dict[str, tuple[Kind, dict[str, object]]] = {
+    "gptq-sym": ("gptq", {}),
+    "gptq-asym": ("gptq", {"symmetric": False}),
+    "gptq-8-bit": ("gptq", {"bits": 8}),
+    "gptq-g128": ("gptq", {"group_size": 128}),
+    "awq-sym": ("awq", {}),
+    "awq-asym": ("awq", {"symmetric": False}),
+}
+READS = {"gptqmodel": tuple(OURS), "autoawq": ("awq-sym", "awq-asym")}
+
+
+def write_ours(out: Path) -> None:
+    """The folders of `OURS`, and a plain Llama folder and tokens for the peers to quantize."""
+    checkpoint = Checkpoint.open(demo_checkpoint())
+    llama_folder(checkpoint, out / "llama")
+    samples = load_samples(None, checkpoint.tokenizer(), 8, 128, 0)
+    save_file({"tokens": samples.tokens}, out / "tokens.safetensors")
+    for name, (kind, values) in OURS.items():
+        if not (out / name).exists():
+            recipe = Recipe.make({"method": "rtn", "grid": "mse", **values})
+            write(quantize(checkpoint, None, recipe, out / f"{name}.codes"), checkpoint, out / name, kind)
+
+
+def run_peer(out: Path, python: Path, peer: str) -> str:
+    """Run a peer's worker; the end of what it said where it failed."""
+    folders = [str(out / name) for name in READS.get(peer, ())]
+    inputs = [] if peer == "autoawq" else [str(out / "llama"), str(out / "tokens.safetensors")]
+    command = [str(python), str(WORKERS / f"formats_{peer}.py"), *inputs, str(out), *folders]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stderr[-600:]
+
+
+def compare(folder: Path, weights: Path) -> dict[str, float | int | str]:
+    """How what we read of a folder differs from a peer's dequantized weights of it."""
+    packed, theirs = open_weights(folder), load_file(weights)
+    same, worst, count = 0, 0.0, 0
+    for name, wanted in theirs.items():
+        if ".layers." not in name:
+            continue
+        found = packed.tensor(name) if name in packed.tensors else _linear(packed, name.removesuffix(".weight"))
+        count += 1
+        same += torch.equal(found, wanted)
+        worst = max(worst, ((found - wanted).abs().max() / wanted.abs().max()).item())
+    return {"folder": folder.name, "linears": count, "equal": same, "largest difference": worst}
+
+
+def _linear(packed: Checkpoint, name: str) -> torch.Tensor:
+    layer, _, local = name.removeprefix("model.layers.").partition(".")
+    return packed.block(int(layer))[f"{local}.weight"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--peers", type=Path, required=True)
+    parser.add_argument("--only", default="autoawq,gptqmodel,llmcompressor,autoround")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    write_ours(out)
+    for peer in arguments.only.split(","):
+        fault = run_peer(out, arguments.peers / peer / "bin" / "python", peer)
+        if fault:
+            print(f"{peer} failed: {fault}")
+        lines = []
+        for name in READS.get(peer, ()):
+            dumped = out / f"read-{name}.safetensors"
+            if dumped.exists():
+                lines.append({"peer": peer, "wrote": "we"} | compare(out / name, dumped))
+        folders = sorted(path for path in out.glob(f"wrote-{peer}-*") if path.is_dir())
+        lines += [{"peer": peer, "wrote": "it"} | compare(f, f.with_suffix(".safetensors")) for f in folders]
+        with (out / "formats.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        for line in lines:
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
