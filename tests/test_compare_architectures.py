@@ -18,6 +18,7 @@ from export import coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import Artifact
 from export.ranges import calibrate
 from targets.apple import open_interpreter
+from targets.cached_runtime import step_mask
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import quantized
@@ -107,6 +108,24 @@ def test_litert(model: QuantizedCheckpoint, tmp_path: Path) -> None:
     made = litert.export(model, tmp_path / "a", context=64, chunk=16)
     with open_runtime(made.folder) as runtime:
         assert mean_kl(model, runtime.logits(TOKENS)) < 5e-2  # 8-bit activations, logits of 10 and more
+
+
+@torch.no_grad()
+def test_what_executorch_lowers(model: QuantizedCheckpoint) -> None:
+    """The torch modules that XNNPACK's, Core ML's and NPUs' delegates get; lowering one takes most of a minute."""
+    from export.executorch import check_weight
+    from export.executorch_model import ExecutorchDecoder
+    from export.executorch_static import StaticDecoder, example
+
+    decoder = ExecutorchDecoder(model, context=64, kv_bits=32, check=check_weight).eval()
+    logits = decoder(torch.tensor([TOKENS]), torch.tensor([0]))[0].numpy()
+    assert mean_kl(model, logits) < 5e-2  # 8-bit activations, logits of 10 and more
+    hidden, positions, _, *past = example(model.config, len(TOKENS), 64)
+    hidden = model.embedding()[TOKENS][None]
+    mask = torch.from_numpy(step_mask(0, len(TOKENS), 64, -1e4))
+    static = StaticDecoder(model, 64, doubled_norms=True).eval()
+    found = static(hidden, torch.arange(len(TOKENS), dtype=positions.dtype), mask, *past)
+    assert mean_kl(model, found[0][0].numpy()) < 1e-8
 
 
 @pytest.mark.parametrize(("activations", "limit"), [("float32", 1e-4), ("float16", 1e-3)])
