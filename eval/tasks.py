@@ -76,11 +76,12 @@ def load(request: TaskRequest) -> TaskSet:
         ModuleNotFoundError: the extra `tasks` is not installed.
     """
     import datasets
-    from lm_eval.api import task as harness
+    from lm_eval.api import model, task
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    harness.tqdm = partial(harness.tqdm, disable=True)  # its bars would tear ours
+    for module in (model, task):  # its bars would tear ours
+        setattr(module, "tqdm", partial(module.tqdm, disable=True))  # noqa: B010
     manager = _manager(request.names)
     members = {name: tuple(_single(manager, name)) for name in request.names}
     leaves = list(dict.fromkeys(leaf for found in members.values() for leaf in found))

@@ -215,6 +215,7 @@ def test_a_run_asks_tasks_and_shows_them(
     told = capfd.readouterr()
     assert "Tasks (± one standard error)" in told.out
     assert "cmmlu_agronomy, CPU artifact" in told.out
+    assert "it/s" not in told.err, "the harness's own bars"
     report = Report.open(tmp_path / "dist" / "run")
     figures = {m.name: m for m in report.measurements}
     assert figures["task_score@cmmlu_agronomy"].n == 2
