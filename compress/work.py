@@ -95,6 +95,8 @@ class Work:
     def publish(self, out: Path) -> None:
         """Let the finished folder be `out`, in place of what lies there."""
         (self.folder / INPUTS).unlink()
+        for left in (*self.folder.glob(f"{STREAMS}-*"), *self.folder.glob(".*.tmp")):  # by runs that were killed
+            left.unlink()
         if out.exists():
             shutil.rmtree(out)
         self.folder.rename(out)
