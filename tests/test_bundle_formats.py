@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import tree_sitter
+import tree_sitter_swift
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -211,6 +213,22 @@ def test_xcode_projects(name: str) -> None:
     built = {o["path"] for o in objects.values() if o.get("lastKnownFileType") == "sourcecode.swift"}
     assert built == {p.split("/")[1] for p in files if p.endswith(".swift")}
     assert any(o.get("path") == "Model" and o.get("lastKnownFileType") == "folder" for o in objects.values())
+
+
+def _mistakes(node: tree_sitter.Node) -> list[bytes]:
+    """What a grammar cannot place."""
+    own = [node.text or b""] if node.is_error or node.is_missing else []
+    return own + [text for child in node.children for text in _mistakes(child)]
+
+
+def test_the_swift_of_the_app_parses() -> None:
+    """There is no Swift compiler for this system; types are checked by Xcode alone."""
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
+    assert _mistakes(parser.parse(b"func f( { let = }").root_node)
+    paths = list((project.TEMPLATES / "xcode").rglob("*.swift"))
+    assert len(paths) > 5
+    for path in paths:
+        assert _mistakes(parser.parse(path.read_bytes()).root_node) == [], path
 
 
 def _openstep_to_yaml(text: str) -> str:
