@@ -49,7 +49,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, (timer, folder) in sides.items():
             found[name].append(_child(["--time", timer, str(folder)]))
-    for name, rates in found.items():
+    for name, rates in found.items() if options.rounds else ():
         print(f"| {name} | {statistics.median(rates):.0f} | {min(rates):.0f} to {max(rates):.0f} |", flush=True)
 
 
