@@ -2,89 +2,70 @@
 
     python -m benchmarks.wide BLOCKS OUT [runtime ...]
 
-Each runtime lowers in a process of its own. Weights are drawn a layer at a time, so what is counted is the exporter's
-own memory: peak resident bytes less those before it began.
+Each runtime lowers a quantized checkpoint of random codes (4 bits in groups of 32, head and embedding 8 bits a row) in
+a process of its own. Growth is its peak resident memory less that behind its imports; the bound is the artifact's own
+size plus 2 GB.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-import resource
 import subprocess
 import sys
 import time
-import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from bluelm.config import ModelConfig
-from bluelm.files import demo_checkpoint
+from bluelm.weights import LINEARS, NORMS
+from compress.pieces import Piece, write_piece
 from compress.quantized import QuantizedTensor
+from compress.recipe import Recipe
+from compress.store import EMBED, EMBEDDING_FILE, HEAD, HEAD_FILE, QuantizedCheckpoint, block_file, finish
+from export import lowered
+from export.ranges import Ranges
+from export.torch_ops import Parameters, Recorded, TorchOps
 
-RUNTIMES = ("onnx-cpu", "onnx-genai", "litert", "gguf", "executorch-xnnpack")
+TARGETS = {
+    "onnx-cpu": "generic-arm64",
+    "onnx-genai": "generic-arm64",
+    "litert": "generic-arm64",
+    "gguf": "generic-arm64",
+    "executorch-xnnpack": "generic-arm64",
+    "qnn-context": "snapdragon",
+    "coreml": "apple",
+}
+LIBRARIES = {"executorch-xnnpack": "export.executorch", "litert": "export.litert", "coreml": "coremltools"}
 HIDDEN, INNER, HEADS, ROWS = 4096, 11008, 32, 100096
 
 
-class Wide:
-    """What exporters read of a `QuantizedCheckpoint`, drawn when asked for."""
-
-    def __init__(self, blocks: int) -> None:
-        demo = ModelConfig.from_folder(demo_checkpoint())
-        self.folder = demo_checkpoint()
-        self.config = replace(
-            demo,
-            vocab_size=ROWS,
-            hidden_size=HIDDEN,
-            intermediate_size=INNER,
-            num_layers=blocks,
-            num_heads=HEADS,
-            num_kv_heads=HEADS,
-            head_dim=HIDDEN // HEADS,
-        )
-
-    def linear(self, name: str) -> QuantizedTensor:
-        shapes = {
-            "lm_head": (ROWS, HIDDEN),
-            "gate_proj": (INNER, HIDDEN),
-            "up_proj": (INNER, HIDDEN),
-            "down_proj": (HIDDEN, INNER),
-        }
-        shape = shapes.get(name.rpartition(".")[2], (HIDDEN, HIDDEN))
-        return self._draw(name, shape, 8 if name == "lm_head" else 4)
-
-    def embed(self) -> QuantizedTensor:
-        return self._draw("embed", (ROWS, HIDDEN), 8)
-
-    def vector(self, name: str) -> torch.Tensor:
-        return torch.ones(HIDDEN)
-
-    def digest(self) -> str:
-        return f"wide-{self.config.num_layers}"
-
-    def _draw(self, name: str, shape: tuple[int, int], bits: int) -> QuantizedTensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        codes = torch.randint(0, 2**bits, shape, dtype=torch.uint8, generator=generator)
-        groups = shape[1] // 32 if bits == 4 else 1
-        scales = torch.full((shape[0], groups), 2.0**-10, dtype=torch.float16)
-        zeros = torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.uint8)
-        return QuantizedTensor(codes, scales, zeros, bits, 32 if bits == 4 else -1)
+def main(blocks: int, out: Path, runtimes: list[str]) -> None:
+    source = out / f"quantized-{blocks}"
+    if not source.exists():
+        write_random(source, blocks)
+    for runtime in runtimes or TARGETS:
+        place = out / f"{runtime}-{blocks}"
+        command = [sys.executable, "-m", "benchmarks.wide", "--lower", runtime, str(source), str(place)]
+        subprocess.run(command, check=False)
 
 
-def lower(runtime: str, blocks: int, out: Path) -> None:
+def lower(runtime: str, source: Path, out: Path) -> None:
     """Lower in this process and print what it took."""
     from targets.registry import find
 
-    target = find("generic-arm64", runtime=runtime)
-    if runtime == "executorch-xnnpack":
-        import export.executorch  # noqa: F401  (its libraries are not what is measured)
+    target = find(TARGETS[runtime], runtime=runtime)
+    if runtime in LIBRARIES:
+        importlib.import_module(LIBRARIES[runtime])  # not what is measured
+    quantized = QuantizedCheckpoint.open(source)
+    ranges = any_ranges(quantized) if target.needs_ranges else None
     before, begin, cpu = peak(), time.perf_counter(), time.process_time()
-    artifact = target.lower(Wide(blocks), None, out, context=512, chunk=128)  # pyright: ignore[reportArgumentType]
+    artifact = target.lower(quantized, ranges, out, context=512, chunk=128)
     grown, size = peak() - before, artifact.bytes
     row = {
         "runtime": runtime,
-        "blocks": blocks,
+        "blocks": quantized.config.num_layers,
         "wall_s": round(time.perf_counter() - begin, 1),
         "cpu_s": round(time.process_time() - cpu, 1),
         "artifact_GB": round(size / 1e9, 2),
@@ -95,15 +76,87 @@ def lower(runtime: str, blocks: int, out: Path) -> None:
 
 
 def peak() -> int:
-    """Peak resident bytes of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Peak resident memory of this process in bytes. (ru_maxrss would begin with the parent's.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def any_ranges(quantized: QuantizedCheckpoint) -> Ranges:
+    """Ranges of the right names: those of a narrow model with as many blocks."""
+    config = ModelConfig.from_dict(quantized.config.to_dict() | narrow())
+    recorded = Recorded()
+    ops = TorchOps(Parameters(Narrow(config)), config.rms_norm_eps, recorded)
+    x, mask = ops.input("hidden", torch.randn(1, 4, config.hidden_size)), torch.zeros(1, 1, 4, 4)
+    lowered.decoder(ops, config, x, torch.arange(4), mask, [None] * config.num_layers, 4)
+    return Ranges(weights=quantized.digest(), samples=1, length=4, values=recorded.seen)
+
+
+def narrow() -> dict[str, int]:
+    return {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4}
+
+
+class Narrow:
+    """Random float weights, 8 wide."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def block(self, index: int) -> dict[str, torch.Tensor]:
+        linears = {f"{name}.weight": torch.randn(8, 8) for name in LINEARS}
+        return linears | {f"{n}.weight": torch.ones(8) for n in NORMS}
+
+    def embedding(self) -> torch.Tensor:
+        return torch.randn(8, 8)
+
+    def final_norm(self) -> torch.Tensor:
+        return torch.ones(8)
+
+    def head(self) -> torch.Tensor:
+        return torch.randn(8, 8)
+
+
+def write_random(folder: Path, blocks: int) -> None:
+    """A quantized checkpoint of BlueLM-7B's width: 4 bits in groups of 32, head and embedding 8 bits a row."""
+    config = ModelConfig.from_dict(
+        {
+            "architectures": ["BlueLMForCausalLM"],
+            "vocab_size": ROWS,
+            "hidden_size": HIDDEN,
+            "intermediate_size": INNER,
+            "num_hidden_layers": blocks,
+            "num_attention_heads": HEADS,
+            "use_stable_embedding": True,
+        }
+    )
+    folder.mkdir(parents=True)
+    ones = torch.ones(HIDDEN)
+    table = random_tensor(ROWS, HIDDEN, 8, -1)
+    write_piece(folder / EMBEDDING_FILE, Piece({EMBED: table}), "")
+    write_piece(folder / HEAD_FILE, Piece({HEAD: table}, {"model.norm.weight": ones}), "")
+    del table
+    shapes = {"mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER)}
+    for index in range(blocks):
+        prefix = f"model.layers.{index}"
+        linears = {f"{prefix}.{name}": random_tensor(*shapes.get(name, (HIDDEN, HIDDEN)), 4, 32) for name in LINEARS}
+        vectors = {f"{prefix}.{name}.weight": torch.ones(HIDDEN) for name in NORMS}
+        write_piece(folder / block_file(index), Piece(linears, vectors), "")
+    finish(folder, config, Recipe.make({"method": "rtn"}), folder, {})
+
+
+def random_tensor(rows: int, columns: int, bits: int, group: int) -> QuantizedTensor:
+    """Random codes; scales that float16 and bfloat16 both hold."""
+    groups = 1 if group == -1 else columns // group
+    return QuantizedTensor(
+        torch.randint(2**bits, (rows, columns), dtype=torch.uint8),
+        (torch.rand(rows, groups) * 0.01 + 0.001).bfloat16().half(),
+        torch.full((rows, groups), 2 ** (bits - 1), dtype=torch.uint8),
+        bits,
+        group,
+    )
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--lower":
-        lower(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
+        lower(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
     else:
-        for each in sys.argv[3:] or RUNTIMES:
-            place = Path(sys.argv[2]) / each
-            command = [sys.executable, "-m", "benchmarks.wide", "--lower", each, sys.argv[1], str(place)]
-            subprocess.run(command, check=False)
+        main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -13,6 +13,7 @@ from eval.speed_model import RuntimeClass, Shape, Soc, Work
 from export.artifact import MANIFEST, SIMULATOR, Artifact
 
 CACHE_BYTES = {"float32": 4, "float16": 2, "int16": 2, "int8": 1}
+NARROW = ("onnx-npu", "qnn-context", "executorch-qnn", "executorch-coreml", "coreml")  # activations of 16 bits
 SMALLEST_PUBLISHED = 0.4e9  # parameters of the smallest model with published speeds (Qwen1.5 0.5B: 0.46e9)
 READ_ONCE = ("embedding", "tokenizer", "ranges")  # roles that a decoded token reads next to nothing of
 
@@ -61,10 +62,10 @@ def activation_bytes(artifact: Artifact) -> int:
     """Bytes of the largest values alive together in one prefill step.
 
     Per token of the step: float32 logits; residual, normed input, q, k, v; gate, up and their product; scores
-    and weights of attention over the whole context. Elements are as wide as the cache's.
+    and weights of attention over the whole context. Elements are as wide as the runtime's activations.
     """
     config = artifact.model
-    width = CACHE_BYTES[artifact.cache]
+    width = 2 if artifact.format in NARROW else 4
     vectors = 2 * config.hidden_size + (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     attention = 2 * config.num_heads * artifact.context
     return artifact.chunk * (4 * config.vocab_size + width * (vectors + 3 * config.intermediate_size + attention))

@@ -24,6 +24,7 @@ Format = Literal[
     "gguf",
     "onnx-genai",
 ]
+Cache = Literal["float32", "float16", "int16", "int8"]
 MANIFEST = "artifact.json"
 SIMULATOR = "simulator"
 """Roles that begin with this are files for judging on the host; a phone does not need them."""
@@ -82,7 +83,7 @@ class Artifact(BaseModel):
     context: int
     chunk: int
     mask_value: float
-    cache: Literal["float32", "float16", "int16", "int8"]
+    cache: Cache
     parameters: int
     bits_per_weight: float
     quantized_digest: str

@@ -20,11 +20,12 @@ from export.litert_file import LitertModel, Type
 from export.litert_ops import LitertOps, Symbol
 from export.lowered import KeysValues, decoder
 from export.mobile_package import KvBits, describe
+from export.ranges import Ranges, int8_cache
 
 MODEL = "model.tflite"
 EMBEDDING = "embedding.safetensors"
 MASK_VALUE = -10000.0
-CACHE_TYPES = {32: Type.FLOAT32, 16: Type.FLOAT16}
+CACHE_TYPES = {32: Type.FLOAT32, 16: Type.FLOAT16, 8: Type.INT8}
 
 
 def export(
@@ -34,6 +35,7 @@ def export(
     context: int = 512,
     chunk: int = 128,
     kv_bits: KvBits = 32,
+    ranges: Ranges | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write the artifact `folder`: model.tflite, the embedding rows and the tokenizer's files.
@@ -41,14 +43,22 @@ def export(
     Args:
         context: tokens that the host's cache holds.
         chunk: tokens that the prefill signature takes.
-        kv_bits: 32 or 16, width of the cache's floats.
+        kv_bits: width of the cache's numbers; 8 bits take their scales from `ranges`.
 
     Raises:
-        TargetError: LiteRT has no kernel for a weight (says which), or for 8-bit caches.
+        TargetError: LiteRT has no kernel for a weight (says which).
+        InputError: 8 bits without ranges, or with another checkpoint's.
     """
-    check_cache(kv_bits)
     with atomic_folder(folder) as temporary:
-        write(quantized, temporary / MODEL, context=context, chunk=chunk, kv_bits=kv_bits, progress=progress)
+        write(
+            quantized,
+            temporary / MODEL,
+            context=context,
+            chunk=chunk,
+            kv_bits=kv_bits,
+            ranges=ranges,
+            progress=progress,
+        )
         write_embedding(temporary / EMBEDDING, quantized.embed())
         describe(
             temporary,
@@ -71,6 +81,7 @@ def write(
     context: int,
     chunk: int,
     kv_bits: KvBits,
+    ranges: Ranges | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write the file `path`; both signatures share every weight."""
@@ -80,21 +91,17 @@ def write(
         check_weight(weight, name)
         return weight
 
+    encoding = int8_cache(ranges, quantized) if kv_bits == 8 else None
     model = LitertModel("bluelm-export")
     with (progress or Silent()).task("lower to LiteRT", 2) as task:
         for name, tokens in (("prefill", chunk), ("decode", 1)):
             task.advance(note=name)
             graph = model.subgraph(name)
-            ops = LitertOps(graph, linear, quantized.vector, quantized.config.rms_norm_eps, CACHE_TYPES[kv_bits])
+            epsilon = quantized.config.rms_norm_eps
+            ops = LitertOps(graph, linear, quantized.vector, epsilon, CACHE_TYPES[kv_bits], encoding)
             inputs, outputs = _emit(ops, quantized, tokens, context)
             model.signature(name, graph, inputs, outputs)
         model.save(path)
-
-
-def check_cache(kv_bits: int) -> None:
-    """TargetError unless LiteRT's operators take a cache of that width."""
-    if kv_bits not in CACHE_TYPES:
-        raise TargetError(f"LiteRT artifacts have no {kv_bits}-bit KV cache", fix="use --kv-bits 16 or 32")
 
 
 def check_weight(weight: QuantizedTensor, name: str) -> None:
@@ -131,12 +138,12 @@ def _emit(
         pair: list[Symbol] = []
         for kind, shape in (("keys", (1, heads, size, slots)), ("values", (1, heads, slots, size))):
             name = f"past_{kind}.{layer}"
-            border[name] = ops.input(name, shape, ops.cache_type)
+            border[name] = ops.cache_input(name, shape, f"layers.{layer}.{kind}")
             pair.append(ops.read_cache(border[name], f"{name}.float32"))
         past.append(KeysValues(*pair))
     logits, new = decoder(ops, config, border["hidden"], border["positions"], border["mask"], past, context)
     outputs = {"logits": logits.index}
     for layer, keys_values in enumerate(new):
-        outputs[f"keys.{layer}"] = ops.write_cache(keys_values.keys, f"keys.{layer}").index
-        outputs[f"values.{layer}"] = ops.write_cache(keys_values.values, f"values.{layer}").index
+        for kind, made in (("keys", keys_values.keys), ("values", keys_values.values)):
+            outputs[f"{kind}.{layer}"] = ops.write_cache(made, f"{kind}.{layer}", f"layers.{layer}.{kind}").index
     return {name: symbol.index for name, symbol in border.items()}, outputs

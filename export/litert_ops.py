@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated
 from torch import Tensor
 
 from compress.quantized import QuantizedTensor
+from export.encoding import Encoding
 from export.litert_file import Subgraph, Type
 
 schema: Any = schema_py_generated  # generated classes, whose annotations are wrong
@@ -37,35 +38,52 @@ class LitertOps:
         vector: Callable[[str], Tensor],
         epsilon: float,
         cache_type: int,
+        cache_encoding: Callable[[str], Encoding] | None = None,
     ) -> None:
         self.graph, self._linear, self._vector = graph, linear, vector
-        self._epsilon, self.cache_type = epsilon, cache_type
+        self._epsilon, self._cache_type, self._cache_encoding = epsilon, cache_type, cache_encoding
 
     # -- borders
     def input(self, name: str, shape: Sequence[int], dtype: int = Type.FLOAT32) -> Symbol:
         return Symbol(self.graph.tensor(name, shape, dtype), tuple(shape))
 
+    def cache_input(self, name: str, shape: Sequence[int], value: str) -> Symbol:
+        """The cached slots of `value` (`layers.N.keys`), as the step before gave them out."""
+        return Symbol(self._cache_tensor(name, shape, value), tuple(shape))
+
+    def _cache_tensor(self, name: str, shape: Sequence[int], value: str) -> int:
+        if self._cache_type != Type.INT8:
+            return self.graph.tensor(name, shape, self._cache_type)
+        assert self._cache_encoding is not None
+        codes = schema.QuantizationParametersT()
+        codes.scale = np.array([self._cache_encoding(value).scale], np.float32)
+        codes.zeroPoint = np.zeros(1, np.int64)
+        return self.graph.tensor(name, shape, Type.INT8, quantization=codes)
+
     def read_cache(self, cache: Symbol, name: str) -> Symbol:
         """Cached numbers as float32."""
-        if self.cache_type == Type.FLOAT32:
+        if self._cache_type == Type.FLOAT32:
             return cache
         return self._emit(Op.DEQUANTIZE, [cache.index], name, cache.shape, schema.DequantizeOptionsT(), version=3)
 
-    def write_cache(self, x: Symbol, name: str) -> Symbol:
-        """float32 as the cache's type, for an output."""
-        if self.cache_type == Type.FLOAT32:
+    def write_cache(self, x: Symbol, name: str, value: str) -> Symbol:
+        """float32 keys or values (`value`) as the cache's type, for an output."""
+        if self._cache_type == Type.FLOAT32:
             return x
+        index = self._cache_tensor(name, x.shape, value)
+        if self._cache_type == Type.INT8:
+            self.graph.operator(Op.QUANTIZE, [x.index], [index], schema.QuantizeOptionsT())
+            return Symbol(index, x.shape)
         options = schema.CastOptionsT()
-        options.inDataType, options.outDataType = Type.FLOAT32, self.cache_type
-        index = self.graph.tensor(name, x.shape, self.cache_type)
+        options.inDataType, options.outDataType = Type.FLOAT32, self._cache_type
         self.graph.operator(Op.CAST, [x.index], [index], options, version=4)
         return Symbol(index, x.shape)
 
     def cached(self, x: Symbol, name: str) -> Symbol:
         """x as the KV cache will hold it: rounded to the cache's type and back."""
-        if self.cache_type == Type.FLOAT32:
+        if self._cache_type == Type.FLOAT32:
             return x
-        return self.read_cache(self.write_cache(x, f"{name}.stored"), name)
+        return self.read_cache(self.write_cache(x, f"{name}.stored", name), name)
 
     # -- Ops
     def constant(self, array: np.ndarray, name: str) -> Symbol:

@@ -12,11 +12,11 @@ from typing import Literal
 
 from bluelm.tokenizer import TOKENIZER_FILES
 from compress.store import QuantizedCheckpoint
-from export.artifact import Artifact, Format, list_files
+from export.artifact import Artifact, Cache, Format, list_files
 from export.package import parameter_count
 
 KvBits = Literal[8, 16, 32]
-CACHES: Mapping[int, Literal["int8", "float16", "float32"]] = {8: "int8", 16: "float16", 32: "float32"}
+CACHES: Mapping[int, Cache] = {8: "int8", 16: "float16", 32: "float32"}
 WEIGHT_ROLES = ("model", "weights", "embedding")
 
 

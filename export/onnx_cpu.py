@@ -25,11 +25,13 @@ from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.encoding import Encoding
+from export.mobile_package import CACHES, KvBits
 from export.onnx_decoder import write_graphs
 from export.onnx_graph import OnnxGraph, WeightFile
 from export.onnx_ops import OnnxOps, Symbol
 from export.package import describe
 from export.packing import pack
+from export.ranges import Ranges, int8_cache
 
 BLOCKS = (256, 128, 64, 32, 16)
 """Block sizes that MatMulNBits has kernels for."""
@@ -54,6 +56,8 @@ def export(
     context: int = 512,
     chunk: int = 128,
     accuracy_level: Literal[0, 4] = 0,
+    kv_bits: KvBits = 32,
+    ranges: Ranges | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write the artifact `folder`: prefill.onnx, decode.onnx, weights.bin and what the host needs beside
@@ -62,9 +66,11 @@ def export(
     Args:
         accuracy_level: of MatMulNBits. 0 computes in float32 (relative error 3e-7); 4 rounds activations to
             8 bits in blocks (5e-3) and is several times faster.
+        kv_bits: width of the KV cache's numbers; 8 bits take their scales from `ranges`.
     """
     linears: dict[str, BlockLinear] = {}
     orders: dict[str, np.ndarray] = {}
+    cache = CacheCodec(kv_bits, ranges, quantized)
     with atomic_folder(folder) as temporary:
         write_graphs(
             temporary,
@@ -72,10 +78,10 @@ def export(
             context,
             chunk,
             MASK_VALUE,
-            lambda graph: CpuOps(graph, quantized, accuracy_level, linears, orders),
+            lambda graph: CpuOps(graph, quantized, accuracy_level, linears, orders, cache),
             progress or Silent(),
         )
-        describe(temporary, "onnx-cpu", quantized, context, chunk, MASK_VALUE)
+        describe(temporary, "onnx-cpu", quantized, context, chunk, MASK_VALUE, cache=CACHES[kv_bits])
     return Artifact.open(folder)
 
 
@@ -89,8 +95,10 @@ class CpuOps(OnnxOps):
         accuracy_level: int,
         linears: dict[str, BlockLinear],
         orders: dict[str, np.ndarray],
+        cache: CacheCodec,
     ) -> None:
         super().__init__(graph)
+        self._cache = cache
         self._quantized, self._accuracy_level = quantized, accuracy_level
         self._linears, self._orders = linears, orders  # of both graphs
 
@@ -111,14 +119,20 @@ class CpuOps(OnnxOps):
         return Symbol(name, tuple(shape))
 
     def cache_input(self, name: str, shape: Sequence[int], value: str) -> Symbol:
-        return self.activation_input(name, shape)
+        self.graph.input(name, self._cache.dtype, shape)
+        return Symbol(self._cache.widen(self, name, value, f"{name}.values"), tuple(shape))
 
     def activation_output(self, x: Symbol, name: str) -> None:
         self.graph.rename(x.name, name)
         self.graph.output(name, TensorProto.FLOAT, x.shape)
 
     def cache_output(self, x: Symbol, name: str) -> None:
-        self.activation_output(x, name)
+        if self._cache.bits == 32:
+            self.activation_output(x, name)
+            return
+        kind, layer = name.split(".")
+        self._cache.narrow(self, x.name, f"layers.{layer}.{kind}", name)
+        self.graph.output(name, self._cache.dtype, x.shape)
 
     def constant(self, array: np.ndarray, name: str) -> Symbol:
         return Symbol(self.graph.initializer(name, array.astype(np.float32)), array.shape)
@@ -164,7 +178,46 @@ class CpuOps(OnnxOps):
         return self.multiply(x, self.emit("Sigmoid", [x.name], f"{name}.sigmoid", x.shape), name)
 
     def cached(self, x: Symbol, name: str) -> Symbol:
-        return x
+        if self._cache.bits == 32:
+            return x
+        narrow = self._cache.narrow(self, x.name, name, f"{name}.codes")
+        return Symbol(self._cache.widen(self, narrow, name, name), x.shape)
+
+
+class CacheCodec:
+    """The KV cache's numbers in a float graph: float32 as they are, float16 by Cast, int8 by QuantizeLinear.
+
+    Raises:
+        InputError: 8 bits without ranges, or with another checkpoint's.
+    """
+
+    def __init__(self, bits: KvBits, ranges: Ranges | None, quantized: QuantizedCheckpoint) -> None:
+        self.bits = bits
+        self.dtype = {32: TensorProto.FLOAT, 16: TensorProto.FLOAT16, 8: TensorProto.INT8}[bits]
+        self._encoding = int8_cache(ranges, quantized) if bits == 8 else None
+
+    def encoding(self, value: str) -> Encoding:
+        """int8 encoding of `layers.N.keys` or `layers.N.values`."""
+        assert self._encoding is not None
+        return self._encoding(value)
+
+    def narrow(self, ops: OnnxOps, source: str, value: str, name: str) -> str:
+        """float32 -> what the cache holds."""
+        if self.bits == 16:
+            ops.graph.node("Cast", [source], name, to=TensorProto.FLOAT16)
+        else:
+            ops.graph.node("QuantizeLinear", [source, *ops.parameters(self.encoding(value))], name)
+        return name
+
+    def widen(self, ops: OnnxOps, source: str, value: str, name: str) -> str:
+        """What the cache holds -> float32."""
+        if self.bits == 32:
+            return source
+        if self.bits == 16:
+            ops.graph.node("Cast", [source], name, to=TensorProto.FLOAT)
+        else:
+            ops.graph.node("DequantizeLinear", [source, *ops.parameters(self.encoding(value))], name)
+        return name
 
 
 def float_scales(graph: OnnxGraph, name: str, linear: BlockLinear) -> str:

@@ -28,10 +28,11 @@ from bluelm.rope import rope_table
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
-from export.mobile_package import describe
-from export.onnx_cpu import store_weight
+from export.mobile_package import KvBits, describe
+from export.onnx_cpu import CacheCodec, store_weight
 from export.onnx_decoder import IR_VERSION, OPSETS, WEIGHTS
 from export.onnx_graph import OnnxGraph, WeightFile
+from export.ranges import Ranges
 
 MODEL, CONFIG = "model.onnx", "genai_config.json"
 CONTRIB = "com.microsoft"
@@ -55,19 +56,24 @@ def export(
     folder: Path,
     *,
     context: int = 512,
+    chunk: int = 128,
     accuracy_level: Literal[0, 4] = 0,
+    kv_bits: KvBits = 32,
+    ranges: Ranges | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write the artifact `folder`: model.onnx, weights.bin, genai_config.json and the tokenizer's files.
 
     Args:
         context: rows of the rope tables, and so the longest sequence.
-        accuracy_level: of MatMulNBits, as in `export/onnx_cpu.py`.
+        chunk: tokens of a prompt that genai feeds at once; the graph takes any number.
+        accuracy_level, kv_bits, ranges: as in `export/onnx_cpu.py`. With 16 bits attention computes in float16.
     """
+    cache = CacheCodec(kv_bits, ranges, quantized)
     with atomic_folder(folder) as temporary:
         with (progress or Silent()).task("lower to ONNX for genai", quantized.config.num_layers + 1) as task:
             with WeightFile(temporary / WEIGHTS) as weights:
-                graph = GenaiGraph(quantized, weights, context, accuracy_level)
+                graph = GenaiGraph(quantized, weights, context, accuracy_level, cache)
                 graph.begin()
                 for layer in range(quantized.config.num_layers):
                     graph.block(layer)
@@ -75,7 +81,7 @@ def export(
                 graph.end()
                 graph.save(temporary / MODEL, OPSETS, IR_VERSION)
             task.advance(note="head")
-        config = json.dumps(genai_config(quantized.config, context), indent=1) + "\n"
+        config = json.dumps(genai_config(quantized.config, context, chunk), indent=1) + "\n"
         (temporary / CONFIG).write_text(config, encoding="utf-8")
         describe(
             temporary,
@@ -83,14 +89,14 @@ def export(
             quantized,
             {MODEL: "model", WEIGHTS: "weights", CONFIG: "genai"},
             context=context,
-            chunk=context,
-            kv_bits=32,
+            chunk=chunk,
+            kv_bits=kv_bits,
             producers={"onnx": version("onnx")},
         )
     return Artifact.open(folder)
 
 
-def genai_config(config: ModelConfig, context: int) -> dict[str, Any]:
+def genai_config(config: ModelConfig, context: int, chunk: int) -> dict[str, Any]:
     """What onnxruntime-genai reads beside the graph."""
     ends = list(config.eos_token_ids)
     pad = config.pad_token_id if config.pad_token_id is not None else (ends or [0])[0]
@@ -113,15 +119,29 @@ def genai_config(config: ModelConfig, context: int) -> dict[str, Any]:
         "context_length": context,
         "decoder": decoder,
     }
-    search = {"do_sample": False, "max_length": context, "past_present_share_buffer": True, "num_beams": 1}
+    search = {
+        "do_sample": False,
+        "max_length": context,
+        "past_present_share_buffer": True,
+        "num_beams": 1,
+        "chunk_size": chunk,
+    }
     return {"model": model, "search": search}
 
 
 class GenaiGraph(OnnxGraph):
     """Emits the fused decoder; `_stream` and `_branch` are the residual and what is yet to be added to it."""
 
-    def __init__(self, quantized: QuantizedCheckpoint, weights: WeightFile, context: int, accuracy_level: int) -> None:
+    def __init__(
+        self,
+        quantized: QuantizedCheckpoint,
+        weights: WeightFile,
+        context: int,
+        accuracy_level: int,
+        cache: CacheCodec,
+    ) -> None:
         super().__init__("decoder", weights)
+        self._cache = cache
         self._quantized, self._config, self._context = quantized, quantized.config, context
         self._accuracy_level = accuracy_level
         self._stream, self._branch = "", ""
@@ -152,8 +172,9 @@ class GenaiGraph(OnnxGraph):
         self._node("Cast", ["total.int64"], "total", to=TensorProto.INT32)
         cos, sin = rope_table(self._config, self._context)
         half_width = self._config.head_dim // 2
-        self.initializer("rope.cos", cos[:, :half_width].numpy())
-        self.initializer("rope.sin", sin[:, :half_width].numpy())
+        for name, table in (("rope.cos", cos), ("rope.sin", sin)):
+            half_table = table[:, :half_width].numpy()
+            self.initializer(name, half_table.astype(np.float16) if self._cache.bits == 16 else half_table)
 
     def block(self, layer: int) -> None:
         """One decoder block."""
@@ -202,8 +223,15 @@ class GenaiGraph(OnnxGraph):
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         for name in past:
-            self.input(name, TensorProto.FLOAT, shape)
-        inputs = [*self._queries_keys_values(x, at), *past, "lengths", "total", "rope.cos", "rope.sin"]
+            self.input(name, self._cache.dtype, shape)
+        given = self._queries_keys_values(x, at)
+        if self._cache.bits == 16:  # the kernel has one type for all
+            given = [one and self._node("Cast", [one], f"{one}.float16", to=TensorProto.FLOAT16) for one in given]
+        inputs = [*given, *past, "lengths", "total", "rope.cos", "rope.sin"]
+        codes: dict[str, Any] = {}
+        if self._cache.bits == 8:
+            inputs += [""] * 3 + [self._cache_scale(layer, kind) for kind in ("keys", "values")]
+            codes = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
         name = f"{at}.mixed"
         node = helper.make_node(
             "GroupQueryAttention",
@@ -216,18 +244,27 @@ class GenaiGraph(OnnxGraph):
             scale=config.head_dim**-0.5,
             do_rotary=1,
             rotary_interleaved=0,
+            **codes,
         )
         self._nodes.append(node)
         for output in present:
-            self.output(output, TensorProto.FLOAT, (*shape[:2], "T", shape[3]))
+            self.output(output, self._cache.dtype, (*shape[:2], "T", shape[3]))
+        if self._cache.bits == 16:
+            return self._node("Cast", [name], f"{name}.float32", to=TensorProto.FLOAT)
         return name
+
+    def _cache_scale(self, layer: int, kind: str) -> str:
+        """float32 [1], of a layer's cached keys or values."""
+        scale = np.array([self._cache.encoding(f"layers.{layer}.{kind}").scale], np.float32)
+        return self.initializer(f"layers.{layer}.{kind}.scale", scale)
 
     def _queries_keys_values(self, x: str, at: str) -> list[str]:
         """The three inputs of attention: one packed [B, S, q + k + v] where the weights are alike."""
         names = [f"{at}.{kind}_proj" for kind in "qkv"]
-        weights = [self._quantized.linear(name) for name in names]
-        alike = len({(w.bits, w.columns_per_group, w.symmetric) for w in weights}) == 1
-        if not alike:
+        found = [self._quantized.ordered(name) for name in names]
+        weights = [one.weight for one in found]
+        alike = len({(w.bits, w.columns_per_group, w.symmetric, w.scales.dtype) for w in weights}) == 1
+        if not alike or any(one.order is not None for one in found):
             return [self._biased(self._linear(x, name), name) for name in names]
         packed = self._matmul(x, f"{at}.qkv", stacked(weights))
         if self._config.qkv_bias:
@@ -242,7 +279,11 @@ class GenaiGraph(OnnxGraph):
         return self._node("Add", [x, bias], f"{x}.biased")
 
     def _linear(self, x: str, weight: str) -> str:
-        return self._matmul(x, weight, self._quantized.linear(weight))
+        found = self._quantized.ordered(weight)
+        if found.order is not None:
+            order = self.initializer(f"{weight}.order", found.order.numpy())
+            x = self._node("Gather", [x, order], f"{weight}.inputs", axis=-1)
+        return self._matmul(x, weight, found.weight)
 
     def _matmul(self, x: str, name: str, weight: QuantizedTensor) -> str:
         held = store_weight(self.weights, name, weight)

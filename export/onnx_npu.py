@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from bluelm.errors import InputError, TargetError
+from bluelm.errors import TargetError
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress, Silent
 from bluelm.weights import LINEARS
@@ -73,12 +73,7 @@ def export(
         InputError: `ranges` are another checkpoint's.
         TargetError: a weight has zero points, or a block or the head alone is larger than `part_bytes`.
     """
-    if ranges.weights != quantized.digest():
-        raise InputError(
-            "the activation ranges belong to other weights",
-            where=quantized.folder,
-            fix="calibrate the ranges on this quantized checkpoint",
-        )
+    ranges.check(quantized)
     linears: dict[str, DequantizedLinear] = {}
     parts = [whole(quantized.config.num_layers)]
     if part_bytes is not None:
@@ -185,20 +180,12 @@ class NpuOps(OnnxOps):
 
     def _pair(self, source: str, name: str, shape: Sequence[int], encoding: Encoding) -> Symbol:
         """`source` to codes `<name>.codes` and back to `name`."""
-        self.graph.node("QuantizeLinear", [source, *self._parameters(encoding)], f"{name}.codes")
+        self.graph.node("QuantizeLinear", [source, *self.parameters(encoding)], f"{name}.codes")
         return self._dequantize(f"{name}.codes", name, shape, encoding)
 
     def _dequantize(self, codes: str, name: str, shape: Sequence[int], encoding: Encoding) -> Symbol:
-        self.graph.node("DequantizeLinear", [codes, *self._parameters(encoding)], name)
+        self.graph.node("DequantizeLinear", [codes, *self.parameters(encoding)], name)
         return Symbol(name, tuple(shape), encoding)
-
-    def _parameters(self, encoding: Encoding) -> list[str]:
-        """Initializers of scale and zero point, shared by all values of one encoding."""
-        scale, zero = np.array(encoding.scale, np.float32), np.array(encoding.zero, encoding.dtype)
-        return [
-            self.graph.initializer(f"scale.{scale.view(np.uint32).item():08x}", scale),
-            self.graph.initializer(f"zero.{encoding.dtype}.{encoding.zero}", zero),
-        ]
 
 
 def weight_sizes(quantized: QuantizedCheckpoint) -> tuple[list[int], int]:

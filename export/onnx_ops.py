@@ -29,6 +29,14 @@ class OnnxOps(ABC):
         self.graph = graph
         self._moves: dict[str, int] = {}
 
+    def parameters(self, encoding: Encoding) -> list[str]:
+        """Initializers of scale and zero point, shared by all values of one encoding."""
+        scale, zero = np.array(encoding.scale, np.float32), np.array(encoding.zero, encoding.dtype)
+        return [
+            self.graph.initializer(f"scale.{scale.view(np.uint32).item():08x}", scale),
+            self.graph.initializer(f"zero.{encoding.dtype}.{encoding.zero}", zero),
+        ]
+
     @abstractmethod
     def emit(
         self,

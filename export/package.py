@@ -6,12 +6,11 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 from bluelm.config import ModelConfig
 from bluelm.tokenizer import TOKENIZER_FILES
 from compress.store import QuantizedCheckpoint
-from export.artifact import Artifact, ArtifactFile, Format, list_files
+from export.artifact import Artifact, ArtifactFile, Cache, Format, list_files
 from export.embedding import write_embedding
 from export.onnx_decoder import GRAPHS, WEIGHTS, part_file
 
@@ -24,7 +23,7 @@ def describe(
     chunk: int,
     mask_value: float,
     parts: int = 1,
-    cache: Literal["float32", "int16", "int8"] = "float32",
+    cache: Cache = "float32",
 ) -> Artifact:
     """Complete a folder that holds the graphs and weights of an ONNX artifact."""
     roles: dict[str, str] = {}

@@ -19,7 +19,7 @@ from targets.adb import Server
 from targets.phone import AndroidBench, Bench, Phone, describe
 from targets.runners import Runner, load_runner
 from targets.socs import Soc
-from targets.step_feeds import perf_test_folder, record
+from targets.step_feeds import graph_path, perf_test_folder, record
 
 
 @dataclass(frozen=True)
@@ -106,5 +106,5 @@ def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequenc
         for graph in ("prefill", "decode") if depth == 0 else ("decode",):
             place = perf_test_folder(artifact, graph, feeds[graph], folder / f"{graph}-{depth}")
             tokens = artifact.chunk if graph == "prefill" else 1
-            calls.append(Call(graph, depth, tokens, place, artifact.path(graph).name, values))
+            calls.append(Call(graph, depth, tokens, place, graph_path(artifact, graph).name, values))
     return calls

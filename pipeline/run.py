@@ -104,11 +104,18 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
     if plan.recipe.auto:
         plan, chosen = _choose_widths(plan, stages, progress)
     quantized = _quantize(plan, stages, progress)
-    cpu = _export_cpu(plan, stages, quantized, progress)
-    subjects = [Subject("cpu", cpu, "cpu", plan.request.eval_tokens)]
-    if plan.target.runtime != cpu.format:
-        npu = _export_npu(plan, stages, quantized, progress)
-        subjects.insert(0, Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens))
+    if plan.target.default_on == "cpu":
+        plain = plan.target.runtime == "onnx-cpu" and plan.target.kv_bits == 32
+        export = _export_cpu if plain else _export_target
+        shipped = export(plan, stages, quantized, progress)
+        subjects = [Subject("cpu", shipped, "cpu", plan.request.eval_tokens)]
+    else:
+        cpu = _export_cpu(plan, stages, quantized, progress)
+        npu = _export_target(plan, stages, quantized, progress)
+        subjects = [
+            Subject("npu", npu, plan.target.default_on, plan.request.npu_tokens),
+            Subject("cpu", cpu, "cpu", plan.request.eval_tokens),
+        ]
     no_room = judging.room_for_reference(plan.checkpoint, plan.resources.limit if plan.resources else None)
     context = min(subject.artifact.context for subject in subjects)
     coarse = plan.request.activation_bits == 8
@@ -208,8 +215,8 @@ def _export_cpu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
     return Artifact.open(stages.run(layout.ONNX_CPU, inputs, work))
 
 
-def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, progress: Progress) -> Artifact:
-    """Activation ranges, the graph that the vendor's compiler takes, and its binary."""
+def _export_target(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, progress: Progress) -> Artifact:
+    """What the target's runtime loads: activation ranges where it needs them, the graphs, and the compiler's binary."""
     tokens = plan.samples.tokens[:RANGE_WINDOWS]
     inputs: dict[str, Any] = {
         "quantized": quantized.digest(),
@@ -239,6 +246,8 @@ def _export_npu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, prog
         inputs,
         lambda folder: plan.target.lower(quantized, ranges, folder, **sizes, progress=progress),
     )
+    if plan.target.default_on == "cpu":
+        return Artifact.open(lowered)  # nothing to compile
     inputs |= {"soc": plan.target.soc.id, "made by": _made_by((*LOWERING, "targets"), *TOOLS)}
     compiled = stages.run(
         layout.COMPILED,
@@ -257,10 +266,11 @@ def _made_by(packages: tuple[str, ...], *tools: str) -> dict[str, str]:
 def _stage_names(plan: Plan) -> list[str]:
     """Folders that the run would write, in order."""
     names = [layout.WIDTHS] if plan.recipe.auto else []
-    names += [layout.QUANTIZED, layout.ONNX_CPU]
-    if plan.target.runtime != "onnx-cpu":
-        names += [layout.RANGES] if plan.target.needs_ranges else []
-        names += [layout.lowered(plan.target.runtime), layout.COMPILED]
+    names += [layout.QUANTIZED]
+    names += [layout.ONNX_CPU] if plan.target.default_on != "cpu" else []
+    names += [layout.RANGES] if plan.target.needs_ranges else []
+    names += [layout.lowered(plan.target.runtime)]
+    names += [layout.COMPILED] if plan.target.default_on != "cpu" else []
     return [*names, layout.JUDGED, *([layout.TASKS] if plan.tasks else [])]
 
 

@@ -126,6 +126,7 @@ class CoreMLBackend:
     """Checks and lowers. A Mac compiles the package too, to see that Core ML takes it; an app compiles its own."""
 
     activations: Activations = "float16"
+    kv_bits = 16
     needs_ranges = False
     place: Place = "interpreter"
 

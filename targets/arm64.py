@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.config import ModelConfig
@@ -11,17 +12,25 @@ from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export import onnx_cpu
 from export.artifact import Artifact
+from export.mobile_package import KvBits
 from export.ranges import Ranges
 from targets.legality import check_groups, check_lengths
 from targets.runtime import Place
 from targets.socs import Soc
 
 
+@dataclass
 class CpuBackend:
     """Every width, group size and symmetry runs; nothing is compiled."""
 
-    needs_ranges = False
+    kv_bits: KvBits = 32
+    kv_widths = (32, 16, 8)
     place: Place = "cpu"
+
+    @property
+    def needs_ranges(self) -> bool:
+        """An 8-bit cache has fixed scales."""
+        return self.kv_bits == 8
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         check_lengths(config, context, chunk)
@@ -36,7 +45,9 @@ class CpuBackend:
         chunk: int,
         progress: Progress | None,
     ) -> Artifact:
-        return onnx_cpu.export(quantized, folder, context=context, chunk=chunk, progress=progress)
+        return onnx_cpu.export(
+            quantized, folder, context=context, chunk=chunk, kv_bits=self.kv_bits, ranges=ranges, progress=progress
+        )
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return artifact
@@ -57,11 +68,22 @@ class GenaiBackend(CpuBackend):
         from export import onnx_genai
 
         # 8-bit activations, as the runtime's own model builder chooses: seven times the tokens/s of level 0
-        return onnx_genai.export(quantized, folder, context=context, accuracy_level=4, progress=progress)
+        return onnx_genai.export(
+            quantized,
+            folder,
+            context=context,
+            chunk=chunk,
+            accuracy_level=4,
+            kv_bits=self.kv_bits,
+            ranges=ranges,
+            progress=progress,
+        )
 
 
 class GgufBackend(CpuBackend):
-    """llama.cpp's blocks of 32 without zero points."""
+    """llama.cpp's blocks of 32 without zero points; the width of the cache is an option of its runtime."""
+
+    kv_widths = ()
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)

@@ -15,9 +15,11 @@ import numpy as np
 
 from bluelm.errors import TargetError
 from export.artifact import Artifact
-from targets.cached_runtime import CachedRuntime, Feeds, Step
+from targets.cached_runtime import Feeds, Step
 from targets.qemu_count import CPU, GRAPHS, QEMU, qemu_version
 from targets.qemu_userland import PYTHON, userland, wheels
+from targets.runtime import Runtime
+from targets.step_feeds import host
 
 GUEST = Path(__file__).parent / "data" / "arm64_guest.py"
 TAIL = 500
@@ -98,26 +100,18 @@ class Guest:
         return TargetError(f"the artifact failed as arm64 code (exit code {code}): {said}", where=GUEST)
 
 
-class EmulatedRuntime(CachedRuntime):
-    """The host's side here, the graphs in the guest."""
-
-    def __init__(self, artifact: Artifact, guest: Guest) -> None:
-        package = {"onnx-cpu": "onnxruntime", "litert": "ai-edge-litert"}[artifact.format]
-        name = f"{artifact.format} in {package} {version(package)} on {CPU} under qemu"
-        super().__init__(name, artifact, *(guest.step(graph) for graph in GRAPHS))
-        self._guest = guest
-
-    def close(self) -> None:
-        self._guest.close()
-
-
-def open_emulated(kind: str, roles: tuple[str, ...]) -> Callable[[Artifact], EmulatedRuntime]:
+def open_emulated(kind: str, roles: tuple[str, ...]) -> Callable[[Artifact], Runtime]:
     """A function that opens artifacts whose graphs are the files of `roles`.
 
     It raises UnavailableError without qemu or userland, and TargetError where the graphs do not load.
     """
 
-    def opened(artifact: Artifact) -> EmulatedRuntime:
-        return EmulatedRuntime(artifact, Guest(kind, [artifact.path(role) for role in roles]))
+    def opened(artifact: Artifact) -> Runtime:
+        package = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}[kind]
+        name = f"{artifact.format} in {package} {version(package)} on {CPU} under qemu"
+        guest = Guest(kind, [artifact.path(role) for role in roles])
+        runtime = host(name, artifact, *(guest.step(graph) for graph in GRAPHS))
+        runtime.close = guest.close
+        return runtime
 
     return opened

@@ -10,6 +10,7 @@ from bluelm.progress import Progress
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
+from export.mobile_package import KvBits
 from export.ranges import Ranges
 from targets.legality import check_groups, check_integer_kernels, check_lengths
 from targets.runtime import Place
@@ -20,7 +21,7 @@ from targets.socs import Soc
 class ExecutorchBackend:
     """Symmetric weights: 4 bits in groups of a multiple of 32, or one scale a row."""
 
-    kv_bits: int = 32
+    kv_bits: KvBits = 32
     kv_widths = (32, 16, 8)
     needs_ranges = False
     place: Place = "cpu"
@@ -41,9 +42,9 @@ class ExecutorchBackend:
     ) -> Artifact:
         from export import executorch
 
-        bits = self.kv_bits
-        assert bits == 8 or bits == 16 or bits == 32
-        return executorch.export(quantized, folder, context=context, chunk=chunk, kv_bits=bits, progress=progress)
+        return executorch.export(
+            quantized, folder, context=context, chunk=chunk, kv_bits=self.kv_bits, progress=progress
+        )
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return artifact

@@ -1,9 +1,8 @@
-"""onnx-genai artifacts on this machine: the same graph that onnxruntime-genai loads, run by
-onnxruntime itself."""
+"""The host's side of an onnx-genai artifact: the same graph that onnxruntime-genai loads, run by onnxruntime itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnxruntime
@@ -11,30 +10,30 @@ import onnxruntime
 from bluelm.errors import InputError
 from export.artifact import Artifact
 from export.debug import genai_stream
-from targets.ort_errors import ORT_ERRORS
+from targets.cached_runtime import Step
+from targets.onnx_runtime import session_step
 from targets.runtime import RuntimeBase
 
 
 class GenaiRuntime(RuntimeBase):
-    """Hands the present keys and values of one run to the next."""
+    """Hands the present keys and values of one run to the next; a prompt goes in chunk by chunk."""
 
-    def __init__(self, artifact: Artifact, session: onnxruntime.InferenceSession) -> None:
-        self.name = f"{artifact.format} in onnxruntime {onnxruntime.__version__}"
+    def __init__(self, name: str, artifact: Artifact, prefill: Step, decode: Step) -> None:
+        self.name = name
         self.vocab_size, self.context = artifact.model.vocab_size, artifact.context
-        self._session, self._model = session, artifact.model
-        self._outputs = [output.name for output in session.get_outputs()]
+        self._artifact, self._prefill, self._decode = artifact, prefill, decode
         self.reset()
 
     def reset(self) -> None:
-        model = self._model
-        empty = np.zeros((1, model.num_kv_heads, 0, model.head_dim), np.float32)
+        model = self._artifact.model
+        empty = np.zeros((1, model.num_kv_heads, 0, model.head_dim), self._artifact.cache)
         self._past = {
             f"past_key_values.{layer}.{kind}": empty for layer in range(model.num_layers) for kind in ("key", "value")
         }
         self._held = 0
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
-        return self._step(tokens)["logits"][0]
+        return np.concatenate([np.asarray(found["logits"])[0] for found in self._steps(tokens)])
 
     def blocks(self, tokens: Sequence[int]) -> np.ndarray:
         """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden].
@@ -42,31 +41,34 @@ class GenaiRuntime(RuntimeBase):
         Raises:
             InputError: the graph has no such outputs (`export/debug.py` gives them).
         """
-        names = genai_stream(self._model.num_layers)
-        if not set(names) <= set(self._outputs):
-            raise InputError(f"{self.name} does not show its blocks", fix="open a debug build of it")
+        names = genai_stream(self._artifact.model.num_layers)
         self.reset()
-        found = self._step(tokens)
-        return np.concatenate([found[name] for name in names])
+        streams: list[np.ndarray] = []
+        for found in self._steps(tokens):
+            if not set(names) <= set(found):
+                raise InputError(f"{self.name} does not show its blocks", fix="open a debug build of it")
+            streams.append(np.concatenate([found[name] for name in names]))
+        return np.concatenate(streams, axis=1)
 
-    def _step(self, tokens: Sequence[int]) -> dict[str, np.ndarray]:
-        """Outputs of one run; its keys and values are kept for the next."""
+    def _steps(self, tokens: Sequence[int]) -> Iterator[Mapping[str, np.ndarray]]:
+        """Outputs of one run a chunk; its keys and values are kept for the next."""
         self.check_tokens(tokens, self._held)
-        total = self._held + len(tokens)
-        feeds = {
-            "input_ids": np.array([tokens], np.int64),
-            "attention_mask": np.ones((1, total), np.int64),
-            **self._past,
-        }
-        values = self._session.run(self._outputs, feeds)
-        found = {name: np.asarray(value) for name, value in zip(self._outputs, values, strict=True)}
-        self._past = {
-            name.replace("present", "past_key_values"): value
-            for name, value in found.items()
-            if name.startswith("present")
-        }
-        self._held = total
-        return found
+        for start in range(0, len(tokens), self._artifact.chunk):
+            part = tokens[start : start + self._artifact.chunk]
+            total = self._held + len(part)
+            feeds = {
+                "input_ids": np.array([part], np.int64),
+                "attention_mask": np.ones((1, total), np.int64),
+                **self._past,
+            }
+            found = (self._decode if len(part) == 1 else self._prefill)(feeds)
+            self._past = {
+                name.replace("present", "past_key_values"): np.asarray(value)
+                for name, value in found.items()
+                if name.startswith("present")
+            }
+            self._held = total
+            yield found
 
 
 def open_genai(artifact: Artifact) -> GenaiRuntime:
@@ -75,12 +77,5 @@ def open_genai(artifact: Artifact) -> GenaiRuntime:
     Raises:
         InputError: the graph is damaged.
     """
-    path = artifact.path("model")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
-        raise InputError(f"onnxruntime cannot load the graph: {error}", where=path) from None
-    return GenaiRuntime(artifact, session)
+    step = session_step(artifact.path("model"))
+    return GenaiRuntime(f"{artifact.format} in onnxruntime {onnxruntime.__version__}", artifact, step, step)

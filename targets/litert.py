@@ -10,6 +10,7 @@ from bluelm.progress import Progress
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
+from export.mobile_package import KvBits
 from export.ranges import Ranges
 from targets.legality import check_groups, check_integer_kernels, check_lengths
 from targets.runtime import Place
@@ -18,12 +19,16 @@ from targets.socs import Soc
 
 @dataclass
 class LitertBackend:
-    """The kernels, and so the rules, of XNNPACK; caches of 32 or 16 bits."""
+    """The kernels, and so the rules, of XNNPACK."""
 
-    kv_bits: int = 32
-    kv_widths = (32, 16)
-    needs_ranges = False
+    kv_bits: KvBits = 32
+    kv_widths = (32, 16, 8)
     place: Place = "cpu"
+
+    @property
+    def needs_ranges(self) -> bool:
+        """An 8-bit cache has fixed scales."""
+        return self.kv_bits == 8
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         check_lengths(config, context, chunk)
@@ -41,9 +46,9 @@ class LitertBackend:
     ) -> Artifact:
         from export import litert
 
-        bits = self.kv_bits
-        assert bits == 16 or bits == 32
-        return litert.export(quantized, folder, context=context, chunk=chunk, kv_bits=bits, progress=progress)
+        return litert.export(
+            quantized, folder, context=context, chunk=chunk, kv_bits=self.kv_bits, ranges=ranges, progress=progress
+        )
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return artifact

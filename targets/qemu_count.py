@@ -17,7 +17,7 @@ import numpy as np
 from bluelm.errors import UnavailableError
 from export.artifact import Artifact
 from targets.qemu_userland import PYTHON, userland, wheels
-from targets.step_feeds import record
+from targets.step_feeds import graph_path, record
 
 QEMU = "qemu-aarch64"
 CPU = "cortex-a76"  # dot products in int8, as every phone since 2019 has
@@ -133,7 +133,7 @@ def count(artifact: Artifact, depth: int = 0) -> Counts:
         folder = Path(name)
         for graph in GRAPHS:
             np.savez(folder / f"{graph}.npz", **feeds[graph])  # pyright: ignore[reportArgumentType]
-            (folder / f"{graph}.txt").write_text(str(artifact.path(graph).resolve()), encoding="utf-8")
+            (folder / f"{graph}.txt").write_text(str(graph_path(artifact, graph).resolve()), encoding="utf-8")
         python = str(root / f"usr/bin/python{PYTHON}")
         marks = run_counted([python, str(GUEST), str(folder), *GRAPHS], folder, prefix=root)
         error = max(_error(np.load(folder / f"{graph}.logits.npy"), logits[graph]) for graph in GRAPHS)

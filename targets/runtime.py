@@ -105,8 +105,8 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
 
     Args:
         on: `cpu` for onnx-cpu, onnx-genai, executorch-xnnpack, litert, gguf and, as a slow reference,
-            onnx-npu; `arm64` for onnx-cpu and litert: as arm64 code under qemu; `htp` for onnx-npu (compiled
-            in memory), qnn-context and executorch-qnn: Qualcomm's simulator of its NPU, in a child process;
+            onnx-npu; `arm64` for onnx-cpu, onnx-genai and litert: as arm64 code under qemu; `htp` for onnx-npu
+            (compiled in memory), qnn-context and executorch-qnn: Qualcomm's simulator of its NPU, in a child process;
             `interpreter` for coreml and executorch-coreml anywhere, and `cpu`, `gpu`, `ane` on a Mac.
 
     Raises:
@@ -149,6 +149,7 @@ def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
         ("litert", "cpu"): open_litert,
         ("litert", "arm64"): open_emulated("litert", ("model",)),
         ("onnx-cpu", "arm64"): open_emulated("onnx", ("prefill", "decode")),
+        ("onnx-genai", "arm64"): open_emulated("onnx", ("model", "model")),
         ("onnx-genai", "cpu"): open_genai,
         ("gguf", "cpu"): open_gguf,
         ("coreml", "interpreter"): open_interpreter,

@@ -18,6 +18,7 @@ from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export import onnx_npu
 from export.artifact import Artifact
+from export.encoding import Bits
 from export.ranges import Ranges
 from targets.legality import check_groups, check_lengths, weight_bytes
 from targets.qnn import compile_contexts
@@ -36,6 +37,8 @@ class HtpBackend:
     """Checks, lowers and compiles for HTP; models beyond one binary are cut into parts."""
 
     soc: Soc | None = None
+    kv_bits: Bits = 16
+    kv_widths = (16, 8)
     needs_ranges = True
     place: Place = "htp"
 
@@ -62,6 +65,7 @@ class HtpBackend:
             raise InputError("16-bit activations need activation ranges", fix="calibrate them first")
         assert self.soc is not None, "the registry fills the chip in"
         limit = part_limit(self.soc)
+        ranges = ranges.model_copy(update={"cache_bits": self.kv_bits})
         return onnx_npu.export(
             quantized, ranges, folder, context=context, chunk=chunk, part_bytes=limit, progress=progress
         )

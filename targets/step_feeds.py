@@ -13,9 +13,21 @@ from bluelm.errors import InputError
 from bluelm.files import atomic_folder
 from export.artifact import Artifact
 from targets.cached_runtime import CachedRuntime, Feeds, Step
+from targets.genai_runtime import GenaiRuntime
 from targets.onnx_runtime import session_step
 
 TOKEN = 5  # any: speed does not depend on it
+
+
+def host(name: str, artifact: Artifact, prefill: Step, decode: Step) -> CachedRuntime | GenaiRuntime:
+    """The host's side of an artifact of onnxruntime's or LiteRT's formats over steps that run its graphs."""
+    kind = GenaiRuntime if artifact.format == "onnx-genai" else CachedRuntime
+    return kind(name, artifact, prefill, decode)
+
+
+def graph_path(artifact: Artifact, graph: str) -> Path:
+    """File of a graph, "prefill" or "decode"; an onnx-genai artifact has one for both."""
+    return artifact.path("model" if artifact.format == "onnx-genai" else graph)
 
 
 def record(artifact: Artifact, depth: int = 0) -> tuple[dict[str, Feeds], dict[str, np.ndarray]]:
@@ -38,7 +50,7 @@ def record(artifact: Artifact, depth: int = 0) -> tuple[dict[str, Feeds], dict[s
     logits: dict[str, np.ndarray] = {}
 
     def recording(graph: str) -> Step:
-        step = session_step(artifact.path(graph))
+        step = session_step(graph_path(artifact, graph))
 
         def run(inputs: Feeds) -> Mapping[str, np.ndarray]:
             outputs = step(inputs)
@@ -48,7 +60,7 @@ def record(artifact: Artifact, depth: int = 0) -> tuple[dict[str, Feeds], dict[s
 
         return run
 
-    runtime = CachedRuntime("recording", artifact, recording("prefill"), recording("decode"))
+    runtime = host("recording", artifact, recording("prefill"), recording("decode"))
     runtime.prefill([TOKEN] * artifact.chunk)
     first = feeds["prefill"], logits["prefill"]
     if depth > artifact.chunk:
@@ -63,7 +75,7 @@ def record(artifact: Artifact, depth: int = 0) -> tuple[dict[str, Feeds], dict[s
 def perf_test_folder(artifact: Artifact, graph: str, feeds: Feeds, folder: Path) -> Path:
     """A folder as onnxruntime_perf_test reads it: the graph, its weights, test_data_set_0/input_N.pb."""
     with atomic_folder(folder) as temporary:
-        source = artifact.path(graph)
+        source = graph_path(artifact, graph)
         names = {source.name, *(f.path for f in artifact.files if f.role == "weights")}
         for name in sorted(names):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)

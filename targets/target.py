@@ -20,7 +20,9 @@ from targets.socs import Soc
 class Backend(Protocol):
     """What a runtime's module offers: legality, lowering, compiling."""
 
-    needs_ranges: bool
+    @property
+    def needs_ranges(self) -> bool: ...
+
     place: Place
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None: ...

@@ -73,7 +73,7 @@ def config(folder: Path) -> Path:
 def run(folder: Path, phone: FakePhone, config: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The whole way with a tiny model, measured on the phone."""
     small = ["--samples", "2", "--length", "16", "--eval-tokens", "256", "--method", "rtn", "--bits", "8"]
-    where = ["--target", "generic-arm64", "--out", str(folder), "--name", "run", "--no-bundle"]
+    where = ["--target", "generic-arm64", "--runtime", "onnx-cpu", "--out", str(folder), "--name", "run", "--no-bundle"]
     model = ["--model", str(tiny_checkpoint(folder / "tiny"))]
     budget = folder / "budget.yaml"
     budget.write_text("min_decode_tokens_per_s: {at_least: 1, accept: [measured]}")
@@ -110,8 +110,9 @@ def test_measure_again_at_a_depth(run, folder, phone, config):
 
 
 def test_a_device_that_is_not_there_costs_five_before_anything_is_built(folder, phone, config):
-    asked = ("--target", "generic-arm64", "--out", str(folder), "--name", "none", "--device", "nobody")
-    done = ask(*asked, "--runner-config", str(config), ANDROID_ADB_SERVER_PORT=str(phone.server.port))
+    asked = ("--target", "generic-arm64", "--runtime", "onnx-cpu", "--out", str(folder), "--name", "none")
+    on = ("--device", "nobody", "--runner-config", str(config))
+    done = ask(*asked, *on, ANDROID_ADB_SERVER_PORT=str(phone.server.port))
     assert done.returncode == 5 and "nobody" in done.stderr
     assert not (folder / "none").exists()
 

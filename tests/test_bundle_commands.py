@@ -61,8 +61,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
     model = tiny_checkpoint(folder / "model")
     for name, budget, code in (("good", LENIENT, 0), ("failed", STRICT, 3)):
         (folder / f"{name}.yaml").write_text(budget)
-        words = ["--target", "generic-arm64", "--model", model, "--out", folder, "--name", name]
-        assert call(*words, *SMALL, "--budget", folder / f"{name}.yaml") == code
+        words = ["--target", "generic-arm64", "--runtime", "onnx-cpu", "--model", model]
+        assert call(*words, "--out", folder, "--name", name, *SMALL, "--budget", folder / f"{name}.yaml") == code
     return folder
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bluelm.errors import TargetError, UnavailableError
-from export import litert, onnx_cpu
+from export import litert, onnx_cpu, onnx_genai
 from targets import qemu_count
 from targets.emulator import Guest
 from targets.runtime import open_runtime
@@ -21,7 +21,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory):
     return rounded(folder / "q", source=tiny_checkpoint(folder / "tiny"), layers=1)
 
 
-@pytest.mark.parametrize("exporter", [onnx_cpu, litert])
+@pytest.mark.parametrize("exporter", [onnx_cpu, onnx_genai, litert])
 def test_arm64_code_gives_this_machines_logits(quantized, exporter, tmp_path):
     made = exporter.export(quantized, tmp_path / "a", context=32, chunk=8)
     with open_runtime(made.folder) as here, open_runtime(made.folder, "arm64") as there:

@@ -14,12 +14,13 @@ from onnx import numpy_helper
 from compress.store import QuantizedCheckpoint
 from export import onnx_genai
 from export.artifact import Artifact
+from targets.registry import find
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.rounded import rounded
 from tests.test_litert_artifact import TEXT, mean_kl
 
-CONTEXT = 96
+CONTEXT, CHUNK = 96, 4  # chunks shorter than the prompt
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
 
 @pytest.fixture(scope="module")
 def artifact(quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return onnx_genai.export(quantized, tmp_path_factory.mktemp("genai") / "artifact", context=CONTEXT)
+    folder = tmp_path_factory.mktemp("genai") / "artifact"
+    return onnx_genai.export(quantized, folder, context=CONTEXT, chunk=CHUNK)
 
 
 def test_logits_agree_in_one_go_and_token_by_token(quantized: QuantizedCheckpoint, artifact: Artifact):
@@ -91,6 +93,17 @@ def test_norms_and_attention_are_fused(artifact: Artifact):
     assert kinds.count("MatMulNBits") == 5 * layers + 1
     config = json.loads(artifact.path("genai").read_text())
     assert config["model"]["eos_token_id"] == 2
+    assert config["search"]["chunk_size"] == CHUNK
+
+
+def test_what_the_target_ships_has_8_bit_activations_and_stays_close(quantized: QuantizedCheckpoint, tmp_path):
+    target = find("generic-arm64")
+    made = target.lower(quantized, None, tmp_path / "a", context=CONTEXT, chunk=32)
+    assert made.format == "onnx-genai"
+    nodes = onnx.load(made.path("model"), load_external_data=False).graph.node
+    assert {a.i for n in nodes if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "accuracy_level"} == {4}
+    with open_runtime(made.folder) as runtime:
+        assert mean_kl(TorchRuntime(quantized, CONTEXT).logits(TEXT), runtime.logits(TEXT)) < 5e-3
 
 
 def test_asymmetric_weights_run_too(tmp_path):

@@ -1,4 +1,4 @@
-"""LiteRT artifacts: exact weights, logits against dequantized torch, chunks, caches of 16 bits, refusals."""
+"""LiteRT artifacts: exact weights, logits against dequantized torch, chunks, refusals."""
 
 from __future__ import annotations
 
@@ -74,13 +74,6 @@ def test_logits_agree_with_dequantized_torch_over_chunks_and_single_tokens(
     assert mean_kl(reference[-8:], stepped[-8:]) < 5e-3
 
 
-def test_a_cache_of_16_bits_costs_little(demo: QuantizedCheckpoint, tmp_path):
-    made = litert.export(demo, tmp_path / "half", context=32, chunk=8, kv_bits=16)
-    assert made.cache == "float16"
-    with open_runtime(made.folder) as runtime:
-        assert mean_kl(TorchRuntime(demo, 32).logits(TEXT), runtime.logits(TEXT)) < 5e-3
-
-
 def test_eight_bit_rows_run_too(tmp_path):
     quantized = rounded(tmp_path / "q", layers=1, bits=8, group_size=-1)
     made = litert.export(quantized, tmp_path / "a", context=16, chunk=16)
@@ -100,8 +93,6 @@ def test_what_litert_cannot_hold_is_refused_and_leaves_nothing(tmp_path):
     asymmetric = rounded(tmp_path / "q", layers=1, symmetric=False)
     with pytest.raises(TargetError, match="zero points"):
         litert.export(asymmetric, tmp_path / "a", context=16, chunk=4)
-    with pytest.raises(TargetError, match="8-bit KV cache"):
-        litert.export(asymmetric, tmp_path / "a", context=16, chunk=4, kv_bits=8)
     assert not (tmp_path / "a").exists()
 
 

@@ -76,7 +76,7 @@ def test_a_run_passes_and_tells_plainly(place: Place) -> None:
     assert "\x1b" not in place.first.stdout + place.first.stderr
     assert sorted(p.name for p in place.run.iterdir() if p.is_dir() and p.name[0] != ".") == [
         "judged",
-        "onnx-cpu",
+        "onnx-genai",
         "quantized",
     ]
 
@@ -93,7 +93,7 @@ def test_the_report_says_what_how_and_from_what(place: Place) -> None:
     assert figures["mean_kl", "cpu"].error is not None
     assert figures["memory_bytes", "soc"].how == "estimated"
     assert figures["tokens_judged", "cpu"].value >= 512
-    shipped = json.loads((place.run / "onnx-cpu" / "artifact.json").read_text())["files"]
+    shipped = json.loads((place.run / "onnx-genai" / "artifact.json").read_text())["files"]
     assert figures["artifact_bytes", "files"].value == sum(f["bytes"] for f in shipped)
 
 
@@ -102,7 +102,7 @@ def test_a_second_run_reuses_every_stage_and_a_failed_budget_exits_3(place: Plac
     strict.write_text("max_mean_kl: 1.0e-9\nmin_decode_tokens_per_s: {at_least: 1, where: soc}\n")
     again = place.export("--budget", "strict.yaml")
     assert again.returncode == 3
-    for stage in ("quantized", "onnx-cpu", "judged"):
+    for stage in ("quantized", "onnx-genai", "judged"):
         assert f"{stage}: unchanged" in again.stderr
     assert "FAILED" in again.stdout
     assert "FAIL max_mean_kl (cpu)" in again.stdout

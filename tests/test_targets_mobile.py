@@ -54,7 +54,7 @@ def test_known_aliases(alias, soc):
 def test_a_width_that_the_runtime_lacks_is_bad_input():
     assert find("dimensity", kv_bits=8).kv_bits == 8
     with pytest.raises(InputError, match="8-bit KV cache"):
-        find("dimensity", runtime="litert", kv_bits=8)
+        find("generic-arm64", runtime="gguf", kv_bits=8)
 
 
 def test_what_the_kernels_lack_is_refused_before_work():

@@ -36,6 +36,7 @@ def test_snapdragons() -> None:
     assert find("snapdragon-8-elite").soc.id == "SM8750"
     assert find("sm8550").name == "snapdragon"
     assert find("snapdragon", runtime="onnx-cpu").default_on == "cpu"
+    assert find("generic-arm64").runtime == "onnx-genai"
     assert not find("generic-arm64").needs_ranges and find("snapdragon").needs_ranges
 
 

@@ -22,10 +22,8 @@ def load_onnx(paths):
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]
-    sessions = {
-        name: onnxruntime.InferenceSession(path, options, providers=providers)
-        for name, path in zip(GRAPHS, paths, strict=True)
-    }
+    opened = {path: onnxruntime.InferenceSession(path, options, providers=providers) for path in dict.fromkeys(paths)}
+    sessions = {name: opened[path] for name, path in zip(GRAPHS, paths, strict=True)}  # one file may hold both
 
     def run(name, feeds):
         names = [output.name for output in sessions[name].get_outputs()]
