@@ -31,7 +31,7 @@ from benchmarks.runtimes import demo
 from bluelm.tokenizer import Tokenizer
 from bluelm.weights import Weights
 from compress.store import QuantizedCheckpoint
-from export import executorch, onnx_genai
+from export import onnx_genai
 
 CONTEXT, CHUNK, PROMPT, DECODED = 512, 128, 128, 256
 
@@ -75,6 +75,8 @@ def genai_sides(quantized: QuantizedCheckpoint, out: Path, peer_path: Path | Non
 
 def executorch_sides(quantized: QuantizedCheckpoint, out: Path) -> dict[str, tuple[str, Path]]:
     """Our program and that of ExecuTorch's llama export."""
+    from export import executorch  # takes long; who only times does without
+
     ours, theirs = out / "ours-executorch", out / "llama-export"
     if not ours.exists():
         executorch.export(quantized, ours, context=CONTEXT, chunk=CHUNK)
