@@ -96,7 +96,7 @@ def note_begun_blocks(journal: Path) -> None:
             file.write(f"{index}\n")
         return original(self, index, *rest)
 
-    engine._Run._solve_block = noted
+    engine._Run._solve_block = noted  # pyright: ignore[reportAttributeAccessIssue]
 
 
 if __name__ == "__main__":
