@@ -65,6 +65,7 @@ QUANTIZERS: dict[str, tuple[str, str] | dict[str, Any]] = {
     "round to nearest": {"method": "rtn"},
     "llm-compressor GPTQ": ("llmcompressor", "llmcompressor_gptq.py"),
     "GPTQModel GPTQ": ("gptqmodel", "gptqmodel_gptq.py"),
+    "ours GPTQ, plain": {"method": "gptq", "correction": 0.0, "sweeps": 0},  # without what we add to the method
     "ours GPTQ": {"method": "gptq"},
     "auto-round 200 steps": ("autoround", "autoround.py"),
     "ours GPTQ, refine 200": {"method": "gptq", "refine": 200},
