@@ -218,14 +218,14 @@ def test_what_executorchs_llama_runner_says():
     }
     rss = "RSS after finishing text generation: 1921.5 MiB (0 if unsupported)"
     text = f"I 00:00:03 stats.h:110] hello\nPyTorchObserver {json.dumps(told)}\n{rss}"
-    figures = read_figures(load_runner("executorch"), "decode", text, 1)
+    figures = read_figures(load_runner("executorch-xnnpack"), "decode", text, 1)
     assert figures.prefill_tokens_s == pytest.approx(256)
     assert figures.decode_tokens_s == pytest.approx(50)
     assert figures.first_token_s == pytest.approx(0.26)
     assert figures.peak_bytes == 1921.5 * 2**20
     told["inference_end_ms"] = 1
     with pytest.raises(UnavailableError):
-        read_figures(load_runner("executorch"), "decode", f"PyTorchObserver {json.dumps(told)}", 1)
+        read_figures(load_runner("executorch-xnnpack"), "decode", f"PyTorchObserver {json.dumps(told)}", 1)
 
 
 def test_what_litert_benchmark_model_says():

@@ -141,6 +141,6 @@ def test_recorded_inputs_give_the_recorded_logits(run):
 
 def test_other_runners_get_the_folder_and_a_prompt(run, tmp_path):
     artifact = Artifact.open(run[0] / "onnx-cpu")
-    calls = make_calls(artifact, load_runner("executorch"), tmp_path, [300])
+    calls = make_calls(artifact, load_runner("executorch-xnnpack"), tmp_path, [300])
     assert [(call.phase, call.depth) for call in calls] == [("decode", 0), ("decode", 300)]
     assert calls[1].values["prompt"].split() == ["a"] * 300

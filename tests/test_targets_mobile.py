@@ -17,6 +17,7 @@ from compress.recipe import Recipe
 from pipeline.cli import app
 from targets.memory import APP_SHARE, GIB, check_memory, footprint
 from targets.registry import BACKENDS, find
+from targets.runners import load_runner
 from targets.socs import table
 from targets.tools import Tool, examine, tools
 
@@ -125,3 +126,9 @@ def test_the_npu_of_a_dimensity_says_that_its_sdk_is_missing():
     assert refused.value.exit_code == 5
     with pytest.raises(TargetError, match="Dimensity 9200"):
         find("dimensity-9200", runtime="executorch-neuropilot").check(DEMO, RECIPE)
+
+
+def test_every_runtime_that_is_measured_over_adb_has_a_runner_of_its_name():
+    (adb,) = (tool for tool in tools() if tool.name == "adb")
+    for runtime in adb.runtimes:
+        assert load_runner(runtime).decode
