@@ -36,7 +36,7 @@ OURS: dict[str, tuple[Kind, dict[str, object]]] = {
     "awq-sym": ("awq", {}),
     "awq-asym": ("awq", {"symmetric": False}),
 }
-READS = {"gptqmodel": tuple(OURS), "autoawq": ("awq-sym", "awq-asym")}
+READS = {"gptqmodel": tuple(name for name in OURS if name.startswith("gptq")), "autoawq": ("awq-sym", "awq-asym")}
 
 
 def write_ours(out: Path) -> None:
@@ -61,7 +61,7 @@ def run_peer(out: Path, python: Path, peer: str) -> str:
 
 
 def compare(folder: Path, weights: Path) -> dict[str, float | int | str]:
-    """How what we read of a folder differs from a peer's dequantized weights of it."""
+    """How what we read of a folder differs from a peer's dequantized weights of it; equal: in the peer's dtype."""
     packed, theirs = open_weights(folder), load_file(weights)
     same, worst, count = 0, 0.0, 0
     for name, wanted in theirs.items():
@@ -69,8 +69,8 @@ def compare(folder: Path, weights: Path) -> dict[str, float | int | str]:
             continue
         found = packed.tensor(name) if name in packed.tensors else _linear(packed, name.removesuffix(".weight"))
         count += 1
-        same += torch.equal(found, wanted)
-        worst = max(worst, ((found - wanted).abs().max() / wanted.abs().max()).item())
+        same += torch.equal(found.to(wanted.dtype), wanted)
+        worst = max(worst, ((found - wanted.float()).abs().max() / wanted.float().abs().max()).item())
     return {"folder": folder.name, "linears": count, "equal": same, "largest difference": worst}
 
 
@@ -94,7 +94,7 @@ def main() -> None:
             print(f"{peer} failed: {fault}")
         lines = []
         for name in READS.get(peer, ()):
-            dumped = out / f"read-{name}.safetensors"
+            dumped = out / f"read-{peer}-{name}.safetensors"
             if dumped.exists():
                 lines.append({"peer": peer, "wrote": "we"} | compare(out / name, dumped))
         folders = sorted(path for path in out.glob(f"wrote-{peer}-*") if path.is_dir())

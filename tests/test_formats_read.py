@@ -153,7 +153,7 @@ def test_negative_and_zero_scales_keep_their_values(bits: int, signs: list[float
     linear = draw(2, 24, bits=bits, group=8, symmetric=symmetric, lowest_zero=0, seed=seed)
     scales = linear.scales * torch.tensor(signs).view(2, 3).half()
     codes, zeros = torch.from_numpy(linear.codes).to(torch.uint8), torch.from_numpy(linear.zeros).to(torch.uint8)
-    weight = make_weight(codes, scales, zeros, bits)
+    weight = make_weight(codes.T.contiguous().T, scales.T.contiguous().T, zeros, bits)  # as GPTQ's tensors lie
     assert (weight.scales > 0).all()
     wanted = (linear.codes - linear.zeros[:, linear.groups]) * scales.double().numpy()[:, linear.groups]
     assert np.array_equal(weight.dequantize().numpy(), wanted.astype(np.float32))

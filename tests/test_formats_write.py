@@ -60,7 +60,7 @@ def test_what_is_written_is_read_back_code_for_code(kind: Kind, symmetric: bool,
 
 
 @pytest.mark.parametrize(("kind", "linear"), [("gptq", {"lowest_zero": 0}), ("gptq", {"scattered": True}),
-                                              ("compressed-tensors", {"scattered": True}), ("gptq", {"bits": 8}),
+                                              ("gptq", {"bits": 8}),
                                               ("compressed-tensors", {"dtype": torch.float32})])  # fmt: skip
 def test_other_tools_codes_pass_through(kind: Kind, linear: dict[str, Any], tmp_path: Path) -> None:
     """From compressed-tensors to GPTQ and back: zero points of 0, scattered groups, 8 bits, float32 scales."""
@@ -129,6 +129,16 @@ def decompressed(parts: dict[str, torch.Tensor], *, symmetric: bool, bits: int =
     weight = compressor.decompress({**parts}, scheme)["weight"]
     assert weight is not None
     return weight
+
+
+@pytest.mark.parametrize("kind", ["awq", "compressed-tensors"])
+def test_scattered_groups_need_gptq(kind: Kind, tmp_path: Path) -> None:
+    write_packed(tmp_path / "m", gptq, V1, scattered=True, shape={"layers": 1})
+    packed = PackedCheckpoint.open(tmp_path / "m")
+    ours = adopt(packed, given_recipe(packed, Recipe()), tmp_path / "codes")
+    with pytest.raises(InputError, match=f"{kind} cannot hold the scattered groups"):
+        write(ours, packed, tmp_path / "out", kind)
+    assert not (tmp_path / "out").exists()
 
 
 def test_transformers_reads_the_tokenizer(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def main() -> None:
                 scales = tensors[f"{stem}.scales"].float()
                 weight = awq.dequantize_gemm(*parts, scales, settings["bits"], settings["group_size"])
                 found[f"{stem}.weight"] = weight.T.contiguous()
-        save_file(found, out / f"read-{folder.name}.safetensors")
+        save_file(found, out / f"read-autoawq-{folder.name}.safetensors")
         print(folder.name, len(found), flush=True)
 
 

@@ -2,8 +2,8 @@
 
     PYTHON formats_gptqmodel.py MODEL TOKENS OUT FOLDER...
 
-OUT gets `read-NAME.safetensors`, the weights that it computes with for each FOLDER, and for each of its own settings
-the folder `wrote-NAME` with `wrote-NAME.safetensors` beside it.
+OUT gets `read-gptqmodel-NAME.safetensors`, the weights that it computes with for each FOLDER, and for each of its own
+settings the folder `wrote-gptqmodel-NAME` with `wrote-gptqmodel-NAME.safetensors` beside it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SETTINGS = {
 
 
 def dump(folder: Path, out: Path, backend: BACKEND) -> None:
-    """The dequantized weights [out, in] of every quantized linear."""
-    model = GPTQModel.load(str(folder), device="cpu", dtype=torch.float32, backend=backend).model
+    """The dequantized weights [out, in] of every quantized linear, float16: its CPU kernels take nothing else."""
+    model = GPTQModel.load(str(folder), device="cpu", dtype=torch.float16, backend=backend).model
     found = {
-        f"{name}.weight": module.dequantize_weight().T.float().contiguous()
+        f"{name}.weight": module.dequantize_weight().T.contiguous()
         for name, module in model.named_modules()
         if hasattr(module, "dequantize_weight")
     }
@@ -39,7 +39,7 @@ def main() -> None:
     model, tokens, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     torch.set_num_threads(1)
     for folder in map(Path, sys.argv[4:]):
-        dump(folder, out / f"read-{folder.name}.safetensors", BACKEND.TORCH)
+        dump(folder, out / f"read-gptqmodel-{folder.name}.safetensors", BACKEND.TORCH)
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in load_file(tokens)["tokens"]]
     for name, settings in SETTINGS.items():
         config = QuantizeConfig(**{"bits": 4, "group_size": 32, "device": "cpu", **settings})

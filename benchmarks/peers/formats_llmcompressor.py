@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 SETTINGS = {
     "sym": {"symmetric": True, "actorder": "static"},
     "asym": {"symmetric": False, "actorder": "static"},
-    "act-order": {"symmetric": True, "actorder": "group"},
     "8-bit": {"symmetric": True, "num_bits": 8},
 }
 

@@ -3,7 +3,8 @@
     weight_packed      int32 [out, in * bits / 32]   codes of 32 / bits inputs a word
     weight_scale       [out, groups]                 in the model's dtype
     weight_zero_point  int32 [out * bits / 32, groups]   where asymmetric; packed along the outputs
-    weight_g_idx       int32 [in]                    where act-order scatters the groups
+    weight_g_idx       int32 [in]                    where act-order scatters the groups; read, not written: since
+                                                     0.20 compressed-tensors refuses it
     weight_shape       int64 [2]
 
 Codes and zero points are signed there: -2**(bits - 1) is stored as 0. So they are the codes that we mean.
@@ -22,7 +23,7 @@ from bluelm.errors import InputError
 from compress.formats.layout import WIDTHS, Shape, contiguous_groups, group_of, make_weight, width_of
 from compress.formats.words import pack_words, unpack_words
 from compress.pieces import LinearInfo
-from compress.quantized import OrderedWeight
+from compress.quantized import OrderedWeight, QuantizedTensor
 
 PACKED = "pack-quantized"
 
@@ -102,21 +103,14 @@ def _schemes(settings: Mapping[str, Any], where: object) -> Iterator[dict[str, A
     yield from groups.values()
 
 
-def pack_compressed(ordered: OrderedWeight) -> dict[str, Tensor]:
-    """The tensors of a linear; columns as the inputs are, their groups in weight_g_idx where they are scattered."""
-    weight = ordered.weight
-    codes, groups = weight.codes, torch.arange(weight.shape[1]) // weight.columns_per_group
-    scattered: dict[str, Tensor] = {}
-    if ordered.order is not None:
-        back = ordered.order.long().argsort()
-        codes, scattered = codes[:, back], {"weight_g_idx": groups[back].to(torch.int32)}
+def pack_compressed(weight: QuantizedTensor) -> dict[str, Tensor]:
+    """The tensors of a linear."""
     zeros = {} if weight.symmetric else {"weight_zero_point": pack_words(weight.zeros.T, weight.bits).T}
     return {
-        "weight_packed": pack_words(codes, weight.bits),
+        "weight_packed": pack_words(weight.codes, weight.bits),
         "weight_scale": weight.scales,
         "weight_shape": torch.tensor(weight.shape),
         **zeros,
-        **scattered,
     }
 
 
@@ -153,7 +147,7 @@ def _scheme(info: LinearInfo, targets: list[str]) -> dict[str, Any]:
             "symmetric": info.symmetric,
             "strategy": "channel" if row else "group",
             "group_size": None if row else info.group_size,
-            "actorder": "group" if info.ordered else None,
+            "actorder": None,
             "dynamic": False,
             "observer": "minmax",
         },

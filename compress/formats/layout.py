@@ -104,8 +104,8 @@ def make_weight(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Quan
     if not scales.is_floating_point() or not torch.isfinite(exact).all():
         raise InputError("its scales are no finite numbers", fix="fetch the file again, or quantize again")
     if (exact <= 0).any():
-        codes, exact, zeros = _positive(codes.view(rows, exact.shape[1], -1), exact, zeros, bits)
-        codes = codes.view(rows, columns)
+        codes, exact, zeros = _positive(codes.reshape(rows, exact.shape[1], -1), exact, zeros, bits)
+        codes = codes.reshape(rows, columns)
     half = exact.half()
     scales = half if torch.equal(half.float(), exact) else exact
     return QuantizedTensor(codes.contiguous(), scales.contiguous(), zeros.contiguous(), bits, group_size)

@@ -61,9 +61,9 @@ def check_linear(name: str, info: LinearInfo, kind: Kind) -> None:
     if info.bits not in widths:
         fix = f"choose {' or '.join(map(str, widths))} bits"
         raise InputError(f"the format {kind} has no {info.bits}-bit codes", where=name, fix=fix)
-    if kind == "awq" and info.ordered:
+    if info.ordered and kind != "gptq":
         fix = "use --format gptq"
-        raise InputError("AWQ cannot hold the scattered groups of act-order", where=name, fix=fix)
+        raise InputError(f"{kind} cannot hold the scattered groups of act-order", where=name, fix=fix)
     rows, columns = info.shape
     packed = {"gptq": (rows, columns), "awq": (rows,), "compressed-tensors": (columns,)}[kind]
     if kind == "compressed-tensors" and not info.symmetric:
@@ -131,7 +131,7 @@ def check_out(out: Path) -> None:
 def _pack(ordered: OrderedWeight, kind: Kind, version: int) -> dict[str, Tensor]:
     if kind == "gptq":
         return pack_gptq(ordered, version)
-    return pack_awq(ordered.weight) if kind == "awq" else pack_compressed(ordered)
+    return pack_awq(ordered.weight) if kind == "awq" else pack_compressed(ordered.weight)
 
 
 def _settings(
