@@ -96,8 +96,8 @@ def write(
     if kind == "awq" and len({(info.bits, info.group_size) for info in infos.values()}) > 1:
         raise InputError("AWQ has one group size for all linears", where=quantized.folder, fix="use --format gptq")
     blocks = range(quantized.config.num_layers)
-    # version 1 has no place for a zero point of 0
-    version = 2 if kind == "gptq" and any(_has_zero(quantized, name) for name in infos) else 1
+    # version 1 has no place for a zero point of 0, and GPTQModel loads no asymmetric one but its own
+    version = 1 if all(info.symmetric for info in infos.values()) else 2
     with atomic_folder(out) as folder, (progress or Silent()).task(f"write {kind}", len(blocks) + 1) as task:
         shards = _Shards(folder)
         for name, tensor in _ends(quantized, checkpoint):
@@ -141,10 +141,6 @@ def _settings(
     if kind == "gptq":
         return describe_gptq(infos, version, quantized.recipe.damping)
     return describe_awq(infos) if kind == "awq" else describe_compressed(infos)
-
-
-def _has_zero(quantized: QuantizedCheckpoint, name: str) -> bool:
-    return not quantized.linears[name].symmetric and bool((quantized.ordered(name).weight.zeros == 0).any())
 
 
 def _ends(quantized: QuantizedCheckpoint, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
