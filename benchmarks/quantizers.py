@@ -68,6 +68,7 @@ QUANTIZERS: dict[str, tuple[str, str] | dict[str, Any]] = {
     "ours GPTQ, plain": {"method": "gptq", "correction": 0.0, "sweeps": 0},  # without what we add to the method
     "ours GPTQ": {"method": "gptq"},
     "auto-round 200 steps": ("autoround", "autoround.py"),
+    "ours GPTQ, refine 120": {"method": "gptq", "refine": 120},
     "ours GPTQ, refine 200": {"method": "gptq", "refine": 200},
     "ours AWQ": {"method": "awq"},
 }
