@@ -83,15 +83,14 @@ class Bench:
         folder = self.out / f"{self.quantized.folder.name}-{name}" / kind
         if (folder / "artifact.json").exists():
             return Artifact.open(folder)
-        sizes = {"context": CONTEXT, "chunk": CHUNK}
         makers: dict[str, Callable[[], Artifact]] = {
-            "onnx-cpu": lambda: onnx_cpu.export(source, folder, **sizes),
+            "onnx-cpu": lambda: onnx_cpu.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "onnx-genai": lambda: onnx_genai.export(source, folder, context=CONTEXT),
-            "litert": lambda: litert.export(source, folder, **sizes),
+            "litert": lambda: litert.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "gguf": lambda: gguf_file.export(source, folder, context=CONTEXT),
-            "executorch-xnnpack": lambda: executorch.export(source, folder, kv_bits=32, **sizes),
-            "coreml": lambda: coreml.export(source, folder, **sizes),
-            "onnx-npu": lambda: onnx_npu.export(source, self.ranges(), folder, **sizes),
+            "executorch-xnnpack": lambda: executorch.export(source, folder, kv_bits=32, context=CONTEXT, chunk=CHUNK),
+            "coreml": lambda: coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
+            "onnx-npu": lambda: onnx_npu.export(source, self.ranges(), folder, context=CONTEXT, chunk=CHUNK),
             "qnn-context": lambda: find("snapdragon").compile(self.artifact("onnx-npu", source, name), folder),
         }
         return makers[kind]()

@@ -164,7 +164,8 @@ def accuracy(scores: TokenScores, subject: str, domains: Sequence[str] = ()) -> 
             ("max_kl", metrics.maximum(scores.kl, scores.cluster)),
         )
     ]
-    names = sorted({domains[i] for i in np.unique(scores.cluster)} if domains else ())
+    present = {domains[int(i)] for i in np.unique(scores.cluster)} if domains else set[str]()
+    names = sorted(present)
     for name in names if len(names) > 1 else ():
         part = scores.of([i for i, domain in enumerate(domains) if domain == name])
         found += [replace(m, name=f"{m.name}@{name}") for m in _means(part, subject)]
@@ -192,7 +193,7 @@ def window_sums(scores: TokenScores, domains: Sequence[str]) -> WindowSums:
     windows, index = np.unique(scores.cluster, return_inverse=True)
     columns = (scores.nll, scores.reference_nll, scores.kl, scores.agreement, scores.top5)
     return WindowSums(
-        tuple(domains[i] for i in windows),
+        tuple(domains[int(i)] for i in windows),
         tuple(np.bincount(index).tolist()),
         *(tuple(np.bincount(index, weights=column).tolist()) for column in columns),
     )

@@ -13,7 +13,11 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 from bluelm.errors import InputError
 from export.packing import unpack
 
-_WIDTHS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.INT8: np.int8}
+_WIDTHS: dict[int, type[np.generic]] = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.INT8: np.int8,
+}
 _CODES = (TensorProto.INT4, TensorProto.INT8)
 
 

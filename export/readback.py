@@ -147,8 +147,10 @@ def _gguf(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
             local = LOCAL_NAMES[local]
             short = f"blk.{layer}.{local}"
             if local in heads and not config.qkv_bias:
-                parts = (interleaved(t, heads[local]) for t in (weight.codes, weight.scales, weight.zeros))
-                weight = QuantizedTensor(*parts, weight.bits, weight.group_size)
+                codes, scales, zeros = (
+                    interleaved(t, heads[local]) for t in (weight.codes, weight.scales, weight.zeros)
+                )
+                weight = QuantizedTensor(codes, scales, zeros, weight.bits, weight.group_size)
         try:
             held = found.quantized(f"{short}.weight")
         except (KeyError, AssertionError):  # not there, or not quantized

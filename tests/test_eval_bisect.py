@@ -44,12 +44,11 @@ class Bench:
 
     def make(self, kind: str, source: QuantizedCheckpoint, name: str, ranges: Ranges | None = None) -> Artifact:
         folder = self.folder / f"{kind}-{name}"
-        sizes = {"context": CONTEXT, "chunk": CHUNK}
         makers: dict[str, Callable[[], Artifact]] = {
-            "onnx-cpu": lambda: onnx_cpu.export(source, folder, **sizes),
-            "onnx-npu": lambda: onnx_npu.export(source, ranges or self.ranges, folder, **sizes),
-            "litert": lambda: litert.export(source, folder, **sizes),
-            "coreml": lambda: coreml.export(source, folder, **sizes),
+            "onnx-cpu": lambda: onnx_cpu.export(source, folder, context=CONTEXT, chunk=CHUNK),
+            "onnx-npu": lambda: onnx_npu.export(source, ranges or self.ranges, folder, context=CONTEXT, chunk=CHUNK),
+            "litert": lambda: litert.export(source, folder, context=CONTEXT, chunk=CHUNK),
+            "coreml": lambda: coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "onnx-genai": lambda: onnx_genai.export(source, folder, context=CONTEXT),
         }
         return makers[kind]()
