@@ -75,8 +75,8 @@ class QuantizedTensor:
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """The same on another device."""
-        places = (tensor.to(device) for tensor in (self.codes, self.scales, self.zeros))
-        return QuantizedTensor(*places, self.bits, self.group_size)
+        codes, scales, zeros = (tensor.to(device) for tensor in (self.codes, self.scales, self.zeros))
+        return QuantizedTensor(codes, scales, zeros, self.bits, self.group_size)
 
     def dequantize(self) -> Tensor:
         """float32 [out, in], what every runtime must reproduce."""
