@@ -1,4 +1,4 @@
-"""auto-round's exports, with the weights that it left in the model beside them.
+"""auto-round's exports, with the weights that its own linears compute with beside them.
 
 PYTHON formats_autoround.py MODEL TOKENS OUT
 """
@@ -10,17 +10,30 @@ from pathlib import Path
 
 import torch
 from auto_round import AutoRound
-from common import any_tokenizer, linears
+from auto_round_extension.torch.qlinear_torch_zp import QuantLinear
+from common import any_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-# name -> (symmetric, format)
-SETTINGS = {
-    "auto_round": (True, "auto_round"),
-    "auto_round-asym": (False, "auto_round"),
-    "auto_gptq": (True, "auto_gptq"),
-    "auto_awq": (False, "auto_awq"),
-}
+# name -> (symmetric, format); asymmetric ones fail to save in 0.16.1, wanting AWQ's linear
+SETTINGS = {"auto_round": (True, "auto_round"), "auto_gptq": (True, "auto_gptq")}
+GROUP = 32
+
+
+def dequantized(folder: Path) -> dict[str, torch.Tensor]:
+    """What its linear makes of the identity: the weight, float32 [out, in]."""
+    tensors = load_file(next(folder.rglob("model*.safetensors")))
+    found: dict[str, torch.Tensor] = {}
+    for name in [name for name in tensors if name.endswith(".qweight")]:
+        stem = name.removesuffix(".qweight")
+        columns, rows = tensors[name].shape[0] * 8, tensors[name].shape[1]
+        linear = QuantLinear(4, GROUP, columns, rows, False)
+        for part in ("qweight", "qzeros", "scales"):
+            getattr(linear, part).copy_(tensors[f"{stem}.{part}"])
+        linear.scales = linear.scales.float()
+        linear.post_init()
+        found[f"{stem}.weight"] = linear(torch.eye(columns)).T.float().contiguous()
+    return found
 
 
 def main() -> None:
@@ -28,21 +41,22 @@ def main() -> None:
     torch.set_num_threads(1)
     batches = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in tokens]
     for name, (symmetric, kind) in SETTINGS.items():
-        compressor = AutoRound(
-            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-            any_tokenizer(),
-            scheme={"bits": 4, "group_size": 32, "sym": symmetric, "data_type": "int"},
-            iters=2,
-            dataset=batches,
-            seqlen=tokens.shape[1],
-            nsamples=len(tokens),
-            device_map="cpu",
-        )
-        quantized, _ = compressor.quantize()
         folder = out / f"wrote-autoround-{name}"
-        kept = {key: weight.detach().float().clone() for key, weight in linears(quantized).items()}
-        save_file(kept, folder.with_suffix(".safetensors"))
-        compressor.save_quantized(str(folder), format=kind, inplace=True)
+        if not folder.exists():
+            compressor = AutoRound(
+                AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+                any_tokenizer(),
+                scheme={"bits": 4, "group_size": GROUP, "sym": symmetric, "data_type": "int"},
+                iters=2,
+                dataset=batches,
+                seqlen=tokens.shape[1],
+                nsamples=len(tokens),
+                device_map="cpu",
+            )
+            compressor.quantize()
+            compressor.save_quantized(str(folder), format=kind, inplace=True)
+        with torch.inference_mode():
+            save_file(dequantized(folder), folder.with_suffix(".safetensors"))
         print(folder.name, flush=True)
 
 
