@@ -8,10 +8,13 @@ settings the folder `wrote-gptqmodel-NAME` with `wrote-gptqmodel-NAME.safetensor
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import torch
+
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # on 2 cores it takes 1, and then wants 2
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from safetensors.torch import load_file, save_file
 
@@ -37,7 +40,6 @@ def dump(folder: Path, out: Path, backend: BACKEND) -> None:
 
 def main() -> None:
     model, tokens, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    torch.set_num_threads(1)
     for folder in map(Path, sys.argv[4:]):
         dump(folder, out / f"read-gptqmodel-{folder.name}.safetensors", BACKEND.TORCH)
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in load_file(tokens)["tokens"]]
