@@ -149,7 +149,7 @@ def _read_parquet(file: Path) -> Iterator[Document]:
         table = parquet.ParquetFile(file)
         columns = [name for name in table.schema_arrow.names if name in COLUMNS]
         rows = table.read(columns=columns).to_pylist()
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:  # its strings are checked as they are read
         raise InputError(f"not a readable .parquet file: {error}", where=file) from None
     if not columns:
         raise InputError("the table has none of the columns that are known", where=file, fix=f"give {SHAPES}")
