@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from bluelm.config import ModelConfig
+from bluelm.files import demo_checkpoint
 from bluelm.weights import LINEARS, NORMS
 from compress.pieces import Piece, write_piece
 from compress.quantized import QuantizedTensor
@@ -140,7 +141,7 @@ def write_random(folder: Path, blocks: int) -> None:
         linears = {f"{prefix}.{name}": random_tensor(*shapes.get(name, (HIDDEN, HIDDEN)), 4, 32) for name in LINEARS}
         vectors = {f"{prefix}.{name}.weight": torch.ones(HIDDEN) for name in NORMS}
         write_piece(folder / block_file(index), Piece(linears, vectors), "")
-    finish(folder, config, Recipe.make({"method": "rtn"}), folder, {})
+    finish(folder, config, Recipe.make({"method": "rtn"}), demo_checkpoint(), {})
 
 
 def random_tensor(rows: int, columns: int, bits: int, group: int) -> QuantizedTensor:
