@@ -1,1 +1,14 @@
 """Lowering a quantized checkpoint to the files of one runtime."""
+
+import logging
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """False for what importing torchao says of itself: an enum registered twice, kernels for CUDA that are not here."""
+    message = record.getMessage()
+    return "KernelPreference" not in message and not message.startswith("Failed to load")
+
+
+# ExecuTorch brings torchao, and many modules here are the first to import either
+for _name in ("torch.utils._pytree", "torchao"):
+    logging.getLogger(_name).addFilter(_worth_telling)

@@ -1,4 +1,5 @@
-"""The tokenizer inside a GGUF file: llama.cpp's `llama` model is SentencePiece BPE with byte fallback."""
+"""The tokenizer inside a GGUF file: llama.cpp's `llama` model is SentencePiece BPE with byte fallback, `gpt2` is
+byte-level BPE."""
 
 from __future__ import annotations
 
@@ -8,24 +9,47 @@ import gguf
 from sentencepiece import SentencePieceProcessor
 
 from bluelm.config import ModelConfig
-from bluelm.errors import TargetError
 from bluelm.tokenizer import Tokenizer
+from export.gguf_bpe import read_byte_pairs
 
 Kind = gguf.TokenType
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -> None:
-    """Pieces, scores and kinds of the folder's tokenizer.model; rows beyond it are unused pieces.
+    """The folder's tokenizer with a token for every row of the embedding; rows beyond it are unused ones.
 
     Raises:
-        TargetError: the tokenizer is not SentencePiece.
+        TargetError: a tokenizer that llama.cpp does not have.
+        InputError: the folder has none, a damaged one, or one of another model.
     """
-    path = folder / "tokenizer.model"
-    if not path.exists():
-        fix = "use the runtime onnx-cpu"
-        raise TargetError("GGUF export knows SentencePiece tokenizers alone", where=folder, fix=fix)
-    model = SentencePieceProcessor(model_file=str(path))
     tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer.source.name == "tokenizer.json":
+        tokenizer.check_rows(config.vocab_size)
+        _add_byte_pairs(writer, tokenizer.source, config)
+    else:
+        _add_pieces(writer, tokenizer, config)
+    writer.add_add_eos_token(False)
+    for token, add in (
+        (config.bos_token_id if tokenizer.bos is None else tokenizer.bos, writer.add_bos_token_id),
+        (config.eos_token_ids[0] if config.eos_token_ids else tokenizer.eos, writer.add_eos_token_id),
+        (config.pad_token_id if tokenizer.pad is None else tokenizer.pad, writer.add_pad_token_id),
+    ):
+        if token is not None:
+            add(token)
+
+
+def _add_byte_pairs(writer: gguf.GGUFWriter, path: Path, config: ModelConfig) -> None:
+    found = read_byte_pairs(path, config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(found.cut)
+    writer.add_token_list(found.tokens)
+    writer.add_token_types(found.kinds)
+    writer.add_token_merges(found.merges)
+    writer.add_add_bos_token(found.begins is not None)
+
+
+def _add_pieces(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    model = SentencePieceProcessor(model_file=str(tokenizer.source))
     pieces: list[bytes] = []
     scores: list[float] = []
     kinds: list[int] = []
@@ -45,13 +69,6 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) ->
     writer.add_token_scores(scores)
     writer.add_token_types(kinds)
     writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    if config.bos_token_id is not None:
-        writer.add_bos_token_id(config.bos_token_id)
-    if config.eos_token_ids:
-        writer.add_eos_token_id(config.eos_token_ids[0])
-    if config.pad_token_id is not None:
-        writer.add_pad_token_id(config.pad_token_id)
 
 
 def _kind(model: SentencePieceProcessor, index: int) -> gguf.TokenType:

@@ -1,0 +1,99 @@
+"""Byte-level BPE inside a GGUF file, llama.cpp's `gpt2` model: what tokenizer.json of Qwen2 and Llama-3 holds.
+
+Tokens and merges go over as they are, bytes written as GPT-2's characters. How text is cut into words before merging
+llama.cpp has in code, by a name; only a file that cuts as one of those names does may carry it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gguf
+
+from bluelm.errors import TargetError
+from bluelm.files import read_json
+
+Kind = gguf.TokenType
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel does by itself
+_CASELESS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# expression of the file's pre-tokenizer -> llama.cpp's name (llama_vocab::impl::load): they differ in runs of digits
+NAMES: Mapping[str, str] = MappingProxyType({
+    GPT2: "gpt-2",
+    _CASELESS % r"\p{N}{1,3}": "llama-bpe",
+    _CASELESS % r"\p{N}": "qwen2",
+})  # fmt: skip
+FIX = "use the runtime onnx-cpu"
+
+
+@dataclass(frozen=True)
+class BytePairs:
+    """What GGUF keeps of a tokenizer.json.
+
+    Attributes:
+        tokens, kinds: by id; ids without a token are unused ones.
+        merges: two tokens with a space between them, the first to merge first.
+        cut: llama.cpp's name for how text is cut into words.
+        begins: the tokenizer puts this token in front of every text; None for none.
+    """
+
+    tokens: list[str]
+    kinds: list[int]
+    merges: list[str]
+    cut: str
+    begins: int | None
+
+
+def read_byte_pairs(path: Path, rows: int) -> BytePairs:
+    """Read a tokenizer.json for an embedding of `rows` rows.
+
+    Raises:
+        TargetError: no byte-level BPE, or one that llama.cpp has no name for.
+        InputError: the file is damaged.
+    """
+    data = read_json(path)
+    model = data.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
+        raise TargetError("GGUF takes SentencePiece and byte-level BPE tokenizers alone", where=path, fix=FIX)
+    cut = _cut(data.get("pre_tokenizer"), path)
+    tokens = [f"[unused {index}]" for index in range(rows)]
+    kinds = [int(Kind.UNUSED)] * rows
+    for text, index in model["vocab"].items():
+        tokens[index], kinds[index] = text, int(Kind.NORMAL)
+    for added in data.get("added_tokens") or ():
+        kind = Kind.CONTROL if added["special"] else Kind.USER_DEFINED
+        tokens[added["id"]], kinds[added["id"]] = added["content"], int(kind)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    return BytePairs(tokens, kinds, merges, cut, _begins(data))
+
+
+def _cut(part: Any, path: Path) -> str:
+    """llama.cpp's name of a pre-tokenizer: ByteLevel, alone or behind a Split that keeps every match."""
+    parts: Sequence[Any] = part["pretokenizers"] if part and part["type"] == "Sequence" else [part]
+    kinds = [one["type"] if one else None for one in parts]
+    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
+        expression = GPT2
+    elif kinds == ["Split", "ByteLevel"] and parts[0]["behavior"] == "Isolated" and not parts[0]["invert"]:
+        expression = parts[0]["pattern"].get("Regex") if not parts[1].get("use_regex", True) else None
+    else:
+        expression = None
+    if expression not in NAMES or parts[-1].get("add_prefix_space"):
+        shown = json.dumps(part)[:200]
+        raise TargetError(f"llama.cpp cuts no text as this tokenizer does: {shown}", where=path, fix=FIX)
+    return NAMES[expression]
+
+
+def _begins(data: Mapping[str, Any]) -> int | None:
+    """The token that the file's post-processor puts in front of a single text."""
+    part = data.get("post_processor")
+    parts = part["processors"] if part and part["type"] == "Sequence" else [part]
+    for one in parts:
+        if one and one["type"] == "TemplateProcessing" and "SpecialToken" in one["single"][0]:
+            return int(one["special_tokens"][one["single"][0]["SpecialToken"]["id"]]["ids"][0])
+    return None
