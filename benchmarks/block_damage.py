@@ -1,17 +1,18 @@
 """Damage located in an artifact of every runtime (benchmarks/block_damage.md): one block's scales times 1.05.
 
-python -m benchmarks.block_damage WORK [FORMAT ...]
+python -m benchmarks.block_damage WORK [--blocks N] [FORMAT ...]
 
-The demo checkpoint, 4 bits in groups of 32, is lowered as it is and with block 3 damaged; then `compare --blocks`
-holds both against the sound checkpoint, as a user would call it. The sound checkpoint lies beside the artifact, but
-for formats that are compiled: what shows their blocks is built from the source beside them, so that is damaged too.
+The demo checkpoint, or its first N blocks, 4 bits in groups of 32, is lowered as it is and with block 3 (or the last)
+damaged; then `compare --blocks` holds both against the sound checkpoint, as a user would call it. The sound checkpoint
+lies beside the artifact, but for formats that are compiled: what shows their blocks is built from the source beside
+them, so that is damaged too.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,8 +34,9 @@ from export import coreml, executorch, executorch_coreml, gguf_file, litert, onn
 from export.ranges import calibrate
 from pipeline.compare_commands import open_subjects
 from targets.registry import find
+from tests.rounded import shortened
 
-HURT, CONTEXT, CHUNK, TOKENS = 3, 128, 64, 64
+CONTEXT, CHUNK, TOKENS = 128, 64, 64
 SOUND_DIGEST = "quantized.json keeps the sound checkpoint's digests: damage is what nobody wrote down"
 Maker = Callable[[QuantizedCheckpoint, Path], object]
 
@@ -68,10 +70,15 @@ MAKERS: dict[str, Maker] = {
 }
 
 
+def hurt_block(sound: QuantizedCheckpoint) -> int:
+    """The block that is damaged."""
+    return min(3, sound.config.num_layers - 1)
+
+
 def damage(sound: QuantizedCheckpoint, folder: Path) -> QuantizedCheckpoint:
-    """A copy whose block `HURT` has every scale times 1.05, as bfloat16 holds it."""
+    """A copy whose block `hurt_block` has every scale times 1.05, as bfloat16 holds it."""
     shutil.copytree(sound.folder, folder)
-    path = folder / block_file(HURT)
+    path = folder / block_file(hurt_block(sound))
     header = read_header(path)
     linears = {name: read_linear(path, name, info) for name, info in header.linears.items()}
     hurt = {n: replace(w, scales=(w.scales.float() * 1.05).bfloat16().half()) for n, w in linears.items()}
@@ -82,7 +89,7 @@ def damage(sound: QuantizedCheckpoint, folder: Path) -> QuantizedCheckpoint:
 
 def row(work: Path, kind: str, sources: dict[str, QuantizedCheckpoint]) -> str:
     """Make both artifacts of a format and hold their blocks against the sound checkpoint."""
-    cells, expected = list[str](), 0.0
+    cells, expected, at = list[str](), 0.0, hurt_block(sources["sound"])
     for state, quantized in sources.items():
         folder = work / state / ("source-beside" if kind == "executorch-qnn" else "") / kind
         started = time.monotonic()
@@ -96,9 +103,9 @@ def row(work: Path, kind: str, sources: dict[str, QuantizedCheckpoint]) -> str:
             stack.callback(subject.runtime.close)
             found = block_errors(reference, subject, _window(sources["sound"]))
         errors = found.errors
-        rest, expected = max(error for layer, error in enumerate(errors) if layer != HURT), found.expected
-        cells.append(f"{errors[HURT]:.1e} | {rest:.1e} | {found.first_outside} | {found.twin_kl:.0e} | {made:.0f}")
-        assert found.first_outside == (HURT if state == "hurt" else None) and found.same_twin, found
+        rest, expected = max(error for layer, error in enumerate(errors) if layer != at), found.expected
+        cells.append(f"{errors[at]:.1e} | {rest:.1e} | {found.first_outside} | {found.twin_kl:.0e} | {made:.0f}")
+        assert found.first_outside == (at if state == "hurt" else None) and found.same_twin, found
     return f"| {kind} | {' | '.join(cells)} | {expected:.1e} |"
 
 
@@ -106,10 +113,11 @@ def _window(quantized: QuantizedCheckpoint) -> list[int]:
     return heldout.load([], quantized.tokenizer(), length=TOKENS).windows[0].tokens.tolist()
 
 
-def main(work: Path, kinds: list[str]) -> None:
+def main(work: Path, kinds: list[str], blocks: int | None) -> None:
     """Print a row for each format."""
     if not (work / "sound" / "quantized").exists():
-        checkpoint, recipe = Checkpoint.open(demo_checkpoint()), Recipe.load("w4-g32", method="rtn")
+        source = demo_checkpoint() if blocks is None else shortened(demo_checkpoint(), blocks, work / "float")
+        checkpoint, recipe = Checkpoint.open(source), Recipe.load("w4-g32", method="rtn")
         samples = load_samples(None, checkpoint.tokenizer(), recipe.samples, recipe.length, recipe.seed)
         sound = quantize(checkpoint, samples, recipe, work / "sound" / "quantized")
         damage(sound, work / "damaged")
@@ -124,4 +132,9 @@ def main(work: Path, kinds: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or list(MAKERS))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("formats", nargs="*", default=list(MAKERS), metavar="FORMAT")
+    parser.add_argument("--blocks", type=int)
+    asked = parser.parse_args()
+    main(asked.work, asked.formats, asked.blocks)

@@ -1,101 +1,73 @@
 """Figures of benchmarks/coreml.md: lowering, accuracy and speed on the demo; memory on full-width 7B blocks.
 
-python -m benchmarks.coreml demo WORK        quantizes the demo (GPTQ W4 g32), lowers it, measures the package
-python -m benchmarks.coreml memory BLOCKS    lowers that many blocks of 4096 x 11008 and tells the growth
+python -m benchmarks.coreml demo WORK [FORMAT ...]           quantizes the demo (GPTQ W4 g32), lowers it, measures
+python -m benchmarks.coreml memory BLOCKS WORK [FORMAT ...]  lowers that many blocks of 4096 x 11008, tells the growth
+
+FORMAT: coreml, parts (coreml in programs of at most 550 MB; memory alone) or executorch-coreml.
 """
 
 from __future__ import annotations
 
-import resource
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from benchmarks.wide import peak, write_random
 from bluelm.checkpoint import Checkpoint
-from bluelm.config import ModelConfig
 from bluelm.files import demo_checkpoint
-from compress.quantized import QuantizedTensor
+from calibration.samples import load_samples
+from compress.engine import quantize
 from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
 from eval import heldout
 from eval.compare import Subject, compare
-from export import coreml
+from export import coreml, executorch_coreml
+from export.artifact import Artifact
 from export.coreml_package import import_coremltools
-from targets.apple import open_interpreter
+from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 
-SEVEN_B = {
-    "architectures": ["BlueLMForCausalLM"], "vocab_size": 100096, "hidden_size": 4096,
-    "intermediate_size": 11008, "num_attention_heads": 32, "max_position_embeddings": 2048,
-    "use_stable_embedding": True, "eos_token_id": 2,
-}  # fmt: skip
+PARTS_BYTES = 550_000_000
+FORMATS = ("coreml", "parts", "executorch-coreml")
 
 
-class Synthetic:
-    """Random codes of any shape, made when asked for: a quantized checkpoint that takes no disk."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.config, self.folder = config, demo_checkpoint()
-
-    def digest(self) -> str:
-        return "synthetic"
-
-    def linear(self, name: str) -> QuantizedTensor:
-        c = self.config
-        wide, narrow = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        shapes = {
-            "q_proj": (wide, c.hidden_size), "k_proj": (narrow, c.hidden_size),
-            "v_proj": (narrow, c.hidden_size), "o_proj": (c.hidden_size, wide),
-            "gate_proj": (c.intermediate_size, c.hidden_size),
-            "up_proj": (c.intermediate_size, c.hidden_size),
-            "down_proj": (c.hidden_size, c.intermediate_size), "lm_head": (c.vocab_size, c.hidden_size),
-        }  # fmt: skip
-        local = name.rpartition(".")[2]
-        bits, group = (8, -1) if local == "lm_head" else (4, 32)
-        return self._random(name, shapes[local], bits, group)
-
-    def embed(self) -> QuantizedTensor:
-        return self._random("embed", (self.config.vocab_size, self.config.hidden_size), 8, -1)
-
-    def vector(self, name: str) -> torch.Tensor:
-        return torch.ones(self.config.hidden_size)
-
-    def _random(self, name: str, shape: tuple[int, int], bits: int, group: int) -> QuantizedTensor:
-        generator = torch.Generator().manual_seed(sum(name.encode()))
-        codes = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
-        groups = 1 if group == -1 else shape[1] // group
-        scales = torch.full((shape[0], groups), 0.01, dtype=torch.float16)
-        return QuantizedTensor(codes, scales, torch.full_like(scales, 2 ** (bits - 1), dtype=torch.uint8), bits, group)
+def lower(quantized: QuantizedCheckpoint, kind: str, folder: Path, **options: Any) -> Artifact:
+    """A package, a package of several programs, or a .pte."""
+    if kind == "executorch-coreml":
+        return executorch_coreml.export(quantized, folder, **options)
+    limits = {"program_bytes": PARTS_BYTES} if kind == "parts" else {}
+    return coreml.export(quantized, folder, **limits, **options)
 
 
-def peak_mb() -> float:
-    """Most memory that this process ever held, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+def memory(blocks: int, work: Path, kinds: list[str]) -> None:
+    """Lower `blocks` full-width blocks with embedding and head, each format in a process of its own."""
+    if not (work / f"quantized-{blocks}").exists():
+        write_random(work / f"quantized-{blocks}", blocks)
+    for kind in kinds:
+        command = [sys.executable, "-m", "benchmarks.coreml", "growth", str(blocks), str(work), kind]
+        subprocess.run(command, check=False)
 
 
-def memory(blocks: int) -> None:
-    """Lower `blocks` full-width blocks with embedding and head; tell size, growth and time."""
+def growth(blocks: int, work: Path, kind: str) -> None:
+    """Print size, growth of memory beyond what the imports hold, and time."""
     import_coremltools()
-    config = ModelConfig.from_dict({**SEVEN_B, "num_hidden_layers": blocks})
-    before = peak_mb()
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        made = coreml.export(Synthetic(config), Path(folder) / "a", context=512, chunk=128)  # type: ignore[arg-type]
-        size = made.bytes / 1e6
-    growth = peak_mb() - before
-    seconds = time.monotonic() - started
-    print(f"| {blocks} | {size:.0f} | {growth:.0f} | {size + 2000:.0f} | {seconds:.0f} |")
-    assert growth < size + 2000, "more memory than the artifact's size plus 2 GB"
+    quantized = QuantizedCheckpoint.open(work / f"quantized-{blocks}")
+    before, started, cpu = peak() / 1e6, time.monotonic(), time.process_time()
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        made = lower(quantized, kind, Path(folder) / "a", context=512, chunk=128)
+        size, programs = made.bytes / 1e6, len(list(made.folder.glob("*.mlpackage"))) or 1
+    grown = peak() / 1e6 - before
+    seconds = f"{time.monotonic() - started:.0f} | {time.process_time() - cpu:.0f}"
+    print(f"| {kind} | {blocks} | {programs} | {size:.0f} | {grown:.0f} | {size + 2000:.0f} | {seconds} |", flush=True)
+    assert grown < size + 2000, "more memory than the artifact's size plus 2 GB"
 
 
-def demo(work: Path) -> None:
+def demo(work: Path, kinds: list[str]) -> None:
     """Quantize, lower and judge the demo checkpoint."""
-    from calibration.samples import load_samples
-    from compress.engine import quantize
-    from compress.store import QuantizedCheckpoint
-
     checkpoint = Checkpoint.open(demo_checkpoint())
     if not (work / "quantized").exists():
         recipe = Recipe.load("w4-g32")
@@ -106,12 +78,14 @@ def demo(work: Path) -> None:
     windows = [w.tokens.tolist() for w in heldout.load([], quantized.tokenizer(), length=256).first(2048)]
     prompts = [window[:32] for window in windows[:5]]
     reference = Subject("torch", "dequantized", TorchRuntime(quantized, 512), digest=quantized.digest())
-    for activations in ("float32", "float16"):
+    for kind, activations in [(kind, width) for kind in kinds for width in ("float32", "float16")]:
+        place = work / f"{kind}-{activations}"
+        shutil.rmtree(place, ignore_errors=True)
         started = time.monotonic()
-        made = coreml.export(quantized, work / activations, activations=activations)
+        made = lower(quantized, kind, place, activations=activations)
         lowering = time.monotonic() - started
-        runtime = open_interpreter(made)
-        (found,) = compare(reference, [Subject(activations, "coreml", runtime)], windows, prompts, 64)
+        runtime = open_runtime(made.folder, "interpreter")
+        (found,) = compare(reference, [Subject(activations, kind, runtime)], windows, prompts, 64)
         runtime.reset()
         runtime.prefill(prompts[0])
         started = time.monotonic()
@@ -120,15 +94,18 @@ def demo(work: Path) -> None:
         speed = 40 / (time.monotonic() - started)
         apart = [(d.prompt, d.at, d.margin) for d in found.divergences if d.at is not None]
         print(
-            f"{activations}: lowering {lowering:.1f} s, {made.bytes / 1e6:.2f} MB, "
+            f"{kind} {activations}: lowering {lowering:.1f} s, {made.bytes / 1e6:.2f} MB, "
             f"mean KL {found.kl.value:.2e}, largest {found.largest_kl:.2e}, "
             f"top-1 {found.top1.value:.4f}, greedy apart at {apart}, "
-            f"decode {speed:.1f} tokens/s"
+            f"decode {speed:.1f} tokens/s",
+            flush=True,
         )
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "memory":
-        memory(int(sys.argv[2]))
+    if sys.argv[1] == "growth":
+        growth(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    elif sys.argv[1] == "memory":
+        memory(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:] or list(FORMATS))
     else:
-        demo(Path(sys.argv[2]))
+        demo(Path(sys.argv[2]), sys.argv[3:] or ["coreml", "executorch-coreml"])

@@ -4,9 +4,9 @@ import logging
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """False for what importing torchao says of itself: an enum registered twice, kernels for CUDA that are not here."""
+    """False for what importing torchao says of itself: enums registered twice, kernels for CUDA that are not here."""
     message = record.getMessage()
-    return "KernelPreference" not in message and not message.startswith("Failed to load")
+    return "is an Enum subclass" not in message and not message.startswith("Failed to load")
 
 
 # ExecuTorch brings torchao, and many modules here are the first to import either

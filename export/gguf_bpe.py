@@ -83,7 +83,7 @@ def _cut(part: Any, path: Path) -> str:
         expression = parts[0]["pattern"].get("Regex") if not parts[1].get("use_regex", True) else None
     else:
         expression = None
-    if expression not in NAMES or parts[-1].get("add_prefix_space"):
+    if expression is None or expression not in NAMES or parts[-1].get("add_prefix_space"):
         shown = json.dumps(part)[:200]
         raise TargetError(f"llama.cpp cuts no text as this tokenizer does: {shown}", where=path, fix=FIX)
     return NAMES[expression]
