@@ -97,5 +97,5 @@ def _fit(target: Tensor, solved: QuantizedTensor, hessian: Tensor) -> Tensor:
     system.diagonal(dim1=1, dim2=2).add_(ridge)
     lower, failed = torch.linalg.cholesky_ex(system)
     change = torch.cholesky_solve(missing.unsqueeze(-1), lower).squeeze(-1)
-    usable = (failed == 0).unsqueeze(1) & change.isfinite() & (change.abs() <= FARTHEST * old)
+    usable = (failed == 0).unsqueeze(1) & change.isfinite() & (change.abs() <= FARTHEST * old.abs())
     return representable(torch.where(usable, old + change, old)).to(torch.float16)

@@ -32,7 +32,7 @@ class Grid:
     """What codes mean: W = (codes - zeros) * scales.
 
     Attributes:
-        scales: float16 [out, groups], positive and finite.
+        scales: float16 [out, groups], finite; positive, but for symmetric grids of 3 bits.
         zeros: uint8 [out, groups]; 2**(bits - 1) everywhere when symmetric.
         bits: 4 or 8 (3 for comparisons).
         group_size: columns that share a scale; -1 for one group a row.
@@ -137,8 +137,9 @@ def _choose(
 
 
 def representable(scales: Tensor) -> Tensor:
-    """The nearest positive values that float16 and bfloat16 both hold, as float32 of the same shape."""
-    return scales.clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.bfloat16).to(torch.float16).float()
+    """The nearest values but zero that float16 and bfloat16 both hold, as float32 of the same shape."""
+    sizes = scales.abs().clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.bfloat16).to(torch.float16).float()
+    return torch.copysign(sizes, scales)
 
 
 def _span(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -147,6 +148,11 @@ def _span(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor
     # symmetric codes reach from -half to half - 1: the side that needs more decides
     scales = torch.maximum(high / (half - 1), -low / half) if symmetric else (high - low) / (2 * half - 1)
     scales = representable(scales)
+    if symmetric and bits < 4:
+        # with a negative scale it is the upper side that has one code more: of 8 codes that is much. Not at 4 bits:
+        # phones' kernels take positive scales alone
+        turned = representable(torch.maximum(high / half, -low / (half - 1)))
+        scales = torch.where(turned < scales, -turned, scales)
     if symmetric:
         return scales, torch.full_like(scales, half)
     return scales, torch.round(-low / scales).clamp_(0, 2 * half - 1)

@@ -17,10 +17,10 @@ class QuantizedTensor:
 
     Attributes:
         codes: uint8 [out, in], each in [0, 2**bits - 1], one code a byte (stores and runtimes pack them).
-        scales: float16 [out, groups], positive. They are float16 *before* the codes are chosen, so that
+        scales: float16 [out, groups], positive at 4 and 8 bits. They are float16 *before* the codes are chosen, so that
             every runtime holds them exactly. float32 only where another quantizer's scales are no float16s.
         zeros: uint8 [out, groups], each in [0, 2**bits - 1]; 2**(bits - 1) everywhere when symmetric.
-        bits: 4 or 8.
+        bits: 4 or 8; 3 for comparisons.
         group_size: columns that share one scale; -1 for one group a row.
     """
 

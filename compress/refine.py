@@ -118,7 +118,7 @@ def refine(
             {"params": [latent.codes for latent in latents.values()], "lr": rate},
             {"params": [latent.stretch for latent in latents.values()], "lr": rate * SCALE_TRAVEL / TRAVEL},
         ]
-        optimizer = torch.optim.Adam(trained, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam(trained, betas=(0.9, 0.99), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         order = torch.Generator().manual_seed(seed)
         batch = max(1, BATCH_TOKENS // inputs.shape[1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint, block_shapes
@@ -16,8 +18,10 @@ from bluelm.weights import LINEARS
 from calibration.samples import load_samples
 from calibration.walk import DOWN, GATE_UP, OUT, QKV, Streams, collect_hessians
 from compress.awq import FOLDS, channels_read, fold, fold_block, search_scales
-from compress.recipe import Widths
+from compress.engine import quantize
+from compress.recipe import Recipe, Widths
 from compress.rtn import round_to_nearest
+from tests.rounded import shortened
 
 W4 = Widths(4, 32, True)
 
@@ -134,3 +138,26 @@ def test_planted_outliers_are_won_back() -> None:
     assert planted_loss > 1.5 * without
     assert planted_loss - awq >= 0.8 * (planted_loss - without)
     assert notes["qkv"]["scaling"]["exponent"] > 0
+
+
+def test_gptq_on_awqs_scales_loses_less_than_either_alone(tmp_path: Path) -> None:
+    """Whole runs over one block with outlier channels, judged by its output in float64."""
+    folder = shortened(demo_checkpoint(), 1, tmp_path / "float")
+    path, prefix = folder / "model.safetensors", "model.layers.0."
+    stored = load_file(path)
+    block = {name.removeprefix(prefix): t.float() for name, t in stored.items() if name.startswith(prefix)}
+    save_file(stored | {f"{prefix}{name}": t.contiguous() for name, t in planted(block).items()}, path)
+    checkpoint = Checkpoint.open(folder)
+    samples = load_samples(None, checkpoint.tokenizer(), 16, 128, 0)
+    unseen = load_samples(None, checkpoint.tokenizer(), 16, 128, 1).tokens
+    hidden = checkpoint.embedding()[unseen]
+    exact = run(checkpoint.config, checkpoint.block(0), hidden)
+
+    def lost(method: str) -> float:
+        made = quantize(checkpoint, samples, Recipe.make({"method": method, "length": 128}), tmp_path / method)
+        notes = made.info["layers"][f"{prefix}self_attn.q_proj"]
+        assert ("scaling" in notes) == ("awq" in method) and ("damping" in notes) == ("gptq" in method)
+        return float((run(checkpoint.config, made.block(0), hidden) - exact).square().mean())
+
+    loss = {method: lost(method) for method in ("awq", "gptq", "awq+gptq")}
+    assert loss["awq+gptq"] < 0.95 * min(loss["awq"], loss["gptq"]), loss

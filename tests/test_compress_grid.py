@@ -32,13 +32,23 @@ def random_weight(seed: int, rows: int = 5, columns: int = 64, scale: float = 1.
 def test_rounding_is_within_half_a_step(seed: int, bits: int, group_size: int, symmetric: bool, exponent: int) -> None:
     weight = random_weight(seed, scale=10.0**exponent)
     found = round_to_nearest(weight, bits, group_size, symmetric)
-    steps = found.scales.float().repeat_interleave(found.columns_per_group, 1)
+    steps = found.scales.float().abs().repeat_interleave(found.columns_per_group, 1)
     # scales are rounded to 8 significant bits, so that the ends of the span may miss by 2**-8 of it
     slack = 0.5 + (2**bits) * 2.0**-8 + (0.5 if not symmetric else 0)
     assert ((found.dequantize() - weight).abs() <= slack * steps).all()
     assert found.symmetric or not symmetric
     assert int(found.codes.max()) < 2**bits
     assert torch.equal(found.scales.float(), found.scales.to(torch.bfloat16).float())
+
+
+def test_at_three_bits_the_farther_side_has_four_codes() -> None:
+    """Scales of phones' widths are positive; 3 bits are for comparisons, and may have them either way."""
+    weight = torch.zeros(2, 32)
+    weight[0, :3], weight[1, :3] = torch.tensor([1.0, 0.5, -0.75]), torch.tensor([-1.0, -0.5, 0.75])
+    found = round_to_nearest(weight, 3, 32, True)
+    assert found.scales.flatten().tolist() == [-0.25, 0.25]
+    assert found.symmetric and torch.equal(found.dequantize(), weight)
+    assert (round_to_nearest(weight, 4, 32, True).scales > 0).all()
 
 
 @settings(deadline=None, max_examples=30)

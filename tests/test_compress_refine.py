@@ -21,7 +21,7 @@ from compress.refine import refine, relative_error
 from compress.store import QuantizedCheckpoint
 from tests.rounded import shortened
 
-VALUES = {"samples": 32, "length": 128}  # with far fewer tokens, refining learns them by heart
+VALUES = {"samples": 32, "length": 128, "sweeps": 0}  # of so few tokens, sweeps and refining learn too much by heart
 
 
 @pytest.fixture(scope="module")
