@@ -1,11 +1,12 @@
 """Fuzz everything that reads foreign bytes (`tests/readers.py`), guided by coverage with atheris (libFuzzer).
 
     pip install atheris
-    python benchmarks/fuzz.py [--inputs 100000] [--only NAME ...] [--jobs 1]
+    python benchmarks/fuzz.py [--inputs 100000] [--only NAME ...]
 
-Each reader runs in a process of its own. A fault is: an exception that is no ExportError, one input that
-takes more than 20 s, more than 500 MB of memory above what the reader's libraries and its valid input take,
-or a file opened for writing outside the reader's folder. The input of a fault stays in --keep.
+Each reader runs in a process of its own; several calls with --only share the work between cores. A fault is:
+an exception that is no ExportError, one input that takes more than 20 s, more than 500 MB of memory above what
+the reader's libraries and its valid input take, or a file opened for writing outside the reader's folder. The
+input of a fault stays in --keep.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import json
 import os
 import random
 import resource
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -63,11 +66,18 @@ class Watch:
             self.found.append(str(path))
 
 
-def one_reader(name: str, inputs: int, folder: Path, keep: Path) -> None:
-    """Fuzz one reader in this process; writes what it saw to `folder`/result.json as it goes."""
+@cache
+def instrumented() -> tuple[ModuleType, ModuleType]:
+    """atheris, and `tests.readers` with all that it imports instrumented."""
     atheris = importlib.import_module("atheris")  # not among the test extras: `pip install atheris`
     with atheris.instrument_imports(include=INSTRUMENTED):
-        from tests import readers
+        readers = importlib.import_module("tests.readers")
+    return atheris, readers
+
+
+def one_reader(name: str, inputs: int, folder: Path, keep: Path) -> None:
+    """Fuzz one reader in this process; writes what it saw to `folder`/result.json as it goes."""
+    atheris, readers = instrumented()
     reader = readers.READERS[name]()
     home = readers.fresh(reader, folder / "home")
     tempfile.tempdir = str(folder)
@@ -141,50 +151,61 @@ def _mixed(data: bytes, seed: bytes, generator: random.Random) -> bytes:
 
 
 def fuzz(name: str, inputs: int, keep: Path) -> dict[str, object]:
-    """One reader in a child process."""
+    """One reader in a child process, forked: importing instrumented code takes longer than most readers' inputs."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
-        command = [sys.executable, __file__, "--reader", name, "--inputs", str(inputs)]
-        command += ["--place", place, "--keep", str(keep)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        words = Path(place) / "words"
+        child = os.fork()
+        if child == 0:
+            _in_child(name, inputs, Path(place), keep, words)
+        _, status = os.waitpid(child, 0)
         result = Path(place) / "result.json"
         found: dict[str, object] = json.loads(result.read_text()) if result.is_file() else {"inputs": 0}
-        found |= {"reader": name, "fault": None if done.returncode == 0 else done.stderr[-3000:]}
-        return found
+        said = words.read_text(errors="replace") if words.is_file() else ""
+        return found | {"reader": name, "fault": None if status == 0 else f"status {status}\n{said[-3000:]}"}
+
+
+def _in_child(name: str, inputs: int, place: Path, keep: Path, words: Path) -> NoReturn:
+    """Fuzz; what is written goes to `words`; leaves with libFuzzer's exit code, or 70 after an exception of ours."""
+    descriptor = os.open(words, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    code = 70
+    try:
+        one_reader(name, inputs, place, keep)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    except BaseException:  # noqa: BLE001 - the parent tells it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=Path("/tmp/fuzz-faults"))
-    parser.add_argument("--reader")
-    parser.add_argument("--place", type=Path)
     given = parser.parse_args()
     given.keep.mkdir(parents=True, exist_ok=True)
-    if given.reader:
-        one_reader(given.reader, given.inputs, given.place, given.keep)
-        return
-    from tests.readers import READERS
-
-    names: Sequence[str] = given.only or list(READERS)
+    names: Sequence[str] = given.only or list(instrumented()[1].READERS)
+    instrumented()  # before the first fork
     share = -(-given.inputs // len(names))
-    with ThreadPoolExecutor(given.jobs) as pool:
-        rows = []
-        print(
-            "| reader | inputs | accepted | slowest input s | memory above start MB | fault |"
-            "\n|---|---|---|---|---|---|"
-        )
-        for row in pool.map(lambda name: fuzz(name, share, given.keep), names):
-            rows.append(row)
-            fault = "none" if row["fault"] is None else "**yes**"
-            counts = f"{row['inputs']} | {row.get('accepted', 0)} | {row.get('slowest_s', 0):.2f}"
-            figures = f"{counts} | {row.get('memory_mb', 0):.0f}"
-            print(f"| {row['reader']} | {figures} | {fault} |", flush=True)
-    print(f"\n{sum(int(str(row['inputs'])) for row in rows)} inputs")
-    for row in rows:
+    print(
+        "| reader | inputs | accepted | slowest input s | memory above start MB | fault |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    rows = []
+    for name in names:
+        row = fuzz(name, share, given.keep)
+        rows.append(row)
+        fault = "none" if row["fault"] is None else "**yes**"
+        counts = f"{row['inputs']} | {row.get('accepted', 0)} | {row.get('slowest_s', 0):.2f}"
+        print(f"| {name} | {counts} | {row.get('memory_mb', 0):.0f} | {fault} |", flush=True)
         if row["fault"]:
-            print(f"\n## {row['reader']}\n{row['fault']}")
+            print(f"{row['fault']}\n", file=sys.stderr, flush=True)
+    print(f"\n{sum(int(str(row['inputs'])) for row in rows)} inputs")
     sys.exit(any(row["fault"] for row in rows))
 
 

@@ -17,11 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import TypeAdapter
+
 from bluelm.errors import InputError
 from eval.measurement import Measurement
 
 PATIENCE_S = 120
 LAYOUT = 1
+_MEASUREMENT = TypeAdapter(Measurement)  # SQLite holds whatever type is written
 _COLUMNS = tuple(f.name for f in fields(Measurement))
 _TABLES = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -90,7 +93,7 @@ class History:
                     fix = "name another file with --history, or use the version that wrote it"
                     raise InputError(f"the history has layout {version}, not {LAYOUT}", where=self.path, fix=fix)
                 yield file
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError, OverflowError, ValueError) as error:  # ValueError: what lies in it is damaged
             fix = "name another file with --history"
             raise InputError(f"the history cannot be used: {error}", where=self.path, fix=fix) from error
 
@@ -177,12 +180,16 @@ def _figures(file: sqlite3.Connection, number: int) -> tuple[Measurement, ...]:
     found = file.execute(f"SELECT {', '.join(_COLUMNS)} FROM figures WHERE run = ? ORDER BY rowid", (number,))
     rows = [dict(zip(_COLUMNS, row, strict=True)) for row in found]
     nan = float("nan")  # SQLite keeps NaN as NULL
-    return tuple(Measurement(**{**row, "value": nan if row["value"] is None else row["value"]}) for row in rows)
+    values = [{**row, "value": nan if row["value"] is None else row["value"]} for row in rows]
+    return tuple(_MEASUREMENT.validate_python(row) for row in values)
 
 
 def _run(row: Sequence[Any], measurements: tuple[Measurement, ...]) -> Run:
     number, time, title, target, passed, accepted, facts = row
-    return Run(title, target, bool(passed), measurements, json.loads(facts), bool(accepted), time, number)
+    told = json.loads(facts)
+    if not (isinstance(told, dict) and all(isinstance(text, str) for text in (time, title, target))):
+        raise ValueError(f"run {number} is damaged")
+    return Run(title, target, bool(passed), measurements, told, bool(accepted), time, number)
 
 
 def names(runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -75,9 +75,9 @@ def write(quantized: QuantizedCheckpoint, path: Path, *, context: int, progress:
     writer = gguf.GGUFWriter(path, architecture(config))
     add_model(writer, config, context)
     add_tokenizer(writer, quantized.folder, config)
-    tensors = list(_tensors(config))
-    with (progress or Silent()).task("write GGUF", len(tensors)) as task:
-        for name, source in tensors:
+    listed = list(tensors(config))
+    with (progress or Silent()).task("write GGUF", len(listed)) as task:
+        for name, source in listed:
             shape, kind = _layout(quantized, source)
             size = int(np.prod(shape)) * 4 if kind is F32 else _block_bytes(shape, kind)
             dtype = np.dtype(np.float32) if kind is F32 else np.dtype(np.uint8)
@@ -86,7 +86,7 @@ def write(quantized: QuantizedCheckpoint, path: Path, *, context: int, progress:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, source in tensors:
+        for name, source in listed:
             writer.write_tensor_data(_content(quantized, source))
             task.advance(note=name)
     writer.close()
@@ -173,7 +173,7 @@ def reordered_heads(config: ModelConfig, source: str) -> int | None:
     return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name)
 
 
-def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """(name in the file, name in the checkpoint) of every tensor, in the file's order."""
     yield "token_embd.weight", "model.embed_tokens"
     if has_factors(config):
@@ -187,7 +187,7 @@ def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
     yield "output.weight", "lm_head"
 
 
-def _is_linear(source: str) -> bool:
+def is_linear(source: str) -> bool:
     return source.endswith("_proj") or source in ("lm_head", "model.embed_tokens")
 
 
@@ -203,7 +203,7 @@ def _linear(quantized: QuantizedCheckpoint, source: str) -> QuantizedTensor:
 
 
 def _content(quantized: QuantizedCheckpoint, source: str) -> np.ndarray:
-    if _is_linear(source):
+    if is_linear(source):
         return pack(_linear(quantized, source), source)
     vector = rope_factors(quantized.config) if source == "rope" else quantized.vector(source)
     heads = reordered_heads(quantized.config, source)
@@ -212,7 +212,7 @@ def _content(quantized: QuantizedCheckpoint, source: str) -> np.ndarray:
 
 def _layout(quantized: QuantizedCheckpoint, source: str) -> tuple[tuple[int, ...], gguf.GGMLQuantizationType]:
     """Shape and type of a tensor before its bytes are made."""
-    if _is_linear(source):
+    if is_linear(source):
         weight = _linear(quantized, source)
         return weight.shape, Q8 if weight.bits == 8 else Q4
     vector = rope_factors(quantized.config) if source == "rope" else quantized.vector(source)

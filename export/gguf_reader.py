@@ -3,18 +3,42 @@ weights."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import torch
 from torch import Tensor
 
+from bluelm.checkpoint import model_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.rope import inverse_frequencies
 from compress.quantized import QuantizedTensor
-from export.gguf_file import BLOCK, LOCAL_NAMES, Q4, Q8, architecture, plain_frequencies, reordered_heads
+from export.gguf_file import (
+    BLOCK,
+    F32,
+    LOCAL_NAMES,
+    Q4,
+    Q8,
+    architecture,
+    is_linear,
+    plain_frequencies,
+    reordered_heads,
+    tensors,
+)  # fmt: skip
+
+
+class _Reader(gguf.GGUFReader):
+    """gguf-py's, which otherwise takes what lies behind the end of the file for empty, as often as a count says."""
+
+    def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
+        found = super()._get(offset, dtype, count, override_order)
+        if len(found) != int(count):
+            raise ValueError("it ends too early")
+        return found
 
 
 class GgufWeights:
@@ -23,11 +47,12 @@ class GgufWeights:
     def __init__(self, path: Path, config: ModelConfig) -> None:
         self._config = config
         try:
-            reader = gguf.GGUFReader(path)
-        except (ValueError, OSError, IndexError) as error:
+            reader = _Reader(path)
+        except (ValueError, OSError, LookupError, ArithmeticError, TypeError, RecursionError) as error:
             raise InputError(f"not a GGUF file: {error}", where=path, fix="export it again") from None
         self.fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._check_tensors(path)
         self._check_rope(path)
 
     @property
@@ -75,13 +100,36 @@ class GgufWeights:
             InputError: the file says nothing of its rope.
         """
         kind = architecture(self._config)
-        wanted = [f"{kind}.rope.freq_base", f"{kind}.rope.dimension_count"]
-        if missing := [key for key in wanted if key not in self.fields]:
-            raise InputError(f"the file has no {missing[0]}", fix="export it again")
-        theta, size = (self.fields[key].contents() for key in wanted)
-        plain = plain_frequencies(float(theta), int(size))
+        theta, size = (self._number(f"{kind}.rope.{key}") for key in ("freq_base", "dimension_count"))
+        if theta <= 0 or size != self._config.head_dim:
+            raise InputError(f"the file's rope has base {theta} over {size} values", fix="export it again")
+        plain = plain_frequencies(theta, int(size))
         factors = self._floats("rope_freqs.weight") if "rope_freqs.weight" in self._tensors else torch.ones(1)
         return (plain / factors.double()).float()
+
+    def _number(self, key: str) -> float:
+        try:
+            value = self.fields[key].contents()
+        except (ValueError, LookupError, TypeError):
+            value = None
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"the file has no {key}", fix="export it again")
+        return float(value)
+
+    def _check_tensors(self, path: Path) -> None:
+        """Every tensor of the model is there, in its shape and in a type that the exporter writes."""
+        wanted = model_shapes(self._config)
+        wanted |= {"rope.weight": (self._config.head_dim // 2,)}
+        wanted.setdefault("lm_head.weight", wanted["model.embed_tokens.weight"])
+        for name, source in tensors(self._config):
+            shape = wanted[source if source.endswith(".bias") else f"{source}.weight"]
+            found, types = self._tensors.get(name), (Q4, Q8) if is_linear(source) else (F32,)
+            if found is None:
+                raise InputError(f"the file has no {name}", where=path, fix="export it again")
+            there = tuple(reversed(found.shape.tolist()))  # GGUF names the inner size first
+            if there != shape or found.tensor_type not in types:
+                told = f"{name} is {found.tensor_type.name} {list(there)}, this model needs {list(shape)}"
+                raise InputError(told, where=path, fix="export it again")
 
     def _check_rope(self, path: Path) -> None:
         """What runs here takes the rope from config.json: the file must say the same."""
@@ -90,7 +138,10 @@ class GgufWeights:
 
     def _floats(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        values = gguf.quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
+        with np.errstate(invalid="ignore"):
+            values = gguf.quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} holds values that are not finite", fix="export it again")
         return torch.from_numpy(np.array(values, np.float32))
 
     def _in_halves(self, rows: Tensor, short: str) -> Tensor:

@@ -6,12 +6,13 @@ import re
 import shlex
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bluelm.errors import InputError, TargetError, UnavailableError
 from bluelm.progress import Progress, Silent
 from export.bundle.manifest import BundleManifest, Requirements
+from export.bundle.project import runtimes
 from export.bundle.zip32 import read_zip
 from targets import devicectl, phone
 from targets.adb import Device, Server
@@ -19,10 +20,17 @@ from targets.phone import Phone
 
 REMOTE = "/data/local/tmp/bluelm-export"
 _NEEDS = {"onnxruntime-qnn": ("QNN", "FastRPC")}  # any of these libraries of the system
+_LAUNCHERS = "cmd package query-activities --brief -a android.intent.action.MAIN -c android.intent.category.LAUNCHER"
+_CHAT = re.compile(r"(?:([\w.]+)/org\.bluelm\.chat|(org\.bluelm\.chat)/)\.MainActivity")
+Apps = Mapping[str, Mapping[str, str]]  # package -> the runtime versions that it was built with
 
 
-def objections(manifest: BundleManifest, found: Phone) -> list[str]:
-    """Why a phone cannot run a bundle: chip, system, memory, runtime; empty when it can."""
+def objections(manifest: BundleManifest, found: Phone, apps: Apps | None = None) -> list[str]:
+    """Why a phone cannot run a bundle: chip, system, memory, runtime; empty when it can.
+
+    Args:
+        apps: chat apps that are on the phone, as `chat_apps` gives them.
+    """
     needs = manifest.requirements
     out: list[str] = []
     if needs.soc and not _same_chip(needs, found.soc):
@@ -37,7 +45,44 @@ def objections(manifest: BundleManifest, found: Phone) -> list[str]:
     libraries = _NEEDS.get(manifest.runtime.name, ())
     if libraries and not set(libraries) & set(found.runtimes):
         out.append(f"needs {' or '.join(libraries)} in the system, it has {', '.join(found.runtimes) or 'neither'}")
+    return out + _app_objections(manifest, apps or {})
+
+
+def _app_objections(manifest: BundleManifest, apps: Apps) -> list[str]:
+    """What is wrong with the chat apps that would load this bundle; nothing if one of them is right.
+
+    An app around another runtime does not count: it carries a model of its own.
+    """
+    libraries = {library.version_of for library in runtimes()[manifest.runtime.name].android}
+    needed = {name: version for name, version in manifest.runtime.pinned.items() if name in libraries}
+    out: list[str] = []
+    for package, has in apps.items():
+        if not needed or (has and not has.keys() & needed.keys()):
+            continue
+        wrong = [f"{n} {has.get(n, 'not at all')}" for n, version in needed.items() if has.get(n) != version]
+        if not wrong:
+            return []
+        told = ", ".join(wrong) if has else "no word of its runtime"
+        out.append(f"needs {_listed(needed)}, its chat app {package} has {told}")
     return out
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def chat_apps(device: Device) -> Apps:
+    """The chat apps of our Gradle project on a phone, and the runtime versions in their version names.
+
+    A version name is "1.0+onnxruntime=1.31.1"; nothing behind it: the app does not say.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for match in _CHAT.finditer(device.shell(_LAUNCHERS).stdout):
+        package = match[1] or match[2]
+        name = re.search(r"^\s*versionName=(\S+)", device.shell(f"dumpsys package {package}").stdout, re.MULTILINE)
+        parts = name[1].split("+")[1:] if name else []
+        found[package] = {part.partition("=")[0]: part.partition("=")[2] for part in parts if "=" in part}
+    return found
 
 
 def _same_chip(needs: Requirements, found: str) -> bool:
@@ -58,13 +103,13 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 
-def check(manifest: BundleManifest, found: Phone) -> None:
+def check(manifest: BundleManifest, found: Phone, apps: Apps | None = None) -> None:
     """
     Raises:
         TargetError: the phone is not one that the bundle was made for; every reason is given.
     """
-    if reasons := objections(manifest, found):
-        fix = "choose another phone, or make a run for this one"
+    if reasons := objections(manifest, found, apps):
+        fix = "choose another phone, or make a run for this one; a chat app is built anew with `bundle --format gradle`"
         raise TargetError(f"the bundle does not fit this phone: {'; '.join(reasons)}", where=found.serial, fix=fix)
 
 
@@ -88,7 +133,7 @@ def _android(path: Path, manifest: BundleManifest, serial: str | None, progress:
     server = Server()
     ready = [d.serial for d in server.devices() if d.state == "device"]
     device = server.device(_choose(ready, serial))
-    check(manifest, phone.describe(device))
+    check(manifest, phone.describe(device), chat_apps(device))
     files = [path] if path.is_file() else sorted(path.glob("*.apk"))
     remote = f"{REMOTE}-{uuid.uuid4().hex[:8]}"
     device.check(f"mkdir -p {remote}")

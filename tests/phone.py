@@ -37,6 +37,7 @@ Current cooling devices from HAL:
 	CoolingDevice{{mValue=0, mType=2, mName=cpu}}
 """
 DUMPSYS = r"""#!/bin/sh
+[ "$1" = package ] && exec cat "bin/package-$2"
 [ "$1" = thermalservice ] || exit 20
 first=$(head -n 1 bin/thermal)   # one status a look; the last one stays
 [ "$(wc -l < bin/thermal)" -gt 1 ] && sed -i 1d bin/thermal
@@ -60,6 +61,14 @@ class FakePhone:
         """What the next looks at the thermal service find; the last one stays."""
         (self.root / "bin" / "thermal").write_text("".join(f"{s}\n" for s in statuses))
 
+    def app(self, package: str, version_name: str) -> None:
+        """Install a chat app of the Gradle project, as the package manager tells of it."""
+        home = "" if package == "org.bluelm.chat" else "org.bluelm.chat"  # shortened as Android does
+        with (self.root / "bin" / "activities").open("a") as file:
+            file.write(f"  priority=0 preferredOrder=0 match=0x108000\n  {package}/{home}.MainActivity\n")
+        told = f"Packages:\n  Package [{package}] (5a3c2f1):\n    versionCode=1 minSdk=24\n"
+        (self.root / "bin" / f"package-{package}").write_text(f"{told}    versionName={version_name}\n")
+
     def files(self) -> list[str]:
         """What lies in the phone's /data/local/tmp."""
         folder = self.root / "data" / "local" / "tmp"
@@ -75,7 +84,9 @@ def furnish(root: Path) -> None:
     (root / "bin/properties").write_text(lines)
     (root / "bin/thermal.txt").write_text(THERMAL.replace("{{", "{").replace("}}", "}"))
     (root / "bin/thermal").write_text("0\n")
-    for name, script in (("getprop", "#!/bin/sh\ncat bin/properties\n"), ("dumpsys", DUMPSYS)):
+    (root / "bin/activities").write_text("3 activities found:\n  com.android.settings/.Settings\n")
+    scripts = {"getprop": "cat bin/properties", "cmd": '[ "$2" = query-activities ] && cat bin/activities'}
+    for name, script in (*((n, f"#!/bin/sh\n{s}\n") for n, s in scripts.items()), ("dumpsys", DUMPSYS)):
         path = root / "bin" / name
         path.write_text(script)
         path.chmod(0o755)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save, save_file
 
+from bluelm.adapters import adapted
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError
@@ -36,10 +37,16 @@ from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget_file
+from eval.baseline import regressions
+from eval.history import History, Run
+from eval.judge import WindowSums
+from eval.measurement import Measurement
 from eval.report import Report
 from export.artifact import Artifact
 from export.bundle import build, keys
 from export.embedding import EmbeddingTable, write_embedding
+from export.ranges import Ranges
+from targets.runners import load_runner
 from tests import bundles, packed
 
 ROWS, HIDDEN, INNER = 16, 8, 16
@@ -320,6 +327,104 @@ def _parquet() -> bytes:
     return body.getvalue()
 
 
+@cache
+def _adapter() -> Mapping[str, bytes]:
+    """A LoRA adapter of one linear, beside the checkpoint that it belongs to."""
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    config = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none",
+        "rank_pattern": {"k_proj": 1}, "alpha_pattern": {"q_proj": 3}, "use_rslora": True,
+    }  # fmt: skip
+    sides = {f"{name}.lora_A.weight": torch.ones(2, HIDDEN), f"{name}.lora_B.weight": torch.ones(HIDDEN, 2)}
+    base = {f"base/{file}": data for file, data in checkpoint().items()}
+    return base | {"a/adapter_config.json": json.dumps(config).encode(), "a/adapter_model.safetensors": save(sides)}
+
+
+def _read_adapter(folder: Path) -> None:
+    merged = adapted(Checkpoint.open(folder / "base"), [(folder / "a", 0.5)])
+    merged.block(0)
+    merged.digest()
+
+
+def _gguf_config() -> ModelConfig:
+    values = json.loads(checkpoint()["config.json"])
+    values |= {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return ModelConfig.from_dict(values, Path("config.json"))
+
+
+@cache
+def _gguf() -> bytes:
+    """A GGUF file of one block, 32 wide, as the exporter lays it out."""
+    import gguf
+
+    from export import gguf_file
+
+    config = _gguf_config()
+    with tempfile.TemporaryDirectory() as place:
+        writer = gguf.GGUFWriter(Path(place) / "m.gguf", gguf_file.architecture(config))
+        gguf_file.add_model(writer, config, 64)
+        writer.add_token_list(["<s>", "a", "你"])
+        for name, source in gguf_file.tensors(config):
+            rows = ROWS if source in ("model.embed_tokens", "lm_head") else 32
+            if gguf_file.is_linear(source):
+                codes = torch.full((rows, 32), 9, dtype=torch.uint8)
+                scales, zeros = torch.ones(rows, 1, dtype=torch.float16), torch.full((rows, 1), 8, dtype=torch.uint8)
+                blocks = gguf_file.pack(QuantizedTensor(codes, scales, zeros, 4, 32), source)
+                writer.add_tensor(name, blocks, raw_dtype=gguf_file.Q4)
+            else:
+                writer.add_tensor(name, torch.ones(rows).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return (Path(place) / "m.gguf").read_bytes()
+
+
+def _read_gguf(folder: Path) -> None:
+    from export.gguf_reader import GgufWeights
+
+    found = GgufWeights(folder / "m.gguf", _gguf_config())
+    found.block(0)
+    found.embedding()
+    found.final_norm()
+    found.head()
+    found.quantized("output.weight")
+
+
+def _history() -> bytes:
+    with tempfile.TemporaryDirectory() as place:
+        history = History(Path(place) / "h.sqlite")
+        history.append(Run("t", "x", True, (Measurement("mean_kl", 0.1, "nats/token", "measured"),), {"a": [1]}))
+        return history.path.read_bytes()
+
+
+def _read_history(folder: Path) -> None:
+    for run in History(folder / "h.sqlite").runs():
+        run.figure("mean_kl")
+
+
+def _baseline() -> Report:
+    """A report whose scores lie there window by window."""
+    ones = (1.0, 2.0)
+    sums = WindowSums(("en", "en"), (3, 4), ones, ones, ones, ones, ones)
+    figures = tuple(
+        Measurement(name, 0.5, "", "measured", 0.1, 2, "", "cpu") for name in ("mean_kl", "p99_kl", "perplexity_ratio")
+    )
+    whole = json.loads(_run_files()["report.json"])
+    made = Report.model_validate(whole | {"artifacts": {"cpu": {"folder": "a", "on": "cpu"}}})
+    return made.model_copy(update={"windows": {"cpu": sums}, "measurements": figures, "inputs": {"evaluation": "e"}})
+
+
+def _ranges() -> bytes:
+    return Ranges(weights="0", samples=1, length=8, values={"a": (-1.0, 2.0)}).model_dump_json().encode()
+
+
+def _read_ranges(folder: Path) -> None:
+    ranges = Ranges.load(folder / "r.json")
+    for name in ranges.values:
+        ranges.encoding(name)
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "safetensors": lambda: Reader(checkpoint(), "model.safetensors", _read_checkpoint),
     "index": lambda: Reader(_index(), "model.safetensors.index.json", _read_checkpoint),
@@ -388,6 +493,21 @@ READERS: dict[str, Callable[[], Reader]] = {
     ),
     "calibration parquet": lambda: Reader(
         {"t.parquet": _parquet()}, "t.parquet", lambda folder: read_texts([folder / "t.parquet"])
+    ),
+    "adapter config": lambda: Reader(_adapter(), "a/adapter_config.json", _read_adapter),
+    "adapter tensors": lambda: Reader(_adapter(), "a/adapter_model.safetensors", _read_adapter),
+    "GGUF": lambda: Reader({"m.gguf": _gguf()}, "m.gguf", _read_gguf),
+    "history": lambda: Reader({"h.sqlite": _history()}, "h.sqlite", _read_history),
+    "baseline": lambda: Reader(
+        {"b.json": _baseline().model_dump_json().encode()},
+        "b.json",
+        lambda folder: regressions(_baseline(), Report.read(folder / "b.json"), 0.95),
+    ),
+    "activation ranges": lambda: Reader({"r.json": _ranges()}, "r.json", _read_ranges),
+    "runner configuration": lambda: Reader(
+        {"r.yaml": b"onnx-cpu: {binary: /x/perf_test, libraries: [/x/lib.so], environment: {A: b}}\n"},
+        "r.yaml",
+        lambda folder: load_runner("onnx-cpu", folder / "r.yaml"),
     ),
     "report": lambda: Reader(_run_files(), "report.json", Report.open),
     "artifact": lambda: Reader(_run_files(), "artifact.json", Artifact.open),

@@ -247,6 +247,24 @@ def test_phones_that_do_not_fit_are_refused(apk: Path, phone: FakePhone, capsys:
     assert not (phone.root / "bin" / "pm.log").exists()
 
 
+def test_a_chat_app_of_another_runtime_version_is_refused(
+    apk: Path, phone: FakePhone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(apk) as archive:
+        needed = json.loads(archive.read("assets/manifest.json"))["runtime"]["pinned"]["onnxruntime"]
+    phone.app("org.example.other", "2.0+executorch=1.4.1")  # carries a model of its own
+    assert call("install", apk) == 0
+    phone.app("org.bluelm.chat", "1.0+onnxruntime=1.2.3")
+    assert call("install", apk) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"needs onnxruntime {needed}, its chat app org.bluelm.chat has onnxruntime 1.2.3" in said
+    phone.app("com.example.silent", "1.0")
+    assert call("install", apk) == 4
+    assert "com.example.silent has no word of its runtime" in " ".join(capsys.readouterr().err.split())
+    phone.app("com.example.right", f"1.0+onnxruntime={needed}")
+    assert call("install", apk) == 0
+
+
 def test_a_tampered_bundle_is_not_installed(apk: Path, phone: FakePhone, tmp_path: Path) -> None:
     bad = tmp_path / "bad.apk"
     raw = bytearray(apk.read_bytes())

@@ -172,6 +172,7 @@ def test_gradle_projects(name: str) -> None:
     facts = project.runtimes()[name]
     for library in facts.android:
         assert f'implementation("{library.maven}:{versions[library.version_of]}")' in text
+        assert f"+{library.version_of}={versions[library.version_of]}" in text.partition("versionNameSuffix = ")[2]
     engine = files["app/src/main/kotlin/org/bluelm/chat/Engine.kt"].decode()
     assert f"class {facts.engine}Engine" in engine
     assert ("useLegacyPackaging = true" in text) == facts.hexagon

@@ -172,7 +172,9 @@ def _jinja() -> Environment:
 
 
 def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
-    """What templates may use; `dependencies` are pinned to the versions that judged the artifact."""
+    """What templates may use; `dependencies` are pinned to the versions that judged the artifact, and `built_with`
+    names them for `bluelm-export install`.
+    """
     versions, package = manifest.runtime.pinned, facts.swift_package
     return {
         "app": manifest.application,
@@ -183,6 +185,7 @@ def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
         "min_sdk": facts.min_sdk,
         "min_ios": manifest.requirements.min_os,
         "dependencies": [f"{lib.maven}:{_version(lib.version_of, versions)}" for lib in facts.android],
+        "built_with": "".join(f"+{x.version_of}={_version(x.version_of, versions)}" for x in facts.android),
         "swift": package,
         "swift_branch": package.branch.format(version=_version(package.version_of, versions)) if package else "",
     }
