@@ -57,7 +57,7 @@ def regressions(now: Report, before: Report, confidence: float) -> list[Check]:
             continue
         pair = now.windows.get(subject), before.windows.get(subject)
         same_text = now.inputs.get("evaluation") == before.inputs.get("evaluation")
-        if same_text and pair[0] and pair[1] and pair[0].tokens == pair[1].tokens:
+        if same_text and pair[0] and pair[1] and pair[0].tokens == pair[1].tokens and sum(pair[0].tokens) > 0:
             checks += [paired(p, pair[0], pair[1], subject, confidence) for p in PAIRED]
             checks += _unpaired(mine, theirs, subject, ALONE, confidence, "")
         else:

@@ -97,6 +97,19 @@ class History:
             fix = "name another file with --history"
             raise InputError(f"the history cannot be used: {error}", where=self.path, fix=fix) from error
 
+    def check(self) -> None:
+        """See that a run can be appended, without writing.
+
+        Raises:
+            InputError: not a history, or no permission.
+        """
+        if self.path.exists():
+            self.runs(last=1)
+        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not os.access(there, os.W_OK) or (there != self.path and not there.is_dir()):
+            fix = "name another file with --history"
+            raise InputError("the history cannot be written here", where=there, fix=fix)
+
     def append(self, run: Run) -> int:
         """Write a run, all or nothing.
 

@@ -61,6 +61,11 @@ class WindowSums:
     top1: tuple[float, ...]
     top5: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        """ValueError where a report's lists do not belong together."""
+        if len({len(getattr(self, field.name)) for field in fields(self)}) > 1:
+            raise ValueError("the sums by window are not all of the same number of windows")
+
 
 class Reference:
     """The float model, shared by the threads that judge: one at a time runs it."""

@@ -99,6 +99,7 @@ def export(
     activations: o.Activations = None,
     max_memory: o.MaxMemory = None,
     quantize_on: o.QuantizeOn = "cpu",
+    version: o.Version = False,
 ) -> None:
     """Quantize a BlueLM checkpoint, lower it to a phone, compile it, and judge the artifact itself.
 
@@ -184,7 +185,7 @@ def _options_of(command: Callable[..., None], without: tuple[str, ...]) -> inspe
     return whole.replace(parameters=[p for name, p in whole.parameters.items() if name not in without])
 
 
-_plan.__signature__ = _options_of(export, ("context", "dry_run"))  # pyright: ignore[reportFunctionMemberAccess]
+_plan.__signature__ = _options_of(export, ("context", "dry_run", "version"))  # pyright: ignore[reportFunctionMemberAccess]
 _plan.__annotations__ = {name: p.annotation for name, p in inspect.signature(_plan).parameters.items()}
 app.command("plan")(_plan)
 

@@ -11,6 +11,15 @@ WHERE, QUANTIZE, TEXT, JUDGE = "What and where", "Quantization", "Calibration te
 TASKS = "Tasks (extra `tasks`)"
 TRUST = "Where the checkpoint comes from, what leaves"
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"bluelm-export {version('bluelm-export')}")
+        raise typer.Exit
+
+
 Target = Annotated[
     str | None,
     typer.Option(help="What to build for, e.g. snapdragon; `bluelm-export targets` lists them.", rich_help_panel=WHERE),
@@ -96,6 +105,11 @@ DeviceRam = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check all input, print the plan, write nothing.", rich_help_panel=WHERE),
+]
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
 ]
 
 RecipeName = Annotated[

@@ -48,10 +48,13 @@ def choose(serial: str, runtime: str, soc: Soc, runner_config: Path | None, allo
     return ChosenPhone(phone, bench, runner, "; ".join(part for part in (note, device) if part))
 
 
-def find_phone(plan: Plan) -> ChosenPhone:
-    """The phone that a run names."""
+def find_phone(plan: Plan) -> ChosenPhone | None:
+    """The phone that a run names, if it does; a runner's configuration is read in any case. Raises as `choose` does."""
     request, target = plan.request, plan.target
-    assert request.device is not None
+    if request.device is None:
+        if request.runner_config is not None:
+            load_runner(target.runtime, request.runner_config)
+        return None
     return choose(request.device, target.runtime, target.soc, request.runner_config, request.allow_other_soc)
 
 

@@ -20,6 +20,7 @@ from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
 from eval.budget_file import DEFAULT_BUDGET
+from eval.history import History
 from eval.memory import PeakMemory
 from eval.report import TOOLS, Built, Report, show, tool_versions
 from eval.tasks import TaskRequest
@@ -59,13 +60,15 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
         plan = make_plan(request)
     for warning in plan.warnings:
         messages.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    phone = find_phone(plan)
+    if request.history is not None:
+        History(request.history).check()
     if dry_run:
         show_plan(plan, output)
         return 0
     compute_device(request.quantize_on)  # there is one
     if plan.resources is not None:
         check_disk(plan.resources, plan.folder)
-    phone = find_phone(plan) if request.device else None
     began = time.monotonic()
     with run_folder(plan.folder) as folder, _log_to(folder / layout.LOG), PeakMemory() as peak:
         log.info("run of %s with %s", plan.title, plan.request)

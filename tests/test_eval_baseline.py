@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from bluelm.errors import InputError
 from eval import baseline
 from eval.baseline import regressions
 from eval.budget import Check
@@ -131,3 +133,11 @@ def test_the_command_takes_a_run_or_its_report(tmp_path: Path) -> None:
         wrong = run(app, ["check", str(tmp_path / "now"), "--baseline", str(place)])
         assert wrong.exit_code == 2
         assert problem in wrong.output
+
+
+def test_sums_that_do_not_belong_together_are_bad_input(tmp_path) -> None:
+    whole = json.loads(report(sums(scores(1))).model_dump_json())
+    whole["windows"]["npu"]["kl"].append(0.1)
+    (tmp_path / "report.json").write_text(json.dumps(whole))
+    with pytest.raises(InputError, match="cannot be read"):
+        Report.open(tmp_path)

@@ -111,7 +111,17 @@ def test_what_gguf_cannot_hold_is_refused(tmp_path):
 
 
 def test_a_damaged_file_is_bad_input(artifact: Artifact, tmp_path):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUX" + artifact.path("model").read_bytes()[4:])
-    with pytest.raises(InputError, match="not a GGUF file"):
-        GgufWeights(path, artifact.model)
+    path, good = tmp_path / "model.gguf", artifact.path("model").read_bytes()
+    endless = (1 << 40).to_bytes(8, "little")
+    first = len(b"general.architecture") + 32  # magic, version, two counts, the first key with its length
+    array = good[:first] + (9).to_bytes(4, "little") + (4).to_bytes(4, "little") + endless  # uint32s without end
+    for data, told in (
+        (b"GGUX" + good[4:], "magic"),
+        (array, "too early"),
+        (good[:8] + endless + good[16:], "not a GGUF file"),
+        (good.replace(b"blk.0.ffn_up.weight", b"blk.0.ffn_op.weight"), "has no blk.0.ffn_up.weight"),
+        (good[: len(good) // 2], "not a GGUF file"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=told):
+            GgufWeights(path, artifact.model)

@@ -136,3 +136,17 @@ def test_mlflow_keeps_the_same_figures(monkeypatch, tmp_path):
     }
     assert found.data.params == {"context": "512"}
     assert found.data.tags["passed"] == "false" and found.info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    ["UPDATE figures SET value = 'much'", "UPDATE runs SET facts = '{'", "UPDATE runs SET facts = '[]'"],
+)
+def test_damaged_content_is_bad_input(tmp_path, spoil):
+    history = History(tmp_path / "h.sqlite")
+    history.append(make_run("one"))
+    history.check()
+    with sqlite3.connect(history.path) as file:
+        file.execute(spoil)
+    with pytest.raises(InputError, match="history cannot be used"):
+        history.check()

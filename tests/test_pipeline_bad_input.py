@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def test_bad_checkpoints(name: str, model: Path, tmp_path: Path, capfd: pytest.C
 
 
 TYPO = Path(__file__).parent / "data" / "typo.yaml"
+DRY = ["--dry-run", "--target", "generic-arm64"]
 BAD_OPTIONS: dict[str, tuple[list[str], int, list[str]]] = {
     "no target": (["--bits", "4"], 2, ["--target"]),
     "unknown target": (["--target", "snapdragoon"], 2, ["snapdragoon", "snapdragon"]),
@@ -148,6 +150,11 @@ BAD_OPTIONS: dict[str, tuple[list[str], int, list[str]]] = {
     "unknown key": (["--target", "generic-arm64", "--recipe", str(TYPO)], 2, ["group_sise", "group_size"]),
     "bad width": (["--target", "generic-arm64", "--bits", "5"], 2, ["5"]),
     "option before command": (["--bits", "4", "targets"], 2, ["--bits", "targets"]),
+    "dry run, no runner": ([*DRY, "--runner-config", "none.yaml"], 2, ["none.yaml"]),
+    "dry run, no history": ([*DRY, "--history", str(TYPO)], 2, ["history", "typo.yaml"]),
+    "dry run, history below a file": ([*DRY, "--history", f"{TYPO}/h.sqlite"], 2, ["history", "typo.yaml"]),
+    "dry run, no phone": ([*DRY, "--device", "X1"], 5, ["fix:"]),
+    "sweep of an unknown target": (["sweep", "--targets", "generic-arm64,snapdragoon"], 2, ["snapdragoon"]),
     "not a run": (["check", "nowhere"], 2, ["nowhere"]),
     "no run to answer": (["generate", "nowhere", "--prompt", "a"], 2, ["nowhere"]),
 }
@@ -165,6 +172,11 @@ def test_bad_options(
     for words in told:
         assert words in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(["--version"]) == 0
+    assert capfd.readouterr().out == f"bluelm-export {version('bluelm-export')}\n"
 
 
 def test_three_bits_are_for_no_phone(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
