@@ -27,10 +27,10 @@ from compress.grid import representable
 from compress.quantized import QuantizedTensor
 
 MARGIN = 0.2  # how far from its code a latent may begin: at the edge, 0.5, the first noisy steps would flip many
-TRAVEL = 0.5  # codes that a latent pushed one way all the time goes: with few steps they are longer
+TRAVEL = 1.0  # codes that a latent pushed one way all the time goes: with few steps they are longer
 SCALE_TRAVEL = 0.2  # the same of a scale, as a share of it
 FASTEST = 0.05  # codes a step, however few steps there are
-BATCH_TOKENS = 1024  # tokens in one step
+BATCH_TOKENS = 512  # tokens in one step
 JUDGED_TOKENS = 8192  # tokens that tell whether training has helped
 SMALLEST = 1e-9  # mean square of a token's stream below which it counts as this
 

@@ -63,7 +63,7 @@ def test_the_block_comes_nearer_to_the_float_model(
     start = plain
     if not symmetric:
         start = quantize(short, samples, Recipe.make({**VALUES, "symmetric": False}), tmp_path / "plain")
-    asked = Recipe.make({**VALUES, "symmetric": symmetric, "refine": 30})
+    asked = Recipe.make({**VALUES, "symmetric": symmetric, "refine": 60})
     refined = quantize(short, samples, asked, tmp_path / "refined")
     assert lost(short, refined, samples.tokens) < 0.9 * lost(short, start, samples.tokens)
     assert lost(short, refined, unseen.tokens) < lost(short, start, unseen.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from common import Task, serve
 
 
 def quantize(task: Task, model: Any) -> dict[str, torch.Tensor]:
-    from gptqmodel import GPTQModel, QuantizeConfig
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
     del model  # it loads the folder itself
     widths = {"bits": task.bits, "group_size": task.group_size, "sym": task.symmetric}
@@ -18,9 +19,12 @@ def quantize(task: Task, model: Any) -> dict[str, torch.Tensor]:
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in task.tokens]
     loaded.quantize(rows, batch_size=1)
     found: dict[str, torch.Tensor] = {}
-    for name, module in loaded.model.named_modules():
-        if hasattr(module, "dequantize_weight"):
-            found[f"{name}.weight"] = module.dequantize_weight().T
+    with TemporaryDirectory() as folder:  # until it is written and read again, zero points are off by one
+        loaded.save(folder)
+        read = GPTQModel.load(folder, device="cpu", dtype=torch.float16, backend=BACKEND.TORCH).model
+        for name, module in read.named_modules():
+            if hasattr(module, "dequantize_weight"):
+                found[f"{name}.weight"] = module.dequantize_weight().T.float()
     return found
 
 
