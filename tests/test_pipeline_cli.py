@@ -148,7 +148,12 @@ def test_a_dry_run_writes_nothing(place: Place) -> None:
 def test_interrupted_runs_exit_6_and_go_on(place: Place) -> None:
     arguments = [*place.arguments(), "--samples", "64", "--name", "broken-off"]
     with subprocess.Popen(
-        command(*arguments), cwd=place.folder, stderr=subprocess.PIPE, text=True, env=environment(place.folder)
+        command(*arguments),
+        cwd=place.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(place.folder),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     ) as process:
         assert process.stderr is not None
         told = ""
