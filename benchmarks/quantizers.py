@@ -3,10 +3,11 @@
     python -m benchmarks.quantizers OUT --train corpus_train.jsonl.gz --text corpus_heldout.jsonl.gz --peers DIR
                                         [--model FOLDER] [--only WORDS]
 
-DIR holds one virtual environment a peer (`--setup` makes them): llmcompressor, gptqmodel, autoround. Every quantizer
-runs in a process of its own with two threads, 128 windows of 256 tokens of the training corpus; embedding, last norm
-and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. They gather in
-OUT/made, with figures beside them: a run may be cut in parts by `--only`, and judged apart from `--make-only`.
+DIR holds one virtual environment a peer (`--setup` makes them): llmcompressor, gptqmodel, autoround, autoawq. Every
+quantizer runs in a process of its own with two threads, 128 windows of 256 tokens of the training corpus; embedding,
+last norm and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. They
+gather in OUT/made, with figures beside them: a run may be cut in parts by `--only`, and judged apart from
+`--make-only`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ WORKERS = Path(__file__).parent / "peers"
 PACKAGES = {
     "llmcompressor": ["llmcompressor==0.14.0"],
     "autoround": ["auto-round==0.16.1"],
+    "autoawq": ["autoawq==0.2.9", "transformers==4.51.3"],
     "gptqmodel": [
         *(
             "accelerate",
@@ -60,8 +62,8 @@ PACKAGES = {
 # (bits, group size, symmetric)
 SETTINGS = {"4-bit g32 sym": (4, 32, True), "4-bit g32 asym": (4, 32, False), "4-bit g128 sym": (4, 128, True)}
 SETTINGS["3-bit g32 sym"] = (3, 32, True)
-# name -> (environment, worker), or our recipe's values
-QUANTIZERS: dict[str, tuple[str, str] | dict[str, Any]] = {
+# name -> (environment, worker, its own words), or our recipe's values
+QUANTIZERS: dict[str, tuple[str, ...] | dict[str, Any]] = {
     "round to nearest": {"method": "rtn"},
     "llm-compressor GPTQ": ("llmcompressor", "llmcompressor_gptq.py"),
     "GPTQModel GPTQ": ("gptqmodel", "gptqmodel_gptq.py"),
@@ -70,6 +72,9 @@ QUANTIZERS: dict[str, tuple[str, str] | dict[str, Any]] = {
     "auto-round 200 steps": ("autoround", "autoround.py"),
     "ours GPTQ, refine 120": {"method": "gptq", "refine": 120},
     "ours GPTQ, refine 200": {"method": "gptq", "refine": 200},
+    "llm-compressor AWQ (mended)": ("llmcompressor", "llmcompressor_awq.py"),
+    "AutoAWQ (as it is)": ("autoawq", "autoawq_awq.py"),
+    "AutoAWQ (mended)": ("autoawq", "autoawq_awq.py", "mended"),
     "ours AWQ": {"method": "awq"},
 }
 
@@ -142,13 +147,13 @@ class Peers:
         return self.out / "tokens.safetensors"
 
     def run(
-        self, how: tuple[str, str], made: Path, bits: int, group_size: int, symmetric: bool
+        self, how: tuple[str, ...], made: Path, bits: int, group_size: int, symmetric: bool
     ) -> dict[str, float] | None:
         """Let a peer quantize into `made`; its figures, or None where it failed."""
-        environment, worker = how
+        environment, worker, *words = how
         python = self.environments / environment / "bin" / "python"
         width = [str(bits), str(group_size), "sym" if symmetric else "asym"]
-        command = [str(python), str(WORKERS / worker), str(self.model), str(self.tokens), str(made), *width]
+        command = [str(python), str(WORKERS / worker), str(self.model), str(self.tokens), str(made), *width, *words]
         return _run(command, self.out / "log.txt")
 
 

@@ -1,6 +1,6 @@
 """What every peer's worker does: run by the peer's own Python, with torch, transformers and the peer alone.
 
-    PYTHON worker.py MODEL TOKENS OUT BITS GROUP_SIZE sym|asym
+    PYTHON worker.py MODEL TOKENS OUT BITS GROUP_SIZE sym|asym [WORDS OF THE WORKER'S OWN]
 
 TOKENS is a safetensors file with `tokens` int64 [n, T]. OUT gets the dequantized weights under their Hugging Face
 names; one line of JSON says how long quantizing took and the process's peak memory.
@@ -32,14 +32,16 @@ class Task:
     symmetric: bool
 
 
-def serve(quantize: Callable[[Task, Any], dict[str, torch.Tensor]]) -> None:
-    """Load the model in float32, hand it to the peer, save what comes back and print the figures."""
-    from transformers import AutoModelForCausalLM
+def serve(quantize: Callable[[Task, Any], dict[str, torch.Tensor]], *, loads: bool = True) -> None:
+    """Load the model in float32, hand it to the peer, save what comes back and print the figures.
 
+    Args:
+        loads: False for a peer that loads the folder itself; it is handed None.
+    """
     torch.set_num_threads(2)
     model, tokens, out, bits, group_size, symmetry = sys.argv[1:7]
     task = Task(model, load_file(tokens)["tokens"], int(bits), int(group_size), symmetry == "sym")
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded = _load(model) if loads else None
     begin, cpu = time.perf_counter(), time.process_time()
     weights = quantize(task, loaded)
     figures = {
@@ -51,6 +53,12 @@ def serve(quantize: Callable[[Task, Any], dict[str, torch.Tensor]]) -> None:
     print(json.dumps(figures))
 
 
+def _load(folder: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def linears(model: Any) -> dict[str, torch.Tensor]:
     """The blocks' two-dimensional weights by name."""
     return {
@@ -58,6 +66,13 @@ def linears(model: Any) -> dict[str, torch.Tensor]:
         for name, weight in model.state_dict().items()
         if ".layers." in name and name.endswith("proj.weight")
     }
+
+
+def with_norms(model: Any) -> dict[str, torch.Tensor]:
+    """The same, with the norms and biases that AWQ folds its scales into."""
+    ends = ("proj.bias", "layernorm.weight")
+    others = {name: value for name, value in model.state_dict().items() if ".layers." in name and name.endswith(ends)}
+    return linears(model) | others
 
 
 def any_tokenizer() -> Any:

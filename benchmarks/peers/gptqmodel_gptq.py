@@ -9,10 +9,9 @@ import torch
 from common import Task, serve
 
 
-def quantize(task: Task, model: Any) -> dict[str, torch.Tensor]:
+def quantize(task: Task, _: Any) -> dict[str, torch.Tensor]:
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
-    del model  # it loads the folder itself
     widths = {"bits": task.bits, "group_size": task.group_size, "sym": task.symmetric}
     config = QuantizeConfig(**widths, device="cpu", offload_to_disk=False)  # offloaded weights could not be read back
     loaded = GPTQModel.load(task.model, config, dtype=torch.float32)
@@ -29,4 +28,4 @@ def quantize(task: Task, model: Any) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    serve(quantize)
+    serve(quantize, loads=False)
