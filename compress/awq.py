@@ -155,7 +155,7 @@ def fold_block(
     """
     folded, notes = dict(tensors), {}
     for place in FOLDS:
-        reads = channels_read(config, place.stage)
+        reads = channels_read(config, place.stage).to(hessians[place.stage.name].device)
         weights = [folded[f"{linear}.weight"] for linear in place.stage.linears]
         asked = [widths[linear] for linear in place.stage.linears]
         scaling = search_scales(weights, hessians[place.stage.name], reads, asked)
@@ -172,7 +172,7 @@ def _spread(weight: Tensor) -> Tensor:
 def _shared_rms(squares: Tensor, reads: Tensor) -> Tensor:
     """Root of the mean square [channels] over the input channels [in] that read the same channel."""
     channels = int(reads.max()) + 1
-    total = torch.zeros(channels).index_add_(0, reads, squares)
+    total = squares.new_zeros(channels).index_add_(0, reads, squares)
     return (total / torch.bincount(reads, minlength=channels)).sqrt()
 
 

@@ -13,7 +13,7 @@ which Chee et al. (2023, arXiv 2307.13304, theorem 6) prove to be the same algor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -123,13 +123,16 @@ def gptq(weight: Tensor, grid: Grid, feedback: Feedback) -> Tensor:
     size = weight.shape[1] if grid.group_size == -1 else grid.group_size
     columns = weight.T[feedback.order]  # [in, out]: a column is contiguous
     scales, zeros = grid.scales.float().T.contiguous(), grid.zeros.float().T.contiguous()  # [groups, out]
-    solved = _solve(columns, scales, zeros, feedback.order // size, feedback.upper, grid.largest_code)
+    groups = (feedback.order // size).tolist()  # of each column
+    solved = _solve(columns, scales, zeros, groups, feedback.upper, grid.largest_code)
     codes = torch.empty_like(solved)
     codes[feedback.order] = solved
     return codes.T.contiguous()
 
 
-def _solve(columns: Tensor, scales: Tensor, zeros: Tensor, group_of: Tensor, upper: Tensor, largest: int) -> Tensor:
+def _solve(
+    columns: Tensor, scales: Tensor, zeros: Tensor, group_of: Sequence[int], upper: Tensor, largest: int
+) -> Tensor:
     """uint8 [in, out]: codes of `columns` [in, out] in the order given; scales, zeros [groups, out]."""
     codes = torch.empty_like(columns, dtype=torch.uint8)
     errors = torch.empty_like(columns)
