@@ -70,6 +70,9 @@ class Budget(DomainLimits):
     max_memory_bytes: Bytes | None = None
     min_npu_node_share: Share | None = None
     min_npu_mac_share: Share | None = None
+    min_task_recovery: Annotated[
+        Share | None, Field(description="score of the artifact / score of the float model, in every task")
+    ] = None
     two_sided: Annotated[bool, Field(description="better than float, or identical to it, fails")] = True
     structure: Annotated[bool, Field(description="tokenizer, template, weights, versions and size must be right")] = (
         True
@@ -88,7 +91,7 @@ class Check:
         passed: whether `outcome` is "passed"; "undecided": there were too few tokens to tell.
         how: how the figure was got. note: why it failed where that is not the number itself.
         low, high: bounds on the figure, each at the budget's confidence; None where it has no error.
-        needed: how many tokens (answers, for the first divergence) would tell, where that is known.
+        needed: how many tokens (answers for the first divergence, questions of tasks) would tell, if that is known.
     """
 
     name: str
@@ -209,14 +212,23 @@ def judge(
         if limit is not None:
             for subject in [about.subject] if about.subject else artifacts:
                 figure = figures.get((about.figure + domain, subject))
-                factor = multiplier(budget.confidence, _samples(figure, samples.get(subject)))
-                checks.append(_check(key + domain, subject, about, float(limit), figure, factor))
+                checks.append(drawn(key + domain, subject, about, float(limit), figure))
+
+    def drawn(key: str, subject: str, about: Limit, limit: float, figure: Measurement | None) -> Check:
+        factor = multiplier(budget.confidence, _samples(figure, samples.get(subject)))
+        return _check(key, subject, about, limit, figure, factor)
 
     for key in _LIMITS:
         hold(key, budget)
     for domain, limits in budget.domains.items():
         for key in DomainLimits.model_fields:
             hold(key, limits, f"@{domain}")
+    if budget.min_task_recovery is not None:
+        asked = [key for key in figures if key[0].startswith("task_score@")]
+        for name, subject in asked or [("task_score", artifacts[0])]:
+            figure = figures.get((name.replace("task_score", "task_recovery", 1), subject))
+            key = name.replace("task_score", "min_task_recovery", 1)
+            checks.append(drawn(key, subject, Limit("task_recovery"), budget.min_task_recovery, figure))
     speed = budget.min_decode_tokens_per_s
     if speed is not None:
         figure = figures.get(("decode_tokens_per_s", speed.where))
@@ -231,7 +243,14 @@ def judge(
 
 def _samples(figure: Measurement | None, windows: int | None) -> int | None:
     """Independent samples behind a figure's error: each answer is one, else the windows are."""
-    return figure.n if figure is not None and figure.name == "first_divergence" else windows
+    return windows if figure is None or _drawn(figure) == "tokens" else figure.n
+
+
+def _drawn(figure: Measurement) -> str:
+    """What a figure's `n` counts."""
+    if figure.name.startswith("task_"):
+        return "questions"
+    return "answers" if figure.name == "first_divergence" else "tokens"
 
 
 def _check(key: str, subject: str, about: Limit, limit: float, figure: Measurement | None, factor: float) -> Check:
@@ -259,9 +278,10 @@ def _check(key: str, subject: str, about: Limit, limit: float, figure: Measureme
 
 def _too_few(figure: Measurement, limit: float, factor: float) -> tuple[int | None, str]:
     """How many would do, and the sentence that says so."""
-    drawn = "answers" if figure.name == "first_divergence" else "tokens"
+    drawn = _drawn(figure)
     if figure.error is None or not math.isfinite(factor):
-        return None, f"too few {drawn} to tell: one window has no error; judge on more text"
+        fix = "one window has no error; judge on more text" if drawn == "tokens" else "one alone has no error"
+        return None, f"too few {drawn} to tell: {fix}"
     needed = enough(figure.value, figure.error, limit, factor, figure.n or 0)
     bounds = f"± {_quantity(factor * figure.error, figure.unit)}"
     if needed is None:

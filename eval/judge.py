@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from queue import SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,14 @@ from numpy.typing import NDArray
 from bluelm.errors import TargetError
 from bluelm.progress import Progress, Silent
 from eval import metrics
-from eval.compare import Continuation, divergence, greedy
+from eval.compare import Continuation, Divergence, divergence, greedy
 from eval.heldout import Window
 from eval.measurement import Measurement
 from targets.runtime import Runtime
 
+T = TypeVar("T")
 Float = NDArray[np.float64]
+Job = Callable[[Runtime], T]
 
 
 @dataclass(frozen=True)
@@ -127,32 +131,49 @@ def score(
         TargetError: the artifact answers with another number of rows or another vocabulary.
         CancelledError: it was stopped.
     """
-    stop = stop or threading.Event()
     with (progress or Silent()).task(name, total=len(windows)) as task:
 
-        def work(first: int) -> list[TokenScores]:
-            found = []
-            for index in range(first, len(windows), len(runtimes)):
-                if stop.is_set():
-                    break
+        def one(index: int) -> Job[TokenScores]:
+            def work(runtime: Runtime) -> TokenScores:
                 window = windows[index]
                 expected = reference.log_probabilities(window.tokens.tolist())
-                logits = runtimes[first].logits(window.tokens.tolist())
-                _check_shape(runtimes[first], logits, expected)
-                found.append(score_window(expected, logits, window, index))
+                logits = runtime.logits(window.tokens.tolist())
+                _check_shape(runtime, logits, expected)
                 task.advance(note=f"{len(window.tokens)} tokens a window")
-            return found
+                return score_window(expected, logits, window, index)
 
-        with ThreadPoolExecutor(len(runtimes)) as pool:
-            try:
-                futures = [pool.submit(work, first) for first in range(len(runtimes))]
-                parts = [part for future in futures for part in future.result()]
-            except BaseException:
-                stop.set()
-                raise
-    if stop.is_set():
-        raise CancelledError
-    return TokenScores.join(parts)
+            return work
+
+        return TokenScores.join(share(runtimes, [one(index) for index in range(len(windows))], stop))
+
+
+def share(runtimes: Sequence[Runtime], jobs: Sequence[Job[T]], stop: threading.Event | None = None) -> list[T]:
+    """What each job gives, each done by whichever of the runtimes is free.
+
+    Raises:
+        CancelledError: it was stopped.
+    """
+    stop = stop or threading.Event()
+    free: SimpleQueue[Runtime] = SimpleQueue()
+    for runtime in runtimes:
+        free.put(runtime)
+
+    def work(job: Job[T]) -> T:
+        if stop.is_set():
+            raise CancelledError
+        runtime = free.get()
+        try:
+            return job(runtime)
+        finally:
+            free.put(runtime)
+
+    with ThreadPoolExecutor(len(runtimes)) as pool:
+        try:
+            futures = [pool.submit(work, job) for job in jobs]
+            return [future.result() for future in futures]
+        except BaseException:
+            stop.set()
+            raise
 
 
 def accuracy(scores: TokenScores, subject: str, domains: Sequence[str] = ()) -> list[Measurement]:
@@ -205,13 +226,17 @@ def window_sums(scores: TokenScores, domains: Sequence[str]) -> WindowSums:
 
 
 def first_divergence(
-    reference: Reference, runtime: Runtime, prompts: Sequence[Sequence[int]], length: int, subject: str
+    reference: Reference, runtimes: Sequence[Runtime], prompts: Sequence[Sequence[int]], length: int, subject: str
 ) -> Measurement:
     """How many tokens of a greedy answer come before the first that the artifact would choose otherwise.
 
     The mean over the prompts; an answer of `length` tokens that is the same to its end counts as `length`.
     """
-    found = [divergence(runtime, i, prompt, *reference.greedy(prompt, length)) for i, prompt in enumerate(prompts)]
+
+    def one(index: int, prompt: Sequence[int]) -> Job[Divergence]:
+        return lambda runtime: divergence(runtime, index, prompt, *reference.greedy(prompt, length))
+
+    found = share(runtimes, [one(i, prompt) for i, prompt in enumerate(prompts)])
     at = np.array([length if d.at is None else d.at for d in found], dtype=np.float64)
     whole = sum(d.at is None for d in found)
     estimate = metrics.mean(at, np.arange(len(at)))

@@ -61,6 +61,7 @@ LABELS = {
     "bits_per_weight": "bits a weight, in the files",
     "npu_node_share": "share of nodes on the NPU",
     "npu_mac_share": "share of multiplications on it",
+    "delegated_share": "share of operators in the delegate",
     "prefill_tokens_per_s": "prefill, tokens/s",
     "decode_tokens_per_s": "decode, tokens/s",
     "first_token_s": "first token, s",
@@ -134,6 +135,12 @@ class Report(BaseModel):
         """By subject, how many windows of text stand behind the errors of its figures."""
         return {name: len(sums.tokens) for name, sums in self.windows.items()}
 
+    @property
+    def not_known(self) -> list[str]:
+        """What was not checked because an artifact's format does not tell it, by artifact."""
+        told = self.details.get("not_known", {})
+        return [f"{SUBJECTS.get(name, name)}: {text}" for name, texts in told.items() for text in texts]
+
     def save(self, folder: Path) -> Path:
         """Write `folder`/report.json, all or nothing."""
         path = folder / FILE
@@ -154,7 +161,7 @@ def tool_versions() -> dict[str, str]:
 
 def show(report: Report, console: Console) -> None:
     """Print the verdict, then the figures."""
-    show_verdict(report.title, Verdict(report.checks), console)
+    show_verdict(report.title, Verdict(report.checks), console, report.not_known)
     for warning in report.warnings:
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     console.print()
@@ -165,21 +172,31 @@ def show(report: Report, console: Console) -> None:
     console.print(_figures_table(report.measurements))
 
 
-def show_verdict(title: str, verdict: Verdict, console: Console) -> None:
-    """Print whether the budget holds, and every limit with its figure."""
+def show_verdict(title: str, verdict: Verdict, console: Console, not_known: Sequence[str] = ()) -> None:
+    """Print whether the budget holds, every limit with its figure, and what no format tells."""
     word = "[bold green]PASSED[/]" if verdict.passed else "[bold red]FAILED[/]"
     console.print(f"\n{word}  {escape(title)}", highlight=False)
-    sound: dict[str, list[str]] = {}
-    for check in verdict.checks:
-        if check.passed and check.name.removeprefix("max_") in SOUND:
-            sound.setdefault(check.subject, []).append(SOUND[check.name.removeprefix("max_")])
-            continue
+    checks, sound = told(verdict.checks)
+    for check in checks:
         mark = "[green]ok  [/]" if check.passed else "[red]FAIL[/]"
         console.print(f"  {mark} {escape(str(check))}", highlight=False, soft_wrap=True)
-    for subject, names in sound.items():
-        console.print(
-            f"  [green]ok  [/] as it should be ({subject}): {', '.join(names)}", highlight=False, soft_wrap=True
-        )
+    for text in sound:
+        console.print(f"  [green]ok  [/] {text}", highlight=False, soft_wrap=True)
+    for text in not_known:
+        console.print(f"  [dim]--  [/] not known, {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def told(checks: Sequence[Check]) -> tuple[list[Check], list[str]]:
+    """Checks to be told one by one, and a line an artifact for those of its structure that passed."""
+    shown: list[Check] = []
+    sound: dict[str, list[str]] = {}
+    for check in checks:
+        name = SOUND.get(check.name.removeprefix("max_"))
+        if check.passed and name is not None:
+            sound.setdefault(check.subject, []).append(name)
+        else:
+            shown.append(check)
+    return shown, [f"as it should be ({subject}): {', '.join(names)}" for subject, names in sound.items()]
 
 
 def _accuracy_table(measurements: Sequence[Measurement]) -> Table:

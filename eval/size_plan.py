@@ -22,7 +22,7 @@ HELD = ("weights", "context", "embedding", "model")  # roles of files with weigh
 
 
 class Layout(BaseModel):
-    """How a format holds numbers: bytes, or bits, of each."""
+    """How a format holds numbers: bytes of each; `weight_bits`: blocks and head are floats of so many bits instead."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     scale: float = 2
@@ -52,7 +52,7 @@ def planned_parts(quantized: QuantizedCheckpoint, artifact: Artifact) -> dict[st
     parts = {"blocks": 0.0, "head": 0.0, "embedding": 0.0}
     for name, info in quantized.linears.items():
         part = "embedding" if name == EMBED else "head" if name == HEAD else "blocks"
-        parts[part] += _linear(info, layout)
+        parts[part] += _linear(info, layout, table=name == EMBED)
     if quantized.config.shares_table:
         parts["head"] = _linear(quantized.linears[EMBED], layout)
     parts["norms and tables"] = _vectors(quantized.config, layout, artifact.context)
@@ -71,9 +71,9 @@ def deviation(planned: int, artifact: Artifact) -> float:
     return max(more - allowed, -more, 0) / planned
 
 
-def _linear(info: LinearInfo, layout: Layout) -> float:
+def _linear(info: LinearInfo, layout: Layout, table: bool = False) -> float:
     rows, columns = info.shape
-    if layout.weight_bits is not None:
+    if layout.weight_bits is not None and not table:
         return rows * columns * layout.weight_bits / 8
     groups = 1 if info.group_size == -1 else columns // info.group_size
     stored = groups if layout.block is None else columns // layout.block

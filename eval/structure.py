@@ -22,7 +22,7 @@ from eval import metrics, size_plan
 from eval.compare import BlockErrors
 from eval.measurement import Measurement
 from export.artifact import Artifact, Format
-from export.readback import differing
+from export.readback import differing, readable
 from targets.generation import ends, generate, until
 from targets.runtime import Runtime
 
@@ -53,6 +53,8 @@ RUNTIME_PACKAGES = {
     "litert": "ai-edge-litert",
     "gguf": "gguf",
 }
+DELEGATES = {"executorch-qnn": ("QnnBackend", True), "executorch-coreml": ("CoreMLBackend", False)}
+"""Of formats that are to be delegated as a whole: the delegate's name, and whether it is the NPU itself."""
 FORCED = 3  # tokens of an answer before the end token is put on top
 
 
@@ -153,6 +155,8 @@ def block_figures(to_float: BlockErrors | None, to_quantized: BlockErrors, subje
 
 def npu_shares(artifact: Artifact, subject: str) -> list[Measurement]:
     """Share of nodes, and of multiply-accumulates of a token, that the NPU takes; [] where no compiler told."""
+    if artifact.format in DELEGATES:
+        return _delegated(artifact, subject)
     counts = artifact.nodes.values()
     if not counts:
         return []
@@ -172,6 +176,32 @@ def npu_shares(artifact: Artifact, subject: str) -> list[Measurement]:
         macs = multiply_accumulates(artifact.model, artifact.context)
         note = f"all {macs / 1e6:,.1f} M of a token at full context: every node of both graphs is on the NPU"
         found.append(Measurement("npu_mac_share", 1.0, "", "measured", n=macs, note=note, subject=subject))
+    return found
+
+
+def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
+    """All of it where every method of the program is nothing but calls of one delegate, else not known."""
+    from export.executorch_reader import all_delegated
+
+    name, is_npu = DELEGATES[artifact.format]
+    called = all_delegated(artifact.path("model"))
+    if called is None or {delegate for delegates in called.values() for delegate in delegates} != {name}:
+        return []
+    note = f"{' and '.join(called)} are calls of {name} and nothing else"
+    names = ["delegated_share", *(("npu_node_share", "npu_mac_share") if is_npu else ())]
+    return [Measurement(name, 1.0, "", "measured", note=note, subject=subject) for name in names]
+
+
+def not_known(artifact: Artifact) -> list[str]:
+    """What is not checked because the format does not tell it, a sentence each."""
+    found = []
+    if not readable(artifact):
+        found.append(
+            f"codes and scales cannot be read back from {artifact.format} files: that the artifact answers as its own "
+            "weights do is all that speaks for them"
+        )
+    if artifact.format in ("coreml", "executorch-coreml"):
+        found.append("the share of nodes on the Neural Engine: Core ML chooses the unit on the device")
     return found
 
 
@@ -252,6 +282,12 @@ def _end_faults(artifact: Artifact, config: ModelConfig) -> Iterator[str]:
         told = json.loads(artifact.path("genai").read_text(encoding="utf-8"))["model"]["eos_token_id"]
         if {*(told if isinstance(told, list) else [told])} != wanted:
             yield f"genai_config.json says {told}, the checkpoint {sorted(wanted)}"
+    if artifact.format == "executorch-xnnpack":
+        from export.executorch_reader import constant, read_file
+
+        told = constant(read_file(artifact.path("model")), "get_eos_ids")
+        if told is None or set(told) != wanted:
+            yield f"model.pte says {told}, the checkpoint {sorted(wanted)}"
     if artifact.format == "gguf":
         from export.gguf_reader import GgufWeights
 

@@ -94,18 +94,28 @@ def check_program(path: Path, quantized: QuantizedCheckpoint) -> None:
     Raises:
         ExportError: they are not.
     """
+    for name in other_weights(path, quantized):
+        raise ExportError(f"the program holds other codes or scales of {name}", where=path)
+
+
+def other_weights(path: Path, quantized: QuantizedCheckpoint) -> Iterator[str]:
+    """Linears that a method of the .pte does not hold with the checkpoint's codes and scales.
+
+    The weights of a method have no names of ours; they stand in the order of the model.
+    """
     layers = range(quantized.config.num_layers)
     names = [*(f"model.layers.{layer}.{name}" for layer in layers for name in LINEARS), "lm_head"]
     with tempfile.TemporaryDirectory(prefix="bluelm-pte-") as scratch:
         program = unpack(path, Path(scratch))
         for method in program.methods.values():
             found = [v for _, v in program.package.constants(method.function) if "data" in v]
-            if len(found) != len(names):
-                raise ExportError(f"{method.name} holds {len(found)} weights, the model has {len(names)}", where=path)
-            for name, stored in zip(names, found, strict=True):
-                values = {key: program.package.value(value) for key, value in stored.items()}
-                if not _same(values, quantized, name):
-                    raise ExportError(f"{method.name} holds other codes or scales of {name}", where=path)
+            left = [{key: program.package.value(value) for key, value in stored.items()} for stored in found]
+            for name in names:
+                index = next((i for i, values in enumerate(left) if _same(values, quantized, name)), None)
+                if index is None:
+                    yield name
+                else:
+                    left.pop(index)
 
 
 def _same(values: dict[str, np.ndarray], quantized: QuantizedCheckpoint, name: str) -> bool:

@@ -16,6 +16,7 @@ import torch
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
 from executorch.exir._serialize._flatbuffer import _flatc_decompile
 from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
+from executorch.exir.schema import DelegateCall, Int
 
 from compress.quantized import QuantizedTensor
 
@@ -34,7 +35,7 @@ class Contents:
 
 def read(path: Path) -> Contents:
     """Parse the file `path`."""
-    file = deserialize_pte_binary(path.read_bytes())
+    file = read_file(path)
     plans = file.program.execution_plan
     forward = next(plan for plan in plans if plan.name == "forward")
     linears: list[QuantizedTensor] = []
@@ -43,6 +44,29 @@ def read(path: Path) -> Contents:
             blob = bytes(file.program.backend_delegate_data[delegate.processed.index].data)
             linears += _linears(blob, file)
     return Contents(tuple(linears), tuple(plan.name for plan in plans), tuple(d.id for d in forward.delegates), file)
+
+
+def read_file(path: Path) -> PTEFile:
+    """The program of the file `path` as ExecuTorch's schema has it."""
+    return deserialize_pte_binary(path.read_bytes())
+
+
+def constant(file: PTEFile, method: str) -> list[int] | None:
+    """The whole numbers that a method without inputs answers, as ExecuTorch's runners ask it; None if there is none."""
+    plan = next((plan for plan in file.program.execution_plan if plan.name == method), None)
+    if plan is None:
+        return None
+    values = [plan.values[index].val for index in plan.outputs]
+    return [value.int_val for value in values if isinstance(value, Int)]
+
+
+def all_delegated(path: Path) -> dict[str, tuple[str, ...]] | None:
+    """By method, the delegates that it calls; None where a method also calls kernels of ExecuTorch's own."""
+    plans = read_file(path).program.execution_plan
+    steps = [step.instr_args for plan in plans for chain in plan.chains for step in chain.instructions]
+    if not steps or not all(isinstance(step, DelegateCall) for step in steps):
+        return None
+    return {plan.name: tuple(delegate.id for delegate in plan.delegates) for plan in plans}
 
 
 def embedding_codes(contents: Contents, shape: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
 """Whether a finished artifact holds the codes and scales of a quantized checkpoint: read from its files again.
 
-Formats that a vendor's compiler wrote (qnn-context, ExecuTorch for NPUs) cannot be read; their graphs before it can.
+Formats that a vendor's compiler wrote (qnn-context, ExecuTorch for HTP and NeuroPilot) cannot be read; their graphs
+before it can.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def differing(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str] |
     """
     reader = _READERS.get(artifact.format)
     return None if reader is None else list(dict.fromkeys(reader(artifact, quantized)))
+
+
+def readable(artifact: Artifact) -> bool:
+    """Whether the format's codes and scales can be read back."""
+    return artifact.format in _READERS
 
 
 def same(wanted: QuantizedTensor, found: Stored) -> bool:
@@ -131,6 +137,13 @@ def _executorch(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[
         yield EMBED
 
 
+def _executorch_coreml(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
+    from export.executorch_coreml import other_weights
+
+    yield from other_weights(artifact.path("model"), quantized)
+    yield from _table(artifact, quantized)
+
+
 def _gguf(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     """Rows of a Llama's q and k lie in neighbouring pairs."""
     from export.gguf_file import LOCAL_NAMES, interleaved
@@ -191,6 +204,7 @@ _READERS: dict[Format, Callable[[Artifact, QuantizedCheckpoint], Iterator[str]]]
     "onnx-genai": _genai,
     "litert": _litert,
     "executorch-xnnpack": _executorch,
+    "executorch-coreml": _executorch_coreml,
     "gguf": _gguf,
     "coreml": _coreml,
 }

@@ -44,7 +44,7 @@ def check(run: Path, budget: Path | None, baseline: Path | None, out: Path | Non
             "budget": limits.model_dump(mode="json", exclude_none=True),
         }
     )
-    show_verdict(report.title, verdict, console)
+    show_verdict(report.title, verdict, console, report.not_known)
     if out is not None:
         judged.save(out)
         write_all(judged, out)

@@ -21,13 +21,14 @@ def write_junit(report: Report, folder: Path) -> Path:
     """Write `folder`/junit.xml: every limit of the budget is a test case, a figure not measured fails it.
 
     The dialect is the one that GitLab, Jenkins and GitHub's readers agree on: testsuites, testsuite, testcase,
-    failure, properties.
+    failure, skipped, properties. What an artifact's format does not tell is a skipped test case.
     """
     failed = sum(not check.passed for check in report.checks)
     seconds = f"{sum(stage.seconds for stage in report.stages):.2f}"
-    counts = {"tests": str(len(report.checks)), "failures": str(failed), "errors": "0", "time": seconds}
+    skipped = report.not_known
+    counts = {"tests": str(len(report.checks) + len(skipped)), "failures": str(failed), "errors": "0", "time": seconds}
     root = Xml.Element("testsuites", {"name": "bluelm-export", **counts})
-    suite = Xml.SubElement(root, "testsuite", {"name": _clean(report.title), "skipped": "0", **counts})
+    suite = Xml.SubElement(root, "testsuite", {"name": _clean(report.title), "skipped": str(len(skipped)), **counts})
     properties = Xml.SubElement(suite, "properties")
     for name, value in {"target": report.target, **report.versions, **report.inputs}.items():
         Xml.SubElement(properties, "property", name=_clean(name), value=_clean(value))
@@ -39,6 +40,9 @@ def write_junit(report: Report, folder: Path) -> Path:
             failure = Xml.SubElement(case, "failure", message=_clean(str(check)), type="budget")
             failure.text = _clean(str(check))
         Xml.SubElement(case, "system-out").text = _clean(str(check))
+    for text in skipped:
+        case = Xml.SubElement(suite, "testcase", classname=_clean(report.target), name=_clean(text), time="0")
+        Xml.SubElement(case, "skipped", message="not known")
     Xml.indent(root)
     path = folder / JUNIT
     with atomic_file(path) as temporary:
@@ -57,6 +61,7 @@ def summary(report: Report) -> str:
     """The report in Markdown: the verdict, the limits, what was measured of the artifacts; the rest folded away."""
     lines = [f"## {'✅ PASSED' if report.passed else '❌ FAILED'}: {_cell(report.title)}", ""]
     lines += _table(("", "limit", "of", "figure"), [_check_row(check) for check in report.checks])
+    lines += [f"> Not known, {_cell(text)}\n" for text in report.not_known]
     lines += [f"> ⚠️ {_cell(warning)}\n" for warning in report.warnings]
     artifacts, rows = side_by_side(report.measurements)
     lines += _table(("figure, ± one standard error", *artifacts), rows)

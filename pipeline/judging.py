@@ -27,7 +27,7 @@ from export.artifact import Artifact
 from pipeline import layout
 from pipeline.inspecting import Inspector
 from pipeline.stages import Stages, code
-from targets.runtime import Place, open_runtime
+from targets.runtime import Place, Runtime, open_runtime
 from targets.target import Target
 from targets.torch_runtime import TorchRuntime
 
@@ -160,22 +160,29 @@ def _judge_one(
         runtimes = [stack.enter_context(open_runtime(artifact.folder, on=subject.on)) for _ in range(subject.sessions)]
         runtime = runtimes[0]
         told = f"{runtime.name} ({structure.runtime_version(artifact)})"
-        figures = inspector.running(artifact, runtime, subject.name)
+
+        def running(one: Runtime) -> list[Measurement]:
+            return inspector.running(artifact, one, subject.name)
+
         if reference is None:
-            return _JudgedOne(figures, None, told)
+            return _JudgedOne(running(runtime), None, told)
         windows = inspector.held_out.first(subject.tokens)
         domains = [window.domain for window in windows]
-        name = f"judge the {subject.name.upper()} artifact"
-        scores = judge.score(reference, runtimes, windows, name=name, progress=progress, stop=stop)
-        figures = judge.accuracy(scores, subject.name, domains) + figures
         longest = max(windows, key=lambda window: len(window.tokens))
         tokens = longest.tokens.tolist()[: artifact.chunk + DECODED // 2]
         steps = min(DECODED, len(tokens) - 1)
-        figures += judge.prefill_decode(runtime, tokens, steps, subject.name)
+
+        def decoding(one: Runtime) -> list[Measurement]:
+            return judge.prefill_decode(one, tokens, steps, subject.name)
+
+        own, decoded = judge.share(runtimes, [running, decoding], stop)
+        name = f"judge the {subject.name.upper()} artifact"
+        scores = judge.score(reference, runtimes, windows, name=name, progress=progress, stop=stop)
+        figures = [*judge.accuracy(scores, subject.name, domains), *own, *decoded]
         prompts = [window.tokens.tolist()[:PROMPT_TOKENS] for window in windows[:PROMPTS]]
         length = min(GREEDY_TOKENS, artifact.context - PROMPT_TOKENS)
         if length > 0:
-            figures.append(judge.first_divergence(reference, runtime, prompts, length, subject.name))
+            figures.append(judge.first_divergence(reference, runtimes, prompts, length, subject.name))
         return _JudgedOne(figures, judge.window_sums(scores, domains), told)
 
 

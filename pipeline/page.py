@@ -11,7 +11,7 @@ from typing import Any
 from bluelm.files import write_text
 from eval.estimate import chip
 from eval.measurement import Measurement
-from eval.report import PLACES, SUBJECTS, Report, format_value, label, number, side_by_side, task_rows
+from eval.report import PLACES, SUBJECTS, Report, format_value, label, number, side_by_side, task_rows, told
 from pipeline import page_plots
 from pipeline.page_plots import Mark
 from targets.socs import find_soc
@@ -62,10 +62,12 @@ def render(report: Report) -> str:
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     failed = sum(not check.passed for check in report.checks)
+    checks, sound = told(report.checks)
     return environment.get_template("report.html.jinja").render(
         report=report,
         failed=failed,
-        checks=sorted(report.checks, key=lambda check: check.passed),  # what failed comes first
+        checks=sorted(checks, key=lambda check: check.passed),  # what failed comes first
+        sound=sound,
         sections=[section for section in _sections(report) if section.plot or section.table],
         facts=list(_facts(report)),
     )
@@ -116,16 +118,16 @@ def domains(report: Report) -> Section:
         _domain_row(DOMAINS.get(d, d), s, {name: m for (name, at, of), m in found.items() if (at, of) == (d, s)})
         for d, s in keys
     ]
-    headings = ("", "tokens", "perplexity", "float model's", "ratio", "mean KL")
+    headings = ("", "ratio", "mean KL", "perplexity", "float model's", "tokens")
     plot = page_plots.intervals(panels, {}, SUBJECTS) if panels else ""
     return Section("By domain", plot, Table(headings, tuple(rows)) if rows else None)
 
 
 def _domain_row(domain: str, subject: str, figures: Mapping[str, Measurement]) -> tuple[str, ...]:
     """The perplexities without their errors, which are those of the text; their ratio's is what counts."""
-    plain = ("tokens_judged", "perplexity", "reference_perplexity")
-    cells = [number(figures[name].value) if name in figures else "" for name in plain]
-    cells += [format_value(figures[name]) if name in figures else "" for name in BY_DOMAIN]
+    plain = ("perplexity", "reference_perplexity", "tokens_judged")
+    cells = [format_value(figures[name]) if name in figures else "" for name in BY_DOMAIN]
+    cells += [number(figures[name].value) if name in figures else "" for name in plain]
     return (f"{domain}, {subject.upper()}", *cells)
 
 

@@ -19,6 +19,7 @@ from bluelm.progress import Progress
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
+from eval import structure
 from eval.budget_file import DEFAULT_BUDGET
 from eval.history import History
 from eval.memory import PeakMemory
@@ -311,6 +312,7 @@ def _details(plan: Plan, quantized: QuantizedCheckpoint, subjects: Sequence[Subj
         "evaluation": {"tokens": dict(plan.held_out.judged)},
         "quantized": quantized.info,
         "artifacts": {s.name: s.artifact.model_dump(mode="json") for s in subjects},
+        "not_known": {s.name: structure.not_known(s.artifact) for s in subjects},
     }
 
 

@@ -65,6 +65,7 @@ def example(*, passed: bool = False, title: str = "a model & <others>, 4-bit") -
                     "files": [{"path": role, "role": role, "bytes": size} for role, size in files],
                 }
             },
+            "not_known": {"npu": ["codes & scales cannot be read back"]},
         },
         warnings=("the model chats | the text\ndoes not, 100%",),
     )

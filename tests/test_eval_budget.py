@@ -92,6 +92,27 @@ def test_speed_counts_only_the_accepted_kind() -> None:
     assert "beyond by 100" in str(slow)
 
 
+def test_recovery_is_asked_of_every_task_that_was_run() -> None:
+    def task(name: str, *recovery: float) -> list[Measurement]:
+        score = Measurement(f"task_score@{name}", 0.4, "", "measured", 0.02, 500, subject="npu")
+        value, error = recovery or (0, 0)
+        found = Measurement(f"task_recovery@{name}", value, "", "measured", error, 500, subject="npu")
+        return [score, found] if recovery else [score]
+
+    budget = Budget(min_task_recovery=0.95, structure=False, two_sided=False)
+    figures = [*task("a", 0.99, 0.01), *task("b", 0.90, 0.01), *task("c", 0.96, 0.02), *task("d")]
+    first, second, third, fourth = judge(budget, figures, ("npu", "cpu")).checks
+    assert (first.name, first.subject, first.outcome) == ("min_task_recovery@a", "npu", "passed")
+    assert second.outcome == "failed"
+    assert "beyond by 0.05" in str(second)
+    assert third.outcome == "undecided"
+    assert third.needed is not None
+    assert f"on 500 questions); about {third.needed:,} would do" in str(third)
+    assert (fourth.passed, fourth.note) == (False, "not measured")
+    (none,) = judge(budget, GOOD, ("npu", "cpu")).checks
+    assert str(none) == "min_task_recovery (npu): not measured; the budget asks for at least 0.95"
+
+
 def test_default_budget_is_readable_and_asks_for_everything_that_a_run_measures() -> None:
     budget = budget_file.load(DEFAULT_BUDGET)
     assert budget.max_artifact_bytes == 4_000_000_000

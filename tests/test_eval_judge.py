@@ -162,7 +162,7 @@ def test_first_divergence_is_where_two_free_answers_part() -> None:
     p, q = table(1), table(1)
     q[:, 3] = table(5)[:, 3]  # other answers behind token 3 only
     prompts = [[0, 1], [2, 2], [4, 1]]
-    found = judge.first_divergence(judge.Reference(TableRuntime(p)), TableRuntime(q), prompts, 12, "cpu")
+    found = judge.first_divergence(judge.Reference(TableRuntime(p)), [TableRuntime(q)], prompts, 12, "cpu")
     at = []
     for prompt in prompts:
         answers = []
@@ -176,5 +176,5 @@ def test_first_divergence_is_where_two_free_answers_part() -> None:
     assert min(at) < 12
     assert found.value == pytest.approx(np.mean(at))
     assert found.error == pytest.approx(np.std(at, ddof=1) / np.sqrt(3))
-    same = judge.first_divergence(judge.Reference(TableRuntime(p)), TableRuntime(p), prompts, 12, "cpu")
+    same = judge.first_divergence(judge.Reference(TableRuntime(p)), [TableRuntime(p)], prompts, 12, "cpu")
     assert (same.value, same.note) == (12, "3 of 3 answers the same for all 12 tokens, 0 apart at a tie")

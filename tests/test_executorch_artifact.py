@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from bluelm.errors import InputError, TargetError
 from compress.grid import choose_grid
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
+from eval import size_plan, structure
 from export import executorch
 from export.artifact import Artifact
 from export.executorch_reader import embedding_codes, read
@@ -57,6 +59,19 @@ def test_linears_run_in_xnnpack_and_runners_find_what_they_ask_for(artifact: Art
     assert set(contents.delegates) == {"XnnpackBackend"}
     asked = {"get_vocab_size", "get_max_seq_len", "get_max_context_len", "get_bos_id", "get_eos_ids"}
     assert {"forward", "use_kv_cache", "enable_dynamic_shape"} | asked <= set(contents.methods)
+
+
+def test_the_file_names_the_end_tokens_and_has_the_size_that_was_planned(
+    block: QuantizedCheckpoint, artifact: Artifact
+):
+    parts = size_plan.planned_parts(block, artifact)
+    assert parts is not None
+    assert size_plan.deviation(sum(parts.values()), artifact) == 0
+    with open_runtime(artifact.folder) as runtime:
+        figure = structure.end_token(artifact, block.config, runtime, TEXT[:4], "cpu")
+        other = structure.end_token(artifact, replace(block.config, eos_token_ids=(7,)), runtime, TEXT[:4], "cpu")
+    assert figure.value == 0
+    assert "model.pte says [2], the checkpoint [7]" in other.note
 
 
 def test_logits_agree_and_the_llm_runner_says_what_our_runner_says(block: QuantizedCheckpoint, artifact: Artifact):

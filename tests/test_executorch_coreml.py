@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
+from bluelm.weights import LINEARS
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
+from eval import size_plan, structure
 from eval.compare import Subject, block_errors, weights_steps
 from export import executorch_coreml
 from export.artifact import Artifact
 from export.executorch_coreml_reader import unpack
+from export.readback import differing
 from targets.executorch_coreml import open_executorch_coreml
 from targets.registry import find
 from targets.runtime import open_runtime
@@ -53,6 +56,9 @@ def test_the_program_holds_the_very_codes_in_both_methods(
     executorch_coreml.check_program(artifact.path("model"), hurt)
     with pytest.raises(ExportError, match=r"other codes or scales of model\.layers\.1\.self_attn\.q_proj"):
         executorch_coreml.check_program(artifact.path("model"), sound)
+    block = [f"model.layers.1.{name}" for name in LINEARS]
+    assert sorted(differing(artifact, sound) or []) == sorted(block)
+    assert differing(artifact, hurt) == []
     program = unpack(artifact.path("model"), tmp_path)
     places = []
     for method in program.methods.values():
@@ -60,6 +66,18 @@ def test_the_program_holds_the_very_codes_in_both_methods(
         assert program.package.value(held[0]["data"]).max() <= 7  # int4
         places.append([(v["data"].blobFileValue.offset, v["scale"].blobFileValue.offset) for v in held])
     assert places[0] == places[1] and len(places[0]) == 15
+
+
+def test_all_is_delegated_but_the_unit_is_not_known_and_the_size_is_as_planned(
+    artifact: Artifact, hurt: Damaged
+) -> None:
+    (share,) = structure.npu_shares(artifact, "npu")
+    assert (share.name, share.value) == ("delegated_share", 1.0)
+    (told,) = structure.not_known(artifact)
+    assert "Core ML chooses the unit on the device" in told
+    parts = size_plan.planned_parts(hurt, artifact)
+    assert parts is not None
+    assert size_plan.deviation(sum(parts.values()), artifact) < 0.02
 
 
 def test_prefill_in_chunks_and_decode_answer_as_the_dequantized_model(artifact: Artifact, hurt: Damaged) -> None:

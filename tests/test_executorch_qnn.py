@@ -7,6 +7,7 @@ import pytest
 
 from bluelm.errors import TargetError
 from compress.recipe import Recipe
+from eval import size_plan, structure
 from targets.registry import find
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
@@ -25,6 +26,12 @@ def test_a_pte_runs_on_the_npus_simulator(tmp_path):
     with open_runtime(made.folder, target.default_on) as runtime:
         chunked = runtime.logits(TOKENS[:5])
         last = runtime.decode(TOKENS[5])
+    shares = {m.name: m.value for m in structure.npu_shares(made, "npu")}
+    assert shares == {"delegated_share": 1, "npu_node_share": 1, "npu_mac_share": 1}
+    assert "codes and scales cannot be read back from executorch-qnn files" in structure.not_known(made)[0]
+    parts = size_plan.planned_parts(quantized, made)
+    assert parts is not None
+    assert size_plan.deviation(sum(parts.values()), made) < 0.02
     expected = TorchRuntime(quantized, 16).logits(TOKENS)
     assert mean_kl(expected, np.concatenate([chunked, last[None]])) < 1e-3  # 16-bit activations
 
