@@ -47,6 +47,7 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "rtn auto, as large": {**RTN, "bits": "auto"},
     "rtn auto, 0.95 of it": {**RTN, "bits": "auto", "share": 0.95},
     "rtn auto, 1.15 of it": {**RTN, "bits": "auto", "share": 1.15},
+    "awq w4-g32": AWQ,
     "gptq w4-g32": GPTQ,
     "gptq auto, as large": {**GPTQ, "bits": "auto"},
 }

@@ -134,6 +134,18 @@ class Streams:
         found = kept[batch].to(self.device)
         return found.float() if found.dtype == torch.bfloat16 else found
 
+    def spread(self, tokens: int) -> Tensor:
+        """About so many tokens of `hidden`: whole samples, evenly spread over those of all ranks, the same on each.
+
+        Returns:
+            float32 [b, T, hidden], on the device.
+        """
+        count = min(self.split.samples, max(1, tokens // self.split.length))
+        picked = torch.linspace(0, self.split.samples - 1, count).round().long()
+        mine = self.split.mine
+        own = self.hidden[picked[(picked >= mine.start) & (picked < mine.stop)] - mine.start]
+        return torch.cat(self.split.ranks.gathered(own.float())).to(self.device)
+
     def copy(self) -> Tensor:
         """A copy of `hidden` on the same shelf."""
         copied = self.shelf.empty(*self.hidden.shape)

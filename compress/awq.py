@@ -18,12 +18,14 @@ from torch import Tensor
 
 from bluelm.config import ModelConfig
 from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage
+from compress.grid import choose_grid
+from compress.probe import Judge, Probe, output_judge
 from compress.recipe import Widths
 from compress.rtn import round_to_nearest
 
-EXPONENTS = tuple(step / 10 for step in range(11))
-REFINED = 0.05  # the best exponent's neighbours are tried too
-ROWS = 512  # rows of each linear that the search looks at, evenly spread
+EXPONENTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+NEARER = (0.1, 0.05)  # then the best exponent's neighbours, so far away
+ROWS = 512  # rows of each linear that is its own judge that the search looks at, evenly spread
 WIDEST = 1e4  # largest ratio between two scales
 
 
@@ -51,7 +53,7 @@ class Scaling:
         scales: float32 [channels], one for each output channel of what comes before.
         exponent: of the activations' magnitude; 0 with `by_weight` False leaves the weights alone.
         by_weight: divide by the weights' magnitude to the power 1 - exponent.
-        loss, plain: error of the linears' output with the scales, and without any.
+        loss, plain: error of the output with the scales, and without any.
     """
 
     scales: Tensor
@@ -80,29 +82,33 @@ def channels_read(config: ModelConfig, stage: Stage) -> Tensor:
     return (heads.unsqueeze(1) * config.head_dim + torch.arange(config.head_dim)).flatten()
 
 
-def search_scales(weights: Sequence[Tensor], hessian: Tensor, reads: Tensor, widths: Sequence[Widths]) -> Scaling:
-    """Scales that lose least at the output of all `weights` together.
+def search_scales(
+    weights: Sequence[Tensor], hessian: Tensor, reads: Tensor, widths: Sequence[Widths], judge: Judge | None = None
+) -> Scaling:
+    """Scales that lose least, all `weights` rounded.
 
     Args:
         weights: float32 [out, in] each, reading the same input.
         hessian: float32 [in, in], mean of x xᵀ.
         reads: int64 [in], see `channels_read`; channels that read the same share a scale.
         widths: of each weight.
+        judge: tells what rounded weights lose. Default: the error of the linears' own output, of some of their rows.
     """
-    spread = [_spread(weight) for weight in weights]
-    rows = torch.cat(spread)  # [rows, in]
+    if judge is None:
+        weights = [_spread(weight) for weight in weights]
+        judge = output_judge(weights, hessian)
 
     def lost(scales: Tensor) -> float:
         wide = scales[reads]
-        total = 0.0
-        for part, width in zip(spread, widths, strict=True):
-            rounded = round_to_nearest(part * wide, width.bits, width.group_size, width.symmetric)
-            error = rounded.dequantize() / wide - part
-            total += torch.linalg.vecdot(error @ hessian, error).sum().item()
-        return total
+        rounded: list[Tensor] = []
+        for weight, width in zip(weights, widths, strict=True):
+            scaled = round_to_nearest(weight * wide, width.bits, width.group_size, width.symmetric)
+            rounded.append(scaled.dequantize().div_(wide))
+        return judge(rounded)
 
     activation = _shared_rms(hessian.diagonal(), reads)
-    weight = _shared_rms(rows.square().mean(0), reads)
+    rows = sum(len(weight) for weight in weights)
+    weight = _shared_rms(torch.stack([weight.square().sum(0) for weight in weights]).sum(0) / rows, reads)
     ones = torch.ones_like(activation)
     plain = lost(ones)
     best = Scaling(ones, 0.0, False, plain, plain)
@@ -117,8 +123,44 @@ def search_scales(weights: Sequence[Tensor], hessian: Tensor, reads: Tensor, wid
         return best
 
     best = attempt(EXPONENTS, (False, True), best)
-    near = [exponent for exponent in (best.exponent - REFINED, best.exponent + REFINED) if 0 <= exponent <= 1]
-    return attempt(near, (best.by_weight,), best)
+    for step in NEARER:
+        near = [exponent for exponent in (best.exponent - step, best.exponent + step) if 0 <= exponent <= 1]
+        best = attempt(near, (best.by_weight,), best)
+    return best
+
+
+def search_clips(
+    weights: Sequence[Tensor], hessian: Tensor, scales: Tensor, widths: Sequence[Widths], judge: Judge
+) -> list[bool]:
+    """Which linears to clip: round on the spans of least error instead of the groups' extremes.
+
+    The spans themselves come from the errors of each group (`choose_grid`). What is best for every linear by itself
+    need not be for the module: queries and keys are multiplied with each other. A linear is left unclipped where
+    the module then loses less.
+
+    Args:
+        weights, hessian, widths, judge: as in `search_scales`.
+        scales: float32 [in], on the columns of the weights.
+    """
+    seen = hessian / scales / scales.unsqueeze(1)
+
+    def rounded(place: int, clip: bool) -> Tensor:
+        width, scaled = widths[place], weights[place] * scales
+        search = clip and width.bits < 8  # at 8 bits there is nothing to gain
+        grid = choose_grid(scaled, width.bits, width.group_size, width.symmetric, search=search, hessian=seen)
+        return grid.nearest(scaled).dequantize().div_(scales)
+
+    clips = [True] * len(weights)
+    chosen = [rounded(place, clip) for place, clip in enumerate(clips)]
+    least = judge(chosen)
+    for place in range(len(weights)):
+        kept, chosen[place] = chosen[place], rounded(place, False)
+        loss = judge(chosen)
+        if loss < least:
+            least, clips[place] = loss, False
+        else:
+            chosen[place] = kept
+    return clips
 
 
 def fold(tensors: Mapping[str, Tensor], place: Fold, scales: Tensor, reads: Tensor) -> dict[str, Tensor]:
@@ -137,31 +179,53 @@ def fold(tensors: Mapping[str, Tensor], place: Fold, scales: Tensor, reads: Tens
     return folded
 
 
+@dataclass(frozen=True)
+class Folded:
+    """A block with its scales folded in.
+
+    Attributes:
+        tensors: by local name.
+        notes: what was found, by the stage's name.
+        unclipped: linears whose groups are to span their extremes.
+    """
+
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any]
+    unclipped: frozenset[str]
+
+
 def fold_block(
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
     hessians: Mapping[str, Tensor],
     widths: Mapping[str, Widths],
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    probe: Probe,
+    *,
+    clip: bool = False,
+) -> Folded:
     """Search and fold all four places of a block.
 
     Args:
         tensors: of the block, by local name.
         hessians: by the stage's name, of the block as it is.
         widths: of each linear, by local name.
-
-    Returns:
-        The folded tensors, and by the stage's name a note on what was found.
+        probe: of the block as it is.
+        clip: find out as well which linears are to be clipped.
     """
-    folded, notes = dict(tensors), {}
+    folded, notes, unclipped = dict(tensors), {}, set[str]()
     for place in FOLDS:
-        reads = channels_read(config, place.stage).to(hessians[place.stage.name].device)
-        weights = [folded[f"{linear}.weight"] for linear in place.stage.linears]
-        asked = [widths[linear] for linear in place.stage.linears]
-        scaling = search_scales(weights, hessians[place.stage.name], reads, asked)
+        linears, hessian = place.stage.linears, hessians[place.stage.name]
+        reads = channels_read(config, place.stage).to(hessian.device)
+        # the columns as they are: foldings of earlier places divide rows, which rounding does not see
+        weights, asked = [tensors[f"{linear}.weight"] for linear in linears], [widths[linear] for linear in linears]
+        judge = probe.judge(place.stage)
+        scaling = search_scales(weights, hessian, reads, asked, judge)
         folded = fold(folded, place, scaling.scales, reads)
         notes[place.stage.name] = {"scaling": scaling.note}
-    return folded, notes
+        if clip and judge is not None:
+            clips = search_clips(weights, hessian, scaling.scales[reads], asked, judge)
+            unclipped |= {linear for linear, clipped in zip(linears, clips, strict=True) if not clipped}
+    return Folded(folded, notes, frozenset(unclipped))
 
 
 def _spread(weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from calibration.activations import Shelf
 from calibration.ranks import ALONE, Ranks
 from calibration.samples import Samples
 from calibration.walk import Hessian, Moments, Split, Streams, collect_hessians, moments_in_order
-from compress.awq import fold_block
+from compress.awq import Folded, fold_block
 from compress.fingerprint import inputs_of
 from compress.layers import Solved, round_plainly, solve_stage
 from compress.pieces import Piece, read_header, read_linear
+from compress.probe import Probe
 from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe, Widths
 from compress.refine import refine
@@ -282,16 +283,17 @@ class _Run:
         else:
             exact = DecoderBlock.from_weights(self.config, tensors)
             scalings: Mapping[str, dict[str, Any]] = {}
+            unclipped: Set[str] = frozenset()
             if self.recipe.scales_channels:
-                hessians = collect_hessians(streams, exact)
-                tensors, scalings = fold_block(self.config, tensors, hessians, widths)
+                folded = self._fold(tensors, exact, streams, widths)
+                tensors, scalings, unclipped = folded.tensors, folded.notes, folded.unclipped
             block = DecoderBlock.from_weights(self.config, tensors)
             inputs = streams.copy() if self.recipe.refine else None
             watch = _Watch(f"block {index}")
             for stage, moments in moments_in_order(streams, block, exact):
                 watch.lap(f"moments of {stage.name}")
                 weights = {name: tensors[f"{name}.weight"] for name in stage.linears}
-                for name, result in solve_stage(weights, moments, widths, self.recipe, self.ranks).items():
+                for name, result in solve_stage(weights, moments, widths, self.recipe, self.ranks, unclipped).items():
                     result.note.update(scalings.get(stage.name, {}))
                     solved[name] = result
                     _install(block, name, result.weight)
@@ -301,6 +303,14 @@ class _Run:
                 self._refine(block, tensors, solved, streams, inputs)
                 watch.lap("learned rounding")
         return solved, {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}
+
+    def _fold(
+        self, tensors: Mapping[str, Tensor], exact: DecoderBlock, streams: Streams, widths: Mapping[str, Widths]
+    ) -> Folded:
+        """AWQ's scales in `tensors`, which `exact` is made of."""
+        hessians, probe = collect_hessians(streams, exact), Probe(streams, exact)
+        clip = not self.recipe.feeds_back and self.recipe.grid == "mse"  # GPTQ moves errors on: it judges by itself
+        return fold_block(self.config, tensors, hessians, widths, probe, clip=clip)
 
     def _refine(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ def solve_stage(
     widths: Mapping[str, Widths],
     recipe: Recipe,
     ranks: Ranks = ALONE,
+    unclipped: Set[str] = frozenset(),
 ) -> dict[str, Solved]:
     """Quantize linears that read the same activations.
 
@@ -46,6 +47,7 @@ def solve_stage(
         moments: of what they read; `cross` only where there is one linear.
         ranks: take turns at the rows of all linears; everybody gets everything back.
         widths: of each, by the same names.
+        unclipped: those whose groups span their extremes whatever the recipe says.
     """
     hessian = moments.hessian
     feedback = factorize(hessian, recipe.damping, recipe.act_order) if recipe.feeds_back else None
@@ -63,7 +65,8 @@ def solve_stage(
         target = weights[name][rows].to(hessian.device)
         if feedback is not None and moments.cross is not None:
             target = corrected(target, Moments(hessian, moments.cross[rows]), feedback, recipe.correction)
-        own[name, start] = _solve_rows(target, hessian, widths[name], recipe, feedback)
+        search = searches(recipe, widths[name].bits) and name not in unclipped
+        own[name, start] = _solve_rows(target, hessian, widths[name], recipe, feedback, search)
     done = {task: found for part in ranks.gathered(own) for task, found in part.items()}
     solved: dict[str, Solved] = {}
     for name in weights:
@@ -73,7 +76,8 @@ def solve_stage(
             "loss_rounding": _round(sum(part.loss_rounding for part in parts)),
             "rows_rounded": sum(part.rows_rounded for part in parts),
         }
-        solved[name] = Solved(stack_rows([part.weight for part in parts]), widths[name].note | note | losses)
+        clipped = {"clipped": False} if name in unclipped else {}
+        solved[name] = Solved(stack_rows([part.weight for part in parts]), widths[name].note | note | losses | clipped)
     return solved
 
 
@@ -127,12 +131,14 @@ class _Rows:
     rows_rounded: int
 
 
-def _solve_rows(target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe, feedback: Feedback | None) -> _Rows:
+def _solve_rows(
+    target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe, feedback: Feedback | None, search: bool
+) -> _Rows:
     """Some rows, each the better of the method's codes and of plain rounding."""
     bits, size, symmetric = widths.bits, widths.group_size, widths.symmetric
     # GPTQ moves errors between columns, so that what one column's error does by itself tells it little
     seen = hessian if feedback is None else None
-    grid = choose_grid(target, bits, size, symmetric, search=searches(recipe, bits), hessian=seen)
+    grid = choose_grid(target, bits, size, symmetric, search=search, hessian=seen)
     if feedback is None:
         tuned = grid.nearest(target)
     else:

@@ -16,9 +16,11 @@ from bluelm.files import demo_checkpoint
 from bluelm.model import DecoderBlock
 from bluelm.weights import LINEARS
 from calibration.samples import load_samples
-from calibration.walk import DOWN, GATE_UP, OUT, QKV, Streams, collect_hessians
-from compress.awq import FOLDS, channels_read, fold, fold_block, search_scales
+from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage, Streams, collect_hessians
+from compress.awq import FOLDS, channels_read, fold, fold_block, search_clips, search_scales
 from compress.engine import quantize
+from compress.grid import choose_grid
+from compress.probe import Probe
 from compress.recipe import Recipe, Widths
 from compress.rtn import round_to_nearest
 from tests.rounded import shortened
@@ -104,6 +106,78 @@ def test_channels_without_signal_are_left_alone() -> None:
     assert search_scales([weight], x.T @ x / 100, torch.arange(64), [W4]).scales[7] == 1
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_modules_judge_the_linears_that_read_a_norm(kv_heads: int) -> None:
+    """The error of attention and MLP written out in float64, each query head with the keys of its group."""
+    config = small_config(kv_heads)
+    tensors = random_block(config)
+    streams = Streams(config, torch.randn(3, 10, 64, generator=torch.Generator().manual_seed(1)))
+    block = DecoderBlock.from_weights(config, tensors)
+    probe = Probe(streams, block)
+
+    def attention(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        q, k, v = (
+            (x @ weights[f"self_attn.{name}_proj.weight"].double().T).unflatten(-1, (-1, 16)) for name in "qkv"
+        )  # [b, T, heads, 16]
+        cos, sin = streams.cos.double().unsqueeze(1), streams.sin.double().unsqueeze(1)  # [T, 1, 16]
+        q, k = (t * cos + torch.cat((-t[..., 8:], t[..., :8]), -1) * sin for t in (q, k))
+        k, v = (t.repeat_interleave(4 // kv_heads, 2) for t in (k, v))
+        scores = torch.einsum("bthd,bshd->bhts", q, k) / 4
+        scores = scores.masked_fill(torch.ones(10, 10).triu(1).bool(), -torch.inf)
+        mixed = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v).flatten(2)
+        return mixed @ weights["self_attn.o_proj.weight"].double().T
+
+    def mlp(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        gate, up, down = (weights[f"mlp.{name}_proj.weight"].double().T for name in ("gate", "up", "down"))
+        return (torch.nn.functional.silu(x @ gate) * (x @ up)) @ down
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weight.double()
+
+    x = streams.hidden.double()
+    attends = norm(x, tensors["input_layernorm.weight"])
+    reads = norm(x + attention(attends, tensors), tensors["post_attention_layernorm.weight"])
+    for stage, module, inputs in ((QKV, attention, attends), (GATE_UP, mlp, reads)):
+        rounded = {f"{name}.weight": tensors[f"{name}.weight"].mul(4).round().div(4) for name in stage.linears}
+        judge = probe.judge(stage)
+        assert judge is not None
+        wanted = (module(inputs, tensors | rounded) - module(inputs, tensors)).square().mean()
+        assert judge(list(rounded.values())) == pytest.approx(wanted.item(), rel=1e-4)
+        assert judge([tensors[name] for name in rounded]) < 1e-9
+    assert probe.judge(OUT) is None and probe.judge(DOWN) is None
+
+
+@pytest.mark.parametrize("stage", [QKV, GATE_UP])
+def test_scales_and_clips_lose_least_at_the_output_of_the_module(stage: Stage) -> None:
+    """On the demo's first block, planted: never more than what each linear's own error would choose."""
+    checkpoint = Checkpoint.open(demo_checkpoint())
+    config, tensors = checkpoint.config, planted(checkpoint.block(0))
+    streams = Streams(config, checkpoint.embedding()[load_samples(None, checkpoint.tokenizer(), 8, 128, 0).tokens])
+    block = DecoderBlock.from_weights(config, tensors)
+    hessian, judge = collect_hessians(streams, block)[stage.name], Probe(streams, block).judge(stage)
+    assert judge is not None
+    weights, widths = [tensors[f"{name}.weight"] for name in stage.linears], [W4] * len(stage.linears)
+
+    def lost(scales: Tensor, clips: list[bool]) -> float:
+        rounded: list[Tensor] = []
+        for weight, clip in zip(weights, clips, strict=True):
+            seen = hessian / scales / scales.unsqueeze(1)
+            grid = choose_grid(weight * scales, 4, 32, True, search=clip, hessian=seen)
+            rounded.append(grid.nearest(weight * scales).dequantize() / scales)
+        return judge(rounded)
+
+    none = [False] * len(weights)
+    found = search_scales(weights, hessian, channels_read(config, stage), widths, judge)
+    assert lost(found.scales, none) == pytest.approx(found.loss, rel=1e-4)
+    assert found.loss < 0.5 * found.plain
+    alone = search_scales(weights, hessian, channels_read(config, stage), widths)  # by the linears' own output
+    assert found.loss <= lost(alone.scales, none) * 1.0001
+    clips = search_clips(weights, hessian, found.scales, widths, judge)
+    everything = [True] * len(weights)
+    for tried in (everything, [False, *everything[1:]]):  # both were tried
+        assert lost(found.scales, clips) <= lost(found.scales, tried) * 1.0001
+
+
 def planted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same function with outlier channels: a norm's weight times c, the columns behind it divided by c."""
     changed = dict(tensors)
@@ -133,11 +207,13 @@ def test_planted_outliers_are_won_back() -> None:
         return float((run(config, rounded, streams.hidden) - exact).square().mean())
 
     exact = run(config, tensors, streams.hidden)
-    folded, notes = fold_block(config, tensors, collect_hessians(streams, block), dict.fromkeys(LINEARS, W4))
-    without, planted_loss, awq = lost(original), lost(tensors), lost(folded)
+    found = fold_block(
+        config, tensors, collect_hessians(streams, block), dict.fromkeys(LINEARS, W4), Probe(streams, block)
+    )
+    without, planted_loss, awq = lost(original), lost(tensors), lost(found.tensors)
     assert planted_loss > 1.5 * without
     assert planted_loss - awq >= 0.8 * (planted_loss - without)
-    assert notes["qkv"]["scaling"]["exponent"] > 0
+    assert found.notes["qkv"]["scaling"]["exponent"] > 0
 
 
 def test_gptq_on_awqs_scales_loses_less_than_either_alone(tmp_path: Path) -> None:

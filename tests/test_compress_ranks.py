@@ -17,7 +17,7 @@ from calibration.ranks import Ranks
 from calibration.walk import Split
 from tests.checkpoints import write_checkpoint
 
-SMALL = ("--samples", "16", "--length", "32")
+SMALL = ("--method", "awq+gptq", "--samples", "16", "--length", "32")
 
 
 @pytest.fixture(scope="module")
