@@ -1,6 +1,6 @@
 """Quantized checkpoints between us and the tools that users have: the same weights on both sides, bit for bit?
 
-    python -m benchmarks.formats OUT --peers DIR [--only gptqmodel,autoawq,llmcompressor,autoround]
+    python -m benchmarks.formats OUT --peers DIR [--only gptqmodel,autoawq,llmcompressor,autoround,whole]
 
 DIR holds a virtual environment a peer (as for `benchmarks.quantizers`; autoawq needs autoawq==0.2.9 alone). Each peer
 reads the folders that we write of the demo model, and writes its own, with the weights that it computes with beside
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.peer_exports import llama_folder
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
+from bluelm.model import Decoder
 from calibration.samples import load_samples
 from compress.engine import quantize
 from compress.formats.packed import open_weights
@@ -35,8 +38,22 @@ OURS: dict[str, tuple[Kind, dict[str, object]]] = {
     "gptq-g128": ("gptq", {"group_size": 128}),
     "awq-sym": ("awq", {}),
     "awq-asym": ("awq", {"symmetric": False}),
+    "compressed-sym": ("compressed-tensors", {}),
+    "compressed-asym": ("compressed-tensors", {"symmetric": False}),
+    "compressed-8-bit": ("compressed-tensors", {"bits": 8}),
 }
 READS = {"gptqmodel": tuple(name for name in OURS if name.startswith("gptq")), "autoawq": ("awq-sym", "awq-asym")}
+
+# what loads folders whole -> (environment, folders): its logits are compared with our decoder's
+LOADS = {
+    "transformers": ("gptqmodel", ("gptq-sym", "gptq-asym", "awq-sym", "awq-asym")),
+    "gptqmodel": ("gptqmodel", ("gptq-sym", "gptq-asym", "gptq-8-bit", "gptq-g128")),
+    "autoawq": ("autoawq", ("awq-sym", "awq-asym")),
+    "transformers+compressed-tensors": (
+        "llmcompressor",
+        ("compressed-sym", "compressed-8-bit", "compressed-asym"),
+    ),
+}
 
 
 def write_ours(out: Path) -> None:
@@ -60,7 +77,48 @@ def run_peer(out: Path, python: Path, peer: str) -> str:
     return "" if done.returncode == 0 else done.stderr[-600:]
 
 
-def compare(folder: Path, weights: Path) -> dict[str, float | int | str]:
+def load_whole(out: Path, peers: Path, loader: str) -> Iterator[dict[str, Any]]:
+    """How the logits of a peer's model differ from those of our decoder with the dequantized weights of each folder."""
+    environment, names = LOADS[loader]
+    way = loader.partition("+")[0]
+    worker = [str(WORKERS / "formats_logits.py"), way, str(out / "tokens.safetensors"), str(out)]
+    command = [str(peers / environment / "bin" / "python"), *worker, *(str(out / name) for name in names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{loader}: {done.stderr[-1500:]}")
+    tokens = load_file(out / "tokens.safetensors")["tokens"][:2]
+    for name in names:
+        line = next((line for line in done.stdout.splitlines() if line.startswith(f"{way} {name} ")), None)
+        if line is not None:
+            found = load_file(out / f"logits-{way}-{name}.safetensors")["logits"]
+            wanted = Decoder.from_weights(open_weights(out / name))(tokens)
+            yield {"peer": loader, "loads": name, "linears": line.split()[2:]} | apart(found, wanted)
+
+
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> dict[str, float]:
+    """Logits [n, T, vocab]: largest difference as a share of the largest logit, mean KL in nats, equal best tokens."""
+    kl = (wanted.log_softmax(-1).exp() * (wanted.log_softmax(-1) - found.log_softmax(-1))).sum(-1)
+    return {
+        "largest difference": ((found - wanted).abs().max() / wanted.abs().max()).item(),
+        "mean KL": kl.mean().item(),
+        "same best token": (found.argmax(-1) == wanted.argmax(-1)).float().mean().item(),
+    }
+
+
+def same_weights(out: Path, peers: Path, peer: str) -> Iterator[dict[str, Any]]:
+    """A peer reads our folders and writes its own: the weights on both sides."""
+    fault = run_peer(out, peers / peer / "bin" / "python", peer)
+    if fault:
+        print(f"{peer} failed: {fault}")
+    for name in READS.get(peer, ()):
+        dumped = out / f"read-{peer}-{name}.safetensors"
+        if dumped.exists():
+            yield {"peer": peer, "wrote": "we"} | compare(out / name, dumped)
+    for folder in sorted(path for path in out.glob(f"wrote-{peer}-*") if path.is_dir()):
+        yield {"peer": peer, "wrote": "it"} | compare(folder, folder.with_suffix(".safetensors"))
+
+
+def compare(folder: Path, weights: Path) -> dict[str, Any]:
     """How what we read of a folder differs from a peer's dequantized weights of it; equal: in the peer's dtype."""
     packed, theirs = open_weights(folder), load_file(weights)
     same, worst, count = 0, 0.0, 0
@@ -83,22 +141,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--peers", type=Path, required=True)
-    parser.add_argument("--only", default="autoawq,gptqmodel,llmcompressor,autoround")
+    parser.add_argument("--only", default="autoawq,gptqmodel,llmcompressor,autoround,whole")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     write_ours(out)
     for peer in arguments.only.split(","):
-        fault = run_peer(out, arguments.peers / peer / "bin" / "python", peer)
-        if fault:
-            print(f"{peer} failed: {fault}")
-        lines = []
-        for name in READS.get(peer, ()):
-            dumped = out / f"read-{peer}-{name}.safetensors"
-            if dumped.exists():
-                lines.append({"peer": peer, "wrote": "we"} | compare(out / name, dumped))
-        folders = sorted(path for path in out.glob(f"wrote-{peer}-*") if path.is_dir())
-        lines += [{"peer": peer, "wrote": "it"} | compare(f, f.with_suffix(".safetensors")) for f in folders]
+        if peer == "whole":
+            lines = [line for loader in LOADS for line in load_whole(out, arguments.peers, loader)]
+        else:
+            lines = list(same_weights(out, arguments.peers, peer))
         with (out / "formats.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         for line in lines:

@@ -3,11 +3,15 @@
 AWQ judges the scales of the linears that read a norm by the output of the module around them (Lin et al., 2023, arXiv
 2306.00978): what an error in q costs depends on the keys, one in gate on up and down. A linear that is followed by
 the residual sum, o_proj or down_proj, is its own judge: its error needs the Hessian alone.
+
+The output is added to the stream, and what follows reads that through an RMSNorm: a token's squared error counts as a
+share of its stream, else the few tokens with huge activations would be all that is searched for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -16,6 +20,7 @@ from bluelm.model import DecoderBlock
 from calibration.walk import GATE_UP, QKV, Stage, Streams
 
 TOKENS = 2048  # that the modules are run on
+SMALLEST = 1e-9  # mean square of a token's stream below which it counts as this
 
 Judge = Callable[[Sequence[Tensor]], float]  # weights of a stage's linears, float32 [out, in] each -> what they lose
 
@@ -29,24 +34,40 @@ class Probe:
         x = streams.spread(TOKENS)  # [b, T, hidden]
         attends = block.input_layernorm(x)
         attended = block.self_attn(attends, *rotary)
-        reads = block.post_attention_layernorm(x + attended)
-        self._modules: dict[str, tuple[nn.Module, tuple[Tensor, ...], Tensor]] = {
-            QKV.name: (block.self_attn, (attends, *rotary), attended),
-            GATE_UP.name: (block.mlp, (reads,), block.mlp(reads)),
+        x = x + attended
+        reads = block.post_attention_layernorm(x)
+        answered = block.mlp(reads)
+        self._modules = {
+            QKV.name: _Module(block.self_attn, (attends, *rotary), attended, _size(x)),
+            GATE_UP.name: _Module(block.mlp, (reads,), answered, _size(x + answered)),
         }
 
     def judge(self, stage: Stage) -> Judge | None:
-        """The mean squared error of the output of the module around a stage's linears; None where there is none."""
-        if stage.name not in self._modules:
+        """The error of the module around a stage's linears, a mean over tokens; None where there is no module."""
+        asked = self._modules.get(stage.name)
+        if asked is None:
             return None
-        module, inputs, wanted = self._modules[stage.name]
         names = [f"{linear.rpartition('.')[2]}.weight" for linear in stage.linears]
 
         def lost(weights: Sequence[Tensor]) -> float:
-            found = functional_call(module, dict(zip(names, weights, strict=True)), inputs)
-            return (found - wanted).square().mean().item()
+            found = functional_call(asked.module, dict(zip(names, weights, strict=True)), asked.inputs)
+            return ((found - asked.output).square().mean(-1) / asked.size).mean().item()
 
         return lost
+
+
+@dataclass(frozen=True)
+class _Module:
+    """What a module reads and answers, [b, T, hidden], and the mean square of the stream behind it, [b, T]."""
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    size: Tensor
+
+
+def _size(stream: Tensor) -> Tensor:
+    return stream.square().mean(-1).clamp_min(SMALLEST)
 
 
 def output_judge(weights: Sequence[Tensor], hessian: Tensor) -> Judge:

@@ -136,12 +136,15 @@ def test_modules_judge_the_linears_that_read_a_norm(kv_heads: int) -> None:
 
     x = streams.hidden.double()
     attends = norm(x, tensors["input_layernorm.weight"])
-    reads = norm(x + attention(attends, tensors), tensors["post_attention_layernorm.weight"])
-    for stage, module, inputs in ((QKV, attention, attends), (GATE_UP, mlp, reads)):
+    middle = x + attention(attends, tensors)
+    reads = norm(middle, tensors["post_attention_layernorm.weight"])
+    end = middle + mlp(reads, tensors)
+    for stage, module, inputs, stream in ((QKV, attention, attends, middle), (GATE_UP, mlp, reads, end)):
         rounded = {f"{name}.weight": tensors[f"{name}.weight"].mul(4).round().div(4) for name in stage.linears}
         judge = probe.judge(stage)
         assert judge is not None
-        wanted = (module(inputs, tensors | rounded) - module(inputs, tensors)).square().mean()
+        error = module(inputs, tensors | rounded) - module(inputs, tensors)
+        wanted = (error.square().mean(-1) / stream.square().mean(-1)).mean()  # as a share of each token's stream
         assert judge(list(rounded.values())) == pytest.approx(wanted.item(), rel=1e-4)
         assert judge([tensors[name] for name in rounded]) < 1e-9
     assert probe.judge(OUT) is None and probe.judge(DOWN) is None
