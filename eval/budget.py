@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, WithJsonSchema
@@ -228,7 +228,11 @@ def judge(
         for name, subject in asked or [("task_score", artifacts[0])]:
             figure = figures.get((name.replace("task_score", "task_recovery", 1), subject))
             key = name.replace("task_score", "min_task_recovery", 1)
-            checks.append(drawn(key, subject, Limit("task_recovery"), budget.min_task_recovery, figure))
+            check = drawn(key, subject, Limit("task_recovery"), budget.min_task_recovery, figure)
+            float_score = figures.get((name.replace("task_score", "task_reference", 1), subject))
+            if figure is None and float_score is not None:
+                check = replace(check, note="not measured: the float model has no right answer")
+            checks.append(check)
     speed = budget.min_decode_tokens_per_s
     if speed is not None:
         figure = figures.get(("decode_tokens_per_s", speed.where))

@@ -232,7 +232,8 @@ def compare(tasks: TaskSet, reference: Scores | None, scores: Scores, subject: s
     """Scores and, beside the float model's, the share that the artifact recovers, each with its standard error.
 
     Recovery r is the ratio of the two means; its error is that of a ratio of paired means (delta method): with
-    d_i = a_i - r f_i over the questions i, se(r) = se(mean of d) / mean of f.
+    d_i = a_i - r f_i over the questions i, se(r) = se(mean of d) / mean of f. Where no answer differs, so that this is
+    zero, it is what one that does would make of it: 1 / (n mean of f).
 
     Args:
         reference: of the float model; None where it was not asked. note: about the prompts.
@@ -250,7 +251,7 @@ def compare(tasks: TaskSet, reference: Scores | None, scores: Scores, subject: s
             ratio = float(np.mean(values)) / expected
             apart = np.array(values) - ratio * np.array(reference[name])
             error = metrics.mean(apart, np.arange(len(apart))).error
-            error = None if error is None else error / expected
+            error = None if error is None else (error or 1 / len(apart)) / expected
             found.append(
                 Measurement(f"task_recovery@{name}", ratio, "", "measured", error, len(values), subject=subject)
             )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -20,6 +22,8 @@ from compress.grid import choose_grid
 from compress.quantized import OrderedWeight, QuantizedTensor
 from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact, list_files
+from pipeline import judging
+from targets import runtime as runtimes
 from targets.runtime import Runtime, RuntimeBase
 
 LAYER = 1
@@ -34,9 +38,14 @@ class Changed(QuantizedCheckpoint):
 
     @staticmethod
     def of(whole: QuantizedCheckpoint, change: Change | None = None, **config: Any) -> Changed:
+        """On top of the changes that `whole` has already."""
         held = {field.name: getattr(whole, field.name) for field in fields(QuantizedCheckpoint)}
         held["config"] = replace(whole.config, **config)
-        return Changed(**held, change=change)
+        before = whole.change if isinstance(whole, Changed) else None
+        if before is not None and change is not None:
+            first, second = before, change
+            return Changed(**held, change=lambda name, tensor: second(name, first(name, tensor)))
+        return Changed(**held, change=change or before)
 
     def ordered(self, name: str) -> OrderedWeight:
         found = super().ordered(name)
@@ -50,23 +59,23 @@ class Changed(QuantizedCheckpoint):
         }
 
 
-def scales(whole: QuantizedCheckpoint) -> QuantizedCheckpoint:
+def scales(whole: QuantizedCheckpoint, layer: int = LAYER) -> QuantizedCheckpoint:
     """One block's scales times 1.05, rounded to what every format holds."""
 
     def change(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
-        if not name.startswith(f"model.layers.{LAYER}."):
+        if not name.startswith(f"model.layers.{layer}."):
             return tensor
         return replace(tensor, scales=(tensor.scales.float() * 1.05).bfloat16().half())
 
     return Changed.of(whole, change)
 
 
-def heads(whole: QuantizedCheckpoint) -> QuantizedCheckpoint:
+def heads(whole: QuantizedCheckpoint, layer: int = LAYER) -> QuantizedCheckpoint:
     """The first two query heads of one block in each other's place."""
     size = whole.config.head_dim
 
     def change(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
-        if name != f"model.layers.{LAYER}.self_attn.q_proj":
+        if name != f"model.layers.{layer}.self_attn.q_proj":
             return tensor
         order = [*range(size, 2 * size), *range(size), *range(2 * size, tensor.shape[0])]
         return replace(tensor, codes=tensor.codes[order], scales=tensor.scales[order], zeros=tensor.zeros[order])
@@ -89,9 +98,9 @@ def layer_norm(whole: QuantizedCheckpoint, checkpoint: Checkpoint) -> QuantizedC
     return Changed.of(whole, change)
 
 
-def unquantized(whole: QuantizedCheckpoint, checkpoint: Checkpoint) -> QuantizedCheckpoint:
+def unquantized(whole: QuantizedCheckpoint, checkpoint: Checkpoint, layer: int = LAYER) -> QuantizedCheckpoint:
     """A matrix that was left as it was, as near to it as every format can hold: 8 bits a row."""
-    at = f"model.layers.{LAYER}.mlp.down_proj"
+    at = f"model.layers.{layer}.mlp.down_proj"
     raw = checkpoint.tensor(f"{at}.weight")
 
     def change(name: str, tensor: QuantizedTensor) -> QuantizedTensor:
@@ -184,3 +193,14 @@ class Forgetful(RuntimeBase):
 
     def close(self) -> None:
         self._inner.close()
+
+
+@contextmanager
+def forgetting(active: bool = True) -> Iterator[None]:
+    """Judging meets runtimes whose decode begins anew with every token."""
+    if not active:
+        yield
+        return
+    opened = runtimes.open_runtime
+    with patch.object(judging, "open_runtime", lambda *a, **k: cast(Runtime, Forgetful(opened(*a, **k)))):
+        yield

@@ -100,7 +100,8 @@ def test_recovery_is_asked_of_every_task_that_was_run() -> None:
         return [score, found] if recovery else [score]
 
     budget = Budget(min_task_recovery=0.95, structure=False, two_sided=False)
-    figures = [*task("a", 0.99, 0.01), *task("b", 0.90, 0.01), *task("c", 0.96, 0.02), *task("d")]
+    none_right = Measurement("task_reference@d", 0, "", "measured", 0, 500, subject="npu")
+    figures = [none_right, *task("a", 0.99, 0.01), *task("b", 0.90, 0.01), *task("c", 0.96, 0.02), *task("d")]
     first, second, third, fourth = judge(budget, figures, ("npu", "cpu")).checks
     assert (first.name, first.subject, first.outcome) == ("min_task_recovery@a", "npu", "passed")
     assert second.outcome == "failed"
@@ -108,7 +109,7 @@ def test_recovery_is_asked_of_every_task_that_was_run() -> None:
     assert third.outcome == "undecided"
     assert third.needed is not None
     assert f"on 500 questions); about {third.needed:,} would do" in str(third)
-    assert (fourth.passed, fourth.note) == (False, "not measured")
+    assert (fourth.passed, fourth.note) == (False, "not measured: the float model has no right answer")
     (none,) = judge(budget, GOOD, ("npu", "cpu")).checks
     assert str(none) == "min_task_recovery (npu): not measured; the budget asks for at least 0.95"
 

@@ -120,6 +120,8 @@ def test_recovery_and_its_error() -> None:
     assert by_hand.value == 0.5
     apart = np.array([0.5, -0.5, 0, 0])
     assert by_hand.error == pytest.approx(apart.std(ddof=1) / 2 / 0.5)
+    same = _recovery(loaded, np.array([1, 0, 0, 0]), np.array([1, 0, 0, 0]))
+    assert (same.value, same.error) == (1, pytest.approx(1 / 4 / 0.25)), "four alike answers prove little"
 
 
 def _recovery(loaded: TaskSet, expected: np.ndarray, found: np.ndarray) -> Any:
