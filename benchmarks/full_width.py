@@ -1,11 +1,11 @@
 """Quantizing at a real model's width: memory by block, seconds by stage, with random weights.
 
-    python -m benchmarks.full_width make FOLDER --blocks 2 [--shape bluelm-7b|llama-13b-8kv|quarter]
+    python -m benchmarks.full_width make FOLDER --blocks 2 [--shape bluelm-7b|llama-13b-8kv|half|quarter]
     python -m benchmarks.full_width run FOLDER OUT [--max-memory 6GB] [--samples 128] [--length 512] [--set key=value …]
 
 `make` writes a checkpoint in bfloat16, a shard a block, without a tokenizer. `run` quantizes it in this process on
 random tokens and prints, behind every stage of every block, its seconds (wall and CPU) and the peak memory of the
-process so far.
+process so far, beside what it holds now.
 A run that was cut off goes on; what it prints then is that of the process that goes on.
 """
 
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 from rich.console import Console
@@ -40,6 +41,13 @@ SHAPES: dict[str, dict[str, int]] = {
         "intermediate_size": 11008,
         "num_attention_heads": 32,
         "num_key_value_heads": 32,
+    },
+    "half": {
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 5504,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
     },
     "quarter": {
         "vocab_size": 100096,
@@ -110,7 +118,8 @@ def run(options: argparse.Namespace) -> None:
 
 class _Printer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.getMessage()}; peak {_peak() / 1e9:.2f} GB", flush=True)
+        held = psutil.Process().memory_info().rss
+        print(f"{record.getMessage()}; {held / 1e9:.2f} GB, peak {_peak() / 1e9:.2f} GB", flush=True)
 
 
 def _peak() -> int:

@@ -134,8 +134,7 @@ def load_tensor(name: str, info: TensorInfo) -> Tensor:
             fix="give the float checkpoint, not a quantized one",
         )
     tensor = load_stored(name, info).to(torch.float32, copy=True).contiguous()
-    # the sum of finite values can overflow, so a sum that is not finite only asks for the exact question
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+    if not is_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         raise InputError(
             f"{name} has {bad} NaN or infinite values of {tensor.numel()}",
@@ -143,6 +142,12 @@ def load_tensor(name: str, info: TensorInfo) -> Tensor:
             fix="fetch the file again, or take an earlier checkpoint of the training",
         )
     return tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; without a copy of the tensor if so."""
+    # the sum of finite values can overflow, so a sum that is not finite only asks for the exact question
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def load_stored(name: str, info: TensorInfo) -> Tensor:

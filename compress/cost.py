@@ -16,6 +16,7 @@ import torch
 from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
 from calibration.walk import KEPT_BYTES, STAGES, Split
+from compress.descent import SYSTEM_BYTES
 from compress.layers import ROWS, searches
 from compress.recipe import HEAD, Recipe, Widths
 from compress.refine import BATCH_TOKENS
@@ -122,15 +123,26 @@ class _Shape:
         if not self.recipe.reads_text:
             return FLOAT * 2 * self.weights
         square = FLOAT * self.widest**2
+        widest = max(self.linears.values(), key=lambda shape: shape[1])
         cross = FLOAT * self.config.hidden_size * self.widest if self.recipe.follows_float else 0
         inner = FLOAT * self.batch * self.config.intermediate_size
-        weights = (2 * FLOAT + 1) * self.weights  # in float, quantized in float, and their codes
+        # float, AWQ's scaled float, quantized in float (the widest not yet), and codes
+        weights = ((3 if self.recipe.scales_channels else 2) * FLOAT + 1) * self.weights
+        weights -= (FLOAT + 1) * widest[0] * widest[1]
         kept = 0 if on_disk else self.streams + (self.gated if self.keeps_gated(False) else 0)
-        solving = 4 * square + cross + 6 * FLOAT * min(ROWS, self.config.vocab_size) * self.widest
-        taking = square + 2 * cross + 4 * inner
+        rows = FLOAT * min(ROWS, widest[0]) * self.widest
+        solving = cross + max(3 * square, 2 * square + max(6 * rows, 4 * rows + self.systems()))
+        taking = 1.5 * square + 2 * cross + 4 * inner
         training = 6 * FLOAT * self.weights + self.streams / 2 if self.recipe.refine else 0
         attention = 0 if on_disk else self.mixed - (self.gated if self.keeps_gated(False) else 0)
         return weights + kept + max(solving, taking, training, attention)
+
+    def systems(self) -> float:
+        """What the scales of some rows are fitted with, behind a sweep: three copies of their systems."""
+        if not (self.recipe.feeds_back and _sweeps(self.recipe)):
+            return 0
+        groups = 1 if self.recipe.group_size == -1 else self.widest // self.recipe.group_size
+        return 3 * min(SYSTEM_BYTES, FLOAT * ROWS * groups**2)
 
     def head(self, on_disk: bool) -> float:
         """The head in float32, its codes, and the rows that are solved."""

@@ -24,7 +24,7 @@ from compress.grid import representable
 from compress.quantized import QuantizedTensor
 
 BLOCK = 64  # columns whose part of e H is computed in one matrix product
-SYSTEM_BYTES = 2**27  # of the rows' systems that are solved together
+SYSTEM_BYTES = 2**26  # of the rows' systems that are solved together
 RIDGE = 1e-4  # share of a system's mean diagonal: pulls the scales towards those that they had
 FARTHEST = 0.5  # of a scale: more is a group whose codes say nothing
 

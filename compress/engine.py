@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
+from bluelm.memory import give_back
 from bluelm.model import DecoderBlock
 from bluelm.progress import Progress, Silent
 from bluelm.weights import LINEARS
@@ -229,6 +230,7 @@ class _Run:
         made = self._is_made(block_file(index))
         if made and streams is None:
             return
+        give_back()
         watch = _Watch(f"block {index}")
         tensors = {name: tensor.to(self.device) for name, tensor in self.checkpoint.block(index).items()}
         watch.lap("weights read")
@@ -255,6 +257,7 @@ class _Run:
         """Last norm and lm_head."""
         if self._is_made(HEAD_FILE):
             return
+        give_back()
         watch, norm = _Watch("head"), self.checkpoint.final_norm()
         solved: dict[str, Solved] = {}
         if not self.config.shares_table:
@@ -291,12 +294,14 @@ class _Run:
             inputs = streams.copy() if self.recipe.refine else None
             watch = _Watch(f"block {index}")
             for stage, moments in moments_in_order(streams, block, exact):
+                give_back()
                 watch.lap(f"moments of {stage.name}")
                 weights = {name: tensors[f"{name}.weight"] for name in stage.linears}
                 for name, result in solve_stage(weights, moments, widths, self.recipe, self.ranks, unclipped).items():
                     result.note.update(scalings.get(stage.name, {}))
                     solved[name] = result
                     _install(block, name, result.weight)
+                del moments  # before the next ones are summed
                 watch.lap(f"codes of {stage.name}")
             watch.lap("stream behind the block")
             if inputs is not None:
@@ -337,7 +342,7 @@ class _Run:
         )
         for name, weight in refined.weights.items():
             note = refined.note | {"flipped": round(refined.flipped[name], 4)}
-            solved[name] = Solved(weight.to("cpu"), solved[name].note | {"refine": note})
+            solved[name] = Solved(weight, solved[name].note | {"refine": note})
             _install(block, name, weight)
         for batch in streams.batches():
             streams.hidden[batch] = block(streams.read(inputs, batch), streams.cos, streams.sin)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
+from bluelm.tensorfiles import is_finite
 from compress.grid import Grid
 
 BLOCK = 64  # columns whose earlier errors are taken up in one matrix product (lazy batch)
@@ -67,7 +68,7 @@ def factorize(hessian: Tensor, damping: float = 0.01, act_order: bool = True) ->
     Raises:
         InputError: the Hessian is not finite.
     """
-    if not torch.isfinite(hessian).all():
+    if not is_finite(hessian):
         raise InputError(
             "the calibration activations are not finite",
             fix="check the checkpoint's weights; the model overflows on the calibration text",
@@ -87,14 +88,15 @@ def factorize(hessian: Tensor, damping: float = 0.01, act_order: bool = True) ->
 
 def _cholesky(hessian: Tensor, order: Tensor, dead: Tensor, damping: float) -> tuple[Tensor, float, int]:
     """(lower factor of H in `order`, damping that held, attempts); dead channels stand alone with a 1."""
-    matrix = hessian[order.unsqueeze(1), order]
     plain = torch.where(dead, 1.0, hessian.diagonal())[order]
     mean = hessian.diagonal()[~dead].mean().item() if not dead.all() else 1.0
     for attempt in range(1, ATTEMPTS + 1):
-        matrix.diagonal().copy_(plain + damping * mean)
+        lower = hessian[order.unsqueeze(1), order].mT  # by columns, as LAPACK has it: factored where it lies
+        lower.diagonal().copy_(plain + damping * mean)
+        failed = torch.zeros((), dtype=torch.int32, device=lower.device)
         with _one_thread():
-            lower, failed = torch.linalg.cholesky_ex(matrix)
-        if not failed and torch.isfinite(lower).all():
+            torch.linalg.cholesky_ex(lower, out=(lower, failed))
+        if not failed and is_finite(lower):
             return lower, damping, attempt
         damping *= DAMPING_STEP
     raise InputError("no damping made the Hessian positive definite", fix="check the calibration text")

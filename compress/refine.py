@@ -40,7 +40,7 @@ class Refined:
     """What training came to.
 
     Attributes:
-        weights: by local name, of the widths and zero points that they had.
+        weights: by local name, of the widths and zero points that they had, on the CPU.
         flipped: share of the codes that changed, by local name.
         before, after: the loss with the codes given, and with these, over the same tokens.
     """
@@ -149,10 +149,9 @@ def refine(
             schedule.step()
         frozen = {name: latent.freeze() for name, latent in latents.items()}
         after = judged(frozen)
-    if not after < before:
-        return Refined(dict(solved), dict.fromkeys(solved, 0.0), before, before)
-    flipped = {name: (weight.codes != solved[name].codes).float().mean().item() for name, weight in frozen.items()}
-    return Refined(frozen, flipped, before, after)
+    kept = frozen if after < before else solved
+    flipped = {name: (weight.codes != solved[name].codes).float().mean().item() for name, weight in kept.items()}
+    return Refined({name: weight.to("cpu") for name, weight in kept.items()}, flipped, before, min(before, after))
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:

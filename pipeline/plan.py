@@ -25,6 +25,8 @@ from pipeline.source import Source, open_source
 from targets.registry import find
 from targets.target import Target
 
+RANGE_WINDOWS = 32  # calibration windows that activation ranges are taken from
+
 
 @dataclass(frozen=True)
 class Request:
@@ -152,6 +154,9 @@ def make_plan(request: Request) -> Plan:
         checkpoint,
         recipe,
         request.max_memory,
+        runtime=target.runtime,
+        chunk=min(request.chunk, context),
+        watched_tokens=RANGE_WINDOWS * recipe.length if target.needs_ranges else 0,
         cpu_tokens=request.eval_tokens,
         npu_tokens=request.npu_tokens if target.default_on == "htp" else 0,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 SHARE = 0.8  # of the memory that is free now, what activations may bring the run to where no limit is given
 GRAPH_BYTES = 0.1e6  # of one block in one of the two graphs of an artifact
 RUNTIMES = 0.6e9  # bytes of a runtime with its process, and of the exporters
-STAGE_SECONDS = 4.0  # of a stage by itself: processes start, graphs are optimized
-LOWERED_BYTES_PER_SECOND = 50e6  # through exporter and compiler
-SIMULATOR_RATE = 1e9  # operations a second of the NPU's simulator
+BESIDE_SECONDS = 10.0  # inspecting the artifacts, measuring the speed, writing the pages
+LOWERED_BYTES_PER_SECOND = 50e6  # through exporter and compiler, beyond LOWERING
+SIMULATOR_RATE = 0.6e9  # operations a second of the NPU's simulator, which runs whole chunks
+SIMULATED_CHUNKS = 20  # beside the judged text: the weights' own answers, decoding behind prefill, what it continues
 SMALL_PRODUCTS = 3.0  # how much slower judging is than the rate of large products
+LOWERING = Path(__file__).parent / "data" / "lowering.yaml"
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,17 @@ def plan_run(
     recipe: Recipe,
     max_memory: str | None,
     *,
+    runtime: str,
+    chunk: int,
+    watched_tokens: int,
     cpu_tokens: int,
     npu_tokens: int,
 ) -> Resources:
     """What a whole run takes: quantizing, lowering, judging.
 
     Args:
+        runtime, chunk: of the artifact.
+        watched_tokens: that activation ranges are taken from.
         cpu_tokens, npu_tokens: judged on the CPU, and on the NPU's simulator (0: there is none).
 
     Raises:
@@ -101,8 +109,10 @@ def plan_run(
     if judging > room:  # it is then left out, and said so
         judging = RUNTIMES + artifact
     lowering = RUNTIMES + size
-    seconds = quantizing.seconds + STAGE_SECONDS * (6 if npu_tokens else 3) + 4 * artifact / LOWERED_BYTES_PER_SECOND
-    seconds += 4 * weights * cpu_tokens / matmul_rate() * SMALL_PRODUCTS + 2 * weights * npu_tokens / SIMULATOR_RATE
+    simulated = npu_tokens + SIMULATED_CHUNKS * chunk if npu_tokens else 0
+    products = (2 * cpu_tokens + watched_tokens) * SMALL_PRODUCTS / matmul_rate() + simulated / SIMULATOR_RATE
+    seconds = quantizing.seconds + lowering_seconds(runtime, config.num_layers, artifact) + BESIDE_SECONDS
+    seconds += 2 * weights * products
     return Resources(
         quantizing.quantizing,
         max(quantizing.memory, judging, lowering),
@@ -111,6 +121,13 @@ def plan_run(
         artifact,
         limit,
     )
+
+
+def lowering_seconds(runtime: str, blocks: int, artifact: float) -> float:
+    """Of lowering and compiling an artifact of so many bytes."""
+    table = yaml.safe_load(LOWERING.read_text())
+    row = table.get(runtime, table["other"])
+    return row["whole"] + row["block"] * blocks + 4 * artifact / LOWERED_BYTES_PER_SECOND
 
 
 def bytes_of(text: str) -> int:

@@ -36,7 +36,7 @@ from pipeline.judging import Subject
 from pipeline.judging_tasks import judge_tasks
 from pipeline.page import PAGE
 from pipeline.phone import ChosenPhone, find_phone, measure_on
-from pipeline.plan import Plan, Request, make_plan
+from pipeline.plan import RANGE_WINDOWS, Plan, Request, make_plan
 from pipeline.progress import show_progress
 from pipeline.recording import record
 from pipeline.report_commands import write_all
@@ -46,7 +46,6 @@ from pipeline.stages import Stages, code, run_folder
 log = logging.getLogger("bluelm_export")
 QUANTIZING = ("bluelm", "calibration", "compress")
 LOWERING = ("bluelm", "compress", "export")
-RANGE_WINDOWS = 32  # calibration windows that activation ranges are taken from
 
 
 def run(request: Request, *, dry_run: bool, output: Console, messages: Console) -> int:

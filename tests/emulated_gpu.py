@@ -80,31 +80,31 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if there and kwargs.get("generator") is not None:
             raise RuntimeError(f"{func}: a generator of the CPU for a tensor on {DEVICE}")
     found = func(*map(_inside, args), **{key: _inside(value) for key, value in kwargs.items()})
-    if facts.written is not None:
-        name, place = facts.written
-        return args[place] if place < len(args) else kwargs[name]
+    if facts.written:
+        written = [args[place] if place < len(args) else kwargs[name] for name, place in facts.written]
+        return written[0] if len(written) == 1 else tuple(written)
     return _outside(found) if there else found
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What an operator's schema says; `written`: name and place of the argument that it writes to and returns."""
+    """What an operator's schema says; `written`: names and places of the arguments that it writes to and returns."""
 
     name: str
     pointwise: bool
-    written: tuple[str, int] | None
+    written: tuple[tuple[str, int], ...]
 
 
 @cache
 def _facts(func: Any) -> _Facts:
     schema = func._schema
     returns = any(value.alias_info is not None and value.alias_info.is_write for value in schema.returns)
-    places = [
+    places = tuple(
         (argument.name, place)
         for place, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return _Facts(schema.name, torch.Tag.pointwise in func.tags, places[0] if returns else None)
+    )
+    return _Facts(schema.name, torch.Tag.pointwise in func.tags, places if returns else ())
 
 
 def _check(facts: _Facts, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:

@@ -48,6 +48,14 @@ def test_two_ranks_make_the_same_bytes(model: Path, alone: Path, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_two_ranks_learn_the_same_rounding(model: Path, tmp_path: Path) -> None:
+    learning = ("--refine", "2")
+    subprocess.run([*torchrun(model, tmp_path / "two", 2), *learning], check=True)
+    one = [sys.executable, "-m", "pipeline.quantize", str(model), str(tmp_path / "one"), *SMALL, *learning]
+    subprocess.run(one, check=True)
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
 def test_a_killed_rank_ends_the_run_which_one_process_completes(model: Path, alone: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     run = subprocess.Popen(torchrun(model, out, 2), stderr=subprocess.PIPE, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,41 @@ def test_blocks_add_time_and_disk_but_no_memory(tmp_path: Path) -> None:
     assert few.memory == many.memory
     assert many.seconds > 2 * few.seconds
     assert many.size > few.size
+
+
+def wide(checkpoint: Checkpoint) -> Checkpoint:
+    """A block as wide as BlueLM-7B's; nobody reads it."""
+    shape = {"vocab_size": 100096, "hidden_size": 4096, "intermediate_size": 11008, "num_heads": 32, "num_kv_heads": 32}
+    return replace(checkpoint, config=replace(checkpoint.config, num_layers=2, head_dim=128, **shape))
+
+
+@pytest.mark.parametrize(
+    ("values", "measured"),  # GB, by benchmarks/full_width.py
+    [({"group_size": 128, "sweeps": 0, "samples": 8}, 4.1)],
+)
+def test_the_memory_is_that_measured_at_full_width(
+    checkpoint: Checkpoint, values: dict[str, object], measured: float
+) -> None:
+    planned = cost(wide(checkpoint), Recipe.make(values), on_disk=False, rate=1e11).memory
+    assert 0.9 * measured < planned / 1e9 < 1.15 * measured
+
+
+def test_sweeps_take_memory_for_the_systems_of_many_groups(checkpoint: Checkpoint) -> None:
+    without, few, many = (
+        cost(wide(checkpoint), Recipe.make({"samples": 8, **values}), on_disk=False, rate=1e11).memory
+        for values in ({"sweeps": 0}, {"group_size": 128}, {"group_size": 32})
+    )
+    assert without <= few < many
+
+
+def test_the_time_of_the_demo_run_is_that_measured(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "matmul_rate", lambda: 1.2e11)  # as on the machine where it took 223 s
+    monkeypatch.setattr("compress.cost.matmul_rate", lambda: 1.2e11)
+    sizes = {"chunk": 128, "watched_tokens": 32 * 512, "cpu_tokens": 16384}
+    npu = resources.plan_run(checkpoint, Recipe(), None, runtime="qnn-context", npu_tokens=4096, **sizes)
+    assert 0.8 * 223 < npu.seconds < 1.25 * 223
+    cpu = resources.plan_run(checkpoint, Recipe(), None, runtime="onnx-cpu", npu_tokens=0, **sizes)
+    assert cpu.seconds < npu.seconds / 2
 
 
 @pytest.mark.parametrize("text", ["nix", "-1GB", "0", "8 parsecs"])
