@@ -135,8 +135,12 @@ class Bench:
         return verdict, time.monotonic() - started
 
 
+GRAPHS = ("onnx-cpu", "onnx-npu", "qnn-context")
+"""Formats whose decode graph is made to forget the cache (before it is compiled); of others, how they are run."""
+
+
 def damaged(bench: Bench, kind: str, name: str) -> Artifact:
-    """An artifact with one damage; `cache` is done to the graph where that can be cut into, else to its running."""
+    """An artifact with one damage."""
     whole, checkpoint = bench.quantized, bench.checkpoint
     sources: dict[str, Callable[[], QuantizedCheckpoint]] = {
         "scales": lambda: damage.scales(whole),
@@ -148,14 +152,16 @@ def damaged(bench: Bench, kind: str, name: str) -> Artifact:
     if name in sources:
         return bench.artifact(kind, sources[name](), name.replace(" ", "-"))
     sound = bench.artifact(kind, whole, "none")
-    if name == "tokenizer" or (name == "cache" and kind == "onnx-cpu"):
-        folder = bench.out / f"{whole.folder.name}-{name}" / kind
-        shutil.rmtree(folder, ignore_errors=True)
-        copy = damage.copied(sound, folder)
-        if kind == "qnn-context" and not (folder.parent / "onnx-npu").exists():  # what it was compiled from
-            damage.copied(bench.artifact("onnx-npu", whole, "none"), folder.parent / "onnx-npu")
-        return damage.shift_tokenizer(copy) if name == "tokenizer" else damage.forget_cache(copy)
-    return sound
+    if name == "none" or (name == "cache" and kind not in GRAPHS):
+        return sound
+    folder = bench.out / f"{whole.folder.name}-{name}"
+    copies: list[Artifact] = []
+    for made in ("onnx-npu", kind) if kind == "qnn-context" else (kind,):  # what it is compiled from lies beside it
+        shutil.rmtree(folder / made, ignore_errors=True)
+        if made == "qnn-context" and name == "cache":
+            return find("snapdragon").compile(damage.forget_cache(copies[0]), folder / made)
+        copies.append(damage.copied(bench.artifact(made, whole, "none"), folder / made))
+    return damage.shift_tokenizer(copies[-1]) if name == "tokenizer" else damage.forget_cache(copies[-1])
 
 
 def run_damage(bench: Bench, kinds: Sequence[str], damages: Sequence[str], tell: Callable[[str], None]) -> None:
@@ -164,7 +170,7 @@ def run_damage(bench: Bench, kinds: Sequence[str], damages: Sequence[str], tell:
         for name in damages:
             artifact = damaged(bench, kind, name)
             try:
-                with damage.forgetting(name == "cache" and kind != "onnx-cpu"):
+                with damage.forgetting(name == "cache" and kind not in GRAPHS):
                     verdict, seconds = bench.judge(artifact)
             except InputError as error:  # a runtime that will not open it
                 tell(f"| {kind} | {name} | refused{' **WRONG**' * (name == 'none')} | {error.problem} | |")

@@ -129,18 +129,24 @@ def shift_tokenizer(artifact: Artifact) -> Artifact:
 
 
 def forget_cache(artifact: Artifact) -> Artifact:
-    """A decode graph of onnx-cpu whose cached keys and values are zeros: past -> Mul(past, 0)."""
+    """A decode graph of onnx-cpu or onnx-npu whose cached keys and values are next to nothing.
+
+    past -> Mul(past, 1e-12), or its scale in DequantizeLinear(past, scale) -> 1e-12.
+    """
     path = artifact.path("decode")
     model = onnx.load(path, load_external_data=False)
-    zero = numpy_helper.from_array(np.zeros((), np.float32), "nothing")
-    model.graph.initializer.append(zero)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e-12, np.float32), "nothing"))
     past = [value.name for value in model.graph.input if value.name.startswith("past_")]
-    for node in model.graph.node:
+    for node in list(model.graph.node):
+        if node.op_type == "DequantizeLinear" and node.input[0] in past:
+            node.input[1] = "nothing"
+            continue
         for index, name in enumerate(node.input):
             if name in past:
                 node.input[index] = f"{name}.forgotten"
-    for name in past:
-        model.graph.node.insert(0, helper.make_node("Mul", [name, "nothing"], [f"{name}.forgotten"]))
+                if not any(f"{name}.forgotten" in other.output for other in model.graph.node):
+                    mul = helper.make_node("Mul", [name, "nothing"], [f"{name}.forgotten"])
+                    model.graph.node.insert(0, mul)
     onnx.save(model, path)
     return again(artifact)
 
