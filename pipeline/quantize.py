@@ -210,12 +210,16 @@ def _choose_codes(
 ) -> QuantizedCheckpoint:
     """Our own folder of a float checkpoint, the widths chosen first where the recipe leaves that to us."""
     from compress import engine
+    from compress.allocate import Allowed
+    from compress.recipe import HEAD
     from pipeline import widths
 
     recipe, chosen = source.recipe, None
     if recipe.auto and samples is not None:
-        tokens = samples.tokens
-        chosen = ranks.shared(lambda: widths.choose_widths(source.checkpoint, tokens, source.recipe, None, progress))
+        tokens, allowed = samples.tokens, Allowed.all(recipe)
+        if job.format is not None:  # there the head is float16 whatever is chosen: nothing to take from it or give it
+            allowed = Allowed(allowed.blocks, (recipe.own_widths().widths(HEAD),))
+        chosen = ranks.shared(lambda: widths.choose_widths(source.checkpoint, tokens, source.recipe, allowed, progress))
         recipe = chosen.recipe
         if ranks.leads:
             _tell(Console(stderr=True), chosen.summary)
@@ -237,7 +241,8 @@ def _choose_codes(
 
 def _write_format(job: Job, source: Source, quantized: QuantizedCheckpoint, progress: Progress) -> None:
     """The folder for other tools, and ours away."""
-    from compress.formats.write import write
+    from compress.formats.write import who_cannot_load, write
+    from pipeline import widths
 
     if job.format is None:
         return
@@ -246,7 +251,13 @@ def _write_format(job: Job, source: Source, quantized: QuantizedCheckpoint, prog
     except ExportError:
         shutil.rmtree(job.codes)
         raise
+    for name in (widths.RECIPE, widths.TABLE):  # of --bits auto
+        if (job.codes / name).exists():
+            shutil.copyfile(job.codes / name, job.out / name)
     shutil.rmtree(job.codes)
+    note = who_cannot_load(quantized, job.format)
+    if note is not None:
+        _tell(Console(stderr=True), f"Note: {note}")
 
 
 def _unfinished(folder: Path) -> tuple[Path, Path]:

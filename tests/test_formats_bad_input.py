@@ -148,6 +148,8 @@ def test_bad_input(name: str, command: str, tmp_path: Path, capfd: pytest.Captur
     [
         (["--format", "awq", "--bits", "8"], "no 8-bit codes"),
         (["--format", "gguf"], "gguf"),
+        (["--format", "awq", "--bits", "auto"], "AWQ has one width"),
+        (["--format", "gptq", "--bits", "auto", "--size", "1MB"], "--size cannot be held"),
     ],
 )
 def test_formats_that_cannot_be_written(

@@ -18,7 +18,7 @@ from compress.engine import quantize
 from compress.formats import write as writing
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint
-from compress.formats.write import Kind, write
+from compress.formats.write import Kind, who_cannot_load, write
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from targets.torch_runtime import TorchRuntime
@@ -192,3 +192,53 @@ def test_an_adapter_is_in_what_is_written(tmp_path: Path) -> None:
     off = (found - merged.block(0)["self_attn.q_proj.weight"]).abs().max()
     assert off < 0.02 < (found - base.block(0)["self_attn.q_proj.weight"]).abs().max()
     assert V1["quant_method"] == "gptq"
+
+
+MIXED = {"layers": {f"model.layers.{index}.mlp.down_proj": {"bits": 8, "group_size": -1} for index in (0, 1)}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [
+        ("gptq", {"rotate": True}),
+        ("awq", {"rotate": True}),
+        ("compressed-tensors", {"rotate": True}),
+        ("gptq", MIXED),
+        ("compressed-tensors", {"rotate": True, **MIXED}),
+    ],
+)
+def test_rotated_and_mixed_widths_are_the_same_model(kind: Kind, recipe: dict[str, Any], tmp_path: Path) -> None:
+    """The folder answers as the float model does, up to rounding; codes at their own widths."""
+    checkpoint, ours = rounded(tmp_path, recipe=recipe)
+    write(ours, checkpoint, tmp_path / "out", kind)
+    found = PackedCheckpoint.open(tmp_path / "out")
+    for name, info in ours.linears.items():
+        if ".layers." in name:
+            there = found.linear(name)
+            assert there is not None and (there.weight.bits, there.weight.group_size) == (info.bits, info.group_size)
+            assert torch.equal(there.weight.codes, ours.linear(name).codes)
+    exact = TorchRuntime(checkpoint, 16).logits(TOKENS)
+    plain = TorchRuntime(quantize(checkpoint, None, Recipe.make({"method": "rtn"}), tmp_path / "plain"), 16)
+    error = abs(TorchRuntime(found, 16).logits(TOKENS) - exact).mean()
+    assert error < 1.5 * abs(plain.logits(TOKENS) - exact).mean() < 0.5 * abs(exact).mean()
+    assert (who_cannot_load(ours, kind) is None) == ("layers" not in recipe or kind == "compressed-tensors")
+
+
+def test_transformers_computes_with_rotated_weights_of_several_widths(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    checkpoint, ours = rounded(tmp_path, recipe={"rotate": True, **MIXED})
+    write(ours, checkpoint, tmp_path / "out", "compressed-tensors")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.inference_mode():
+        logits = model(torch.tensor([TOKENS])).logits[0]
+    wanted = torch.from_numpy(TorchRuntime(PackedCheckpoint.open(tmp_path / "out"), 16).logits(TOKENS))
+    assert (logits - wanted).abs().max() < 2e-5 * wanted.abs().max()
+
+
+def test_what_vllm_fuses_is_told_where_widths_differ(tmp_path: Path) -> None:
+    layers = {"model.layers.1.self_attn.k_proj": {"bits": 8, "group_size": 32}}
+    _, ours = rounded(tmp_path, recipe={"layers": layers})
+    said = who_cannot_load(ours, "gptq")
+    assert said is not None and "vLLM fuses q_proj, k_proj, v_proj, which differ in block 1" in said
+    assert "transformers reads one width" in said

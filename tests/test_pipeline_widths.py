@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bluelm.checkpoint import Checkpoint
+from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from pipeline.cli import main
@@ -45,6 +46,24 @@ def test_a_recipe_comes_out_and_goes_in_again(model: Path, tmp_path: Path, capfd
     assert call(["quantize", str(model), str(again), "--recipe", str(first / "recipe.yaml")]) == 0
     for name in quantized.info["files"]:
         assert (again / name).read_bytes() == (first / name).read_bytes()
+
+
+def test_chosen_widths_go_into_another_tools_folder(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gptq"
+    arguments = ["quantize", str(model), str(out), "--bits", "auto", "--method", "rtn", "--format", "gptq", *SHORT]
+    assert call(arguments) == 0
+    said = capfd.readouterr().err
+    table = json.loads((out / "widths.json").read_text())["linears"]
+    widths = {row["name"]: (row["bits"], row["group_size"]) for row in table if row["name"] != "lm_head"}
+    assert len(set(widths.values())) > 1 and "Note: widths differ" in said
+    found = PackedCheckpoint.open(out)
+    for name, width in widths.items():
+        ordered = found.linear(name)
+        assert ordered is not None and ordered.weight.bits == width[0]
+        assert width[1] in (ordered.weight.columns_per_group, -1)
+    assert (out / "recipe.yaml").exists() and [path.name for path in tmp_path.iterdir()] == ["gptq"]
 
 
 def test_a_whole_run_tells_the_table(model: Path, tmp_path: Path) -> None:

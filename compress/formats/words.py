@@ -26,4 +26,6 @@ def unpack_words(words: Tensor, bits: int) -> Tensor:
 
 def pack_words(codes: Tensor, bits: int) -> Tensor:
     """uint8 [rows, m] of values below 2**bits -> int32 [rows, m * bits / 32]; m * bits is a multiple of 32."""
-    return pack(codes, bits).contiguous().view(torch.int32)
+    packed = pack(codes, bits)
+    # a single row may have any stride and count as contiguous: only a copy has the one that the view wants
+    return packed.clone(memory_format=torch.contiguous_format).view(torch.int32)

@@ -21,6 +21,7 @@ from bluelm.errors import InputError
 from bluelm.files import atomic_folder, write_text
 from bluelm.progress import Progress, Silent
 from bluelm.weights import LINEARS
+from calibration.walk import STAGES
 from compress.formats.awq import describe_awq, pack_awq
 from compress.formats.compressed import describe_compressed, pack_compressed
 from compress.formats.gptq import describe_gptq, pack_gptq
@@ -46,6 +47,9 @@ def check_recipe(config: ModelConfig, recipe: Recipe, kind: Kind) -> None:
     plain_config(config)
     if kind == "awq" and (recipe.auto or recipe.layers):
         raise InputError("AWQ has one width for all linears", fix="use --format gptq or compressed-tensors")
+    if recipe.size is not None:
+        fix = "give --max-kl, or neither: then the blocks are as large as the recipe's own widths make them"
+        raise InputError(f"{kind} keeps embedding and head in float16, so that --size cannot be held", fix=fix)
     for index in range(config.num_layers):
         for name, shape in block_shapes(config).items():
             if len(shape) == 2:
@@ -120,6 +124,21 @@ def write(
         if kind == "gptq":  # AutoGPTQ and GPTQModel look here first
             write_text(folder / "quantize_config.json", json.dumps(settings, indent=2) + "\n")
         write_tokenizer(quantized.folder, folder, quantized.config)
+
+
+def who_cannot_load(quantized: QuantizedCheckpoint, kind: Kind) -> str | None:
+    """What to say of a folder with linears of several widths; None where all have one."""
+    width = {name: (info.bits, info.group_size) for name, info in quantized.linears.items() if ".layers." in name}
+    if len(set(width.values())) == 1:
+        return None
+    single = "" if kind == "compressed-tensors" else "transformers reads one width alone (GPTQModel reads all); "
+    for index in range(quantized.config.num_layers):
+        for stage in STAGES:
+            names = [f"model.layers.{index}.{linear}" for linear in stage.linears]
+            if len({width[name] for name in names}) > 1:
+                fused = ", ".join(linear.rpartition(".")[2] for linear in stage.linears)
+                return f"widths differ: {single}vLLM fuses {fused}, which differ in block {index}"
+    return f"widths differ: {single.rstrip('; ')}" if single else None
 
 
 def check_out(out: Path) -> None:
