@@ -229,7 +229,7 @@ def setup(folder: Path) -> None:
         subprocess.run([*pip, "torch==2.13.0"], check=True)
         subprocess.run([*pip, "torch==2.13.0", *packages], check=True)
         if name == "gptqmodel":  # it declares a newer torch than there is for CPUs
-            subprocess.run([*pip, "--no-deps", "gptqmodel==7.7.0"], check=True)
+            subprocess.run([*pip, "--no-deps", "gptqmodel==7.7.0", "optimum==2.3.0"], check=True)
 
 
 def _run(command: list[str], log: Path) -> dict[str, float] | None:
