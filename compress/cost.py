@@ -1,9 +1,9 @@
 """What quantizing will take on this machine: memory, disk, seconds. Estimates, from shapes alone.
 
 Memory is the sum of what the engine holds at its three fullest moments: while the embedding is read; in the last stage
-of a block (two copies of its weights; the Hessian of the widest layer, its permuted copy, its factor, and what LAPACK
-copies); at the head. Seconds are those of the matrix products at the rate that this machine shows, of the scale search
-and of GPTQ's loop over the columns.
+of a block (two copies of its weights; the Hessian of the widest layer, its factor, and the same turned round, or what
+some of its rows are solved with); at the head. Seconds are those of the matrix products at the rate that this machine
+shows, of the scale search and of GPTQ's loop over the columns.
 """
 
 from __future__ import annotations
@@ -152,10 +152,10 @@ class _Shape:
 
 
 def _embedding(checkpoint: Checkpoint, shape: _Shape, on_disk: bool) -> float:
-    """The table as it is stored and in float32; or in float32 with its codes and the streams."""
+    """The table as it is stored and in float32; or in float32 with its codes, joined from parts, and the streams."""
     table = checkpoint.config.vocab_size * checkpoint.config.hidden_size
     stored = max(getattr(torch, info.dtype, torch.float32).itemsize for info in checkpoint.tensors.values())
-    return table * FLOAT + max(table * stored, table + (0 if on_disk else shape.streams))
+    return table * FLOAT + max(table * stored, 2 * table + (0 if on_disk else shape.streams))
 
 
 def _seconds(shape: _Shape, on_disk: bool, rate: float) -> float:
