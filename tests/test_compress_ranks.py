@@ -52,8 +52,9 @@ def test_two_ranks_learn_the_same_rounding(model: Path, tmp_path: Path) -> None:
     learning = ("--refine", "2")
     subprocess.run([*torchrun(model, tmp_path / "two", 2), *learning], check=True)
     one = [sys.executable, "-m", "pipeline.quantize", str(model), str(tmp_path / "one"), *SMALL, *learning]
-    subprocess.run(one, check=True)
+    said = subprocess.run(one, check=True, capture_output=True, text=True)
     assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert "Planned" in said.stderr  # and how far off that was
 
 
 def test_a_killed_rank_ends_the_run_which_one_process_completes(model: Path, alone: Path, tmp_path: Path) -> None:

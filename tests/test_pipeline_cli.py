@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def test_a_run_passes_and_tells_plainly(place: Place) -> None:
     assert "PASSED" in place.first.stdout
     assert place.first.stdout.index("PASSED") < place.first.stdout.index("Accuracy")
     assert "quantize" in place.first.stderr
+    assert re.search(r"Planned [0-9.]+ GB of memory and [0-9]+ s; it took [0-9.]+ GB \([0-9]+% ", place.first.stderr)
     assert "\x1b" not in place.first.stdout + place.first.stderr
     assert sorted(p.name for p in place.run.iterdir() if p.is_dir() and p.name[0] != ".") == [
         "judged",
