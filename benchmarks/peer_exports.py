@@ -1,6 +1,6 @@
 """Decoding speed of our artifacts beside what the runtimes' own exporters make of the same weights.
 
-    python -m benchmarks.peer_exports OUT [--rounds 5] [--peer-path DIR]
+    python -m benchmarks.peer_exports OUT [--rounds 5] [--peer-path DIR] [--only genai|executorch]
 
 - onnxruntime-genai's model builder (int4, its defaults) against our onnx-genai artifact, both run by onnxruntime-genai;
 - ExecuTorch's llama export (8da4w, groups of 32, 8-bit embedding, XNNPACK, attention with KV cache) against our
@@ -43,8 +43,8 @@ def main() -> None:
         return
     out: Path = options.out
     quantized = demo(out / "quantized")
-    sides = genai_sides(quantized, out, options.peer_path)
-    sides |= {} if options.no_executorch else executorch_sides(quantized, out)
+    sides = genai_sides(quantized, out, options.peer_path) if options.only != "executorch" else {}
+    sides |= executorch_sides(quantized, out) if options.only != "genai" else {}
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, (timer, folder) in sides.items():
@@ -242,7 +242,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-path", type=Path)
-    parser.add_argument("--no-executorch", action="store_true")
+    parser.add_argument("--only", choices=("genai", "executorch"), help="one pair alone")
     parser.add_argument("--time", choices=("genai", "executorch"), help="time one artifact in this process")
     return parser.parse_args()
 

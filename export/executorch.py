@@ -1,7 +1,7 @@
 """ExecuTorch: one .pte for XNNPACK, the CPU kernels of every arm64 phone, that ExecuTorch's own LLM
 runners load.
 
-    torch module -> torch.export -> quantized linears and what lies between them to XNNPACK -> .pte
+    torch module -> torch.export -> all but embedding, cache and attention to XNNPACK -> .pte
 
 Codes and scales are buffers of the module and reach the file as they are; nothing is requantized.
 """
@@ -16,10 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
-    XnnpackDynamicallyQuantizedPartitioner,
-    XnnpackPartitioner,
-)
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
@@ -34,6 +30,7 @@ from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.debug import DEBUG_NOTE
 from export.executorch_model import ExecutorchDecoder
+from export.executorch_partition import SegmentPartitioner
 from export.mobile_package import KvBits, describe
 
 MODEL = "model.pte"
@@ -101,8 +98,7 @@ def write(
         task.advance(note="XNNPACK")
         edge = to_edge_transform_and_lower(
             program,
-            # linears first: the second partitioner would take them as float ones
-            partitioner=[XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()],
+            partitioner=[SegmentPartitioner()],
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
             constant_methods=metadata(quantized.config, context),
         )

@@ -33,9 +33,8 @@ from export.executorch_cache import Cache, make_cache
 class QuantizedLinear(nn.Module):
     """x [1, T, in] -> [1, T, out] with 4-bit codes in groups, or 8-bit codes with one scale a row.
 
-    Activations are rounded to 8 bits, one range a token, while the model runs: XNNPACK fuses this pattern
-    (quantize, dequantize, dequantized weight, linear) into one integer kernel and packs the codes as
-    they are.
+    The input comes from `round_to_8_bits`: XNNPACK fuses this pattern (quantize, dequantize, dequantized weight,
+    linear) into integer kernels, one of the rounding and one of each linear behind it, and packs the codes as they are.
     """
 
     codes: Tensor
@@ -49,6 +48,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("codes", weight.signed_codes())  # int8 [out, in]
         self.register_buffer("scales", weight.scales.to(torch.float32))  # [out, groups]
         self.register_buffer("zeros", torch.zeros(weight.scales.shape, dtype=torch.int8))
+        self.rows, self.columns = weight.shape
         self.block = (1, weight.columns_per_group)
         self.least, self.greatest = -(2 ** (weight.bits - 1)), 2 ** (weight.bits - 1) - 1
 
@@ -56,10 +56,10 @@ class QuantizedLinear(nn.Module):
         weight = dequantize_affine(
             self.codes, self.block, self.scales, self.zeros, torch.int8, self.least, self.greatest
         )
-        return F.linear(_round_to_8_bits(x), weight, self.bias)
+        return F.linear(x, weight, self.bias)
 
 
-def _round_to_8_bits(x: Tensor) -> Tensor:
+def round_to_8_bits(x: Tensor) -> Tensor:
     """x [1, T, n] through int8 codes and back, one asymmetric range a token."""
     block: Any = (1, 1, x.shape[-1])
     scale, zero = choose_qparams_affine(
@@ -97,42 +97,58 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x**2) + eps) * weight."""
+    """x / sqrt(mean(x**2) + eps) * weight, rounded to 8 bits for the linears behind it.
+
+    XNNPACK has no mean of a free number of rows: it is a linear of one output, weights 1/n and bias eps.
+    """
 
     weight: Tensor
+    share: Tensor
+    eps: Tensor
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
-        self.eps = eps
+        self.register_buffer("weight", weight)  # [n]
+        self.register_buffer("share", torch.full((1, len(weight)), 1 / len(weight)))
+        self.register_buffer("eps", torch.tensor([eps]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        power = F.linear(x * x, self.share, self.eps)  # [1, T, 1]
+        return round_to_8_bits(x * torch.rsqrt(power) * self.weight)
 
 
 class Attention(nn.Module):
     """Grouped-query attention over the cache, by ExecuTorch's fused operator."""
 
+    turn: Tensor
+
     def __init__(self, config: ModelConfig, linears: dict[str, QuantizedLinear], cache: Cache) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.register_buffer("turn", quarter_turn(config.head_dim))
         self.q, self.k, self.v, self.o = (linears[f"self_attn.{name}_proj"] for name in ("q", "k", "v", "o"))
         self.cache = cache
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
-        batch, tokens, _ = x.shape
-        query = self.q(x).view(batch, tokens, -1, self.head_dim)  # [1, T, heads, head_dim]
-        key = self.k(x).view(batch, tokens, -1, self.head_dim)  # [1, T, kv_heads, head_dim]
-        value = self.v(x).view(batch, tokens, -1, self.head_dim)
-        mixed = self.cache.attend(rotate(query, cos, sin), rotate(key, cos, sin), value, start)
-        return self.o(mixed.view(batch, tokens, -1))  # [1, T, hidden]
+        query, key, value = (
+            linear(x).view(1, -1, linear.rows // self.head_dim, self.head_dim)  # [1, T, heads or kv_heads, head_dim]
+            for linear in (self.q, self.k, self.v)
+        )
+        mixed = self.cache.attend(self.rotate(query, cos, sin), self.rotate(key, cos, sin), value, start)
+        return self.o(round_to_8_bits(mixed.view(1, -1, self.o.columns)))  # [1, T, hidden]
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotary embedding of x [1, T, heads, head_dim] with cos, sin [T, 1, head_dim]; halves turn together."""
+        return x * cos + F.linear(x, self.turn) * sin
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [1, T, heads, head_dim] with cos, sin [T, 1, head_dim]; halves turn together."""
-    half = x.shape[-1] // 2
-    swapped = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + swapped * sin
+def quarter_turn(size: int) -> Tensor:
+    """The matrix of x = (a, b) -> (-b, a) for halves a and b, float32 [size, size].
+
+    XNNPACK cuts no tensor of a free number of rows, but multiplies it; products with 0 and 1 are exact.
+    """
+    half = torch.eye(size // 2)
+    return torch.cat((torch.cat((torch.zeros_like(half), -half), 1), torch.cat((half, torch.zeros_like(half)), 1)))
 
 
 class Block(nn.Module):
@@ -153,7 +169,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, start)
         inner = self.mlp_norm(x)
-        return x + self.down(F.silu(self.gate(inner)) * self.up(inner))
+        return x + self.down(round_to_8_bits(F.silu(self.gate(inner)) * self.up(inner)))
 
 
 class ExecutorchDecoder(nn.Module):

@@ -81,7 +81,9 @@ def _linears(blob: bytes, file: PTEFile) -> Iterator[QuantizedTensor]:
     values = {_tensor(value)["id_out"]: value["xvalue_union"] for value in graph["xvalues"]}
     for node in graph["xnodes"]:
         if node["xnode_union_type"] == "XNNFullyConnected":
-            yield _weight(values[node["xnode_union"]["filter_id"]], graph, file)
+            weight = values[node["xnode_union"]["filter_id"]]
+            if "quant_params" in weight:  # others are the mean of a norm and the turn of the rotary embedding
+                yield _weight(weight, graph, file)
 
 
 def xnnpack_graph(blob: bytes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from compress.store import QuantizedCheckpoint
 from eval import size_plan, structure
 from export import executorch
 from export.artifact import Artifact
+from export.executorch_partition import segments_of
 from export.executorch_reader import embedding_codes, read
 from targets.executorch_runtime import ExecutorchRuntime
 from targets.runtime import open_runtime
@@ -72,6 +73,32 @@ def test_the_file_names_the_end_tokens_and_has_the_size_that_was_planned(
         other = structure.end_token(artifact, replace(block.config, eos_token_ids=(7,)), runtime, TEXT[:4], "cpu")
     assert figure.value == 0
     assert "model.pte says [2], the checkpoint [7]" in other.note
+
+
+def test_only_embedding_cache_and_attention_lie_between_xnnpacks_graphs(artifact: Artifact):
+    (plan,) = (plan for plan in read(artifact.path("model")).file.program.execution_plan if plan.name == "forward")
+    assert len(plan.delegates) == artifact.model.num_layers + 1
+    assert {operator.name for operator in plan.operators} == {
+        "llama::custom_sdpa",
+        "llama::update_cache",
+        "quantized_decomposed::embedding_byte",
+        *("aten::sym_size", "aten::select_copy", "aten::_local_scalar_dense", "executorch_prim::add"),  # the position
+        "aten::slice_copy",  # rows of the rope table
+    }
+
+
+def test_no_path_leaves_a_segment_and_comes_back():
+    graph = torch.fx.Graph()
+    x, constant = graph.placeholder("x"), graph.placeholder("constant")
+    first = graph.call_function(torch.relu, (x,))
+    outside = graph.call_function(torch.sin, (first,))
+    weight = graph.call_function(torch.neg, (constant,))  # of constants alone: belongs where it is used
+    beside = graph.call_function(torch.relu, (first,))
+    second = graph.call_function(torch.add, (outside, weight))
+    last = graph.call_function(torch.add, (second, beside))
+    runs = {first, weight, beside, second, last}
+    found = segments_of(list(graph.nodes), runs, {constant})
+    assert found == {first: 1, beside: 1, weight: 2, second: 2, last: 2}
 
 
 def test_logits_agree_and_the_llm_runner_says_what_our_runner_says(block: QuantizedCheckpoint, artifact: Artifact):
