@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from bluelm.progress import Progress, Silent
 from eval.measurement import Measurement
 from eval.repeats import AT_LEAST, Repeats
 from targets.phone import Bench, Phone, Thermal
-from targets.runners import Figures, Runner, read_figures
+from targets.runners import Figures, Runner, in_turn, read_figures
 
 Phase = Literal["prefill", "decode"]
 
@@ -28,6 +28,7 @@ class Call:
         phase: what it times. depth: tokens already in the cache. tokens: how many one step handles.
         model: local file or folder of the graph; a folder is pushed whole, and `entry` named in it.
         values: stand-ins for further names in the runner's command line.
+        further: model and entry of the model's other parts; they run one behind the other, and their times add up.
     """
 
     phase: Phase
@@ -36,6 +37,13 @@ class Call:
     model: Path
     entry: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
+    further: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def parts(self) -> tuple[Call, ...]:
+        """A call of each part."""
+        first = replace(self, further=())
+        return (first, *(replace(first, model=model, entry=entry) for model, entry in self.further))
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ def measure(
         bench.prepare(folder)
         _push_all(bench, files, folder, 0o755, progress or Silent())
         figures = []
-        for model in dict.fromkeys(call.model for call in calls):
+        for model in dict.fromkeys(part.model for call in calls for part in call.parts):
             _push_all(bench, [model], folder, 0o644, progress or Silent())
         for call in calls:
             figures += _measure_call(bench, runner, call, folder, logs, protocol, note, progress or Silent())
@@ -149,11 +157,16 @@ def _measure_call(
         for turn in range(protocol.repeats + 1):  # the first warms up
             if turn:
                 cool(bench, protocol)
-            text = _run(bench, runner, call, folder, logs / f"{call.phase}-{call.depth}-{turn}.log")
-            runs.append(read_figures(runner, call.phase, text, call.tokens))
+            told = []
+            for index, part in enumerate(call.parts):
+                name = f"{call.phase}-{call.depth}-{turn}" + (f"-part{index + 1}" if call.further else "")
+                text = _run(bench, runner, part, folder, logs / f"{name}.log")
+                told.append(read_figures(runner, call.phase, text, call.tokens))
+            runs.append(in_turn(told))
             task.advance()
     heat = f"thermal before: {before} (cooled {waited:.0f} s), after: {bench.thermal()}"
-    return _figures(runs[1:], call, "; ".join(part for part in (heat, note) if part))
+    parts = f"{len(call.parts)} parts, each timed alone, their times added" if call.further else ""
+    return _figures(runs[1:], call, "; ".join(part for part in (parts, heat, note) if part))
 
 
 def _command(runner: Runner, call: Call, folder: str) -> tuple[list[str], dict[str, str]]:

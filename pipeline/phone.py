@@ -19,7 +19,7 @@ from targets.adb import Server
 from targets.phone import AndroidBench, Bench, Phone, describe
 from targets.runners import Runner, load_runner
 from targets.socs import Soc
-from targets.step_feeds import graph_path, perf_test_folder, record
+from targets.step_feeds import graph_paths, perf_test_folder, record, still
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def _open(serial: str, runner: Runner) -> tuple[Phone, Bench]:
 def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequence[int]) -> list[Call]:
     """One call for prefill and one for decode at each depth.
 
-    onnxruntime_perf_test wants the graphs' inputs beside them: they are recorded here, behind real tokens.
-    Other runners take the artifact's folder and a prompt as long as the depth.
+    onnxruntime_perf_test wants the graphs' inputs beside them: they are recorded here, behind real tokens, but for
+    compiled graphs. Other runners take the artifact's folder and a prompt as long as the depth.
     """
     values = {"decode_tokens": "32"}
     if runner.says != "onnxruntime_perf_test":
@@ -105,9 +105,13 @@ def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequenc
         ]
     calls = []
     for depth in (0, *depths):
-        feeds, _ = record(artifact, depth)
+        recorded = {} if artifact.format == "qnn-context" else record(artifact, depth)[0]
         for graph in ("prefill", "decode") if depth == 0 else ("decode",):
-            place = perf_test_folder(artifact, graph, feeds[graph], folder / f"{graph}-{depth}")
+            places: list[tuple[Path, str]] = []
+            for path in graph_paths(artifact, graph):
+                feeds = recorded.get(graph) or still(path)
+                place = folder / f"{graph}-{depth}-part{len(places) + 1}"
+                places.append((perf_test_folder(artifact, path, feeds, place), path.name))
             tokens = artifact.chunk if graph == "prefill" else 1
-            calls.append(Call(graph, depth, tokens, place, graph_path(artifact, graph).name, values))
+            calls.append(Call(graph, depth, tokens, *places[0], values, tuple(places[1:])))
     return calls

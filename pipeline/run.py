@@ -42,10 +42,12 @@ from pipeline.recording import record
 from pipeline.report_commands import write_all
 from pipeline.resources import check_disk, compute_device, how_far_off, show_resources
 from pipeline.stages import Stages, code, run_folder
+from targets.runtime import only_on_device
 
 log = logging.getLogger("bluelm_export")
 QUANTIZING = ("bluelm", "calibration", "compress")
 LOWERING = ("bluelm", "compress", "export")
+LOWERED_ALONE = ("cpu", "device")  # where artifacts run that need no compiler here
 
 
 def run(request: Request, *, dry_run: bool, output: Console, messages: Console) -> int:
@@ -102,11 +104,17 @@ def show_plan(plan: Plan, output: Console) -> None:
 
 
 def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone: ChosenPhone | None) -> Report:
-    """All stages, then the report."""
+    """All stages, then the report.
+
+    Raises:
+        UnavailableError: the artifact is made, and nothing here can run it.
+    """
     chosen: dict[str, Any] = {}
     if plan.recipe.auto:
         plan, chosen = _choose_widths(plan, stages, progress)
     quantized = _quantize(plan, stages, progress)
+    if plan.target.default_on == "device":
+        raise only_on_device(_export_target(plan, stages, quantized, progress))
     if plan.target.default_on == "cpu":
         plain = plan.target.runtime == "onnx-cpu" and plan.target.kv_bits == 32
         export = _export_cpu if plain else _export_target
@@ -249,7 +257,7 @@ def _export_target(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, p
         inputs,
         lambda folder: plan.target.lower(quantized, ranges, folder, **sizes, progress=progress),
     )
-    if plan.target.default_on == "cpu":
+    if plan.target.default_on in LOWERED_ALONE:
         return Artifact.open(lowered)  # nothing to compile
     inputs |= {"soc": plan.target.soc.id, "made by": _made_by((*LOWERING, "targets"), *TOOLS)}
     compiled = stages.run(
@@ -270,6 +278,8 @@ def _stage_names(plan: Plan) -> list[str]:
     """Folders that the run would write, in order."""
     names = [layout.WIDTHS] if plan.recipe.auto else []
     names += [layout.QUANTIZED]
+    if plan.target.default_on == "device":
+        return [*names, layout.lowered(plan.target.runtime)]
     names += [layout.ONNX_CPU] if plan.target.default_on != "cpu" else []
     names += [layout.RANGES] if plan.target.needs_ranges else []
     names += [layout.lowered(plan.target.runtime)]

@@ -39,7 +39,7 @@ class NeuropilotBackend:
 
     soc: Soc | None = None
     needs_ranges = False
-    place: Place = "cpu"
+    place: Place = "device"
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         check_lengths(config, context, chunk)
@@ -78,7 +78,7 @@ class NeuropilotBackend:
         with atomic_folder(folder) as temporary:
             left = static.write(programs, partitioners, temporary / MODEL)
             write_embedding(temporary / EMBEDDING, quantized.embed())
-            describe(
+            made = describe(
                 temporary,
                 "executorch-neuropilot",
                 quantized,
@@ -90,6 +90,7 @@ class NeuropilotBackend:
                 producers={name: version(name) for name in ("executorch", *SDK)},
                 notes=tuple(f"not on the NPU: {name}" for name in left),
             )
+            made.model_copy(update={"soc": self.soc.id}).save(temporary)
         return Artifact.open(folder)
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:

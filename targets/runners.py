@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,6 +103,26 @@ def read_figures(runner: Runner, phase: Literal["prefill", "decode"], text: str,
         tail = "".join(c if c.isprintable() or c == "\n" else "?" for c in text[-300:]).strip() or "nothing"
         raise UnavailableError(f"{runner.says} gave no speed; it said: {tail}", fix="run it by hand on the device")
     return figures
+
+
+def in_turn(parts: Sequence[Figures]) -> Figures:
+    """Figures of a model whose parts run one behind the other: seconds a token add up.
+
+    Memory is not told: each part was in memory alone.
+    """
+    if len(parts) == 1:
+        return parts[0]
+
+    def rate(rates: list[float | None]) -> float | None:
+        told = [value for value in rates if value]
+        return 1 / sum(1 / value for value in told) if len(told) == len(parts) else None
+
+    firsts = [part.first_token_s for part in parts if part.first_token_s is not None]
+    return Figures(
+        prefill_tokens_s=rate([part.prefill_tokens_s for part in parts]),
+        first_token_s=sum(firsts) if len(firsts) == len(parts) else None,
+        decode_tokens_s=rate([part.decode_tokens_s for part in parts]),
+    )
 
 
 def _seconds(value: float, phase: str, tokens: int, peak: float | None) -> Figures:

@@ -8,10 +8,11 @@ from typing import Literal, Protocol, Self
 
 import numpy as np
 
-from bluelm.errors import InputError
+from bluelm.errors import InputError, UnavailableError
 from export.artifact import Artifact
 
-Place = Literal["cpu", "htp", "arm64", "interpreter", "gpu", "ane"]
+Place = Literal["cpu", "htp", "arm64", "interpreter", "gpu", "ane", "device"]
+"""Where an artifact runs; `device`: on a phone alone, nothing here can load it."""
 
 
 class Runtime(Protocol):
@@ -111,19 +112,30 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
 
     Raises:
         InputError: no artifact, or one that cannot run there.
-        UnavailableError: the runtime is not installed.
+        UnavailableError: the runtime is not installed, or nothing here can run such an artifact.
         TargetError: the runtime refuses the artifact.
     """
     artifact = Artifact.open(folder)
     runtimes = _runtimes()
     if (artifact.format, on) not in runtimes:
         places = [place for kind, place in runtimes if kind == artifact.format]
+        if not places:
+            raise only_on_device(artifact)
         raise InputError(
             f"a {artifact.format} artifact does not run on {on!r}",
             where=folder,
             fix=f"it runs on {' or '.join(map(repr, places))}",
         )
     return runtimes[artifact.format, on](artifact)
+
+
+def only_on_device(artifact: Artifact) -> UnavailableError:
+    """The error for an artifact that nothing here can run."""
+    return UnavailableError(
+        f"only a phone can run this {artifact.format} artifact: nothing was measured, so it has not passed",
+        where=artifact.folder,
+        fix=f"run it on a phone with {artifact.soc or 'its chip'}, or choose a --runtime that is judged here",
+    )
 
 
 def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:

@@ -1,4 +1,4 @@
-"""Inputs of an artifact's graphs as they are in use: recorded once, for runners that know no tokens."""
+"""Inputs of an artifact's graphs, for runners that know no tokens: recorded as they are in use, or still ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from bluelm.errors import InputError
 from bluelm.files import atomic_folder
@@ -25,9 +25,26 @@ def host(name: str, artifact: Artifact, prefill: Step, decode: Step) -> CachedRu
     return kind(name, artifact, prefill, decode)
 
 
+def graph_paths(artifact: Artifact, graph: str) -> list[Path]:
+    """Files of a graph, "prefill" or "decode", one a part of the model; an onnx-genai artifact has one for both."""
+    return artifact.paths("model" if artifact.format == "onnx-genai" else graph)
+
+
 def graph_path(artifact: Artifact, graph: str) -> Path:
-    """File of a graph, "prefill" or "decode"; an onnx-genai artifact has one for both."""
-    return artifact.path("model" if artifact.format == "onnx-genai" else graph)
+    """The file of a graph of an artifact in one part."""
+    (path,) = graph_paths(artifact, graph)
+    return path
+
+
+def still(path: Path) -> Feeds:
+    """Zeros for every input of a graph of fixed shapes, whose speed does not depend on them: a compiled one, that
+    nothing here can run to record others."""
+    feeds: dict[str, np.ndarray] = {}
+    for value in onnx.load(path, load_external_data=False).graph.input:
+        about = value.type.tensor_type
+        shape = [dimension.dim_value for dimension in about.shape.dim]
+        feeds[value.name] = np.zeros(shape, helper.tensor_dtype_to_np_dtype(about.elem_type))
+    return feeds
 
 
 def record(artifact: Artifact, depth: int = 0) -> tuple[dict[str, Feeds], dict[str, np.ndarray]]:
@@ -72,18 +89,23 @@ def record(artifact: Artifact, depth: int = 0) -> tuple[dict[str, Feeds], dict[s
     )
 
 
-def perf_test_folder(artifact: Artifact, graph: str, feeds: Feeds, folder: Path) -> Path:
-    """A folder as onnxruntime_perf_test reads it: the graph, its weights, test_data_set_0/input_N.pb."""
+def binaries(graph: onnx.GraphProto) -> set[str]:
+    """Files with compiled code that the nodes of a graph name."""
+    attributes = (attribute for node in graph.node for attribute in node.attribute)
+    return {attribute.s.decode() for attribute in attributes if attribute.name == "ep_cache_context"}
+
+
+def perf_test_folder(artifact: Artifact, source: Path, feeds: Feeds, folder: Path) -> Path:
+    """A folder as onnxruntime_perf_test reads it: the graph `source`, what it names, test_data_set_0/input_N.pb."""
     with atomic_folder(folder) as temporary:
-        source = graph_path(artifact, graph)
-        names = {source.name, *(f.path for f in artifact.files if f.role == "weights")}
+        graph = onnx.load(source, load_external_data=False).graph
+        names = {source.name, *binaries(graph), *(f.path for f in artifact.files if f.role == "weights")}
         for name in sorted(names):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).symlink_to((artifact.folder / name).resolve())
         inputs = temporary / "test_data_set_0"
         inputs.mkdir()
-        order = [value.name for value in onnx.load(source, load_external_data=False).graph.input]
-        for index, name in enumerate(order):
-            tensor = numpy_helper.from_array(feeds[name], name)
+        for index, value in enumerate(graph.input):
+            tensor = numpy_helper.from_array(feeds[value.name], value.name)
             (inputs / f"input_{index}.pb").write_bytes(tensor.SerializeToString())
     return folder

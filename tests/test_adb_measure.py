@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def test_median_interval_heat_logs_and_nothing_left_behind(phone, model, tmp_pat
     assert (memory.name, memory.value) == ("decode_peak_memory_bytes", 2_000_000)
     assert len(list((tmp_path / "logs").iterdir())) == 6
     assert phone.files() == []
+
+
+def test_parts_run_in_turn_and_their_times_add_up(phone, model, tmp_path):
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "decode-2.onnx").write_bytes(b"graph")
+    call = replace(decode_call(model), further=((second, "decode-2.onnx"),))
+    runner = make_runner(tmp_path, RUNNER, ("9", "9", *["0.020", "0.030"] * 5))
+    (decode,) = measure(bench(phone), runner, [call], tmp_path / "logs")  # no memory: each part was there alone
+    assert decode.value == pytest.approx(1 / 0.050) and "2 parts" in decode.note
+    assert "decode-2.onnx" in (tmp_path / "logs" / "decode-0-1-part2.log").read_text()
 
 
 def test_the_gate_takes_the_lower_end(phone, model, tmp_path):

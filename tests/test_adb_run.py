@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 import yaml
+from onnx import TensorProto, helper
 
+from bluelm.config import ModelConfig
 from eval.history import History
-from export.artifact import Artifact
+from export.artifact import Artifact, list_files
 from pipeline.phone import make_calls
 from targets.onnx_runtime import session_step
 from targets.runners import load_runner
@@ -144,3 +148,41 @@ def test_other_runners_get_the_folder_and_a_prompt(run, tmp_path):
     calls = make_calls(artifact, load_runner("executorch-xnnpack"), tmp_path, [300])
     assert [(call.phase, call.depth) for call in calls] == [("decode", 0), ("decode", 300)]
     assert calls[1].values["prompt"].split() == ["a"] * 300
+
+
+def test_every_part_of_a_compiled_model_is_called_with_its_binary(tmp_path):
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    roles: dict[str, str] = {}
+    for part in (1, 2):
+        binary = f"part{part}.bin"
+        (folder / binary).write_bytes(b"compiled")
+        roles[binary] = "context"
+        for graph in ("prefill", "decode"):
+            wrapper = f"{graph}-{part}.onnx"
+            given = helper.make_tensor_value_info("hidden", TensorProto.UINT16, (1, 4, 8))
+            node = helper.make_node("EPContext", ["hidden"], ["out"], domain="com.microsoft", ep_cache_context=binary)
+            onnx.save(helper.make_model(helper.make_graph([node], graph, [given], [])), folder / wrapper)
+            roles[wrapper] = graph
+    config = json.loads((tiny_checkpoint(tmp_path / "tiny") / "config.json").read_text())
+    artifact = Artifact(
+        format="qnn-context",
+        model=ModelConfig.from_dict(config),
+        context=16,
+        chunk=4,
+        mask_value=0.0,
+        cache="int16",
+        parameters=1,
+        bits_per_weight=4,
+        quantized_digest="",
+        producers={},
+        files=list_files(folder, roles),
+    )
+    artifact.save(folder)
+    calls = make_calls(Artifact.open(folder), load_runner("qnn-context"), tmp_path / "calls", [])
+    assert [(call.phase, len(call.parts)) for call in calls] == [("prefill", 2), ("decode", 2)]
+    for call in calls:
+        for number, part in enumerate(call.parts, 1):
+            assert {path.name for path in part.model.iterdir()} == {part.entry, f"part{number}.bin", "test_data_set_0"}
+            given = onnx.load_tensor(str(part.model / "test_data_set_0" / "input_0.pb"))
+            assert (given.data_type, list(given.dims)) == (TensorProto.UINT16, [1, 4, 8])
