@@ -71,7 +71,7 @@ class QuantizedTensor:
 
     def signed_codes(self) -> Tensor:
         """int8 [out, in]: codes - 2**(bits - 1), as runtimes with signed integers hold them."""
-        return (self.codes.to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
+        return (self.codes - 2 ** (self.bits - 1)).view(torch.int8)  # uint8 wraps around; no wider copy
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """The same on another device."""

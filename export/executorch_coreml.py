@@ -13,7 +13,6 @@ import functools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,9 @@ from export import executorch_static as static
 from export.artifact import Artifact
 from export.coreml_mil import MASKED, Activations, signed_codes
 from export.coreml_package import import_coremltools
-from export.embedding import write_embedding
 from export.executorch import quiet
 from export.executorch_coreml_reader import unpack
-from export.mobile_package import describe
-
-MODEL, EMBEDDING = "model.pte", "embedding.safetensors"
+from export.mobile_package import MODEL, describe_steps
 
 
 def export(
@@ -72,17 +68,14 @@ def export(
         del programs
         task.advance(note="read back")
         check_program(temporary / MODEL, quantized)
-        write_embedding(temporary / EMBEDDING, quantized.embed())
-        describe(
+        describe_steps(
             temporary,
             "executorch-coreml",
             quantized,
-            {MODEL: "model", EMBEDDING: "embedding"},
             context=context,
             chunk=chunk,
-            kv_bits=32,
             mask_value=MASKED,
-            producers={name: version(name) for name in ("executorch", "coremltools", "torch")},
+            producers=("executorch", "coremltools", "torch"),
             notes=(f"{activations} activations",),
         )
     return Artifact.open(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -13,11 +13,14 @@ from typing import Literal
 from bluelm.tokenizer import TOKENIZER_FILES
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, Cache, Format, list_files
+from export.embedding import write_embedding
 from export.package import parameter_count
 
 KvBits = Literal[8, 16, 32]
 CACHES: Mapping[int, Cache] = {8: "int8", 16: "float16", 32: "float32"}
 WEIGHT_ROLES = ("model", "weights", "embedding")
+
+MODEL, EMBEDDING = "model.pte", "embedding.safetensors"
 
 
 def describe(
@@ -61,3 +64,34 @@ def describe(
     )
     artifact.save(folder)
     return artifact
+
+
+def describe_steps(
+    folder: Path,
+    kind: Format,
+    quantized: QuantizedCheckpoint,
+    *,
+    context: int,
+    chunk: int,
+    mask_value: float,
+    producers: Sequence[str],
+    notes: tuple[str, ...] = (),
+) -> Artifact:
+    """Complete a folder that holds MODEL, a program of steps whose host looks embeddings up and keeps a float32 cache.
+
+    Args:
+        producers: packages that made it.
+    """
+    write_embedding(folder / EMBEDDING, quantized.embed())
+    return describe(
+        folder,
+        kind,
+        quantized,
+        {MODEL: "model", EMBEDDING: "embedding"},
+        context=context,
+        chunk=chunk,
+        kv_bits=32,
+        mask_value=mask_value,
+        producers={name: version(name) for name in producers},
+        notes=notes,
+    )

@@ -18,15 +18,13 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.progress import Progress
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export import coreml
 from export.artifact import Artifact
 from export.coreml_mil import Activations
 from export.coreml_package import Package
-from export.ranges import Ranges
+from targets.backend import Lowering, Uncompiled
 from targets.coreml_macos import MacEngine, compile_package
 from targets.coreml_runtime import CoreMLRuntime, Interpreted
-from targets.legality import check_groups, check_lengths
 from targets.runtime import Place
 from targets.socs import Soc
 
@@ -122,7 +120,7 @@ def check_activations(activations: Activations, unit: str = "ane") -> str | None
 
 
 @dataclass
-class CoreMLBackend:
+class CoreMLBackend(Uncompiled):
     """Checks and lowers. A Mac compiles the package too, to see that Core ML takes it; an app compiles its own."""
 
     activations: Activations = "float16"
@@ -131,28 +129,24 @@ class CoreMLBackend:
     place: Place = "interpreter"
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
-        check_lengths(config, context, chunk)
-        check_groups(config, recipe)
+        super().check(soc, config, recipe, context, chunk)
         check_states(config, context)
 
-    def lower(
-        self,
-        quantized: QuantizedCheckpoint,
-        ranges: Ranges | None,
-        folder: Path,
-        context: int,
-        chunk: int,
-        progress: Progress | None,
-    ) -> Artifact:
+    def lower(self, job: Lowering) -> Artifact:
         artifact = coreml.export(
-            quantized, folder, context=context, chunk=chunk, activations=self.activations, progress=progress
+            job.quantized,
+            job.folder,
+            context=job.context,
+            chunk=job.chunk,
+            activations=self.activations,
+            progress=job.progress,
         )
         left = {op for path in coreml.packages(artifact) for op in check_program(Package.open(path))}
         known = [check_activations(self.activations)]
         known += [f"left to the CPU by the Neural Engine: {', '.join(sorted(left))}"] if left else []
         notes = (*artifact.notes, *(note for note in known if note))
-        artifact.model_copy(update={"notes": notes}).save(folder)
-        return Artifact.open(folder)
+        artifact.model_copy(update={"notes": notes}).save(job.folder)
+        return Artifact.open(job.folder)
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         if sys.platform == "darwin":

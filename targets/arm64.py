@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
-from bluelm.progress import Progress
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export import onnx_cpu
 from export.artifact import Artifact
 from export.mobile_package import KvBits
-from export.ranges import Ranges
-from targets.legality import check_groups, check_lengths
+from targets.backend import Lowering, Uncompiled
 from targets.runtime import Place
 from targets.socs import Soc
 
 
 @dataclass
-class CpuBackend:
+class CpuBackend(Uncompiled):
     """Every width, group size and symmetry runs; nothing is compiled."""
 
     kv_bits: KvBits = 32
@@ -32,51 +28,34 @@ class CpuBackend:
         """An 8-bit cache has fixed scales."""
         return self.kv_bits == 8
 
-    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
-        check_lengths(config, context, chunk)
-        check_groups(config, recipe)
-
-    def lower(
-        self,
-        quantized: QuantizedCheckpoint,
-        ranges: Ranges | None,
-        folder: Path,
-        context: int,
-        chunk: int,
-        progress: Progress | None,
-    ) -> Artifact:
+    def lower(self, job: Lowering) -> Artifact:
         return onnx_cpu.export(
-            quantized, folder, context=context, chunk=chunk, kv_bits=self.kv_bits, ranges=ranges, progress=progress
+            job.quantized,
+            job.folder,
+            context=job.context,
+            chunk=job.chunk,
+            kv_bits=self.kv_bits,
+            ranges=job.ranges,
+            progress=job.progress,
         )
-
-    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
-        return artifact
 
 
 class GenaiBackend(CpuBackend):
     """One graph for onnxruntime-genai: every recipe that onnx-cpu takes."""
 
-    def lower(
-        self,
-        quantized: QuantizedCheckpoint,
-        ranges: Ranges | None,
-        folder: Path,
-        context: int,
-        chunk: int,
-        progress: Progress | None,
-    ) -> Artifact:
+    def lower(self, job: Lowering) -> Artifact:
         from export import onnx_genai
 
         # 8-bit activations, as the runtime's own model builder chooses: seven times the tokens/s of level 0
         return onnx_genai.export(
-            quantized,
-            folder,
-            context=context,
-            chunk=chunk,
+            job.quantized,
+            job.folder,
+            context=job.context,
+            chunk=job.chunk,
             accuracy_level=4,
             kv_bits=self.kv_bits,
-            ranges=ranges,
-            progress=progress,
+            ranges=job.ranges,
+            progress=job.progress,
         )
 
 
@@ -93,15 +72,7 @@ class GgufBackend(CpuBackend):
         if any(width % 32 for width in widths):
             raise TargetError(f"GGUF's blocks of 32 do not divide {widths}", fix="use the runtime onnx-cpu")
 
-    def lower(
-        self,
-        quantized: QuantizedCheckpoint,
-        ranges: Ranges | None,
-        folder: Path,
-        context: int,
-        chunk: int,
-        progress: Progress | None,
-    ) -> Artifact:
+    def lower(self, job: Lowering) -> Artifact:
         from export import gguf_file
 
-        return gguf_file.export(quantized, folder, context=context, progress=progress)
+        return gguf_file.export(job.quantized, job.folder, context=job.context, progress=job.progress)

@@ -90,11 +90,12 @@ def _xnnpack_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: P
 
 
 def _qnn_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
+    from targets.backend import Lowering
     from targets.executorch_qnn import ExecutorchQnnBackend
     from targets.socs import find_soc
 
     backend = ExecutorchQnnBackend(find_soc(artifact.soc or "SM8650", "qualcomm"), debug=True)
-    return backend.lower(quantized, None, folder, artifact.context, artifact.chunk, None)
+    return backend.lower(Lowering(quantized, None, folder, artifact.context, artifact.chunk, None))
 
 
 Builder = Callable[[Artifact, QuantizedCheckpoint, Path], Artifact]

@@ -6,7 +6,6 @@ itself; which unit a phone takes is ExecuTorch's choice (all of them).
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,21 +16,20 @@ from typing import Protocol
 import numpy as np
 
 from bluelm.config import ModelConfig
-from bluelm.errors import InputError, TargetError, UnavailableError
-from bluelm.progress import Progress
+from bluelm.errors import InputError, TargetError
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.coreml import PROGRAM_BYTES
 from export.coreml_mil import Activations
 from export.lowered import block_output
-from export.ranges import Ranges
+from targets.backend import Lowering, Uncompiled
 from targets.cached_runtime import CachedRuntime, Feeds
 from targets.coreml_interpreter import Function, Interpreter
 from targets.coreml_macos import MacModels
-from targets.legality import check_groups, check_lengths, weight_bytes
+from targets.legality import weight_bytes
 from targets.runtime import Place
 from targets.socs import Soc
+from targets.tools import require
 
 METHODS = ("prefill", "decode")
 
@@ -43,7 +41,7 @@ class Functions(Protocol):
 
 
 @dataclass
-class ExecutorchCoreMLBackend:
+class ExecutorchCoreMLBackend(Uncompiled):
     """Lowers on any machine; the phone compiles."""
 
     activations: Activations = "float16"
@@ -51,8 +49,7 @@ class ExecutorchCoreMLBackend:
     place: Place = "interpreter"
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
-        check_lengths(config, context, chunk)
-        check_groups(config, recipe)
+        super().check(soc, config, recipe, context, chunk)
         block, head = weight_bytes(config, recipe)
         total = config.num_layers * block + head
         if total > PROGRAM_BYTES:
@@ -61,24 +58,18 @@ class ExecutorchCoreMLBackend:
                 fix="use --runtime coreml, which cuts the model into several programs",
             )
 
-    def lower(
-        self,
-        quantized: QuantizedCheckpoint,
-        ranges: Ranges | None,
-        folder: Path,
-        context: int,
-        chunk: int,
-        progress: Progress | None,
-    ) -> Artifact:
-        require_executorch()
+    def lower(self, job: Lowering) -> Artifact:
+        require("executorch")
         from export import executorch_coreml
 
         return executorch_coreml.export(
-            quantized, folder, context=context, chunk=chunk, activations=self.activations, progress=progress
+            job.quantized,
+            job.folder,
+            context=job.context,
+            chunk=job.chunk,
+            activations=self.activations,
+            progress=job.progress,
         )
-
-    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
-        return artifact
 
 
 class ExecutorchCoreMLRuntime(CachedRuntime):
@@ -150,16 +141,10 @@ def open_executorch_coreml(artifact: Artifact, unit: str | None = None) -> Execu
         UnavailableError: ExecuTorch or coremltools is not installed; a unit was named and this is no Mac.
         InputError: the program is damaged.
     """
-    require_executorch()
+    require("executorch")
     scratch = tempfile.TemporaryDirectory(prefix="bluelm-pte-")
     try:
         return ExecutorchCoreMLRuntime(artifact, scratch, unit)
     except BaseException:
         scratch.cleanup()
         raise
-
-
-def require_executorch() -> None:
-    """UnavailableError unless ExecuTorch is here."""
-    if importlib.util.find_spec("executorch") is None:
-        raise UnavailableError("ExecuTorch is not installed", fix="pip install 'bluelm-export[executorch]'")

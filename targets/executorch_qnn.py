@@ -16,25 +16,23 @@ from pathlib import Path
 import numpy as np
 
 from bluelm.config import ModelConfig
-from bluelm.errors import TargetError, UnavailableError
+from bluelm.errors import TargetError
 from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
+from bluelm.progress import Silent
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.debug import DEBUG_NOTE
-from export.embedding import write_embedding
-from export.mobile_package import describe
-from export.ranges import Ranges
+from export.mobile_package import MODEL, describe_steps
+from targets.backend import Lowering, Uncompiled
 from targets.cached_runtime import CachedRuntime, Feeds, Step
 from targets.child import Child
 from targets.executorch_qnn_messages import Load, Lower, Lowered
 from targets.executorch_qnn_messages import Step as Run
-from targets.legality import check_groups, check_lengths, weight_bytes
+from targets.legality import weight_bytes
 from targets.runtime import Place
 from targets.socs import Soc
+from targets.tools import require
 
-MODEL, EMBEDDING = "model.pte", "embedding.safetensors"
 MASK_VALUE = -100.0  # far below every score, and exact in float16
 WORKER = "targets.executorch_qnn_worker"
 WEIGHTS_NOTE = "weights are float16: the numbers that codes and scales stand for"
@@ -43,7 +41,7 @@ MIB = 2**20
 
 
 @dataclass
-class ExecutorchQnnBackend:
+class ExecutorchQnnBackend(Uncompiled):
     """float16 weights and activations on HTP."""
 
     soc: Soc | None = None
@@ -53,8 +51,7 @@ class ExecutorchQnnBackend:
     place: Place = "htp"
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
-        check_lengths(config, context, chunk)
-        check_groups(config, recipe)
+        super().check(soc, config, recipe, context, chunk)
         half = recipe.model_copy(update={"bits": 16, "head_bits": 16})
         block, head = weight_bytes(config, half)
         total, limit = config.num_layers * block + head, (soc.context_binary_mib or 2048) * MIB
@@ -64,46 +61,34 @@ class ExecutorchQnnBackend:
                 fix="use --runtime qnn-context, which keeps 4 bits, or executorch-xnnpack",
             )
 
-    def lower(
-        self,
-        quantized: QuantizedCheckpoint,
-        ranges: Ranges | None,
-        folder: Path,
-        context: int,
-        chunk: int,
-        progress: Progress | None,
-    ) -> Artifact:
-
+    def lower(self, job: Lowering) -> Artifact:
         assert self.soc is not None, "the registry fills the chip in"
         child = start()
         try:
-            with (progress or Silent()).task("lower to ExecuTorch for HTP", 1) as task, atomic_folder(folder) as new:
-                source, path = str(quantized.folder.resolve()), str((new / MODEL).resolve())
-                message = Lower(source, path, context, chunk, self.soc.id, self.debug)
+            with (
+                (job.progress or Silent()).task("lower to ExecuTorch for HTP", 1) as task,
+                atomic_folder(job.folder) as new,
+            ):
+                source, path = str(job.quantized.folder.resolve()), str((new / MODEL).resolve())
+                message = Lower(source, path, job.context, job.chunk, self.soc.id, self.debug)
                 lowered: Lowered = child.call(message, LOWER_LIMIT_S)
                 left = [f"{name}: {operator}" for name, found in lowered.left.items() for operator in found]
                 if left:
                     raise TargetError(f"HTP refuses operators: {', '.join(left)}", where=child.log)
-                write_embedding(new / EMBEDDING, quantized.embed())
-                describe(
+                describe_steps(
                     new,
                     "executorch-qnn",
-                    quantized,
-                    {MODEL: "model", EMBEDDING: "embedding"},
-                    context=context,
-                    chunk=chunk,
-                    kv_bits=32,
+                    job.quantized,
+                    context=job.context,
+                    chunk=job.chunk,
                     mask_value=MASK_VALUE,
-                    producers={name: version(name) for name in ("executorch", "onnxruntime-qnn")},
+                    producers=("executorch", "onnxruntime-qnn"),
                     notes=(WEIGHTS_NOTE, *([DEBUG_NOTE] if self.debug else [])),
                 )
                 task.advance()
         finally:
             child.close()
-        return Artifact.open(folder)
-
-    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
-        return artifact
+        return Artifact.open(job.folder)
 
 
 class ExecutorchQnnRuntime(CachedRuntime):
@@ -152,9 +137,7 @@ def start() -> Child:
     Raises:
         UnavailableError: a package is not installed.
     """
-    for module, extra in (("executorch", "executorch"), ("onnxruntime_qnn", "qualcomm"), ("cpuinfo", "qualcomm")):
-        if importlib.util.find_spec(module) is None:
-            raise UnavailableError(f"{module} is not installed", fix=f"pip install 'bluelm-export[{extra}]'")
+    require("executorch", "onnxruntime-qnn", "py-cpuinfo")
     found = importlib.util.find_spec("onnxruntime_qnn")
     assert found is not None and found.origin is not None
     libraries = Path(found.origin).parent

@@ -3,18 +3,18 @@ to themselves."""
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bluelm.errors import InputError, UnavailableError
+from bluelm.errors import InputError
 from export.artifact import Artifact
 from targets.child import Child
 from targets.executorch_messages import Generate, Generated, Load, Ran, Run, Time, Timed
 from targets.runtime import RuntimeBase
+from targets.tools import require
 
 WORKER = "targets.executorch_worker"
 LOAD_LIMIT_S = 300.0
@@ -84,8 +84,7 @@ def open_executorch(artifact: Artifact) -> ExecutorchRuntime:
         UnavailableError: ExecuTorch is not installed.
         InputError: the program is damaged.
     """
-    if importlib.util.find_spec("executorch") is None:
-        raise UnavailableError("ExecuTorch is not installed", fix="pip install 'bluelm-export[executorch]'")
+    require("executorch")
     log = Path(tempfile.mkstemp(prefix="bluelm-executorch-", suffix=".log")[1])
     child = Child(WORKER, log)
     try:

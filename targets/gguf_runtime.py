@@ -5,10 +5,8 @@ No build of llama.cpp is assumed here, so this judges the file, not llama.cpp's 
 
 from __future__ import annotations
 
-import importlib.util
-
-from bluelm.errors import UnavailableError
 from export.artifact import Artifact
+from targets.tools import require
 from targets.torch_runtime import TorchRuntime
 
 
@@ -19,8 +17,7 @@ def open_gguf(artifact: Artifact) -> TorchRuntime:
         UnavailableError: gguf-py is not installed.
         InputError: the file is damaged.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise UnavailableError("gguf is not installed", fix="pip install 'bluelm-export[gguf]'")
+    require("gguf")
     from export.gguf_reader import GgufWeights
 
     weights = GgufWeights(artifact.path("model"), artifact.model)

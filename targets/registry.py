@@ -9,6 +9,7 @@ from bluelm.errors import InputError
 from export.artifact import Format
 from targets.apple import CoreMLBackend
 from targets.arm64 import CpuBackend, GenaiBackend, GgufBackend
+from targets.backend import Backend
 from targets.executorch import ExecutorchBackend
 from targets.executorch_coreml import ExecutorchCoreMLBackend
 from targets.executorch_qnn import ExecutorchQnnBackend
@@ -16,7 +17,7 @@ from targets.litert import LitertBackend
 from targets.mediatek import NeuropilotBackend
 from targets.snapdragon import HtpBackend
 from targets.socs import Soc, find_soc, table
-from targets.target import Backend, Target
+from targets.target import Target
 
 BACKENDS: dict[str, Backend] = {
     "qnn-context": HtpBackend(),

@@ -15,11 +15,10 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.progress import Progress
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export import onnx_npu
 from export.artifact import Artifact
 from export.encoding import Bits
-from export.ranges import Ranges
+from targets.backend import Lowering
 from targets.legality import check_groups, check_lengths, weight_bytes
 from targets.qnn import compile_contexts
 from targets.qnn_messages import Chip
@@ -52,22 +51,20 @@ class HtpBackend:
         check_groups(config, recipe)
         _check_size(soc, config, recipe)
 
-    def lower(
-        self,
-        quantized: QuantizedCheckpoint,
-        ranges: Ranges | None,
-        folder: Path,
-        context: int,
-        chunk: int,
-        progress: Progress | None,
-    ) -> Artifact:
-        if ranges is None:
+    def lower(self, job: Lowering) -> Artifact:
+        if job.ranges is None:
             raise InputError("16-bit activations need activation ranges", fix="calibrate them first")
         assert self.soc is not None, "the registry fills the chip in"
         limit = part_limit(self.soc)
-        ranges = ranges.model_copy(update={"cache_bits": self.kv_bits})
+        ranges = job.ranges.model_copy(update={"cache_bits": self.kv_bits})
         return onnx_npu.export(
-            quantized, ranges, folder, context=context, chunk=chunk, part_bytes=limit, progress=progress
+            job.quantized,
+            ranges,
+            job.folder,
+            context=job.context,
+            chunk=job.chunk,
+            part_bytes=limit,
+            progress=job.progress,
         )
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from bluelm.config import ModelConfig
 from bluelm.progress import Progress
@@ -12,34 +11,10 @@ from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, Format
 from export.ranges import Ranges
+from targets.backend import Backend, Lowering
 from targets.memory import check_memory
 from targets.runtime import Place
 from targets.socs import Soc
-
-
-class Backend(Protocol):
-    """What a runtime's module offers: legality, lowering, compiling."""
-
-    @property
-    def needs_ranges(self) -> bool: ...
-
-    place: Place
-
-    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None: ...
-
-    def lower(
-        self,
-        quantized: QuantizedCheckpoint,
-        ranges: Ranges | None,
-        folder: Path,
-        context: int,
-        chunk: int,
-        progress: Progress | None,
-    ) -> Artifact: ...
-
-    def compile(
-        self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
-    ) -> Artifact: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +65,7 @@ class Target:
         progress: Progress | None = None,
     ) -> Artifact:
         """Write the graphs into a new `folder`; `ranges` where `needs_ranges`."""
-        return self.backend.lower(quantized, ranges, folder, context, chunk, progress)
+        return self.backend.lower(Lowering(quantized, ranges, folder, context, chunk, progress))
 
     def compile(self, artifact: Artifact, folder: Path, progress: Progress | None = None) -> Artifact:
         """Compile for the chip into a new `folder`; where there is nothing to compile, the artifact as it is.

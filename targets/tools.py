@@ -13,6 +13,8 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from bluelm.errors import UnavailableError
+
 TABLE = Path(__file__).parent / "data" / "tools.yaml"
 
 
@@ -72,6 +74,21 @@ def examine(tool: Tool) -> Finding:
         return Finding(tool, "missing", None)
     same = tool.version is None or found.split("+")[0] == tool.version
     return Finding(tool, "ok" if same else "other version", found)
+
+
+def require(*names: str, otherwise: str = "") -> None:
+    """See that tools of the table are here, before something imports them.
+
+    Args:
+        otherwise: what else the user can do, for the error.
+
+    Raises:
+        UnavailableError: one is missing; with how to get it.
+    """
+    missing = [tool for tool in tools() if tool.name in names and examine(tool).state == "missing"]
+    if missing:
+        fixes = [*(tool.fix for tool in missing), *([f"or {otherwise}"] if otherwise else [])]
+        raise UnavailableError(f"not installed: {', '.join(tool.name for tool in missing)}", fix="; ".join(fixes))
 
 
 def ready(runtime: str) -> bool:

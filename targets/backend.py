@@ -1,0 +1,61 @@
+"""What a runtime's module offers, and what most of them have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bluelm.config import ModelConfig
+from bluelm.progress import Progress
+from compress.recipe import Recipe
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact
+from export.ranges import Ranges
+from targets.legality import check_groups, check_lengths
+from targets.runtime import Place
+from targets.socs import Soc
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What is lowered into a new `folder`: steps of `chunk` tokens and of one, over a cache of `context` tokens.
+
+    `ranges` are those of the activations, where the backend needs them.
+    """
+
+    quantized: QuantizedCheckpoint
+    ranges: Ranges | None
+    folder: Path
+    context: int
+    chunk: int
+    progress: Progress | None
+
+
+class Backend(Protocol):
+    """Legality, lowering, compiling for one runtime."""
+
+    @property
+    def needs_ranges(self) -> bool: ...
+
+    place: Place
+
+    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None: ...
+
+    def lower(self, job: Lowering) -> Artifact: ...
+
+    def compile(
+        self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None
+    ) -> Artifact: ...
+
+
+class Uncompiled:
+    """The part of a backend whose runtime takes what was lowered as it is, or compiles it on the phone."""
+
+    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
+        """Lengths and groups that suit the model; a backend adds its own rules."""
+        check_lengths(config, context, chunk)
+        check_groups(config, recipe)
+
+    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
+        return artifact
