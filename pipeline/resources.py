@@ -21,6 +21,7 @@ from compress.recipe import Recipe, parse_size
 if TYPE_CHECKING:
     import torch
 
+MARGIN = 1.05  # a limit must leave beside the estimate, which runs have gone beyond by up to 3 %
 SHARE = 0.8  # of the memory that is free now, what activations may bring the run to where no limit is given
 GRAPH_BYTES = 0.1e6  # of one block in one of the two graphs of an artifact
 RUNTIMES = 0.6e9  # bytes of a runtime with its process, and of the exporters
@@ -66,14 +67,15 @@ def plan_quantizing(checkpoint: Checkpoint, recipe: Recipe, max_memory: str | No
     rate = matmul_rate()
     room = limit if limit is not None else SHARE * psutil.virtual_memory().available / ranks
     found = cost(checkpoint, recipe, on_disk=False, ranks=ranks, rate=rate)
-    if found.memory > room and recipe.reads_text:
+    if MARGIN * found.memory > room and recipe.reads_text:
         found = cost(checkpoint, recipe, on_disk=True, ranks=ranks, rate=rate)
-    if limit is not None and found.memory > limit:
+    needed = MARGIN * found.memory
+    if limit is not None and needed > limit:
+        enough = f"give --max-memory {needed / 1e9 + 0.05:.1f}GB or more"
         raise InputError(
-            f"quantizing this model takes about {_gb(found.memory)}, more than --max-memory {_gb(limit)}",
-            fix=f"give --max-memory {found.memory / 1e9 + 0.05:.1f}GB or more; a shorter --length takes less"
-            if recipe.reads_text
-            else f"give --max-memory {found.memory / 1e9 + 0.05:.1f}GB or more",
+            f"quantizing this model takes about {_gb(found.memory)}, {_gb(needed)} to be safe: "
+            f"more than --max-memory {_gb(limit)}",
+            fix=f"{enough}; a shorter --length takes less" if recipe.reads_text else enough,
         )
     return Resources(found, found.memory, found.seconds, found.disk, None, limit)
 
