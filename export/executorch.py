@@ -34,6 +34,7 @@ from export.executorch_partition import SegmentPartitioner
 from export.mobile_package import KvBits, describe
 
 MODEL = "model.pte"
+SHARED = 2**16  # elements of a tensor that is not copied with its program
 
 
 def export(
@@ -96,12 +97,13 @@ def write(
         task.advance(note="torch.export")
         program = _trace(quantized, context, chunk, kv_bits, debug)
         task.advance(note="XNNPACK")
-        edge = to_edge_transform_and_lower(
-            program,
-            partitioner=[SegmentPartitioner()],
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            constant_methods=metadata(quantized.config, context),
-        )
+        with shared_weights():
+            edge = to_edge_transform_and_lower(
+                program,
+                partitioner=[SegmentPartitioner()],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+                constant_methods=metadata(quantized.config, context),
+            )
         del program
         task.advance(note="memory plan")
         settings = ExecutorchBackendConfig(
@@ -158,6 +160,22 @@ def _trace(quantized: QuantizedCheckpoint, context: int, chunk: int, kv_bits: Kv
     shapes = ({1: tokens}, {}) if tokens is not None else None
     with torch.inference_mode():
         return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def shared_weights() -> Iterator[None]:
+    """Let copies of a program share its weights, which no pass changes: ExecuTorch copies each delegate's program in
+    full before it lowers it, all of them at once."""
+    copied = torch.Tensor.__deepcopy__
+
+    def share(tensor: torch.Tensor, memo: dict[int, object]) -> torch.Tensor:
+        return tensor if type(tensor) is torch.Tensor and tensor.numel() >= SHARED else copied(tensor, memo)
+
+    torch.Tensor.__deepcopy__ = share
+    try:
+        yield
+    finally:
+        torch.Tensor.__deepcopy__ = copied
 
 
 @contextmanager
