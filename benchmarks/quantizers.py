@@ -68,6 +68,7 @@ QUANTIZERS: dict[str, tuple[str, ...] | dict[str, Any]] = {
     "llm-compressor GPTQ": ("llmcompressor", "llmcompressor_gptq.py"),
     "GPTQModel GPTQ": ("gptqmodel", "gptqmodel_gptq.py"),
     "ours GPTQ, plain": {"method": "gptq", "correction": 0.0, "sweeps": 0},  # without what we add to the method
+    "ours GPTQ, no correction": {"method": "gptq", "correction": 0.0},  # one forward pass, as the peers
     "ours GPTQ": {"method": "gptq"},
     "auto-round 200 steps": ("autoround", "autoround.py"),
     "ours GPTQ, refine 120": {"method": "gptq", "refine": 120},
