@@ -168,8 +168,8 @@ def shared_weights() -> Iterator[None]:
     full before it lowers it, all of them at once."""
     copied = torch.Tensor.__deepcopy__
 
-    def share(tensor: torch.Tensor, memo: dict[int, object]) -> torch.Tensor:
-        return tensor if type(tensor) is torch.Tensor and tensor.numel() >= SHARED else copied(tensor, memo)
+    def share(self: torch.Tensor, memo: dict[int, object]) -> torch.Tensor:
+        return self if type(self) is torch.Tensor and self.numel() >= SHARED else copied(self, memo)
 
     torch.Tensor.__deepcopy__ = share
     try:
