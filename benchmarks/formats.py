@@ -30,28 +30,32 @@ from compress.formats.write import Kind, write
 from compress.recipe import Recipe
 
 WORKERS = Path(__file__).parent / "peers"
+# rotated, and every down_proj in 8 bits with one scale a row
+MIXED = {"rotate": True, "layers": {f"model.layers.{n}.mlp.down_proj": {"bits": 8, "group_size": -1} for n in range(6)}}
 # name of a folder that we write -> its format, and the recipe's values
 OURS: dict[str, tuple[Kind, dict[str, object]]] = {
     "gptq-sym": ("gptq", {}),
     "gptq-asym": ("gptq", {"symmetric": False}),
     "gptq-8-bit": ("gptq", {"bits": 8}),
     "gptq-g128": ("gptq", {"group_size": 128}),
+    "gptq-mixed": ("gptq", MIXED),
     "awq-sym": ("awq", {}),
     "awq-asym": ("awq", {"symmetric": False}),
     "compressed-sym": ("compressed-tensors", {}),
     "compressed-asym": ("compressed-tensors", {"symmetric": False}),
     "compressed-8-bit": ("compressed-tensors", {"bits": 8}),
+    "compressed-mixed": ("compressed-tensors", MIXED),
 }
 READS = {"gptqmodel": tuple(name for name in OURS if name.startswith("gptq")), "autoawq": ("awq-sym", "awq-asym")}
 
 # what loads folders whole -> (environment, folders): its logits are compared with our decoder's
 LOADS = {
     "transformers": ("gptqmodel", ("gptq-sym", "gptq-asym", "awq-sym", "awq-asym")),
-    "gptqmodel": ("gptqmodel", ("gptq-sym", "gptq-asym", "gptq-8-bit", "gptq-g128")),
+    "gptqmodel": ("gptqmodel", ("gptq-sym", "gptq-asym", "gptq-8-bit", "gptq-g128", "gptq-mixed")),
     "autoawq": ("autoawq", ("awq-sym", "awq-asym")),
     "transformers+compressed-tensors": (
         "llmcompressor",
-        ("compressed-sym", "compressed-8-bit", "compressed-asym"),
+        ("compressed-sym", "compressed-8-bit", "compressed-asym", "compressed-mixed"),
     ),
 }
 
