@@ -153,7 +153,8 @@ class Bisection:
             rounded: the error that rounding activations alone gives there; None where they are not rounded.
         """
         if tensor in self._wrong:
-            return "weights", f"the artifact holds other codes or scales in {_listed(self._wrong)}"
+            wrong = [tensor, *(name for name in self._wrong if name != tensor)]
+            return "weights", f"the artifact holds other codes or scales in {_listed(wrong)}"
         if rounded is not None and rounded >= HALF * error:
             return "activations", f"rounding them to the artifact's ranges costs {rounded:.2e} in torch"
         return "runtime", "codes and scales are the checkpoint's" if self._readable else "nothing else is left"
