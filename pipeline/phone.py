@@ -19,7 +19,7 @@ from targets.adb import Server
 from targets.phone import AndroidBench, Bench, Phone, describe
 from targets.runners import Runner, load_runner
 from targets.socs import Soc
-from targets.step_feeds import graph_paths, perf_test_folder, record, still
+from targets.step_feeds import graph_paths, perf_test_folder, prompt_tokens, record, still
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,6 @@ def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequenc
                 feeds = recorded.get(graph) or still(path)
                 place = folder / f"{graph}-{depth}-part{len(places) + 1}"
                 places.append((perf_test_folder(artifact, path, feeds, place), path.name))
-            tokens = artifact.chunk if graph == "prefill" else 1
+            tokens = prompt_tokens(artifact) if graph == "prefill" else 1
             calls.append(Call(graph, depth, tokens, *places[0], values, tuple(places[1:])))
     return calls

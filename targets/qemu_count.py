@@ -17,7 +17,7 @@ import numpy as np
 from bluelm.errors import UnavailableError
 from export.artifact import Artifact
 from targets.qemu_userland import PYTHON, userland, wheels
-from targets.step_feeds import graph_path, record
+from targets.step_feeds import graph_path, prompt_tokens, record
 
 QEMU = "qemu-aarch64"
 CPU = "cortex-a76"  # dot products in int8, as every phone since 2019 has
@@ -140,8 +140,8 @@ def count(artifact: Artifact, depth: int = 0) -> Counts:
     if error > 0.05:
         raise UnavailableError(f"the emulated logits differ from this machine's by {error:.1%}: no count")
     tools = ", ".join((f"qemu {'.'.join(map(str, qemu_version()))} -cpu {CPU}", wheels()[0], _plugin_digest()))
-    prefill, decode = marks[2] - marks[1], marks[4] - marks[3]
-    return Counts(prefill / artifact.chunk, decode, depth or artifact.chunk, tools, error)
+    prefill, decode, prompt = marks[2] - marks[1], marks[4] - marks[3], prompt_tokens(artifact)
+    return Counts(prefill / prompt, decode, depth or prompt, tools, error)
 
 
 def _error(found: np.ndarray, expected: np.ndarray) -> float:

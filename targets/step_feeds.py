@@ -17,12 +17,20 @@ from targets.genai_runtime import GenaiRuntime
 from targets.onnx_runtime import session_step
 
 TOKEN = 5  # any: speed does not depend on it
+PROMPT = 128  # tokens of prefill where a graph takes any number
 
 
 def host(name: str, artifact: Artifact, prefill: Step, decode: Step) -> CachedRuntime | GenaiRuntime:
     """The host's side of an artifact of onnxruntime's or LiteRT's formats over steps that run its graphs."""
     kind = GenaiRuntime if artifact.format == "onnx-genai" else CachedRuntime
     return kind(name, artifact, prefill, decode)
+
+
+def prompt_tokens(artifact: Artifact) -> int:
+    """Tokens of the prefill that is timed: a chunk, but less where one chunk may fill the context (onnx-genai)."""
+    if artifact.format == "onnx-genai":
+        return min(artifact.chunk, PROMPT, max(1, artifact.context // 2))
+    return artifact.chunk
 
 
 def graph_paths(artifact: Artifact, graph: str) -> list[Path]:
@@ -51,17 +59,18 @@ def record(artifact: Artifact, depth: int = 0) -> tuple[dict[str, Feeds], dict[s
     """Inputs of one whole chunk of prefill and of one decode step behind it, run by onnxruntime here.
 
     Args:
-        depth: tokens in the cache before the decode step, 0: one chunk. Less than the context.
+        depth: tokens in the cache before the decode step, 0: as many as prefill takes. Less than the context.
 
     Returns:
         feeds and logits by graph ("prefill", "decode").
     """
-    depth = depth or artifact.chunk
-    if not artifact.chunk <= depth < artifact.context:
+    prompt = prompt_tokens(artifact)
+    depth = depth or prompt
+    if not prompt <= depth < artifact.context:
         raise InputError(
             f"a depth of {depth} tokens lies outside the artifact",
             where=artifact.folder,
-            fix=f"choose {artifact.chunk} to {artifact.context - 1}",
+            fix=f"choose {prompt} to {artifact.context - 1}",
         )
     feeds: dict[str, Feeds] = {}
     logits: dict[str, np.ndarray] = {}
@@ -78,10 +87,10 @@ def record(artifact: Artifact, depth: int = 0) -> tuple[dict[str, Feeds], dict[s
         return run
 
     runtime = host("recording", artifact, recording("prefill"), recording("decode"))
-    runtime.prefill([TOKEN] * artifact.chunk)
+    runtime.prefill([TOKEN] * prompt)
     first = feeds["prefill"], logits["prefill"]
-    if depth > artifact.chunk:
-        runtime.prefill([TOKEN] * (depth - artifact.chunk))
+    if depth > prompt:
+        runtime.prefill([TOKEN] * (depth - prompt))
     runtime.decode(TOKEN)
     return (
         {"prefill": first[0], "decode": feeds["decode"]},

@@ -16,12 +16,14 @@ from onnx import TensorProto, helper
 
 from bluelm.config import ModelConfig
 from eval.history import History
+from export import onnx_genai
 from export.artifact import Artifact, list_files
 from pipeline.phone import make_calls
 from targets.onnx_runtime import session_step
 from targets.runners import load_runner
-from targets.step_feeds import record
+from targets.step_feeds import prompt_tokens, record
 from tests.phone import FakePhone, running_phone
+from tests.rounded import rounded
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -186,3 +188,11 @@ def test_every_part_of_a_compiled_model_is_called_with_its_binary(tmp_path):
             assert {path.name for path in part.model.iterdir()} == {part.entry, f"part{number}.bin", "test_data_set_0"}
             given = onnx.load_tensor(str(part.model / "test_data_set_0" / "input_0.pb"))
             assert (given.data_type, list(given.dims)) == (TensorProto.UINT16, [1, 4, 8])
+
+
+def test_a_graph_that_takes_any_number_of_tokens_is_timed_on_a_prompt_with_room_behind_it(tmp_path):
+    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), layers=1)
+    artifact = onnx_genai.export(quantized, tmp_path / "a", context=32)
+    feeds, logits = record(artifact)
+    assert logits["prefill"].shape[1] == prompt_tokens(artifact) == 16
+    assert feeds["decode"]["attention_mask"].shape[1] == 17
