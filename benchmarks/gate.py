@@ -1,6 +1,6 @@
 """The gate on purpose-made damage, on every runtime, and on honest runs; the time that judging takes.
 
-    python -m benchmarks.gate damage OUT [--only KIND ...] [--blocks N] [--damages NAME ...]
+    python -m benchmarks.gate damage OUT [--only KIND ...] [--blocks N] [--damages NAME ...] [--tokens N]
                                                                 each damage on each runtime must fail
     python -m benchmarks.gate honest OUT [--only KIND ...] [--seeds 20 | --seeds 3 8]
                                                                 runs with other calibration seeds must pass
@@ -53,10 +53,12 @@ CONTEXT, CHUNK = 512, 128
 TOKENS = {"htp": 1536, "interpreter": 1024}  # others: 4096
 CUT_TOKENS = 768  # of a cut model
 CUT_LIMITS = {"max_perplexity_ratio": 1.1, "max_mean_kl": 0.02, "min_top1_agreement": 0.85}
-PLACES: dict[str, Place] = {"qnn-context": "htp", "coreml": "interpreter", "executorch-coreml": "interpreter"}
+PLACES: dict[str, Place] = {
+    "qnn-context": "htp", "executorch-qnn": "htp", "coreml": "interpreter", "executorch-coreml": "interpreter",
+}  # fmt: skip
 KINDS = (
     "onnx-cpu", "onnx-genai", "litert", "gguf", "coreml", "onnx-npu", "executorch-xnnpack", "executorch-coreml",
-    "qnn-context",
+    "qnn-context", "executorch-qnn",
 )  # fmt: skip
 HONEST_TOKENS = 2048  # few, so that errors are large
 DAMAGES = ("none", "scales", "heads", "rope", "layer norm", "tokenizer", "unquantized", "cache")
@@ -121,6 +123,9 @@ class Bench:
             "coreml": lambda: coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "onnx-npu": lambda: onnx_npu.export(source, self.ranges(), folder, context=CONTEXT, chunk=CHUNK),
             "qnn-context": lambda: find("snapdragon").compile(self.artifact("onnx-npu", source, name), folder),
+            "executorch-qnn": lambda: find("snapdragon", runtime="executorch-qnn").lower(
+                beside(folder, source), None, folder, context=CONTEXT, chunk=CHUNK
+            ),
         }
         return makers[kind]()
 
@@ -133,6 +138,12 @@ class Bench:
         found = judging.judge_artifacts(self.inspector, [Subject(name, artifact, place, count)], Silent())
         verdict = judge(self.budget, found.figures, (name,), found.samples)
         return verdict, time.monotonic() - started
+
+
+def beside(folder: Path, source: QuantizedCheckpoint) -> QuantizedCheckpoint:
+    """`source` in files beside an artifact, for formats that a child process makes from them."""
+    path = folder.with_name("quantized")
+    return QuantizedCheckpoint.open(path) if path.exists() else damage.written(source, path)
 
 
 GRAPHS = ("onnx-cpu", "onnx-npu", "qnn-context")
@@ -156,6 +167,8 @@ def damaged(bench: Bench, kind: str, name: str) -> Artifact:
         return sound
     folder = bench.out / f"{whole.folder.name}-{name}"
     copies: list[Artifact] = []
+    if kind == "executorch-qnn":
+        beside(folder / kind, whole)
     for made in ("onnx-npu", kind) if kind == "qnn-context" else (kind,):  # what it is compiled from lies beside it
         shutil.rmtree(folder / made, ignore_errors=True)
         if made == "qnn-context" and name == "cache":
@@ -164,14 +177,16 @@ def damaged(bench: Bench, kind: str, name: str) -> Artifact:
     return damage.shift_tokenizer(copies[-1]) if name == "tokenizer" else damage.forget_cache(copies[-1])
 
 
-def run_damage(bench: Bench, kinds: Sequence[str], damages: Sequence[str], tell: Callable[[str], None]) -> None:
+def run_damage(
+    bench: Bench, kinds: Sequence[str], damages: Sequence[str], tokens: int | None, tell: Callable[[str], None]
+) -> None:
     tell("| runtime | damage | verdict | what failed | s |\n|---|---|---|---|---|")
     for kind in kinds:
         for name in damages:
             artifact = damaged(bench, kind, name)
             try:
                 with damage.forgetting(name == "cache" and kind not in GRAPHS):
-                    verdict, seconds = bench.judge(artifact)
+                    verdict, seconds = bench.judge(artifact, tokens)
             except InputError as error:  # a runtime that will not open it
                 tell(f"| {kind} | {name} | refused{' **WRONG**' * (name == 'none')} | {error.problem} | |")
                 continue
@@ -246,6 +261,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[20], help="how many, or from and up to (without)")
     parser.add_argument("--blocks", type=int, help="of the demo model: its first ones; default: all")
     parser.add_argument("--damages", nargs="+", choices=DAMAGES, default=DAMAGES)
+    parser.add_argument("--tokens", type=int, help="of held-out text that `damage` judges on; default: by runtime")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
@@ -260,7 +276,7 @@ def main() -> None:
     bench = Bench.open(options.out, "rtn", options.blocks, method="rtn", samples=1, length=16)
     kinds = tuple(options.only or KINDS)
     if options.what == "damage":
-        run_damage(bench, kinds, options.damages, tell)
+        run_damage(bench, kinds, options.damages, options.tokens, tell)
         return
     {"time": run_time, "size": run_size, "arithmetic": run_arithmetic}[options.what](bench, kinds, tell)
 

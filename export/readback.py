@@ -1,7 +1,7 @@
 """Whether a finished artifact holds the codes and scales of a quantized checkpoint: read from its files again.
 
-Formats that a vendor's compiler wrote (qnn-context, ExecuTorch for HTP and NeuroPilot) cannot be read; their graphs
-before it can.
+Of ExecuTorch for HTP, the float16 numbers that they stand for. What else a vendor's compiler wrote (qnn-context,
+ExecuTorch for NeuroPilot) cannot be read; its graph before it can.
 """
 
 from __future__ import annotations
@@ -144,6 +144,13 @@ def _executorch_coreml(artifact: Artifact, quantized: QuantizedCheckpoint) -> It
     yield from _table(artifact, quantized)
 
 
+def _executorch_qnn(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
+    from export.executorch_qnn_reader import missing
+
+    yield from missing(artifact.path("model"), quantized, linear_names(quantized))
+    yield from _table(artifact, quantized)
+
+
 def _gguf(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     """Rows of a Llama's q and k lie in neighbouring pairs."""
     from export.gguf_file import LOCAL_NAMES, interleaved
@@ -205,6 +212,7 @@ _READERS: dict[Format, Callable[[Artifact, QuantizedCheckpoint], Iterator[str]]]
     "litert": _litert,
     "executorch-xnnpack": _executorch,
     "executorch-coreml": _executorch_coreml,
+    "executorch-qnn": _executorch_qnn,
     "gguf": _gguf,
     "coreml": _coreml,
 }

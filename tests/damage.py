@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor
 from bluelm.checkpoint import Checkpoint
 from bluelm.weights import LINEARS
 from compress.grid import choose_grid
+from compress.pieces import Piece, write_piece
 from compress.quantized import OrderedWeight, QuantizedTensor
 from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact, list_files
@@ -107,6 +109,17 @@ def unquantized(whole: QuantizedCheckpoint, checkpoint: Checkpoint, layer: int =
         return choose_grid(raw, 8, -1, True).nearest(raw) if name == at else tensor
 
     return Changed.of(whole, change)
+
+
+def written(hurt: QuantizedCheckpoint, folder: Path) -> QuantizedCheckpoint:
+    """A changed checkpoint in files, under the manifest of the sound one: damage is what nobody wrote down."""
+    shutil.copytree(hurt.folder, folder)
+    (folder / "config.json").write_text(json.dumps(hurt.config.to_dict()), encoding="utf-8")
+    for file, header in hurt.headers.items():
+        linears = {name: hurt.linear(name) for name in header.linears}
+        vectors = {name: hurt.vector(name) for name in header.vectors}
+        write_piece(folder / file, Piece(linears, vectors, header.notes), header.fingerprint)
+    return QuantizedCheckpoint.open(folder)
 
 
 def copied(artifact: Artifact, folder: Path) -> Artifact:

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from bluelm.errors import TargetError
+from bluelm.weights import LINEARS
 from compress.recipe import Recipe
 from eval import size_plan, structure
+from export import readback
 from targets.registry import find
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
+from tests import damage
 from tests.rounded import rounded
 from tests.test_litert_artifact import mean_kl
 from tests.test_targets_mobile import SEVEN
@@ -28,7 +31,9 @@ def test_a_pte_runs_on_the_npus_simulator(tmp_path):
         last = runtime.decode(TOKENS[5])
     shares = {m.name: m.value for m in structure.npu_shares(made, "npu")}
     assert shares == {"delegated_share": 1, "npu_node_share": 1, "npu_mac_share": 1}
-    assert "codes and scales cannot be read back from executorch-qnn files" in structure.not_known(made)[0]
+    assert readback.differing(made, quantized) == []
+    wrong = [f"model.layers.0.{name}" for name in LINEARS]
+    assert sorted(readback.differing(made, damage.scales(quantized, 0)) or []) == sorted(wrong)
     parts = size_plan.planned_parts(quantized, made)
     assert parts is not None
     assert size_plan.deviation(sum(parts.values()), made) < 0.02
