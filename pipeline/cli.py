@@ -330,3 +330,7 @@ def _refuse_options_before(context: typer.Context) -> None:
 def _was_given(context: typer.Context, name: str | None) -> bool:
     source = context.get_parameter_source(name or "")
     return source is not None and source.name == "COMMANDLINE"
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -45,7 +46,14 @@ class Child:
         failed: it crashed or hung; then the log is worth keeping.
     """
 
-    def __init__(self, module: str, log: Path, *, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, log: Path, *, environment: dict[str, str] | None = None, core: int | None = None
+    ) -> None:
+        """Start it.
+
+        Args:
+            core: the one that all its threads share. Default: any.
+        """
         self.log = log
         self._module = module
         self._connection, theirs = Pipe()
@@ -61,6 +69,8 @@ class Child:
                 env=settings,
                 start_new_session=True,  # Ctrl-C is the parent's to handle
             )
+        if core is not None:  # before it has begun to start threads, which inherit this
+            os.sched_setaffinity(self._process.pid, {core})
         theirs.close()
         self.failed = False
         self._end = weakref.finalize(self, _end, self._process, self._connection)
@@ -113,6 +123,20 @@ class Child:
             where=self.log,
             fix="the log may say why",
         )
+
+
+def next_core() -> int:
+    """One of the cores that this process may use, in turn."""
+    return next(_cores)
+
+
+def _in_turn() -> Iterator[int]:
+    """Processes that begin together begin at different cores."""
+    allowed = sorted(os.sched_getaffinity(0))
+    yield from islice(cycle(allowed), os.getpid() % len(allowed), None)
+
+
+_cores = _in_turn()
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:

@@ -25,7 +25,7 @@ from export.debug import DEBUG_NOTE
 from export.mobile_package import MODEL, describe_steps
 from targets.backend import Lowering, Uncompiled
 from targets.cached_runtime import CachedRuntime, Feeds, Step
-from targets.child import Child
+from targets.child import Child, next_core
 from targets.executorch_qnn_messages import Load, Lower, Lowered
 from targets.executorch_qnn_messages import Step as Run
 from targets.legality import weight_bytes
@@ -123,7 +123,7 @@ def open_executorch_qnn(artifact: Artifact) -> ExecutorchQnnRuntime:
         UnavailableError: ExecuTorch or onnxruntime-qnn is not installed.
         InputError: the program is damaged.
     """
-    child = start()
+    child = start(next_core())
     try:
         return ExecutorchQnnRuntime(artifact, child)
     except BaseException:
@@ -131,8 +131,11 @@ def open_executorch_qnn(artifact: Artifact) -> ExecutorchQnnRuntime:
         raise
 
 
-def start() -> Child:
+def start(core: int | None = None) -> Child:
     """A child process with Qualcomm's libraries where ExecuTorch looks for an SDK.
+
+    Args:
+        core: see `Child`.
 
     Raises:
         UnavailableError: a package is not installed.
@@ -149,4 +152,4 @@ def start() -> Child:
         link.symlink_to(libraries)
     paths = f"{libraries}:{libraries.with_name('onnxruntime_qnn.libs')}"
     log = Path(tempfile.mkstemp(prefix="bluelm-executorch-qnn-", suffix=".log")[1])
-    return Child(WORKER, log, environment={"QNN_SDK_ROOT": str(sdk), "LD_LIBRARY_PATH": paths})
+    return Child(WORKER, log, environment={"QNN_SDK_ROOT": str(sdk), "LD_LIBRARY_PATH": paths}, core=core)

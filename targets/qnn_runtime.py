@@ -11,7 +11,7 @@ import numpy as np
 from export.artifact import Artifact
 from export.onnx_decoder import GRAPHS
 from targets.cached_runtime import CachedRuntime, Feeds, Step, chain
-from targets.child import Child
+from targets.child import Child, next_core
 from targets.qnn_messages import Chip, Load, Loaded, Ran, Run
 from targets.snapdragon import chip_of
 from targets.socs import DEFAULT_SNAPDRAGON, find_soc
@@ -58,7 +58,8 @@ def open_htp(artifact: Artifact) -> QnnRuntime:
     prefix = "simulator-" if artifact.format == "qnn-context" else ""
     paths = {name: artifact.paths(f"{prefix}{name}") for name in GRAPHS}
     with tempfile.NamedTemporaryFile(prefix="bluelm-htp-", suffix=".log", delete=False) as log:
-        child = Child(WORKER, Path(log.name))
+        # the simulator's threads hand over to each other: on several cores they take longer than on one
+        child = Child(WORKER, Path(log.name), core=next_core())
     try:
         return QnnRuntime(artifact, child, paths, chip_of(soc))
     except BaseException:

@@ -23,6 +23,8 @@ def handle(message: object) -> object:
     if message == "leave":
         print("leaving", flush=True)
         sys.exit(7)
+    if message == "cores":
+        return os.sched_getaffinity(0)
     if message == "fail":
         raise InputError("bad words", where="here", fix="better ones")
     if message == "bug":

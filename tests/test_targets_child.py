@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from bluelm.errors import InputError, TargetError, UnavailableError
-from targets.child import Child
+from targets.child import Child, next_core
 from targets.qnn_messages import Chip, Load
 
 MODULE = "tests.child_modules"
@@ -26,6 +27,15 @@ def test_messages_go_there_and_back(child: Child) -> None:
     array = np.arange(6, dtype=np.int16).reshape(2, 3)
     assert child.call({"a": 1}, 60) == {"a": 1}
     np.testing.assert_array_equal(child.call(array, 60), array)
+
+
+def test_children_are_kept_on_one_core_each_in_turn(tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    cores = [next_core() for _ in allowed]
+    assert set(cores) == allowed
+    child = Child(MODULE, tmp_path / "log", core=cores[0])
+    assert child.call("cores", 60) == {cores[0]}
+    child.close()
 
 
 def test_an_error_of_ours_crosses_over(child: Child) -> None:
