@@ -3,15 +3,17 @@ runners load.
 
     torch module -> torch.export -> all but embedding, cache and attention to XNNPACK -> .pte
 
-Codes and scales are buffers of the module and reach the file as they are; nothing is requantized.
+Codes and scales are buffers of the module and reach the file as they are; nothing is requantized. Both are read
+when their delegate is written (executorch_memory.py).
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,12 +31,12 @@ from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.debug import DEBUG_NOTE
-from export.executorch_model import ExecutorchDecoder
+from export.executorch_memory import shared_weights, stand_in, weights_when_serialized
+from export.executorch_model import ExecutorchDecoder, parts
 from export.executorch_partition import SegmentPartitioner
 from export.mobile_package import KvBits, describe
 
 MODEL = "model.pte"
-SHARED = 2**16  # elements of a tensor that is not copied with its program
 
 
 def export(
@@ -95,9 +97,9 @@ def write(
     """Lower the model into the file `path`."""
     with (progress or Silent()).task("lower to ExecuTorch", 3) as task, quiet():
         task.advance(note="torch.export")
-        program = _trace(quantized, context, chunk, kv_bits, debug)
+        program, sources = _trace(quantized, context, chunk, kv_bits, debug)
         task.advance(note="XNNPACK")
-        with shared_weights():
+        with shared_weights(), weights_when_serialized(sources):
             edge = to_edge_transform_and_lower(
                 program,
                 partitioner=[SegmentPartitioner()],
@@ -153,29 +155,23 @@ def check_weight(weight: QuantizedTensor, name: str) -> None:
         raise TargetError(problem, where=name, fix=fix)
 
 
-def _trace(quantized: QuantizedCheckpoint, context: int, chunk: int, kv_bits: KvBits, debug: bool) -> ExportedProgram:
-    model = ExecutorchDecoder(quantized, context=context, kv_bits=kv_bits, check=check_weight, debug=debug).eval()
+def _trace(
+    quantized: QuantizedCheckpoint, context: int, chunk: int, kv_bits: KvBits, debug: bool
+) -> tuple[ExportedProgram, dict[str, Callable[[], dict[str, torch.Tensor]]]]:
+    """The program with stand-ins for weights, and what reads these."""
+    model = ExecutorchDecoder(
+        quantized, context=context, kv_bits=kv_bits, check=check_weight, debug=debug, hold=stand_in
+    ).eval()
     tokens = Dim("tokens", min=1, max=chunk) if chunk > 1 else None
     example = (torch.zeros(1, min(chunk, 7), dtype=torch.long), torch.tensor([0]))
     shapes = ({1: tokens}, {}) if tokens is not None else None
+    sources = {path: partial(_read, quantized, name) for path, name in model.sources().items()}
     with torch.inference_mode():
-        return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(model, example, dynamic_shapes=shapes, strict=False), sources
 
 
-@contextmanager
-def shared_weights() -> Iterator[None]:
-    """Let copies of a program share its weights, which no pass changes: ExecuTorch copies each delegate's program in
-    full before it lowers it, all of them at once."""
-    copied = torch.Tensor.__deepcopy__
-
-    def share(self: torch.Tensor, memo: dict[int, object]) -> torch.Tensor:
-        return self if type(self) is torch.Tensor and self.numel() >= SHARED else copied(self, memo)
-
-    torch.Tensor.__deepcopy__ = share
-    try:
-        yield
-    finally:
-        torch.Tensor.__deepcopy__ = copied
+def _read(quantized: QuantizedCheckpoint, name: str) -> dict[str, torch.Tensor]:
+    return parts(quantized.linear(name))
 
 
 @contextmanager

@@ -30,6 +30,19 @@ from compress.store import QuantizedCheckpoint
 from export.executorch_cache import Cache, make_cache
 
 
+def parts(weight: QuantizedTensor) -> dict[str, Tensor]:
+    """codes int8 [out, in], scales float32 and zeros int8 [out, groups], as XNNPACK's rules expect them."""
+    return {
+        "codes": weight.signed_codes(),
+        "scales": weight.scales.to(torch.float32),
+        "zeros": torch.zeros(weight.scales.shape, dtype=torch.int8),
+    }
+
+
+def as_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class QuantizedLinear(nn.Module):
     """x [1, T, in] -> [1, T, out] with 4-bit codes in groups, or 8-bit codes with one scale a row.
 
@@ -42,12 +55,14 @@ class QuantizedLinear(nn.Module):
     zeros: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: QuantizedTensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, name: str, weight: QuantizedTensor, bias: Tensor | None = None, hold: Callable[[Tensor], Tensor] = as_is
+    ) -> None:
         super().__init__()
+        self.name = name
         self.register_buffer("bias", bias)  # float32 [out]
-        self.register_buffer("codes", weight.signed_codes())  # int8 [out, in]
-        self.register_buffer("scales", weight.scales.to(torch.float32))  # [out, groups]
-        self.register_buffer("zeros", torch.zeros(weight.scales.shape, dtype=torch.int8))
+        for part, tensor in parts(weight).items():
+            self.register_buffer(part, hold(tensor))
         self.rows, self.columns = weight.shape
         self.block = (1, weight.columns_per_group)
         self.least, self.greatest = -(2 ** (weight.bits - 1)), 2 ** (weight.bits - 1) - 1
@@ -176,7 +191,8 @@ class ExecutorchDecoder(nn.Module):
     """forward(tokens int64 [1, T], input_pos int64 [1]) -> logits float32 [1, T, vocab].
 
     With `debug` also the stream before the first block and behind each, float32 [layers + 1, T, hidden].
-    `input_pos` is how many tokens the cache holds; `check` is called with every linear weight and its name.
+    `input_pos` is how many tokens the cache holds; `check` is called with every linear weight and its name. `hold`
+    makes the buffers of its codes, scales and zeros.
     """
 
     cos: Tensor
@@ -190,6 +206,7 @@ class ExecutorchDecoder(nn.Module):
         kv_bits: int,
         check: Callable[[QuantizedTensor, str], None],
         debug: bool = False,
+        hold: Callable[[Tensor], Tensor] = as_is,
     ) -> None:
         super().__init__()
         config = quantized.config
@@ -199,7 +216,7 @@ class ExecutorchDecoder(nn.Module):
             weight = quantized.linear(name)
             check(weight, name)
             biased = config.qkv_bias and name.endswith(("q_proj", "k_proj", "v_proj"))
-            return QuantizedLinear(weight, quantized.vector(f"{name}.bias") if biased else None)
+            return QuantizedLinear(name, weight, quantized.vector(f"{name}.bias") if biased else None, hold)
 
         def block(layer: int) -> Block:
             at = f"model.layers.{layer}"
@@ -217,6 +234,10 @@ class ExecutorchDecoder(nn.Module):
         self.blocks = nn.ModuleList(block(layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(quantized.vector("model.norm"), config.rms_norm_eps)
         self.head = linear("lm_head")
+
+    def sources(self) -> dict[str, str]:
+        """Prefixes of the linears' buffers, each with the checkpoint's name of the weight."""
+        return {path: module.name for path, module in self.named_modules() if isinstance(module, QuantizedLinear)}
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         start = cast(int, input_pos[0].item())

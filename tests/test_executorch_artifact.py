@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
+from torch.export import ExportedProgram
 
 from bluelm.errors import InputError, TargetError
 from compress.grid import choose_grid
@@ -17,6 +21,8 @@ from compress.store import QuantizedCheckpoint
 from eval import size_plan, structure
 from export import executorch
 from export.artifact import Artifact
+from export.executorch_memory import stand_in, weights_when_serialized
+from export.executorch_model import parts
 from export.executorch_partition import segments_of
 from export.executorch_reader import embedding_codes, read
 from targets.executorch_runtime import ExecutorchRuntime
@@ -117,6 +123,39 @@ def test_logits_agree_and_the_llm_runner_says_what_our_runner_says(block: Quanti
             said.append(int(runtime.decode(said[-1]).argmax()))
         text = tokenizer.decode([*ids, *said])[len(tokenizer.decode(ids)) :]
         assert cast(ExecutorchRuntime, runtime).generate(prompt, 20).strip() == text.strip()
+
+
+def test_weights_are_held_while_their_delegate_is_written(block: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch):
+    names = linear_names(block)[:2]
+    weights = {name: parts(block.linear(name)) for name in names}
+    kept = {name: {f"{name}.{part}": stand_in(tensor) for part, tensor in weights[name].items()} for name in names}
+    for buffer, zeros in (item for held in kept.values() for item in held.items()):
+        owner, _, part = buffer.rpartition(".")
+        assert (zeros.shape, zeros.dtype) == (weights[owner][part].shape, weights[owner][part].dtype)
+        assert not zeros.any()
+    seen: list[str] = []
+
+    def serialize(program: ExportedProgram, _specs: list[object]) -> None:
+        for buffer, held in program.state_dict.items():
+            owner, _, part = buffer.rpartition(".")
+            assert torch.equal(held, weights[owner][part])
+            seen.append(buffer)
+
+    monkeypatch.setattr(XnnpackBackend, "preprocess", staticmethod(serialize))
+    programs = [cast(ExportedProgram, SimpleNamespace(state_dict=dict(kept[name]))) for name in names]
+    sources = {name: partial(weights.__getitem__, name) for name in names}
+    with weights_when_serialized(sources):
+        for name, program in zip(names, programs, strict=True):
+            XnnpackBackend.preprocess(program, [])
+            assert all(held is kept[name][buffer] for buffer, held in program.state_dict.items())
+        with pytest.raises(RuntimeError, match="two delegates"):
+            XnnpackBackend.preprocess(programs[0], [])
+    assert seen == [buffer for name in names for buffer in kept[name]]
+    with pytest.raises(RuntimeError, match="no delegate"), weights_when_serialized(sources):
+        XnnpackBackend.preprocess(programs[0], [])
+    del programs[0].state_dict[f"{names[0]}.scales"]
+    with pytest.raises(RuntimeError, match="without its scales"), weights_when_serialized(sources):
+        XnnpackBackend.preprocess(programs[0], [])
 
 
 @pytest.mark.parametrize("bits", [8, 16])
