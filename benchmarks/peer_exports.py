@@ -6,7 +6,8 @@
 - ExecuTorch's llama export (8da4w, groups of 32, 8-bit embedding, XNNPACK, attention with KV cache) against our
   executorch-xnnpack artifact, both run by ExecuTorch's runtime.
 
-Every measurement is a process of its own with two threads, ours and theirs in turn; the ratio is that of the medians.
+A round is a process with two threads that holds both and takes their steps in turn, so that what else the machine does
+meets both alike; its ratio is that of the median steps. Printed are the medians of all rounds.
 `--peer-path` is a folder with what the builder wants besides: `pip install --target DIR --no-deps onnx_ir`.
 """
 
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,47 +36,48 @@ from compress.store import QuantizedCheckpoint
 from export import onnx_genai
 
 CONTEXT, CHUNK, PROMPT, DECODED = 512, 128, 128, 256
+Step = Callable[[int], object]  # decodes one token at this position
 
 
 def main() -> None:
     options = _options()
     if options.time:
-        print(json.dumps(TIMERS[options.time](options.out)))
+        print(json.dumps(pair(OPENERS[options.time], options.out, options.beside)))
         return
     out: Path = options.out
     quantized = demo(out / "quantized")
-    sides = genai_sides(quantized, out, options.peer_path) if options.only != "executorch" else {}
-    sides |= executorch_sides(quantized, out) if options.only != "genai" else {}
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(options.rounds):
-        for name, (timer, folder) in sides.items():
-            found[name].append(_child(["--time", timer, str(folder)]))
-    for name, rates in found.items() if options.rounds else ():
-        print(f"| {name} | {statistics.median(rates):.0f} | {min(rates):.0f} to {max(rates):.0f} |", flush=True)
+    for kind, sides in SIDES.items():
+        if options.only in (None, kind):
+            _report(kind, sides(quantized, out, options.peer_path), options.rounds)
 
 
-def genai_sides(quantized: QuantizedCheckpoint, out: Path, peer_path: Path | None) -> dict[str, tuple[str, Path]]:
-    """Our artifact in both accuracy levels, and the builder's in its default and in level 0."""
-    sides: dict[str, tuple[str, Path]] = {}
-    for level in (4,):
-        folder = out / f"ours-genai-{level}"
-        if not folder.exists():
-            onnx_genai.export(quantized, folder, context=CONTEXT, accuracy_level=level)
-        sides[f"ours, onnx-genai, accuracy level {level}"] = ("genai", folder)
+def _report(kind: str, sides: dict[str, Path], rounds: int) -> None:
+    """Ours and theirs in tokens/s, and how many times as fast ours is; medians and ranges of the rounds."""
+    ours, theirs = sides.values()
+    pairs = [_child([str(ours), "--time", kind, "--beside", str(theirs)]) for _ in range(rounds)]
+    rates = [[1 / pair[side] for pair in pairs] for side in (0, 1)]
+    for name, found in zip(sides, rates, strict=True):
+        print(f"| {name} | {statistics.median(found):.0f} | {min(found):.0f} to {max(found):.0f} |", flush=True)
+    ratios = [own / other for own, other in zip(*rates, strict=True)]
+    print(f"| ratio | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
+
+
+def genai_sides(quantized: QuantizedCheckpoint, out: Path, peer_path: Path | None) -> dict[str, Path]:
+    """Our artifact as it ships, and the builder's with its defaults."""
+    ours, theirs = out / "ours-genai-4", out / "builder-defaults"
+    if not ours.exists():
+        onnx_genai.export(quantized, ours, context=CONTEXT, accuracy_level=4)
     source = llama_folder(quantized, out / "llama")
     environment = {**os.environ, "PYTHONPATH": str(peer_path or ""), "HF_HUB_OFFLINE": "1"}
-    for name, extra in (("defaults", []),):
-        folder = out / f"builder-{name.replace(' ', '-')}"
-        if not folder.exists():
-            command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(folder)]
-            command += ["-p", "int4", "-e", "cpu", "-c", str(out / "cache")]
-            subprocess.run(command + (["--extra_options", *extra] if extra else []), check=True, env=environment)
-        sides[f"onnxruntime-genai model builder, int4, {name}"] = ("genai", folder)
-    return sides
+    if not theirs.exists():
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(theirs)]
+        command += ["-p", "int4", "-e", "cpu", "-c", str(out / "cache")]
+        subprocess.run(command, check=True, env=environment)
+    return {"ours, onnx-genai": ours, "onnxruntime-genai model builder, int4": theirs}
 
 
-def executorch_sides(quantized: QuantizedCheckpoint, out: Path) -> dict[str, tuple[str, Path]]:
-    """Our program and that of ExecuTorch's llama export."""
+def executorch_sides(quantized: QuantizedCheckpoint, out: Path, peer_path: Path | None) -> dict[str, Path]:
+    """Our program and that of ExecuTorch's llama export, which wants no further folder."""
     from export import executorch  # takes long; who only times does without
 
     ours, theirs = out / "ours-executorch", out / "llama-export"
@@ -82,10 +85,10 @@ def executorch_sides(quantized: QuantizedCheckpoint, out: Path) -> dict[str, tup
         executorch.export(quantized, ours, context=CONTEXT, chunk=CHUNK)
     if not (theirs / "model.pte").exists():
         _llama_export(quantized, theirs)
-    return {
-        "ours, executorch-xnnpack": ("executorch", ours),
-        "ExecuTorch llama export, 8da4w g32": ("executorch", theirs),
-    }
+    return {"ours, executorch-xnnpack": ours, "ExecuTorch llama export, 8da4w g32": theirs}
+
+
+SIDES = {"genai": genai_sides, "executorch": executorch_sides}
 
 
 def llama_folder(weights: Weights, folder: Path) -> Path:
@@ -188,24 +191,19 @@ def _llama_export(weights: Weights, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", module, *arguments], check=True, cwd=folder)
 
 
-def time_genai(folder: Path) -> float:
-    """Tokens/s of onnxruntime-genai behind a prompt: median step."""
+def open_genai(folder: Path) -> Step:
+    """onnxruntime-genai behind the prompt."""
     genai: Any = importlib.import_module("onnxruntime_genai")  # has no annotations
     model = genai.Model(str(folder))
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(max_length=CONTEXT, do_sample=False, min_length=CONTEXT)
     generator = genai.Generator(model, parameters)
     generator.append_tokens(_prompt())
-    seconds: list[float] = []
-    for _ in range(DECODED):
-        begin = time.perf_counter()
-        generator.generate_next_token()
-        seconds.append(time.perf_counter() - begin)
-    return 1 / statistics.median(seconds[10:])
+    return lambda position: generator.generate_next_token()
 
 
-def time_executorch(folder: Path) -> float:
-    """Tokens/s of ExecuTorch's runtime behind a prompt: median step."""
+def open_executorch(folder: Path) -> Step:
+    """ExecuTorch's runtime behind the prompt."""
     from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the attention operators)
     from executorch.kernels import quantized  # noqa: F401  (registers the embedding operator)
     from executorch.runtime import Runtime, Verification
@@ -215,15 +213,22 @@ def time_executorch(folder: Path) -> float:
     method = program.load_method("forward")
     assert method is not None
     method.execute([torch.tensor([_prompt()]), torch.tensor([0])])
-    seconds: list[float] = []
+    return lambda position: method.execute([torch.tensor([[5]]), torch.tensor([position])])
+
+
+OPENERS: dict[str, Callable[[Path], Step]] = {"genai": open_genai, "executorch": open_executorch}
+
+
+def pair(opener: Callable[[Path], Step], ours: Path, theirs: Path) -> list[float]:
+    """Seconds of the median step of both; who goes first changes from step to step."""
+    steps = [opener(ours), opener(theirs)]
+    seconds: list[list[float]] = [[], []]
     for position in range(PROMPT, PROMPT + DECODED):
-        begin = time.perf_counter()
-        method.execute([torch.tensor([[5]]), torch.tensor([position])])
-        seconds.append(time.perf_counter() - begin)
-    return 1 / statistics.median(seconds[10:])
-
-
-TIMERS = {"genai": time_genai, "executorch": time_executorch}
+        for side in (0, 1) if position % 2 else (1, 0):
+            begin = time.perf_counter()
+            steps[side](position)
+            seconds[side].append(time.perf_counter() - begin)
+    return [statistics.median(found[10:]) for found in seconds]
 
 
 def _prompt() -> list[int]:
@@ -231,10 +236,10 @@ def _prompt() -> list[int]:
     return (tokenizer.encode("手机上的语言模型 runs on a phone. " * PROMPT, bos=True))[:PROMPT]
 
 
-def _child(arguments: list[str]) -> float:
-    command = [sys.executable, "-m", "benchmarks.peer_exports", arguments[2], *arguments[:2]]
+def _child(arguments: list[str]) -> list[float]:
+    command = [sys.executable, "-m", "benchmarks.peer_exports", *arguments]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(ran.stdout.strip().splitlines()[-1]))
+    return json.loads(ran.stdout.strip().splitlines()[-1])
 
 
 def _options() -> argparse.Namespace:
@@ -243,7 +248,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-path", type=Path)
     parser.add_argument("--only", choices=("genai", "executorch"), help="one pair alone")
-    parser.add_argument("--time", choices=("genai", "executorch"), help="time one artifact in this process")
+    parser.add_argument("--time", choices=("genai", "executorch"), help="time OUT and another in this process")
+    parser.add_argument("--beside", type=Path, help="the other artifact")
     return parser.parse_args()
 
 
