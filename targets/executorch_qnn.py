@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
@@ -38,6 +39,7 @@ WORKER = "targets.executorch_qnn_worker"
 WEIGHTS_NOTE = "weights are float16: the numbers that codes and scales stand for"
 LOWER_LIMIT_S, STEP_LIMIT_S = 3600.0, 900.0
 MIB = 2**20
+LOWERING = 14  # bytes of memory for a byte of float16 weights: for 1.6 GB of them 21 GB were not enough
 
 
 @dataclass
@@ -59,6 +61,13 @@ class ExecutorchQnnBackend(Uncompiled):
             raise TargetError(
                 f"{total / MIB:.0f} MiB of float16 weights do not fit one graph of {soc.name} ({limit // MIB} MiB)",
                 fix="use --runtime qnn-context, which keeps 4 bits, or executorch-xnnpack",
+            )
+        needed, available = LOWERING * total, psutil.virtual_memory().available
+        if needed > available:
+            raise TargetError(
+                f"lowering takes about {needed / 1e9:.0f} GB of memory (an estimate), "
+                f"{available / 1e9:.0f} GB are available",
+                fix="use --runtime qnn-context, which keeps 4 bits, or lower on a larger machine",
             )
 
     def lower(self, job: Lowering) -> Artifact:

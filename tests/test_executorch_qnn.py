@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
+import psutil
 import pytest
 
 from bluelm.errors import TargetError
@@ -44,3 +48,12 @@ def test_a_pte_runs_on_the_npus_simulator(tmp_path):
 def test_a_7b_in_float16_is_refused_in_advance():
     with pytest.raises(TargetError, match="float16 weights do not fit"):
         find("snapdragon", runtime="executorch-qnn").check(SEVEN, Recipe.load("w4-g32"))
+
+
+def test_what_the_compiler_cannot_hold_here_is_refused_in_advance(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20e9))
+    target = find("snapdragon", runtime="executorch-qnn")
+    with pytest.raises(TargetError, match=r"about 2\d GB of memory \(an estimate\), 20 GB are available"):
+        target.check(replace(SEVEN, num_layers=2), Recipe.load("w4-g32"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=40e9))
+    target.check(replace(SEVEN, num_layers=2), Recipe.load("w4-g32"))
