@@ -85,21 +85,27 @@ def test_other_tools_codes_pass_through(kind: Kind, linear: dict[str, Any], tmp_
         assert version == "gptq_v2", "GPTQModel loads no asymmetric version 1 but its own"
 
 
+def loaded_by_transformers(folder: Path) -> torch.nn.Module:
+    """The model that transformers makes of a folder; its logits are ours."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        logits = model(torch.tensor([TOKENS])).logits[0]
+    wanted = torch.from_numpy(TorchRuntime(PackedCheckpoint.open(folder), 16).logits(TOKENS))
+    assert (logits - wanted).abs().max() < 2e-5 * wanted.abs().max()
+    return model
+
+
 @pytest.mark.parametrize(
     "shape",
     [{"rope_scaling": ROPE}, {"architecture": "Qwen2ForCausalLM", "layer_norm": False, "tied": True}],
 )
 def test_transformers_computes_with_our_weights(shape: dict[str, Any], tmp_path: Path) -> None:
     """compressed-tensors on the CPU: every weight bit for bit, then the logits; 32K rope, biases, ties."""
-    from transformers import AutoModelForCausalLM
-
     checkpoint, ours = rounded(tmp_path, **shape)
     write(ours, checkpoint, tmp_path / "out", "compressed-tensors")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    with torch.inference_mode():
-        logits = model(torch.tensor([TOKENS])).logits[0]
-    wanted = torch.from_numpy(TorchRuntime(PackedCheckpoint.open(tmp_path / "out"), 16).logits(TOKENS))
-    assert (logits - wanted).abs().max() < 2e-5 * wanted.abs().max()
+    model = loaded_by_transformers(tmp_path / "out")
     linears = {name: module for name, module in model.named_modules() if name.endswith("_proj")}
     assert len(linears) == 14
     for name, module in linears.items():
@@ -225,15 +231,9 @@ def test_rotated_and_mixed_widths_are_the_same_model(kind: Kind, recipe: dict[st
 
 
 def test_transformers_computes_with_rotated_weights_of_several_widths(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     checkpoint, ours = rounded(tmp_path, recipe={"rotate": True, **MIXED})
     write(ours, checkpoint, tmp_path / "out", "compressed-tensors")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    with torch.inference_mode():
-        logits = model(torch.tensor([TOKENS])).logits[0]
-    wanted = torch.from_numpy(TorchRuntime(PackedCheckpoint.open(tmp_path / "out"), 16).logits(TOKENS))
-    assert (logits - wanted).abs().max() < 2e-5 * wanted.abs().max()
+    loaded_by_transformers(tmp_path / "out")
 
 
 def test_what_vllm_fuses_is_told_where_widths_differ(tmp_path: Path) -> None:
