@@ -32,6 +32,7 @@ from export.mobile_package import KvBits, describe
 from export.onnx_cpu import CacheCodec, store_weight
 from export.onnx_decoder import IR_VERSION, OPSETS, WEIGHTS
 from export.onnx_graph import OnnxGraph, WeightFile
+from export.packing import pack
 from export.ranges import Ranges
 
 MODEL, CONFIG = "model.onnx", "genai_config.json"
@@ -101,7 +102,11 @@ def genai_config(config: ModelConfig, context: int, chunk: int) -> dict[str, Any
     ends = list(config.eos_token_ids)
     pad = config.pad_token_id if config.pad_token_id is not None else (ends or [0])[0]
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": {
+            "log_id": "onnxruntime-genai",
+            "provider_options": [],
+            "enable_mem_pattern": False,  # a plan of memory for each length, made once and never used again
+        },
         "filename": MODEL,
         "head_size": config.head_dim,
         "hidden_size": config.hidden_size,
@@ -150,30 +155,17 @@ class GenaiGraph(OnnxGraph):
         """Inputs, embedding rows, lengths for attention, rope tables."""
         self.input("input_ids", TensorProto.INT64, ("B", "S"))
         self.input("attention_mask", TensorProto.INT64, ("B", "T"))
-        table = self._quantized.embed()
-        if table.groups != 1:
-            raise TargetError("the embedding needs one scale a row", fix="quantize with embed groups of a row")
-        half = table.zeros.to(torch.int16)  # [rows, 1]
-        codes = self.initializer("embed.codes", (table.codes.to(torch.int16) - half).to(torch.int8).numpy())
-        scales = self.initializer("embed.scales", table.scales.numpy())  # [rows, 1]
-        self._node("Gather", [codes, "input_ids"], "embed.rows")
-        self._node("Gather", [scales, "input_ids"], "embed.row_scales")
-        parts = [
-            self._node("Cast", [f"embed.{kind}"], f"embed.{kind}.float32", to=TensorProto.FLOAT)
-            for kind in ("rows", "row_scales")
-        ]
-        self._stream = self._node("Mul", parts, "embed")  # [B, S, hidden]
+        self._stream = self._rows("embed", self._quantized.embed())  # [B, S, hidden]
         one = self.initializer("one", np.array([1], np.int64))
         self._node("ReduceSum", ["attention_mask", one], "lengths.all", keepdims=0)
         self._node("Sub", ["lengths.all", one], "lengths.last")
         self._node("Cast", ["lengths.last"], "lengths", to=TensorProto.INT32)  # [B]: P + S - 1
-        self._node("Shape", ["attention_mask"], "total.shape", start=1, end=2)
-        self._node("Squeeze", ["total.shape"], "total.int64")
-        self._node("Cast", ["total.int64"], "total", to=TensorProto.INT32)
+        self._node("Shape", ["attention_mask"], "total.int64", start=1, end=2)
+        self._node("Cast", ["total.int64"], "total", to=TensorProto.INT32)  # [1]: P + S
         cos, sin = rope_table(self._config, self._context)
         half_width = self._config.head_dim // 2
-        for name, table in (("rope.cos", cos), ("rope.sin", sin)):
-            half_table = table[:, :half_width].numpy()
+        for name, angles in (("rope.cos", cos), ("rope.sin", sin)):
+            half_table = angles[:, :half_width].numpy()
             self.initializer(name, half_table.astype(np.float16) if self._cache.bits == 16 else half_table)
 
     def block(self, layer: int) -> None:
@@ -196,6 +188,20 @@ class GenaiGraph(OnnxGraph):
     def _node(self, kind: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
         self.node(kind, inputs, output, domain, **attributes)
         return output
+
+    def _rows(self, name: str, table: QuantizedTensor) -> str:
+        """The tokens' rows, dequantized as they are looked up."""
+        if table.groups != 1 or not table.symmetric:
+            raise TargetError(
+                "the embedding needs one scale a row and no zero points", fix="quantize with embed_bits 8"
+            )
+        codes = self.initializer(f"{name}.codes", pack(table.codes.numpy(), table.bits))  # uint8 [rows, bytes]
+        scales = self.initializer(f"{name}.scales", table.scales.numpy())  # [rows, 1]
+        if table.scales.dtype != torch.float32:
+            scales = self._node("Cast", [scales], f"{scales}.float32", to=TensorProto.FLOAT)
+        block = 1 << (table.shape[1] - 1).bit_length()  # must be a power of two; the only block of a row may be short
+        layout = {"bits": table.bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+        return self._node("GatherBlockQuantized", [codes, "input_ids", scales], name, domain=CONTRIB, **layout)
 
     def _norm(self, weight: str) -> str:
         """RMSNorm of the stream, to which the branch is added first."""

@@ -17,6 +17,7 @@ _WIDTHS: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
     TensorProto.INT8: np.int8,
+    TensorProto.UINT8: np.uint8,
 }
 _CODES = (TensorProto.INT4, TensorProto.INT8)
 

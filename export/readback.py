@@ -103,10 +103,9 @@ def _genai(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
             continue
         if not same(wanted, found):
             yield name
-    table, codes = quantized.embed(), graph.initializer("embed.codes")  # int8 [rows, hidden]
-    middle = 2 ** (table.bits - 1)
-    unsigned = (codes.astype(np.int16) + middle).astype(np.uint8)
-    if not same(table, Stored(unsigned, graph.initializer("embed.scales"), None, table.bits)):
+    table, packed = quantized.embed(), graph.initializer("embed.codes")  # uint8 [rows, hidden * bits / 8]
+    codes = unpack(packed, table.bits, table.shape[1])
+    if not same(table, Stored(codes, graph.initializer("embed.scales"), None, table.bits)):
         yield EMBED
 
 
