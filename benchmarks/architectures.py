@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from compress.store import QuantizedCheckpoint
 from eval.metrics import kl_divergence, log_softmax
 from export import executorch, executorch_coreml
+from export.ranges import calibrate
 from targets.registry import find
 from targets.runtime import Place, Runtime, open_runtime
 from targets.torch_runtime import TorchRuntime
@@ -33,7 +34,9 @@ Maker = Callable[[QuantizedCheckpoint, Path], object]
 
 
 def _qnn(q: QuantizedCheckpoint, folder: Path) -> object:
-    return find("snapdragon", runtime="executorch-qnn").lower(q, None, folder, context=CONTEXT, chunk=CHUNK)
+    target, beside = find("snapdragon", runtime="executorch-qnn"), folder.with_name(f"{folder.name}-onnx")
+    ranges = calibrate(q, torch.tensor([TOKENS]))
+    return target.compile(target.lower(q, ranges, beside, context=CONTEXT, chunk=CHUNK), folder)
 
 
 FORMATS: dict[str, tuple[Maker, Place]] = {

@@ -48,12 +48,7 @@ def _npu(quantized: QuantizedCheckpoint, folder: Path) -> object:
 
 def _compiled(quantized: QuantizedCheckpoint, folder: Path) -> object:
     source = onnx_npu.Artifact.open(folder.parent / "onnx-npu")
-    return find("snapdragon").compile(source, folder)
-
-
-def _qnn(quantized: QuantizedCheckpoint, folder: Path) -> object:
-    shutil.copytree(quantized.folder, folder.parent / "quantized")
-    return find("snapdragon", runtime="executorch-qnn").lower(quantized, None, folder, context=CONTEXT, chunk=CHUNK)
+    return find("snapdragon", runtime=folder.name).compile(source, folder)
 
 
 MAKERS: dict[str, Maker] = {
@@ -66,7 +61,7 @@ MAKERS: dict[str, Maker] = {
     "coreml": lambda q, f: coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
     "executorch-coreml": lambda q, f: executorch_coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
     "executorch-xnnpack": lambda q, f: executorch.export(q, f, context=CONTEXT, chunk=CHUNK),
-    "executorch-qnn": _qnn,
+    "executorch-qnn": _compiled,
 }
 
 
@@ -91,7 +86,7 @@ def row(work: Path, kind: str, sources: dict[str, QuantizedCheckpoint]) -> str:
     """Make both artifacts of a format and hold their blocks against the sound checkpoint."""
     cells, expected, at = list[str](), 0.0, hurt_block(sources["sound"])
     for state, quantized in sources.items():
-        folder = work / state / ("source-beside" if kind == "executorch-qnn" else "") / kind
+        folder = work / state / kind
         started = time.monotonic()
         if not folder.exists():
             MAKERS[kind](quantized, folder)

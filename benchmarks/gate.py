@@ -37,7 +37,7 @@ from eval import budget_file, heldout, size_plan
 from eval.budget import Budget, Check, Verdict, judge
 from eval.structure import runtime_kl
 from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
-from export.artifact import Artifact
+from export.artifact import SOURCES, Artifact
 from export.ranges import Ranges, calibrate
 from pipeline import judging
 from pipeline.inspecting import Inspector
@@ -122,11 +122,9 @@ class Bench:
             "executorch-coreml": lambda: executorch_coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "coreml": lambda: coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "onnx-npu": lambda: onnx_npu.export(source, self.ranges(), folder, context=CONTEXT, chunk=CHUNK),
-            "qnn-context": lambda: find("snapdragon").compile(self.artifact("onnx-npu", source, name), folder),
-            "executorch-qnn": lambda: find("snapdragon", runtime="executorch-qnn").lower(
-                beside(folder, source), None, folder, context=CONTEXT, chunk=CHUNK
-            ),
         }
+        if kind in SOURCES:
+            return find("snapdragon", runtime=kind).compile(self.artifact(SOURCES[kind], source, name), folder)
         return makers[kind]()
 
     def judge(self, artifact: Artifact, tokens: int | None = None) -> tuple[Verdict, float]:
@@ -140,13 +138,7 @@ class Bench:
         return verdict, time.monotonic() - started
 
 
-def beside(folder: Path, source: QuantizedCheckpoint) -> QuantizedCheckpoint:
-    """`source` in files beside an artifact, for formats that a child process makes from them."""
-    path = folder.with_name("quantized")
-    return QuantizedCheckpoint.open(path) if path.exists() else damage.written(source, path)
-
-
-GRAPHS = ("onnx-cpu", "onnx-npu", "qnn-context")
+GRAPHS = ("onnx-cpu", "onnx-npu", *SOURCES)
 """Formats whose decode graph is made to forget the cache (before it is compiled); of others, how they are run."""
 
 
@@ -167,12 +159,10 @@ def damaged(bench: Bench, kind: str, name: str) -> Artifact:
         return sound
     folder = bench.out / f"{whole.folder.name}-{name}"
     copies: list[Artifact] = []
-    if kind == "executorch-qnn":
-        beside(folder / kind, whole)
-    for made in ("onnx-npu", kind) if kind == "qnn-context" else (kind,):  # what it is compiled from lies beside it
+    for made in (SOURCES[kind], kind) if kind in SOURCES else (kind,):  # what it is compiled from lies beside it
         shutil.rmtree(folder / made, ignore_errors=True)
-        if made == "qnn-context" and name == "cache":
-            return find("snapdragon").compile(damage.forget_cache(copies[0]), folder / made)
+        if made in SOURCES and name == "cache":
+            return find("snapdragon", runtime=made).compile(damage.forget_cache(copies[0]), folder / made)
         copies.append(damage.copied(bench.artifact(made, whole, "none"), folder / made))
     return damage.shift_tokenizer(copies[-1]) if name == "tokenizer" else damage.forget_cache(copies[-1])
 

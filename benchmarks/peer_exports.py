@@ -8,9 +8,9 @@
 
 A round is a process with two threads that holds both and decodes with them in turn, 32 tokens each, so that what else
 the machine does meets both alike, and each finds its own weights in the cache and no waiting threads of the other; its
-ratio is that of the median steps. Who is opened first changes from round to round. Printed are the medians of all rounds.
-A process of the scheduler's idle class keeps each core awake, as idle=poll would: in a virtual machine a core that halts takes
-50 us to wake, a fifth of a step of the demo model, and how often it halts hangs on microseconds between two steps.
+ratio is that of the median steps. Who is opened first changes from round to round. Printed are the medians of all
+rounds. A process of the scheduler's idle class keeps each core awake, as idle=poll would: in a virtual machine a core
+that halts takes 50 us to wake, a fifth of a step of the demo model, and how often it halts hangs on microseconds.
 `--peer-path` is a folder with what the builder wants besides: `pip install --target DIR --no-deps onnx_ir`.
 """
 

@@ -16,19 +16,19 @@ from bluelm.config import ModelConfig
 from compress.pieces import LinearInfo
 from compress.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifact import Artifact
+from export.package import WEIGHT_ROLES
 
 TABLE = Path(__file__).parent / "data" / "size_plan.yaml"
-HELD = ("weights", "context", "embedding", "model")  # roles of files with weights, as `bits_per_weight` counts them
 
 
 class Layout(BaseModel):
-    """How a format holds numbers: bytes of each; `weight_bits`: blocks and head are floats of so many bits instead."""
+    """How a format holds numbers: bytes of each; `copies`: how often all but the embedding is there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     scale: float = 2
     row_scale: float = 2
     block: int | None = None
-    weight_bits: int | None = None
+    copies: int = 1
     vector: float = 4
     rope: float = 4
     structure: int = 0
@@ -61,7 +61,7 @@ def planned_parts(quantized: QuantizedCheckpoint, artifact: Artifact) -> dict[st
 
 def held_bytes(artifact: Artifact) -> int:
     """Bytes of the files that hold weights."""
-    return sum(file.bytes for file in artifact.files if file.role in HELD)
+    return sum(file.bytes for file in artifact.files if file.role in WEIGHT_ROLES)
 
 
 def deviation(planned: int, artifact: Artifact) -> float:
@@ -73,15 +73,14 @@ def deviation(planned: int, artifact: Artifact) -> float:
 
 def _linear(info: LinearInfo, layout: Layout, table: bool = False) -> float:
     rows, columns = info.shape
-    if layout.weight_bits is not None and not table:
-        return rows * columns * layout.weight_bits / 8
     groups = 1 if info.group_size == -1 else columns // info.group_size
     stored = groups if layout.block is None else columns // layout.block
     scale = layout.row_scale if stored == 1 else layout.scale
     zeros = 0 if info.symmetric else info.bits / 8
-    return rows * columns * info.bits / 8 + rows * stored * (scale + zeros)
+    size = rows * columns * info.bits / 8 + rows * stored * (scale + zeros)
+    return size if table else layout.copies * size
 
 
 def _vectors(config: ModelConfig, layout: Layout, context: int) -> float:
     norms = (2 * config.num_layers + 1) * config.hidden_size
-    return norms * layout.vector + 2 * context * config.head_dim * layout.rope
+    return layout.copies * (norms * layout.vector + 2 * context * config.head_dim * layout.rope)

@@ -53,8 +53,8 @@ RUNTIME_PACKAGES = {
     "litert": "ai-edge-litert",
     "gguf": "gguf",
 }
-DELEGATES = {"executorch-qnn": ("QnnBackend", True), "executorch-coreml": ("CoreMLBackend", False)}
-"""Of formats that are to be delegated as a whole: the delegate's name, and whether it is the NPU itself."""
+DELEGATES = {"executorch-qnn": "QnnBackend", "executorch-coreml": "CoreMLBackend"}
+"""Of formats that are to be delegated as a whole: the delegate's name."""
 FORCED = 3  # tokens of an answer before the end token is put on top
 
 
@@ -154,24 +154,15 @@ def block_figures(to_float: BlockErrors | None, to_quantized: BlockErrors, subje
 
 
 def npu_shares(artifact: Artifact, subject: str) -> list[Measurement]:
-    """Share of nodes, and of multiply-accumulates of a token, that the NPU takes; [] where no compiler told."""
-    if artifact.format in DELEGATES:
-        return _delegated(artifact, subject)
+    """Share of nodes, and of multiply-accumulates of a token, that the NPU takes, and of instructions that a delegate
+    takes; [] where no compiler told."""
+    found = _delegated(artifact, subject) if artifact.format in DELEGATES else []
     counts = artifact.nodes.values()
     if not counts:
-        return []
+        return found
     on_npu, total = sum(c.on_npu for c in counts), sum(c.in_graph for c in counts)
-    found = [
-        Measurement(
-            "npu_node_share",
-            on_npu / total,
-            "",
-            "measured",
-            n=total,
-            note=f"{on_npu} of {total} nodes",
-            subject=subject,
-        )
-    ]
+    note = f"{on_npu} of {total} nodes"
+    found.append(Measurement("npu_node_share", on_npu / total, "", "measured", n=total, note=note, subject=subject))
     if on_npu == total:  # embedding rows are looked up, the sampler compares: no multiplications elsewhere
         macs = multiply_accumulates(artifact.model, artifact.context)
         note = f"all {macs / 1e6:,.1f} M of a token at full context: every node of both graphs is on the NPU"
@@ -183,13 +174,12 @@ def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
     """All of it where every method of the program is nothing but calls of one delegate, else not known."""
     from export.executorch_reader import all_delegated
 
-    name, is_npu = DELEGATES[artifact.format]
+    name = DELEGATES[artifact.format]
     called = all_delegated(artifact.path("model"))
     if called is None or {delegate for delegates in called.values() for delegate in delegates} != {name}:
         return []
-    note = f"{' and '.join(called)} are calls of {name} and nothing else"
-    names = ["delegated_share", *(("npu_node_share", "npu_mac_share") if is_npu else ())]
-    return [Measurement(name, 1.0, "", "measured", note=note, subject=subject) for name in names]
+    note = f"all {len(called)} methods are calls of {name} and nothing else"
+    return [Measurement("delegated_share", 1.0, "", "measured", note=note, subject=subject)]
 
 
 def not_known(artifact: Artifact) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,8 @@ Format = Literal[
     "gguf",
     "onnx-genai",
 ]
+SOURCES: Mapping[str, Format] = {"qnn-context": "onnx-npu", "executorch-qnn": "onnx-npu"}
+"""Formats that a vendor's compiler makes of another, in which nothing can be looked at any more."""
 Cache = Literal["float32", "float16", "int16", "int8"]
 MANIFEST = "artifact.json"
 SIMULATOR = "simulator"
@@ -34,8 +37,9 @@ class ArtifactFile(BaseModel):
     """One file: path in the folder, what it is for, size and hash.
 
     Roles: `prefill` and `decode` (graphs), `weights` (external data of both), `context` (compiled for the NPU),
-    `program` and `manifest` (of a Core ML package), `embedding`, `tokenizer`, `ranges`, and `simulator...` (see
-    `SIMULATOR`). A model in several parts has a file of each graph's role for each part, in order of execution.
+    `program` and `manifest` (of a Core ML package), `methods` (which a program has), `embedding`, `tokenizer`,
+    `ranges`, and `simulator...` (see `SIMULATOR`). A model in several parts has a file of each graph's role for each
+    part, in order of execution.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -33,33 +33,25 @@ class StaticDecoder(nn.Module):
     """forward(hidden [1, T, hidden], positions int32 [T], mask [1, 1, T, C], past keys and values by layer).
 
     Args:
-        codes: hold weights as codes behind dequantize operators; False: as the floats that they stand for, where a
-            delegate has no such operator.
         doubled_norms: RMSNorm as the LayerNorm of [x, -x], whose mean is zero and whose variance is mean(x**2): one
             op that float16 computes without overflow.
-        debug: give each block's output behind the other outputs.
     """
 
     def __init__(
         self,
         quantized: QuantizedCheckpoint,
         context: int,
-        codes: bool = True,
         doubled_norms: bool = False,
-        debug: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.context = quantized.config, context
-        self.doubled_norms, self.debug = doubled_norms, debug
+        self.doubled_norms = doubled_norms
         names = [f"model.layers.{layer}.{name}" for layer in range(self.config.num_layers) for name in LINEARS]
         self._linears: dict[str, QuantizedTensor] = {}
         for name in [*names, "lm_head"]:
             weight = quantized.linear(name)
             self._linears[name] = weight
             key = _key(name)
-            if not codes:
-                self.register_buffer(f"{key}_weight", weight.dequantize())
-                continue
             self.register_buffer(f"{key}_codes", weight.signed_codes())
             self.register_buffer(f"{key}_scales", weight.scales.float())
             half = 2 ** (weight.bits - 1)
@@ -77,13 +69,11 @@ class StaticDecoder(nn.Module):
         rotary = Rotary(*(self.get_buffer(name)[positions].view(shape) for name in ("cos", "sin")))
         x = hidden
         new: list[Tensor] = []
-        seen: list[Tensor] = []
         for layer in range(self.config.num_layers):
             pair = KeysValues(past[2 * layer], past[2 * layer + 1])
             x, made = lowered.block(ops, self.config, layer, x, rotary, mask, pair)
             new += [made.keys, made.values]
-            seen.append(x)
-        return lowered.head(ops, x), *new, *(seen if self.debug else [])
+        return lowered.head(ops, x), *new
 
 
 class _BufferOps(TorchOps):
@@ -100,8 +90,6 @@ class _BufferOps(TorchOps):
 
     def linear(self, x: Tensor, weight: str, name: str) -> Tensor:
         about, key = self._linears[weight], _key(weight)
-        if hasattr(self._module, f"{key}_weight"):
-            return F.linear(x, self._module.get_buffer(f"{key}_weight"))
         codes, scales, zeros = (self._module.get_buffer(f"{key}_{part}") for part in ("codes", "scales", "zeros"))
         half = 2 ** (about.bits - 1)
         block = (1, about.columns_per_group)
@@ -173,11 +161,10 @@ def input_names(config: ModelConfig) -> list[str]:
     return ["hidden", "positions", "mask", *pairs]
 
 
-def output_names(config: ModelConfig, debug: bool = False) -> list[str]:
+def output_names(config: ModelConfig) -> list[str]:
     """Names of a step's outputs, in order."""
     layers = range(config.num_layers)
-    blocks = [lowered.block_output(layer) for layer in layers] if debug else []
-    return ["logits", *(f"{kind}.{layer}" for layer in layers for kind in ("keys", "values")), *blocks]
+    return ["logits", *(f"{kind}.{layer}" for layer in layers for kind in ("keys", "values"))]
 
 
 def _vectors(config: ModelConfig) -> list[str]:

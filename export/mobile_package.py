@@ -14,12 +14,10 @@ from bluelm.tokenizer import TOKENIZER_FILES
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, Cache, Format, list_files
 from export.embedding import write_embedding
-from export.package import parameter_count
+from export.package import bits_per_weight, parameter_count
 
 KvBits = Literal[8, 16, 32]
 CACHES: Mapping[int, Cache] = {8: "int8", 16: "float16", 32: "float32"}
-WEIGHT_ROLES = ("model", "weights", "embedding")
-
 MODEL, EMBEDDING = "model.pte", "embedding.safetensors"
 
 
@@ -47,7 +45,6 @@ def describe(
             named[name] = "tokenizer"
     files = list_files(folder, named)
     parameters = parameter_count(quantized.config)
-    held = sum(file.bytes for file in files if file.role in WEIGHT_ROLES)
     artifact = Artifact(
         format=kind,
         model=quantized.config,
@@ -56,7 +53,7 @@ def describe(
         mask_value=mask_value,
         cache=CACHES[kv_bits],
         parameters=parameters,
-        bits_per_weight=round(8 * held / parameters, 4),
+        bits_per_weight=bits_per_weight(files, parameters),
         quantized_digest=quantized.digest(),
         producers={"bluelm-export": version("bluelm-export"), **producers},
         notes=notes,

@@ -14,6 +14,9 @@ from export.artifact import Artifact, ArtifactFile, Cache, Format, list_files
 from export.embedding import write_embedding
 from export.onnx_decoder import GRAPHS, WEIGHTS, part_file
 
+WEIGHT_ROLES = ("weights", "context", "embedding", "model")
+"""Of files that hold weights."""
+
 
 def describe(
     folder: Path,
@@ -62,7 +65,7 @@ def describe(
 
 def bits_per_weight(files: tuple[ArtifactFile, ...], parameters: int) -> float:
     """Of the files that hold weights: 8 bits a byte over the weights of the whole model."""
-    held = sum(file.bytes for file in files if file.role in ("weights", "context", "embedding"))
+    held = sum(file.bytes for file in files if file.role in WEIGHT_ROLES)
     return round(8 * held / parameters, 4)
 
 

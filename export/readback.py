@@ -143,13 +143,6 @@ def _executorch_coreml(artifact: Artifact, quantized: QuantizedCheckpoint) -> It
     yield from _table(artifact, quantized)
 
 
-def _executorch_qnn(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
-    from export.executorch_qnn_reader import missing
-
-    yield from missing(artifact.path("model"), quantized, linear_names(quantized))
-    yield from _table(artifact, quantized)
-
-
 def _gguf(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     """Rows of a Llama's q and k lie in neighbouring pairs."""
     from export.gguf_file import LOCAL_NAMES, interleaved
@@ -211,7 +204,6 @@ _READERS: dict[Format, Callable[[Artifact, QuantizedCheckpoint], Iterator[str]]]
     "litert": _litert,
     "executorch-xnnpack": _executorch,
     "executorch-coreml": _executorch_coreml,
-    "executorch-qnn": _executorch_qnn,
     "gguf": _gguf,
     "coreml": _coreml,
 }

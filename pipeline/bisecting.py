@@ -20,7 +20,7 @@ from compress.store import EMBED, QuantizedCheckpoint
 from eval import judge
 from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
 from eval.compare import BlockErrors, local_errors, weights_steps
-from export.artifact import Artifact
+from export.artifact import SOURCES, Artifact
 from export.ranges import Ranges
 from export.readback import differing
 from targets.block_outputs import BlockRuntime, open_blocks, source_of
@@ -29,7 +29,7 @@ from targets.runtime import Place, open_runtime
 FORGETS = 1e-3  # nats a token between decoding and one prefill
 DECODED = 4
 HALF = 0.5  # of an error: with so much of it, one part is held to account
-CLOSED = ("gguf", "onnx-genai", "executorch-qnn", "executorch-neuropilot")  # formats that are looked at as a whole
+CLOSED = ("gguf", "onnx-genai", "executorch-neuropilot")  # formats that are looked at as a whole
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Bisection:
     @cached_property
     def _shown(self) -> Artifact:
         """The artifact whose values can be seen: a compiled one's source."""
-        return source_of(self.artifact) if self.artifact.format == "qnn-context" else self.artifact
+        return source_of(self.artifact) if self.artifact.format in SOURCES else self.artifact
 
     @cached_property
     def _wrong(self) -> list[str]:

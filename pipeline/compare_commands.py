@@ -158,11 +158,11 @@ def open_subjects(path: str, blocks: bool, scratch: Path, stack: ExitStack) -> l
 
 def _shipped(folders: Sequence[Path]) -> list[Path]:
     """The artifacts of a run without those that another was compiled from."""
-    from export.artifact import Artifact
+    from export.artifact import SOURCES, Artifact
 
     kinds = {folder: Artifact.open(folder).format for folder in folders}
-    compiled = "qnn-context" in kinds.values()
-    return [folder for folder, kind in kinds.items() if not (compiled and kind == "onnx-npu")]
+    sources = {SOURCES.get(kind) for kind in kinds.values()}
+    return [folder for folder, kind in kinds.items() if kind not in sources]
 
 
 def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack: ExitStack) -> Subject:

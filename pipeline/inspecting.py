@@ -18,7 +18,7 @@ from eval import structure
 from eval.compare import local_errors
 from eval.heldout import HeldOut
 from eval.measurement import Measurement
-from export.artifact import Artifact
+from export.artifact import SOURCES, Artifact
 from targets.block_outputs import open_blocks
 from targets.runtime import Place, Runtime
 from targets.torch_runtime import TorchRuntime
@@ -26,7 +26,7 @@ from targets.torch_runtime import TorchRuntime
 WINDOWS = 2  # of held-out text, for the KL to the artifact's own weights
 BLOCK_TOKENS = 64
 # formats that show their blocks at little cost
-SHOWN = ("onnx-cpu", "onnx-npu", "onnx-genai", "litert", "gguf", "coreml", "executorch-coreml", "qnn-context")
+SHOWN = ("onnx-cpu", "onnx-npu", "onnx-genai", "litert", "gguf", "coreml", "executorch-coreml", *SOURCES)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Inspector:
 
     def _too_coarse(self, artifact: Artifact) -> bool:
         """Whether nobody knows what the artifact's activations may cost."""
-        return self.coarse and artifact.format in ("onnx-npu", "qnn-context")
+        return self.coarse and artifact.format in ("onnx-npu", *SOURCES)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

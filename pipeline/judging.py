@@ -23,7 +23,7 @@ from eval.judge import WindowSums
 from eval.measurement import Measurement
 from eval.report import tool_versions
 from eval.speed import host_speed
-from export.artifact import Artifact
+from export.artifact import SOURCES, Artifact
 from pipeline import layout
 from pipeline.inspecting import Inspector
 from pipeline.stages import Stages, code
@@ -207,6 +207,6 @@ def sizes(artifact: Artifact, target: Target) -> list[Measurement]:
     found = [size, estimate.memory(artifact)]
     soc = estimate.chip(target.soc.name)
     if soc is not None:
-        on_npu = artifact.format == "qnn-context"
+        on_npu = artifact.format in SOURCES
         found += estimate.speed(artifact, soc, "npu" if on_npu else "cpu", "QNN" if on_npu else "")
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from export.artifact import SOURCES
+
 WIDTHS = "widths"  # with --bits auto: the width of every linear, and the recipe that it comes to
 QUANTIZED = "quantized"  # codes, scales, zero points: what every exporter reads
 RANGES = "ranges"  # of activations, for runtimes with integer activations
@@ -14,4 +16,4 @@ LOG = "log.txt"
 
 def lowered(runtime: str) -> str:
     """Folder of what the vendor's compiler takes: `onnx-npu` for Snapdragons, else named as the runtime."""
-    return {"qnn-context": "onnx-npu"}.get(runtime, runtime)
+    return SOURCES.get(runtime, runtime)

@@ -12,6 +12,7 @@ from bluelm.files import write_text
 from eval.estimate import chip
 from eval.measurement import Measurement
 from eval.report import PLACES, SUBJECTS, Report, format_value, label, number, side_by_side, task_rows, told
+from export.artifact import SOURCES
 from pipeline import page_plots
 from pipeline.page_plots import Mark
 from targets.socs import find_soc
@@ -201,7 +202,7 @@ def published(report: Report) -> Section:
     from eval.speed_fit import published as rows_of
 
     soc = chip(find_soc(str(report.configuration["soc"])).name)
-    kind = "npu" if artifact["format"] == "qnn-context" else "cpu"
+    kind = "npu" if artifact["format"] in SOURCES else "cpu"
     rows = [row for row in rows_of("decode") if row.runtime_class == kind]
     plot = page_plots.published_speeds(
         rows, soc.name if soc else "", artifact["parameters"] / 1e9, own, {"npu": "NPU", "cpu": "CPU"}[kind]

@@ -259,7 +259,11 @@ def _export_target(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, p
     )
     if plan.target.default_on in LOWERED_ALONE:
         return Artifact.open(lowered)  # nothing to compile
-    inputs |= {"soc": plan.target.soc.id, "made by": _made_by((*LOWERING, "targets"), *TOOLS)}
+    inputs |= {
+        "soc": plan.target.soc.id,
+        "runtime": plan.target.runtime,
+        "made by": _made_by((*LOWERING, "targets"), *TOOLS),
+    }
     compiled = stages.run(
         layout.COMPILED,
         inputs,

@@ -10,7 +10,7 @@ import numpy as np
 
 from bluelm.errors import InputError
 from compress.store import QuantizedCheckpoint
-from export.artifact import Artifact
+from export.artifact import SOURCES, Artifact
 from export.debug import DEBUG_NOTE, REWRITTEN, debug_build
 from targets.runtime import Place, Runtime, open_runtime
 
@@ -54,13 +54,12 @@ def open_blocks(artifact: Artifact, on: Place, scratch: Path, values: Sequence[s
 
     ONNX and LiteRT graphs are given block outputs in a debug build below `scratch`. What the Core ML interpreter runs
     and what torch runs (GGUF) needs none. An XNNPACK program is built once more around the weights that it holds. What
-    is compiled shows nothing: a qnn-context is built from the ONNX artifact beside it, an executorch-qnn from the
-    quantized checkpoint beside it.
+    is compiled shows nothing: it is compiled again from the ONNX artifact beside it.
 
     Raises:
         InputError: the artifact has nothing to make a debug build from.
     """
-    if artifact.format == "qnn-context":
+    if artifact.format in SOURCES:
         artifact = source_of(artifact)
     if artifact.format in AGAIN and DEBUG_NOTE not in artifact.notes:
         artifact = AGAIN[artifact.format](artifact, _checkpoint_of(artifact), scratch / f"{artifact.format}-debug")
@@ -89,17 +88,8 @@ def _xnnpack_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: P
     )
 
 
-def _qnn_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
-    from targets.backend import Lowering
-    from targets.executorch_qnn import ExecutorchQnnBackend
-    from targets.socs import find_soc
-
-    backend = ExecutorchQnnBackend(find_soc(artifact.soc or "SM8650", "qualcomm"), debug=True)
-    return backend.lower(Lowering(quantized, None, folder, artifact.context, artifact.chunk, None))
-
-
 Builder = Callable[[Artifact, QuantizedCheckpoint, Path], Artifact]
-AGAIN: dict[str, Builder] = {"executorch-xnnpack": _xnnpack_debug, "executorch-qnn": _qnn_debug}
+AGAIN: dict[str, Builder] = {"executorch-xnnpack": _xnnpack_debug}
 
 
 def _checkpoint_of(artifact: Artifact) -> QuantizedCheckpoint:

@@ -1,126 +1,88 @@
-"""Snapdragons through ExecuTorch: a .pte whose two methods are HTP graphs, run here on Qualcomm's simulator.
+"""Snapdragons through ExecuTorch: a .pte whose methods are the compiled HTP graphs of an onnx-npu artifact.
 
-ExecuTorch's delegate takes no operator for weights in groups, so the .pte holds the float16 numbers that codes and
-scales stand for: right, but four times as large as qnn-context, which is the default for that reason.
+    onnx-npu -> Qualcomm's compiler, one binary a graph -> a method a graph, nothing but a call of the QNN delegate
+
+So codes, scales and 16-bit activations are those of qnn-context; ExecuTorch's own lowering has no operator for weights
+in groups. A method's weights are its own: the simulator, which judges what ships, loads no binary with shared ones.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import psutil
+import onnx
+from pydantic import TypeAdapter, ValidationError
 
-from bluelm.config import ModelConfig
-from bluelm.errors import TargetError
-from bluelm.files import atomic_folder
-from bluelm.progress import Silent
-from compress.recipe import Recipe
-from export.artifact import Artifact
-from export.debug import DEBUG_NOTE
-from export.mobile_package import MODEL, describe_steps
-from targets.backend import Lowering, Uncompiled
-from targets.cached_runtime import CachedRuntime, Feeds, Step
+from bluelm.errors import InputError, TargetError
+from bluelm.files import atomic_folder, write_text
+from bluelm.progress import Progress, Silent
+from export.artifact import Artifact, NodeCount, list_files
+from export.mobile_package import MODEL
+from export.onnx_decoder import GRAPHS
+from targets.cached_runtime import CachedRuntime, Feeds, Step, chain
 from targets.child import Child, next_core
-from targets.executorch_qnn_messages import Load, Lower, Lowered
+from targets.executorch_qnn_messages import Load, Method, Pack
 from targets.executorch_qnn_messages import Step as Run
-from targets.legality import weight_bytes
-from targets.runtime import Place
+from targets.qnn import carry, compile_graphs, compiled_from, graphs_of
+from targets.snapdragon import HtpBackend, chip_of
 from targets.socs import Soc
+from targets.step_feeds import binaries
 from targets.tools import require
 
-MASK_VALUE = -100.0  # far below every score, and exact in float16
 WORKER = "targets.executorch_qnn_worker"
-WEIGHTS_NOTE = "weights are float16: the numbers that codes and scales stand for"
-LOWER_LIMIT_S, STEP_LIMIT_S = 3600.0, 900.0
-MIB = 2**20
-LOWERING = 14  # bytes of memory for a byte of float16 weights: for 1.6 GB of them 21 GB were not enough
+METHODS = "methods.json"
+PACK_LIMIT_S, STEP_LIMIT_S = 3600.0, 900.0
 
 
 @dataclass
-class ExecutorchQnnBackend(Uncompiled):
-    """float16 weights and activations on HTP."""
+class ExecutorchQnnBackend(HtpBackend):
+    """Checks and lowers as for qnn-context; what is compiled goes into one program."""
 
-    soc: Soc | None = None
-    debug: bool = False
-    """Whether the program gives the output of each block as well."""
-    needs_ranges = False
-    place: Place = "htp"
-
-    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
-        super().check(soc, config, recipe, context, chunk)
-        half = recipe.model_copy(update={"bits": 16, "head_bits": 16})
-        block, head = weight_bytes(config, half)
-        total, limit = config.num_layers * block + head, (soc.context_binary_mib or 2048) * MIB
-        if total > limit:
-            raise TargetError(
-                f"{total / MIB:.0f} MiB of float16 weights do not fit one graph of {soc.name} ({limit // MIB} MiB)",
-                fix="use --runtime qnn-context, which keeps 4 bits, or executorch-xnnpack",
-            )
-        needed, available = LOWERING * total, psutil.virtual_memory().available
-        if needed > available:
-            raise TargetError(
-                f"lowering takes about {needed / 1e9:.0f} GB of memory (an estimate), "
-                f"{available / 1e9:.0f} GB are available",
-                fix="use --runtime qnn-context, which keeps 4 bits, or lower on a larger machine",
-            )
-
-    def lower(self, job: Lowering) -> Artifact:
-        assert self.soc is not None, "the registry fills the chip in"
-        child = start()
-        try:
-            with (
-                (job.progress or Silent()).task("lower to ExecuTorch for HTP", 1) as task,
-                atomic_folder(job.folder) as new,
-            ):
-                source, path = str(job.quantized.folder.resolve()), str((new / MODEL).resolve())
-                message = Lower(source, path, job.context, job.chunk, self.soc.id, self.debug)
-                lowered: Lowered = child.call(message, LOWER_LIMIT_S)
-                left = [f"{name}: {operator}" for name, found in lowered.left.items() for operator in found]
-                if left:
-                    raise TargetError(f"HTP refuses operators: {', '.join(left)}", where=child.log)
-                describe_steps(
-                    new,
-                    "executorch-qnn",
-                    job.quantized,
-                    context=job.context,
-                    chunk=job.chunk,
-                    mask_value=MASK_VALUE,
-                    producers=("executorch", "onnxruntime-qnn"),
-                    notes=(WEIGHTS_NOTE, *([DEBUG_NOTE] if self.debug else [])),
-                )
-                task.advance()
-        finally:
-            child.close()
-        return Artifact.open(job.folder)
+    def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
+        log = folder.with_name(f"{folder.name}.compile.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        graphs = graphs_of(artifact)
+        with (
+            atomic_folder(folder) as temporary,
+            (progress or Silent()).task("compile for ExecuTorch", len(graphs) + 1) as task,
+        ):
+            compiled = temporary / "graphs"
+            compiled.mkdir()
+            nodes = compile_graphs(artifact, chip_of(soc), compiled, log, task)
+            task.advance(note=MODEL)
+            methods = _pack(graphs, compiled, (temporary / MODEL).resolve(), soc.id)
+            shutil.rmtree(compiled)
+            _describe(artifact, temporary, methods, target, soc.id, nodes)
+        return Artifact.open(folder)
 
 
 class ExecutorchQnnRuntime(CachedRuntime):
-    """Both methods on the simulator, in a child process; nothing falls back to the CPU."""
+    """The program on the simulator, in a child process; nothing falls back to the CPU."""
 
-    def __init__(self, artifact: Artifact, child: Child) -> None:
-        from export.executorch_static import input_names, output_names
-
-        name = f"{artifact.format} on the HTP simulator"
-        super().__init__(name, artifact, self._step("prefill"), self._step("decode"))
+    def __init__(self, artifact: Artifact, child: Child, methods: Mapping[str, list[Method]]) -> None:
         self._child = child
-        shown = DEBUG_NOTE in artifact.notes
-        names = tuple(input_names(artifact.model)), tuple(output_names(artifact.model, debug=shown))
-        child.call(Load(str(artifact.path("model").resolve()), *names), STEP_LIMIT_S)
+        steps = [chain([self._step(method) for method in methods[graph]]) for graph in GRAPHS]
+        super().__init__(f"{artifact.format} on the HTP simulator", artifact, *steps)
+        every = tuple(method for graph in GRAPHS for method in methods[graph])
+        child.call(Load(str(artifact.path("model").resolve()), every), STEP_LIMIT_S)
 
     def close(self) -> None:
         self._child.close()
         self._child.log.unlink(missing_ok=True)
 
-    def _step(self, method: str) -> Step:
+    def _step(self, method: Method) -> Step:
 
         def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
-            return self._child.call(Run(method, feeds), STEP_LIMIT_S)
+            own = {name: feeds[name] for name in method.inputs}
+            return self._child.call(Run(method.name, own), STEP_LIMIT_S)
 
         return run
 
@@ -132,12 +94,68 @@ def open_executorch_qnn(artifact: Artifact) -> ExecutorchQnnRuntime:
         UnavailableError: ExecuTorch or onnxruntime-qnn is not installed.
         InputError: the program is damaged.
     """
+    methods = read_methods(artifact.path("methods"))
     child = start(next_core())
     try:
-        return ExecutorchQnnRuntime(artifact, child)
+        return ExecutorchQnnRuntime(artifact, child, methods)
     except BaseException:
         child.close()
         raise
+
+
+def read_methods(path: Path) -> dict[str, list[Method]]:
+    """Methods of prefill and of decode, one a part of the model, in order of execution.
+
+    Raises:
+        InputError: the file does not tell them.
+    """
+    try:
+        methods = TypeAdapter(dict[str, list[Method]]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"the methods of the program cannot be read: {error}", where=path) from None
+    if set(methods) != set(GRAPHS):
+        raise InputError(f"methods of {' and '.join(GRAPHS)} are wanted, found {sorted(methods)}", where=path)
+    return methods
+
+
+def _binary(wrapper: Path) -> Path:
+    """The one binary that an EPContext wrapper names."""
+    (name,) = binaries(onnx.load(wrapper, load_external_data=False).graph)
+    return wrapper.parent / name
+
+
+def _pack(graphs: list[Path], compiled: Path, path: Path, chip: str) -> list[Method]:
+    """Write the program of all graphs; a method for each.
+
+    Raises:
+        TargetError: a compiled graph has other inputs or outputs than the one that it was made of.
+    """
+    child = start()
+    try:
+        packed = Pack(tuple(str(_binary(compiled / graph.name).resolve()) for graph in graphs), str(path), chip)
+        methods: tuple[Method, ...] = child.call(packed, PACK_LIMIT_S)
+    finally:
+        child.close()
+    for graph, method in zip(graphs, methods, strict=True):
+        source = onnx.load(graph, load_external_data=False).graph
+        wanted = [{value.name for value in values} for values in (source.input, source.output)]
+        if [set(method.inputs), set(method.outputs)] != wanted:
+            raise TargetError(f"the compiled graph has another border than {graph.name}", where=child.log)
+    child.log.unlink(missing_ok=True)
+    return list(methods)
+
+
+def _describe(
+    artifact: Artifact, folder: Path, methods: list[Method], target: str, soc: str, nodes: dict[str, NodeCount]
+) -> None:
+    """Write which methods there are, bring the host's files along, write artifact.json."""
+    order = {graph: methods[index :: len(GRAPHS)] for index, graph in enumerate(GRAPHS)}
+    told = {graph: [asdict(method) for method in found] for graph, found in order.items()}
+    write_text(folder / METHODS, json.dumps(told, indent=1) + "\n")
+    roles = {MODEL: "model", METHODS: "methods", **carry(artifact, folder)}
+    about = {"format": "executorch-qnn", "target": target, "soc": soc, "nodes": nodes}
+    packages = ("executorch", "onnxruntime", "onnxruntime-qnn")
+    compiled_from(artifact, list_files(folder, roles), packages, **about).save(folder)
 
 
 def start(core: int | None = None) -> Child:

@@ -8,31 +8,32 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Lower:
-    """Lower the quantized checkpoint `source` into the file `path` for a chip ("SM8650"); `debug` shows blocks."""
+class Method:
+    """A method of a program: its name and those of its inputs and outputs, in order."""
 
-    source: str
-    path: str
-    context: int
-    chunk: int
-    chip: str
-    debug: bool = False
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Lowered:
-    """Operators that the NPU did not take, by method; an empty list is wanted."""
+class Pack:
+    """Make compiled graphs the methods of one program, the file `path`, for a chip ("SM8650").
 
-    left: dict[str, list[str]]
+    Answer: a `Method` for each, in order. A method's name is its graph's, by which the runtime finds it.
+    """
+
+    binaries: tuple[str, ...]
+    path: str
+    chip: str
 
 
 @dataclass(frozen=True)
 class Load:
-    """Load both methods of the program at `path`; `layers` of the model."""
+    """Load the methods of the program at `path`."""
 
     path: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    methods: tuple[Method, ...]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The child process of ExecuTorch's Qualcomm backend: lowers to a .pte for HTP, and runs it on the simulator.
+"""The child process of ExecuTorch's Qualcomm backend: packs compiled graphs into a .pte, runs it on the simulator.
 
 Its libraries are those of onnxruntime-qnn, found by environment variables that are read when the process begins.
 """
@@ -6,63 +6,136 @@ Its libraries are those of onnxruntime-qnn, found by environment variables that 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from bluelm.errors import InputError, TargetError
-from compress.store import QuantizedCheckpoint
-from export.executorch_static import METHODS, StaticDecoder, example
 from targets.child import serve
-from targets.executorch_qnn_messages import Load, Lower, Lowered, Step
+from targets.executorch_qnn_messages import Load, Method, Pack, Step
 
-_loaded: dict[str, Any] = {}
+OUTPUT = "output_"  # what ExecuTorch puts before the names of a graph's outputs
+_loaded: dict[str, tuple[Method, Any]] = {}
 
 
-def handle(message: Lower | Load | Step) -> object:
+def handle(message: Pack | Load | Step) -> object:
     """Do what a message asks."""
-    if isinstance(message, Lower):
-        return _lower(message)
+    if isinstance(message, Pack):
+        return _pack(message)
     if isinstance(message, Load):
         return _load(message)
-    border: Load = _loaded["border"]
-    given = [torch.from_numpy(message.feeds[name]) for name in border.inputs]
-    found = _loaded[message.method].execute(given)
-    return {name: tensor.float().numpy().copy() for name, tensor in zip(border.outputs, found, strict=True)}
+    border, method = _loaded[message.method]
+    found = method.execute([torch.from_numpy(_bits(message.feeds[name])) for name in border.inputs])
+    return {name: _codes(tensor.numpy()) for name, tensor in zip(border.outputs, found, strict=True)}
 
 
-def _lower(message: Lower) -> Lowered:
+def _bits(array: np.ndarray) -> np.ndarray:
+    """int16 as the float16 of the same bits, which is how the program's border has them: ExecuTorch's Java classes know
+    no int16, and the delegate only carries them."""
+    return array.view(np.float16) if array.dtype == np.int16 else array
+
+
+def _codes(array: np.ndarray) -> np.ndarray:
+    """The int16 whose bits a float16 of the border has."""
+    return (array.view(np.int16) if array.dtype == np.float16 else array).copy()
+
+
+def _pack(message: Pack) -> tuple[Method, ...]:
+    from executorch.backends.qualcomm.builders.qnn_constants import OpContextLoader
+    from executorch.backends.qualcomm.partition.qnn_partitioner import QnnPartitioner
+    from executorch.backends.qualcomm.utils import utils as qnn
+    from executorch.exir import ExecutorchBackendConfig, to_edge
+
+    options = _options(message.chip)
+    library = torch.library.Library(OpContextLoader.namespace, "FRAGMENT")
+    methods: list[Method] = []
+    programs: dict[str, ExportedProgram] = {}
+    binaries: dict[str, bytes] = {}
+    for binary in message.binaries:
+        wrapped, method, given, made = _graph(Path(binary), options)
+        if method.name in programs:
+            raise TargetError(f"two graphs have the name {method.name}", where=binary)
+        module = _Loader(_define(library, f"context_{len(methods)}", made))
+        programs[method.name] = torch.export.export(module, given, strict=True)
+        binaries[method.name] = wrapped
+        methods.append(method)
+    edge = to_edge(programs)
+    for name, wrapped in binaries.items():
+        for node in edge.exported_program(name).graph.nodes:
+            if node.op == "call_function" and OpContextLoader.namespace in str(node.target):
+                node.meta[OpContextLoader.meta_ctx_bin] = wrapped
+    edge = edge.to_backend({name: QnnPartitioner(options) for name in programs})
+    settings = ExecutorchBackendConfig(
+        extract_delegate_segments=True, segment_alignment=qnn.get_qnn_context_binary_alignment()
+    )
+    with Path(message.path).open("wb") as file:
+        edge.to_executorch(settings).write_to_file(file)
+    return tuple(methods)
+
+
+def _options(chip: str) -> Any:
+    """ExecuTorch's options for graphs that are compiled already."""
     from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
     from executorch.backends.qualcomm.utils import utils as qnn
-    from executorch.exir import ExecutorchBackendConfig
 
-    quantized = QuantizedCheckpoint.open(Path(message.source))
-    chip = getattr(QcomChipset, message.chip, None)
-    if chip is None:
-        raise TargetError(f"ExecuTorch's Qualcomm backend does not know {message.chip}")
-    module = StaticDecoder(quantized, message.context, codes=False, debug=message.debug).eval()
-    options = qnn.generate_htp_compiler_spec(use_fp16=True)
-    spec = qnn.generate_qnn_executorch_compiler_spec(soc_model=chip, backend_options=options)
-    widths = dict(zip(METHODS, (message.chunk, 1), strict=True))
-    inputs: dict[str, Any] = {name: example(quantized.config, width, message.context) for name, width in widths.items()}
-    with torch.no_grad():
-        edge = qnn.to_edge_transform_and_lower_to_qnn(
-            dict.fromkeys(METHODS, module),
-            inputs,
-            dict.fromkeys(METHODS, spec),
-        )
-    left = {
-        name: sorted(
-            str(node.target)
-            for node in edge.exported_program(name).graph.nodes
-            if node.op == "call_function" and not str(node.target).endswith(("delegate", "getitem>"))
-        )
-        for name in METHODS
-    }
-    with Path(message.path).open("wb") as file:
-        edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True)).write_to_file(file)
-    return Lowered(left)
+    known = getattr(QcomChipset, chip, None)
+    if known is None:
+        raise TargetError(f"ExecuTorch's Qualcomm backend does not know {chip}", fix="use --runtime qnn-context")
+    htp = qnn.generate_htp_compiler_spec(use_fp16=False)
+    return qnn.generate_qnn_executorch_compiler_spec(soc_model=known, backend_options=htp, is_from_context_binary=True)
+
+
+def _graph(binary: Path, options: Any) -> tuple[bytes, Method, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """A binary as ExecuTorch holds it, and the border of its one graph: names, and zeros of the shapes and types."""
+    from executorch.backends.qualcomm.python import PyQnnManagerAdaptor
+    from executorch.backends.qualcomm.utils import utils as qnn
+
+    encoded = qnn.generate_qnn_executorch_option(options)
+    wrapped = bytes(PyQnnManagerAdaptor.QnnManager(encoded).MakeBinaryInfo(binary.read_bytes()))
+    manager: Any = PyQnnManagerAdaptor.QnnManager(encoded, wrapped)
+    if manager.Init().value != 0:
+        raise TargetError("ExecuTorch cannot load the compiled graph", where=binary)
+    (name,) = manager.GetGraphNames()
+    manager.AllocateTensor(name)
+    types: dict[Any, torch.dtype] = {}
+    for known in (qnn.QNN_QUANT_TYPE_MAP, qnn.QNN_TENSOR_TYPE_MAP):
+        for dtype, qnn_type in known.items():
+            types.setdefault(qnn_type, dtype)
+
+    def border(tensors: Iterable[Any]) -> dict[str, Tensor]:
+        zeros = {t.GetName(): torch.zeros(tuple(t.GetDims()), dtype=types[t.GetDataType()]) for t in tensors}
+        return {key.removeprefix(OUTPUT): torch.from_numpy(_bits(value.numpy())) for key, value in zeros.items()}
+
+    given, made = border(manager.GetGraphInputs(name)), border(manager.GetGraphOutputs(name))
+    manager.Destroy()
+    return wrapped, Method(name, tuple(given), tuple(made)), tuple(given.values()), tuple(made.values())
+
+
+def _define(library: torch.library.Library, name: str, outputs: tuple[Tensor, ...]) -> Any:
+    """An operator that stands for a compiled graph; ExecuTorch's delegate takes it with the graph itself."""
+    library.define(f"{name}(Tensor[] inputs) -> Any")
+    library.impl(
+        name,
+        lambda inputs: tuple(torch.empty_like(output, device="meta") for output in outputs),
+        "CompositeExplicitAutograd",
+    )
+    return getattr(getattr(torch.ops, library.ns), name).default
+
+
+class _Loader(nn.Module):
+    """Calls the operator of a compiled graph."""
+
+    def __init__(self, operator: Any) -> None:
+        super().__init__()
+        self._operator = operator
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._operator(inputs)
 
 
 def _load(message: Load) -> None:
@@ -70,10 +143,9 @@ def _load(message: Load) -> None:
 
     try:
         program = Runtime.get().load_program(message.path)
-        _loaded.update({name: program.load_method(name) for name in METHODS})
+        _loaded.update({method.name: (method, program.load_method(method.name)) for method in message.methods})
     except RuntimeError as error:
         raise InputError(f"ExecuTorch cannot load the program: {error}", where=message.path) from None
-    _loaded.update(program=program, border=message)
 
 
 if __name__ == "__main__":

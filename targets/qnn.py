@@ -17,8 +17,8 @@ import onnx
 
 from bluelm.errors import TargetError
 from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
-from export.artifact import Artifact, NodeCount, list_files
+from bluelm.progress import Progress, Silent, Task
+from export.artifact import Artifact, ArtifactFile, NodeCount, list_files
 from export.onnx_decoder import GRAPHS
 from export.package import bits_per_weight
 from targets.child import Child
@@ -52,27 +52,53 @@ def compile_contexts(
     """
     log = folder.with_name(f"{folder.name}.compile.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    parts = list(zip(*(artifact.paths(name) for name in GRAPHS), strict=True))
     with (
         atomic_folder(folder) as temporary,
-        (progress or Silent()).task("compile", 2 * len(GRAPHS) * len(parts)) as task,
+        (progress or Silent()).task("compile", 2 * len(graphs_of(artifact))) as task,
     ):
-        simulator = temporary / "simulator"
-        simulator.mkdir()
-        nodes: dict[str, NodeCount] = {}
-        for graphs in parts:
-            for place, share in ((simulator, False), (temporary, True)):
-                child = Child(WORKER, log)
-                try:
-                    for graph in graphs:
-                        task.advance(note=f"{graph.stem} for {soc}" + (", weights shared" if share else ""))
-                        source, made = str(graph.resolve()), str((place / graph.name).resolve())
-                        message = Compile(source, made, chip, share=share, last=graph == graphs[-1])
-                        nodes[graph.stem] = _compile(child, message, limit_s)
-                finally:
-                    child.close()
+        (temporary / "simulator").mkdir()
+        compile_graphs(artifact, chip, temporary / "simulator", log, task, limit_s=limit_s)
+        nodes = compile_graphs(artifact, chip, temporary, log, task, share=True, limit_s=limit_s)
         _describe(artifact, temporary, target, soc, nodes)
     return Artifact.open(folder)
+
+
+def graphs_of(artifact: Artifact) -> list[Path]:
+    """Both graphs of every part, part by part."""
+    return [path for part in zip(*(artifact.paths(name) for name in GRAPHS), strict=True) for path in part]
+
+
+def compile_graphs(
+    artifact: Artifact,
+    chip: Chip,
+    folder: Path,
+    log: Path,
+    task: Task,
+    *,
+    share: bool = False,
+    limit_s: float = COMPILE_LIMIT_S,
+) -> dict[str, NodeCount]:
+    """Compile every graph into an EPContext wrapper of its name in `folder`, and a binary beside it.
+
+    Args:
+        share: the two graphs of a part go into one binary, which holds the weights once.
+
+    Returns:
+        what the NPU took, by graph.
+    """
+    nodes: dict[str, NodeCount] = {}
+    for part in zip(*(artifact.paths(name) for name in GRAPHS), strict=True):
+        child = Child(WORKER, log)
+        try:
+            for graph in part:
+                task.advance(note=graph.stem + (", weights shared" if share else ""))
+                source, made = str(graph.resolve()), str((folder / graph.name).resolve())
+                nodes[graph.stem] = _compile(
+                    child, Compile(source, made, chip, share=share, last=graph == part[-1]), limit_s
+                )
+        finally:
+            child.close()
+    return nodes
 
 
 def _compile(child: Child, message: Compile, limit_s: float) -> NodeCount:
@@ -151,27 +177,30 @@ def _describe(artifact: Artifact, temporary: Path, target: str, soc: str, nodes:
     for wrappers in zip(*(artifact.paths(name) for name in GRAPHS), strict=True):
         names = [wrapper.name for wrapper in wrappers]
         roles |= {name: graphs[name] for name in names} | {_shared_binary(temporary, names): "context"}
-    for file in artifact.files:
-        if file.role in CARRIED:
-            shutil.copyfile(artifact.folder / file.path, temporary / file.path)
-            roles[file.path] = file.role
+    roles |= carry(artifact, temporary)
     roles |= {f"simulator/{name}": f"simulator-{role}" for name, role in graphs.items()}  # in order of execution
     binaries = sorted(path.name for path in (temporary / "simulator").iterdir() if path.name not in graphs)
     roles |= {f"simulator/{name}": "simulator-context" for name in binaries}
     files = list_files(temporary, roles)
-    compiled = artifact.model_copy(
-        update={
-            "format": "qnn-context",
-            "target": target,
-            "soc": soc,
-            "nodes": nodes,
-            "notes": (*artifact.notes, NOTE),
-            "files": files,
-            "bits_per_weight": bits_per_weight(files, artifact.parameters),
-            "producers": artifact.producers | {name: version(name) for name in ("onnxruntime", "onnxruntime-qnn")},
-        }
-    )
-    compiled.save(temporary)
+    about = {"format": "qnn-context", "target": target, "soc": soc, "nodes": nodes, "notes": (*artifact.notes, NOTE)}
+    compiled_from(artifact, files, ("onnxruntime", "onnxruntime-qnn"), **about).save(temporary)
+
+
+def carry(artifact: Artifact, folder: Path) -> dict[str, str]:
+    """Copy what the host needs beside the graphs into `folder`; its roles by path."""
+    carried = {file.path: file.role for file in artifact.files if file.role in CARRIED}
+    for path in carried:
+        shutil.copyfile(artifact.folder / path, folder / path)
+    return carried
+
+
+def compiled_from(
+    artifact: Artifact, files: tuple[ArtifactFile, ...], packages: Sequence[str], **about: object
+) -> Artifact:
+    """The description of what `packages` made of the artifact: its own, with other files and what else is new."""
+    producers = artifact.producers | {name: version(name) for name in packages}
+    weights = bits_per_weight(files, artifact.parameters)
+    return artifact.model_copy(update={"files": files, "producers": producers, "bits_per_weight": weights, **about})
 
 
 def _shared_binary(folder: Path, wrappers: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,15 @@ from export.bundle import build, project
 from export.bundle.build import Input
 from export.bundle.zip32 import FileSource
 from export.ranges import calibrate
+from pipeline.bundle_check import PLACES
 from pipeline.generate import ends, generate, until
+from targets.registry import find
 from targets.runtime import open_runtime
 from tests import bundles, kotlin_app
 from tests.rounded import rounded
 
 PART = 2 << 20  # bytes: the head is a part of its own
-CONTEXT, CHUNK = 61, 8  # the last chunk does not fit: it is moved back over what is cached
+CONTEXT, SHORT, CHUNK = 61, 27, 8  # the last chunk does not fit: it is moved back over what is cached
 QUESTIONS = ("你好", "Where is the sea?")
 needs_kotlin = pytest.mark.skipif(bool(kotlin_app.lacking()), reason=f"needs {', '.join(kotlin_app.lacking())}")
 
@@ -69,14 +71,16 @@ def pack(artifact: Artifact, folder: Path) -> Path:
     return made
 
 
-def expected(artifact: Artifact) -> list[str]:
+def expected(artifact: Artifact, questions: Sequence[str]) -> list[str]:
     """What the artifact answers to each question, likeliest tokens until the context is full."""
     tokenizer = Tokenizer.from_folder(artifact.folder)
     out: list[str] = []
-    with open_runtime(artifact.folder) as runtime:
-        for question in QUESTIONS:
+    with open_runtime(artifact.folder, PLACES[artifact.format]) as runtime:
+        for question in questions:
             prompt = tokenizer.chat([Message("user", question)])
-            new = until(generate(runtime, prompt, CONTEXT, lambda row: int(row.argmax())), ends(tokenizer, artifact))
+            new = until(
+                generate(runtime, prompt, artifact.context, lambda row: int(row.argmax())), ends(tokenizer, artifact)
+            )
             out.append(tokenizer.decode(list(new)))
     return out
 
@@ -90,10 +94,22 @@ def npu(quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
     return made
 
 
+def executorch_qnn(quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
+    """The NPU's graphs in one program, on the NPU's simulator: slow, so of few tokens."""
+    tokens = torch.randint(100, 3000, (4, CONTEXT), generator=torch.Generator().manual_seed(0))
+    target, graphs = find("snapdragon", runtime="executorch-qnn"), folder.with_name("onnx-npu")
+    lowered = onnx_npu.export(
+        quantized, calibrate(quantized, tokens), graphs, context=SHORT, chunk=CHUNK, part_bytes=PART
+    )
+    assert len(lowered.paths("prefill")) > 1
+    return target.compile(lowered, folder)
+
+
 EXPORTS: dict[str, Callable[[QuantizedCheckpoint, Path], Artifact]] = {
     "onnx-cpu": lambda quantized, folder: onnx_cpu.export(quantized, folder, context=CONTEXT, chunk=CHUNK),
     "onnx-npu": npu,
     "onnx-genai": lambda quantized, folder: onnx_genai.export(quantized, folder, context=CONTEXT),
+    "executorch-qnn": executorch_qnn,
     "litert": lambda quantized, folder: litert.export(quantized, folder, context=CONTEXT, chunk=CHUNK),
 }
 
@@ -105,7 +121,8 @@ def test_the_app_answers_as_its_artifact(
 ) -> None:
     artifact = EXPORTS[kind](quantized, tmp_path / "artifact")
     engine = project.runtimes()[project.runtime_of(artifact.format)[0]].engine
-    said = app.answer(QUESTIONS, engine, pack(artifact, tmp_path), tmp_path / "files")
-    for answer, line in zip(expected(artifact), said, strict=True):
-        assert len(line) > 10
+    questions = QUESTIONS[:1] if artifact.context == SHORT else QUESTIONS
+    said = app.answer(questions, engine, pack(artifact, tmp_path), tmp_path / "files")
+    for answer, line in zip(expected(artifact, questions), said, strict=True):
+        assert len(line) > (3 if artifact.context == SHORT else 10)
         assert answer.startswith(line.rstrip("\ufffd"))

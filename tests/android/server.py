@@ -35,6 +35,8 @@ def onnx(path: Path) -> Run:
 
 
 def executorch(path: Path) -> Run:
+    if path.with_name("methods.json").exists():
+        return executorch_qnn(path)
     import torch
     from executorch.runtime import Runtime
 
@@ -48,6 +50,26 @@ def executorch(path: Path) -> Run:
             methods[method] = program.load_method(method)
         found = methods[method].execute([torch.from_numpy(array) for array in inputs.values()])
         return {str(index): tensor.numpy() for index, tensor in enumerate(found)}
+
+    return run
+
+
+def executorch_qnn(path: Path) -> Run:
+    """On the NPU's simulator; its border has the bits of int16 as float16."""
+    from targets import executorch_qnn as qnn
+    from targets.child import next_core
+    from targets.executorch_qnn_messages import Load, Step
+
+    methods = {
+        method.name: method for found in qnn.read_methods(path.with_name("methods.json")).values() for method in found
+    }
+    child = qnn.start(next_core())
+    child.call(Load(str(path), tuple(methods.values())), 600)
+
+    def run(method: str, inputs: Arrays) -> Arrays:
+        feeds = dict(zip(methods[method].inputs, inputs.values(), strict=True))
+        found: Arrays = child.call(Step(method, feeds), 600)
+        return {key: array.view(np.float16) if array.dtype == np.int16 else array for key, array in found.items()}
 
     return run
 

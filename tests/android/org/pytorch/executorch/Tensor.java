@@ -29,6 +29,29 @@ public final class Tensor {
         return new Tensor(new Pipe.Array("", "int64", shape, bytes));
     }
 
+    /** float16 by its bits. */
+    public static Tensor fromBlob(short[] data, long[] shape) {
+        ByteBuffer bytes = bytes(2 * data.length);
+        bytes.asShortBuffer().put(data);
+        return new Tensor(new Pipe.Array("", "float16", shape, bytes));
+    }
+
+    public static Tensor fromBlob(byte[] data, long[] shape) {
+        return new Tensor(new Pipe.Array("", "int8", shape, ByteBuffer.wrap(data)));
+    }
+
+    public short[] getDataAsShortArray() {
+        short[] out = new short[array.data.remaining() / 2];
+        array.data.asShortBuffer().get(out);
+        return out;
+    }
+
+    public byte[] getDataAsByteArray() {
+        byte[] out = new byte[array.data.remaining()];
+        array.data.duplicate().get(out);
+        return out;
+    }
+
     public float[] getDataAsFloatArray() {
         float[] out = new float[array.data.remaining() / 4];
         array.data.asFloatBuffer().get(out);

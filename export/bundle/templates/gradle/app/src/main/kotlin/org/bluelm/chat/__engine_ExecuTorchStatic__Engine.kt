@@ -1,39 +1,74 @@
 package org.bluelm.chat
 
+import org.json.JSONArray
+import org.json.JSONObject
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
 
-/** A .pte of the methods `prefill` and `decode` on an NPU; inputs and outputs are those of the ONNX graphs, in order. */
+/**
+ * A .pte whose methods are compiled graphs for an NPU; methods.json names them, their inputs and their outputs.
+ *
+ * A large model is cut into parts: each takes its inputs from the step, or from what the parts before it gave.
+ */
 class ExecuTorchStaticEngine(pack: ModelPack) : SteppedEngine(pack) {
+    private class Method(val name: String, val inputs: List<String>, val outputs: List<String>)
+
+    private val wide = about.getString("cache") == "int16"
+    private val methods: Map<Int, List<Method>>
     private val module: Module
 
     init {
+        val told = JSONObject(pack.file(pack.path("methods")).readText())
+        methods = mapOf(chunk to methods(told.getJSONArray("prefill")), 1 to methods(told.getJSONArray("decode")))
         pack.showHexagonLibraries()
         module = Module.load(pack.file(pack.path("model")).path)
     }
 
-    override fun run(step: Step, width: Int, rows: FloatArray): FloatArray {
-        val slots = context - width
-        val inputs = arrayListOf(
-            floats(rows, 1, width, hidden),
-            EValue.from(Tensor.fromBlob(steps.positions(step.start, width), longArrayOf(width.toLong()))),
-            floats(steps.mask(step.start, width), 1, 1, width, context)
-        )
-        for (layer in 0 until steps.layers) {
-            inputs += floats(steps.pastKeys(layer, width), 1, steps.heads, steps.size, slots)
-            inputs += floats(steps.pastValues(layer, width), 1, steps.heads, slots, steps.size)
-        }
-        val found = module.execute(if (width == 1) "decode" else "prefill", *inputs.toTypedArray())
-        fun numbers(index: Int): FloatArray = found[index].toTensor().dataAsFloatArray
-        for (layer in 0 until steps.layers) {
-            steps.store(layer, step, width, numbers(1 + 2 * layer), numbers(2 + 2 * layer))
-        }
-        return numbers(0)
+    private fun methods(told: JSONArray): List<Method> = (0 until told.length()).map { index ->
+        val method = told.getJSONObject(index)
+        Method(method.getString("name"), names(method.getJSONArray("inputs")), names(method.getJSONArray("outputs")))
     }
 
-    private fun floats(data: FloatArray, vararg shape: Int): EValue =
-        EValue.from(Tensor.fromBlob(data, LongArray(shape.size) { shape[it].toLong() }))
+    private fun names(told: JSONArray): List<String> = (0 until told.length()).map { told.getString(it) }
+
+    override fun run(step: Step, width: Int, rows: FloatArray): FloatArray {
+        val values = HashMap<String, EValue>()
+        values["hidden"] = floats(rows, 1, width, hidden)
+        values["positions"] = EValue.from(
+            Tensor.fromBlob(steps.positions(step.start, width), longArrayOf(width.toLong()))
+        )
+        values["mask"] = floats(steps.mask(step.start, width), 1, 1, width, context)
+        val slots = context - width
+        if (slots > 0) for (layer in 0 until steps.layers) {
+            values["past_keys.$layer"] = cache(steps.pastKeys(layer, width), 1, steps.heads, steps.size, slots)
+            values["past_values.$layer"] = cache(steps.pastValues(layer, width), 1, steps.heads, slots, steps.size)
+        }
+        for (method in methods.getValue(width)) {
+            val found = module.execute(method.name, *method.inputs.map { values.getValue(it) }.toTypedArray())
+            method.outputs.forEachIndexed { index, name -> values[name] = found[index] }
+        }
+        for (layer in 0 until steps.layers) {
+            steps.store(layer, step, width, codes(values, "keys.$layer"), codes(values, "values.$layer"))
+        }
+        return values.getValue("logits").toTensor().dataAsFloatArray
+    }
+
+    private fun floats(data: FloatArray, vararg shape: Int): EValue = EValue.from(Tensor.fromBlob(data, longs(shape)))
+
+    private fun longs(shape: IntArray) = LongArray(shape.size) { shape[it].toLong() }
+
+    /** The cache's codes are int16 (ExecuTorch's Java knows none: float16 carries their bits) or int8; exact as floats. */
+    private fun cache(data: FloatArray, vararg shape: Int): EValue = EValue.from(
+        if (wide) Tensor.fromBlob(ShortArray(data.size) { data[it].toInt().toShort() }, longs(shape))
+        else Tensor.fromBlob(ByteArray(data.size) { data[it].toInt().toByte() }, longs(shape))
+    )
+
+    private fun codes(values: Map<String, EValue>, name: String): FloatArray {
+        val tensor = values.getValue(name).toTensor()
+        if (wide) return tensor.dataAsShortArray.let { codes -> FloatArray(codes.size) { codes[it].toFloat() } }
+        return tensor.dataAsByteArray.let { codes -> FloatArray(codes.size) { codes[it].toFloat() } }
+    }
 
     override fun close() = module.destroy()
 }
