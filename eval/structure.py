@@ -22,7 +22,7 @@ from eval import metrics, size_plan
 from eval.compare import BlockErrors
 from eval.measurement import Measurement
 from export.artifact import Artifact, Format
-from export.readback import differing, readable
+from export.readback import differing, readable, unread
 from targets.generation import ends, generate, until
 from targets.runtime import Runtime
 
@@ -182,9 +182,9 @@ def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
     return [Measurement("delegated_share", 1.0, "", "measured", note=note, subject=subject)]
 
 
-def not_known(artifact: Artifact) -> list[str]:
+def not_known(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str]:
     """What is not checked because the format does not tell it, a sentence each."""
-    found = []
+    found = unread(artifact, quantized)
     if not readable(artifact):
         found.append(
             f"codes and scales cannot be read back from {artifact.format} files: that the artifact answers as its own "

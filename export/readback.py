@@ -1,23 +1,29 @@
 """Whether a finished artifact holds the codes and scales of a quantized checkpoint: read from its files again.
 
-Of ExecuTorch for HTP, the float16 numbers that they stand for. What else a vendor's compiler wrote (qnn-context,
-ExecuTorch for NeuroPilot) cannot be read; its graph before it can.
+Also from what Qualcomm's compiler wrote, of which `unread` says what it does not tell. MediaTek's cannot be read.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from compress.quantized import QuantizedTensor
 from compress.store import EMBED, QuantizedCheckpoint
+from export import htp_reader
 from export.artifact import Artifact, Format
 from export.embedding import EmbeddingTable
 from export.onnx_decoder import GRAPHS
 from export.onnx_reader import OnnxWeights, Stored
 from export.packing import unpack
+
+COPIES: Mapping[str, Mapping[str, int]] = {
+    "qnn-context": {"context": 1, "simulator-context": 2},
+    "executorch-qnn": {"model": 2},
+}
+"""Of formats with compiled graphs: the files' roles, and how often they hold each weight, all files together."""
 
 
 def differing(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str] | None:
@@ -35,6 +41,25 @@ def differing(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str] |
 def readable(artifact: Artifact) -> bool:
     """Whether the format's codes and scales can be read back."""
     return artifact.format in _READERS
+
+
+def unread(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str]:
+    """What a format that can be read does not tell all the same, a sentence each."""
+    if artifact.format not in COPIES:
+        return []
+    answer, found = _compiled_answer(artifact, quantized), list[str]()
+    if answer.unread:
+        found.append(
+            f"codes and scales of {listed(answer.unread)}: nothing of their kind was found in the compiled file"
+        )
+    if answer.folded:
+        found.append(f"scales of {listed(answer.folded)}: of rows of 8 bits, they are part of other compiled numbers")
+    return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def same(wanted: QuantizedTensor, found: Stored) -> bool:
@@ -107,6 +132,26 @@ def _genai(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     codes = unpack(packed, table.bits, table.shape[1])
     if not same(table, Stored(codes, graph.initializer("embed.scales"), None, table.bits)):
         yield EMBED
+
+
+def _compiled(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
+    yield from _compiled_answer(artifact, quantized).wrong
+    yield from _table(artifact, quantized)
+
+
+def _compiled_answer(artifact: Artifact, quantized: QuantizedCheckpoint) -> htp_reader.Answer:
+    """Of all files of compiled graphs, a file with shared weights holding them once and others once a graph."""
+    names = linear_names(quantized)
+    weights = {name: quantized.ordered(name).weight for name in names}
+    answers = [
+        htp_reader.compare(artifact.paths(role), weights.items(), copies)
+        for role, copies in COPIES[artifact.format].items()
+    ]
+    wrong, missing, folded = (
+        [name for name in names if any(name in getattr(answer, part) for answer in answers)]
+        for part in ("wrong", "unread", "folded")
+    )
+    return htp_reader.Answer(tuple(wrong), tuple(missing), tuple(folded))
 
 
 def _litert(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
@@ -205,5 +250,7 @@ _READERS: dict[Format, Callable[[Artifact, QuantizedCheckpoint], Iterator[str]]]
     "executorch-xnnpack": _executorch,
     "executorch-coreml": _executorch_coreml,
     "gguf": _gguf,
+    "qnn-context": _compiled,
+    "executorch-qnn": _compiled,
     "coreml": _coreml,
 }

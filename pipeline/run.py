@@ -325,7 +325,7 @@ def _details(plan: Plan, quantized: QuantizedCheckpoint, subjects: Sequence[Subj
         "evaluation": {"tokens": dict(plan.held_out.judged)},
         "quantized": quantized.info,
         "artifacts": {s.name: s.artifact.model_dump(mode="json") for s in subjects},
-        "not_known": {s.name: structure.not_known(s.artifact) for s in subjects},
+        "not_known": {s.name: structure.not_known(s.artifact, quantized) for s in subjects},
     }
 
 

@@ -25,7 +25,7 @@ from tests import bundles, kotlin_app
 from tests.rounded import rounded
 
 PART = 2 << 20  # bytes: the head is a part of its own
-CONTEXT, SHORT, CHUNK = 61, 27, 8  # the last chunk does not fit: it is moved back over what is cached
+CONTEXT, SHORT, CHUNK = 61, 18, 8  # the last chunk does not fit: it is moved back over what is cached
 QUESTIONS = ("你好", "Where is the sea?")
 needs_kotlin = pytest.mark.skipif(bool(kotlin_app.lacking()), reason=f"needs {', '.join(kotlin_app.lacking())}")
 

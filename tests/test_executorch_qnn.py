@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bluelm.errors import InputError
+from bluelm.weights import LINEARS
 from eval import size_plan, structure
 from export import readback
 from export.artifact import Artifact
@@ -18,7 +19,7 @@ from targets.executorch_qnn import read_methods
 from targets.registry import find
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
-from tests import lowering
+from tests import damage, lowering
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,14 @@ def test_the_program_answers_as_the_weights_do_and_as_its_graphs(compiled: Artif
     assert lowering.mean_kl(exact, found) < 2e-6
 
 
-def test_weights_keep_their_bits(compiled: Artifact) -> None:
+def test_codes_and_scales_are_in_the_program(compiled: Artifact) -> None:
     parts = size_plan.planned_parts(lowering.quantized(), compiled)
     assert parts is not None and size_plan.deviation(sum(parts.values()), compiled) < 0.02
-    assert not readback.readable(compiled)
+    assert readback.differing(compiled, lowering.quantized()) == []
+    wrong = [f"model.layers.0.{name}" for name in LINEARS]
+    assert sorted(readback.differing(compiled, damage.scales(lowering.quantized(), 0)) or []) == sorted(wrong)
+    (told,) = readback.unread(compiled, lowering.quantized())
+    assert told.startswith("scales of lm_head: ")
 
 
 def test_a_damaged_list_of_methods_is_named(compiled: Artifact, tmp_path: Path) -> None:

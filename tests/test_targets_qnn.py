@@ -9,14 +9,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from torch import Tensor
 
 from bluelm.errors import TargetError
+from bluelm.weights import LINEARS
+from export import readback
 from export.artifact import Artifact, list_files
 from targets.qnn import refusal_reasons, refused_nodes
 from targets.registry import find
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime, TwinRuntime
-from tests import lowering
+from tests import damage, lowering
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +64,41 @@ def test_the_simulator_answers_as_the_twin(compiled: Artifact) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["w8-g32", "w4-row", "w8-row-head4"])
-def test_other_widths_and_groups(recipe: str) -> None:
-    """Compiled in memory: what HTP accepts it must also compute."""
-    tokens = lowering.tokens(6)
-    exact = TorchRuntime(lowering.quantized(recipe), lowering.CONTEXT).logits(tokens)
-    with open_runtime(lowering.npu(recipe).folder, on="htp") as runtime:
+def test_other_widths_and_groups(recipe: str, tmp_path: Path) -> None:
+    """What HTP accepts it must also compute, and hold as it was given."""
+    tokens, quantized = lowering.tokens(6), lowering.quantized(recipe)
+    exact = TorchRuntime(quantized, lowering.CONTEXT).logits(tokens)
+    compiled = find("snapdragon").compile(lowering.npu(recipe), tmp_path / "compiled")
+    with open_runtime(compiled.folder, on="htp") as runtime:
         assert lowering.mean_kl(exact, runtime.logits(tokens)) < 3e-6
+    assert readback.differing(compiled, quantized) == []
+    (told,) = readback.unread(compiled, quantized) or [""]
+    assert told.startswith("scales of model.layers.0" if recipe == "w8-row-head4" else "scales of lm_head: ")
+
+
+def test_codes_and_scales_are_read_from_what_ships(compiled: Artifact) -> None:
+    quantized = lowering.quantized()
+    assert readback.differing(compiled, quantized) == []
+    wrong = [f"model.layers.1.{name}" for name in LINEARS]
+    assert sorted(readback.differing(compiled, damage.scales(quantized)) or []) == sorted(wrong)
+
+    def turned(rows: Tensor) -> Tensor:
+        return rows.flip(0)
+
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+        other = damage.Changed.of(quantized, lambda n, w, name=name: w.with_rows(turned) if n == name else w)
+        assert readback.differing(compiled, other) == [name]
+
+
+def test_of_a_binary_that_holds_weights_in_another_way_nothing_is_said(compiled: Artifact, tmp_path: Path) -> None:
+    shutil.copytree(compiled.folder, tmp_path / "other")
+    artifact = Artifact.open(tmp_path / "other")
+    for file in artifact.paths("context"):
+        file.write_bytes(bytes(byte ^ 255 for byte in file.read_bytes()))
+    assert readback.differing(artifact, lowering.quantized()) == []
+    codes, scales = readback.unread(artifact, lowering.quantized())
+    assert codes.startswith("codes and scales of model.layers.0.mlp.down_proj, ")
+    assert "nothing of their kind" in codes and scales.startswith("scales of lm_head")
 
 
 @pytest.mark.parametrize("soc", ["sm8550", "sm8750", "sm8850"])
@@ -76,6 +108,8 @@ def test_other_chips(soc: str, tmp_path: Path) -> None:
     exact = TorchRuntime(lowering.quantized(), lowering.CONTEXT).logits(tokens)
     with open_runtime(compiled.folder, on="htp") as runtime:
         assert lowering.mean_kl(exact, runtime.logits(tokens)) < 2e-6
+    assert readback.differing(compiled, lowering.quantized()) == []
+    assert len(readback.unread(compiled, lowering.quantized())) == 1
 
 
 def planted(folder: Path, kind: str) -> Artifact:
