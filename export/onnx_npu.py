@@ -24,7 +24,7 @@ from bluelm.files import atomic_folder
 from bluelm.progress import Progress, Silent
 from bluelm.weights import LINEARS
 from compress.quantized import QuantizedTensor
-from compress.store import LinearInfo, QuantizedCheckpoint
+from compress.store import EMBED, HEAD, LinearInfo, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.encoding import SHARE, Encoding
 from export.onnx_decoder import write_graphs
@@ -198,7 +198,7 @@ def weight_sizes(quantized: QuantizedCheckpoint) -> tuple[list[int], int]:
 
     held, layers = quantized.linears, range(quantized.config.num_layers)
     blocks = [sum(stored(held[f"model.layers.{layer}.{name}"]) for name in LINEARS) for layer in layers]
-    return blocks, stored(held["lm_head"])
+    return blocks, stored(held[EMBED if quantized.config.shares_table else HEAD])
 
 
 def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> DequantizedLinear:

@@ -104,13 +104,15 @@ def plan_run(
     quantizing = plan_quantizing(checkpoint, recipe, max_memory)
     config, limit = checkpoint.config, quantizing.limit
     size = quantizing.quantizing.size
-    artifact = size + 2 * GRAPH_BYTES * config.num_layers
+    row = _lowering(runtime)
+    artifact = row.get("copies", 1) * size + 2 * GRAPH_BYTES * config.num_layers
     weights = sum(math.prod(shape) for shape in file_shapes(config).values())
     judging = RUNTIMES * (2 if npu_tokens else 1) + artifact + 4 * weights
     room = psutil.virtual_memory().available if limit is None else limit
     if judging > room:  # it is then left out, and said so
         judging = RUNTIMES + artifact
-    lowering = RUNTIMES + size
+    compiled = size - config.vocab_size * config.hidden_size * recipe.embed_bits / 8
+    lowering = RUNTIMES + max(size, row.get("memory", 0) * min(compiled, row.get("part", compiled)))
     simulated = npu_tokens + SIMULATED_CHUNKS * chunk if npu_tokens else 0
     products = (2 * cpu_tokens + watched_tokens) * SMALL_PRODUCTS / matmul_rate() + simulated / SIMULATOR_RATE
     seconds = quantizing.seconds + lowering_seconds(runtime, config.num_layers, artifact) + BESIDE_SECONDS
@@ -127,9 +129,13 @@ def plan_run(
 
 def lowering_seconds(runtime: str, blocks: int, artifact: float) -> float:
     """Of lowering and compiling an artifact of so many bytes."""
-    table = yaml.safe_load(LOWERING.read_text())
-    row = table.get(runtime, table["other"])
+    row = _lowering(runtime)
     return row["whole"] + row["block"] * blocks + 4 * artifact / LOWERED_BYTES_PER_SECOND
+
+
+def _lowering(runtime: str) -> dict[str, float]:
+    table: dict[str, dict[str, float]] = yaml.safe_load(LOWERING.read_text())
+    return table.get(runtime, table["other"])
 
 
 def bytes_of(text: str) -> int:

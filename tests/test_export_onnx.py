@@ -131,6 +131,13 @@ def test_npu_graph_on_the_cpu_answers_as_its_twin(recipe: str) -> None:
     assert 0 < lowering.mean_kl(exact, found) < 1e-6
 
 
+def test_a_head_that_is_the_embedding_table() -> None:
+    tokens = lowering.tokens(30)
+    exact = TorchRuntime(lowering.quantized(tied=True), lowering.CONTEXT).logits(tokens)
+    with open_runtime(lowering.npu(tied=True).folder) as runtime:
+        assert lowering.mean_kl(exact, runtime.logits(tokens)) < 1e-6
+
+
 @pytest.mark.parametrize(("activations", "cache"), [(16, 8), (8, 8)])
 def test_ranges_of_8_bits_make_graphs_of_8_bits(activations: int, cache: int, tmp_path: Path) -> None:
     weights, tokens = lowering.quantized(), lowering.tokens(30)
