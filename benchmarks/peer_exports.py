@@ -1,10 +1,11 @@
 """Decoding speed of our artifacts beside what the runtimes' own exporters make of the same weights.
 
-    python -m benchmarks.peer_exports OUT [--rounds 5] [--peer-path DIR] [--only genai|executorch]
+    python -m benchmarks.peer_exports OUT [--rounds 5] [--peer-path DIR] [--only KIND]
 
 - onnxruntime-genai's model builder (int4, its defaults) against our onnx-genai artifact, both run by onnxruntime-genai;
 - ExecuTorch's llama export (8da4w, groups of 32, 8-bit embedding, XNNPACK, attention with KV cache) against our
-  executorch-xnnpack artifact, both run by ExecuTorch's runtime.
+  executorch-xnnpack artifact, both run by ExecuTorch's runtime; once as ours ships, with a head of 8 bits, and once
+  with one of 4 bits in groups of 32, which theirs always has.
 
 A round is a process with two threads that holds both and decodes with them in turn, 32 tokens each, so that what else
 the machine does meets both alike, and each finds its own weights in the cache and no waiting threads of the other; its
@@ -24,9 +25,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,7 +39,6 @@ from torch import Tensor
 from benchmarks.runtimes import demo
 from bluelm.tokenizer import Tokenizer
 from bluelm.weights import Weights
-from compress.store import QuantizedCheckpoint
 from export import onnx_genai
 
 CONTEXT, CHUNK, PROMPT, DECODED = 512, 128, 128, 352
@@ -47,13 +49,12 @@ Step = Callable[[int], object]  # decodes one token at this position
 def main() -> None:
     options = _options()
     if options.time:
-        print(json.dumps(pair(OPENERS[options.time], options.out, options.beside)))
+        print(json.dumps(pair(OPENERS[options.time.partition("-")[0]], options.out, options.beside)))
         return
     out: Path = options.out
-    quantized = demo(out / "quantized")
     for kind, sides in SIDES.items():
         if options.only in (None, kind):
-            made = sides(quantized, out, options.peer_path)
+            made = sides(out, options.peer_path)
             with awake():
                 _report(kind, made, options.rounds)
 
@@ -83,8 +84,9 @@ def awake() -> Iterator[None]:
             loop.wait()
 
 
-def genai_sides(quantized: QuantizedCheckpoint, out: Path, peer_path: Path | None) -> dict[str, Path]:
+def genai_sides(out: Path, peer_path: Path | None) -> dict[str, Path]:
     """Our artifact as it ships, and the builder's with its defaults."""
+    quantized = demo(out / "quantized")
     ours, theirs = out / "ours-genai-4", out / "builder-defaults"
     if not ours.exists():
         onnx_genai.export(quantized, ours, context=CONTEXT, accuracy_level=4)
@@ -97,19 +99,26 @@ def genai_sides(quantized: QuantizedCheckpoint, out: Path, peer_path: Path | Non
     return {"ours, onnx-genai": ours, "onnxruntime-genai model builder, int4": theirs}
 
 
-def executorch_sides(quantized: QuantizedCheckpoint, out: Path, peer_path: Path | None) -> dict[str, Path]:
+def executorch_sides(
+    out: Path, peer_path: Path | None, head: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Path]:
     """Our program and that of ExecuTorch's llama export, which wants no further folder."""
     from export import executorch  # takes long; who only times does without
 
-    ours, theirs = out / "ours-executorch", out / "llama-export"
+    suffix = "-head4" if head else ""
+    ours, theirs = out / f"ours-executorch{suffix}", out / "llama-export"
     if not ours.exists():
-        executorch.export(quantized, ours, context=CONTEXT, chunk=CHUNK)
+        executorch.export(demo(out / f"quantized{suffix}", **head), ours, context=CONTEXT, chunk=CHUNK)
     if not (theirs / "model.pte").exists():
-        _llama_export(quantized, theirs)
-    return {"ours, executorch-xnnpack": ours, "ExecuTorch llama export, 8da4w g32": theirs}
+        _llama_export(demo(out / "quantized"), theirs)
+    return {f"ours, executorch-xnnpack{suffix}": ours, "ExecuTorch llama export, 8da4w g32": theirs}
 
 
-SIDES = {"genai": genai_sides, "executorch": executorch_sides}
+SIDES = {
+    "genai": genai_sides,
+    "executorch": executorch_sides,
+    "executorch-head4": partial(executorch_sides, head={"head_bits": 4, "head_group_size": 32}),
+}
 
 
 def llama_folder(weights: Weights, folder: Path) -> Path:
@@ -273,8 +282,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-path", type=Path)
-    parser.add_argument("--only", choices=("genai", "executorch"), help="one pair alone")
-    parser.add_argument("--time", choices=("genai", "executorch"), help="time OUT and another in this process")
+    parser.add_argument("--only", choices=SIDES, help="one pair alone")
+    parser.add_argument("--time", choices=SIDES, help="time OUT and another in this process")
     parser.add_argument("--beside", type=Path, help="the other artifact")
     return parser.parse_args()
 

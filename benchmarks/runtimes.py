@@ -59,12 +59,12 @@ def main(out: Path, runtimes: list[str]) -> None:
         print(json.dumps(row), flush=True)
 
 
-def demo(folder: Path) -> QuantizedCheckpoint:
+def demo(folder: Path, **recipe: object) -> QuantizedCheckpoint:
     """The demo checkpoint by the default recipe with fewer windows; kept between calls."""
     if not folder.exists():
         checkpoint = Checkpoint.open(demo_checkpoint())
-        recipe = Recipe.load("w4-g32", samples=32, length=128)
-        quantize(checkpoint, load_samples(None, checkpoint.tokenizer(), 32, 128, 0), recipe, folder)
+        chosen = Recipe.load("w4-g32", samples=32, length=128, **recipe)
+        quantize(checkpoint, load_samples(None, checkpoint.tokenizer(), 32, 128, 0), chosen, folder)
     return QuantizedCheckpoint.open(folder)
 
 

@@ -51,15 +51,16 @@ def compare(paths: Sequence[Path], weights: Iterable[tuple[str, QuantizedTensor]
         copies: how often each must be there, in all files together.
     """
     missing: dict[tuple[int, bool], list[str]] = defaultdict(list)
-    known, folded = set[tuple[int, bool]](), list[str]()
+    known, unread, folded = set[tuple[int, bool]](), list[str](), list[str]()
     with ExitStack() as stack:
         files = [stack.enter_context(_mapped(path)) for path in paths]
         for name, weight in weights:
+            if not _regular(weight):
+                unread.append(name)
+                continue
             kind = weight.bits, weight.groups == 1
             orders = LONG_STRIPS if _long(weight) else (STRIP,)
-            there = _regular(weight) and any(
-                _count(files, partial(codes, weight, rows), copies) >= copies for rows in orders
-            )
+            there = any(_count(files, partial(codes, weight, rows), copies) >= copies for rows in orders)
             if there:
                 known.add(kind)
             if _long(weight):
@@ -69,7 +70,7 @@ def compare(paths: Sequence[Path], weights: Iterable[tuple[str, QuantizedTensor]
             if not there:
                 missing[kind].append(name)
     wrong = [name for kind, names in missing.items() if kind in known for name in names]
-    unread = [name for kind, names in missing.items() if kind not in known for name in names]
+    unread += [name for kind, names in missing.items() if kind not in known for name in names]
     return Answer(tuple(wrong), tuple(unread), tuple(folded))
 
 

@@ -142,11 +142,10 @@ def _compiled(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[st
 def _compiled_answer(artifact: Artifact, quantized: QuantizedCheckpoint) -> htp_reader.Answer:
     """Of all files of compiled graphs, a file with shared weights holding them once and others once a graph."""
     names = linear_names(quantized)
-    weights = {name: quantized.ordered(name).weight for name in names}
-    answers = [
-        htp_reader.compare(artifact.paths(role), weights.items(), copies)
-        for role, copies in COPIES[artifact.format].items()
-    ]
+    answers: list[htp_reader.Answer] = []
+    for role, copies in COPIES[artifact.format].items():
+        weights = ((name, quantized.ordered(name).weight) for name in names)  # one at a time
+        answers.append(htp_reader.compare(artifact.paths(role), weights, copies))
     wrong, missing, folded = (
         [name for name in names if any(name in getattr(answer, part) for answer in answers)]
         for part in ("wrong", "unread", "folded")

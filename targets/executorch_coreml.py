@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import psutil
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
@@ -32,6 +33,7 @@ from targets.socs import Soc
 from targets.tools import require
 
 METHODS = ("prefill", "decode")
+LOWERING = 25  # bytes of memory for a byte of weights: coremltools holds many copies (benchmarks/coreml.md)
 
 
 class Functions(Protocol):
@@ -56,6 +58,13 @@ class ExecutorchCoreMLBackend(Uncompiled):
             raise TargetError(
                 f"{total / 1e9:.1f} GB of weights do not fit one program of {PROGRAM_BYTES / 1e9:.1f} GB",
                 fix="use --runtime coreml, which cuts the model into several programs",
+            )
+        needed, available = LOWERING * total, psutil.virtual_memory().available
+        if needed > available:
+            raise TargetError(
+                f"lowering takes about {needed / 1e9:.0f} GB of memory (an estimate), "
+                f"{available / 1e9:.0f} GB are available",
+                fix="use --runtime coreml, which streams weights, or lower on a larger machine",
             )
 
     def lower(self, job: Lowering) -> Artifact:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
@@ -66,6 +69,15 @@ def test_the_program_holds_the_very_codes_in_both_methods(
         assert program.package.value(held[0]["data"]).max() <= 7  # int4
         places.append([(v["data"].blobFileValue.offset, v["scale"].blobFileValue.offset) for v in held])
     assert places[0] == places[1] and len(places[0]) == 15
+
+
+def test_what_coremltools_cannot_hold_here_is_refused_in_advance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=16e9))
+    target = find("apple", runtime="executorch-coreml")
+    with pytest.raises(TargetError, match=r"about 1\d GB of memory \(an estimate\), 16 GB are available"):
+        target.check(replace(SEVEN, num_layers=2), Recipe.load("w4-g32"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24e9))
+    target.check(replace(SEVEN, num_layers=2), Recipe.load("w4-g32"))
 
 
 def test_all_is_delegated_but_the_unit_is_not_known_and_the_size_is_as_planned(
