@@ -107,7 +107,8 @@ def plan_run(
     row = _lowering(runtime)
     artifact = row.get("copies", 1) * size + 2 * GRAPH_BYTES * config.num_layers
     weights = sum(math.prod(shape) for shape in file_shapes(config).values())
-    judging = RUNTIMES * (2 if npu_tokens else 1) + artifact + 4 * weights
+    processes = 2 * (RUNTIMES / 2 + row.get("process", 0)) if npu_tokens else 0.0
+    judging = RUNTIMES + processes + artifact + 4 * weights
     room = psutil.virtual_memory().available if limit is None else limit
     if judging > room:  # it is then left out, and said so
         judging = RUNTIMES + artifact

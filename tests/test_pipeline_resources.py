@@ -89,12 +89,16 @@ def test_sweeps_take_memory_for_the_systems_of_many_groups(checkpoint: Checkpoin
     assert without <= few < many
 
 
-def test_the_time_of_the_demo_run_is_that_measured(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_and_memory_of_the_demo_run_are_those_measured(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resources, "matmul_rate", lambda: 1.2e11)  # as on the machine where it took 223 s
     monkeypatch.setattr("compress.cost.matmul_rate", lambda: 1.2e11)
     sizes = {"chunk": 128, "watched_tokens": 32 * 512, "cpu_tokens": 16384}
     npu = resources.plan_run(checkpoint, Recipe(), None, runtime="qnn-context", npu_tokens=4096, **sizes)
     assert 0.8 * 223 < npu.seconds < 1.25 * 223
+    executorch = resources.plan_run(checkpoint, Recipe(), None, runtime="executorch-qnn", npu_tokens=4096, **sizes)
+    assert npu.memory == pytest.approx(1.18e9, rel=0.1) and executorch.memory == pytest.approx(1.90e9, rel=0.1)
     cpu = resources.plan_run(checkpoint, Recipe(), None, runtime="onnx-cpu", npu_tokens=0, **sizes)
     assert cpu.seconds < npu.seconds / 2
 
