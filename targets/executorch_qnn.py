@@ -81,6 +81,8 @@ class ExecutorchQnnRuntime(CachedRuntime):
     def _step(self, method: Method) -> Step:
 
         def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
+            if unknown := [name for name in method.inputs if name not in feeds]:
+                raise InputError(f"the method {method.name} wants {unknown[0]!r}, which no step has")
             own = {name: feeds[name] for name in method.inputs}
             return self._child.call(Run(method.name, own), STEP_LIMIT_S)
 

@@ -30,7 +30,12 @@ def handle(message: Pack | Load | Step) -> object:
     if isinstance(message, Load):
         return _load(message)
     border, method = _loaded[message.method]
-    found = method.execute([torch.from_numpy(_bits(message.feeds[name])) for name in border.inputs])
+    try:
+        found = method.execute([torch.from_numpy(_bits(message.feeds[name])) for name in border.inputs])
+    except RuntimeError as error:
+        raise InputError(
+            f"ExecuTorch cannot run the program: {error}", where=border.name, fix="export it again"
+        ) from None
     return {name: _codes(tensor.numpy()) for name, tensor in zip(border.outputs, found, strict=True)}
 
 
@@ -144,7 +149,7 @@ def _load(message: Load) -> None:
     try:
         program = Runtime.get().load_program(message.path)
         _loaded.update({method.name: (method, program.load_method(method.name)) for method in message.methods})
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:  # a method that is not there; a file that is none
         raise InputError(f"ExecuTorch cannot load the program: {error}", where=message.path) from None
 
 

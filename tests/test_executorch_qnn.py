@@ -15,7 +15,7 @@ from eval import size_plan, structure
 from export import readback
 from export.artifact import Artifact
 from export.executorch_reader import all_delegated
-from targets.executorch_qnn import read_methods
+from targets.executorch_qnn import open_executorch_qnn, read_methods
 from targets.registry import find
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
@@ -62,8 +62,29 @@ def test_codes_and_scales_are_in_the_program(compiled: Artifact) -> None:
 def test_a_damaged_list_of_methods_is_named(compiled: Artifact, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     shutil.copytree(compiled.folder, folder)
+    artifact = Artifact.open(folder)
     told = json.loads((folder / "methods.json").read_text())
     for damaged in ("{", json.dumps({"prefill": told["prefill"]})):
         (folder / "methods.json").write_text(damaged)
         with pytest.raises(InputError, match="methods"):
             read_methods(folder / "methods.json")
+    for key, name, message in (("inputs", "other", "wants 'other'"), ("name", "other", "cannot load the program")):
+        other = json.loads(json.dumps(told))
+        other["prefill"][0][key] = [name, *told["prefill"][0]["inputs"][1:]] if key == "inputs" else name
+        (folder / "methods.json").write_text(json.dumps(other))
+        with pytest.raises(InputError, match=message), open_executorch_qnn(artifact) as runtime:
+            runtime.prefill([1, 2, 3])
+
+
+def test_a_program_of_another_border_is_bad_input(compiled: Artifact, tmp_path: Path) -> None:
+    """As one whose caches have other bits."""
+    folder = tmp_path / "a"
+    shutil.copytree(compiled.folder, folder)
+    about = json.loads((folder / "artifact.json").read_text())
+    about["cache"] = "int8"
+    (folder / "artifact.json").write_text(json.dumps(about))
+    with (
+        pytest.raises(InputError, match="cannot run the program"),
+        open_executorch_qnn(Artifact.open(folder)) as runtime,
+    ):
+        runtime.prefill([1, 2, 3])
