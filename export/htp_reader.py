@@ -25,7 +25,7 @@ import numpy as np
 from compress.quantized import QuantizedTensor
 from export.packing import pack
 
-STRIP, LONG_STRIPS = 32, (256, 64, 128, 512, 1024, 32)
+STRIP, LONG_STRIPS = 32, (256, 64, 128, 512, 1024, 32)  # of 8-bit rows the compiler cuts each graph's as it likes
 ORDER_4, ORDER_8 = (5, 7, 0, 2, 4, 6, 1, 3), (0, 2, 1, 3)
 
 
@@ -35,7 +35,7 @@ class Answer:
 
     Attributes:
         wrong: names of those whose codes or scales are others, or are not there as often as they should be.
-        unread: names of those of which nothing can be told: their kind lies in the file in another way.
+        unread: names of those of which nothing can be told: their kind, or their parts, lie in the file in another way.
         folded: names of those whose scales cannot be told.
     """
 
@@ -59,8 +59,7 @@ def compare(paths: Sequence[Path], weights: Iterable[tuple[str, QuantizedTensor]
                 unread.append(name)
                 continue
             kind = weight.bits, weight.groups == 1
-            orders = LONG_STRIPS if _long(weight) else (STRIP,)
-            there = any(_count(files, partial(codes, weight, rows), copies) >= copies for rows in orders)
+            there = sum(_count(files, partial(codes, weight, rows), copies) for rows in _cuts(weight)) >= copies
             if there:
                 known.add(kind)
             if _long(weight):
@@ -68,7 +67,8 @@ def compare(paths: Sequence[Path], weights: Iterable[tuple[str, QuantizedTensor]
             elif there:
                 there = _count(files, partial(scales, weight), copies) >= copies
             if not there:
-                missing[kind].append(name)
+                moved = _long(weight) and all(_count(files, partial(iter, [tile]), 1) for tile in _tiles(weight))
+                (unread if moved else missing[kind]).append(name)
     wrong = [name for kind, names in missing.items() if kind in known for name in names]
     unread += [name for kind, names in missing.items() if kind not in known for name in names]
     return Answer(tuple(wrong), tuple(unread), tuple(folded))
@@ -94,6 +94,20 @@ def scales(weight: QuantizedTensor) -> Iterator[bytes]:
     held = weight.scales.numpy().astype(np.float16)
     for start in range(0, weight.shape[0], STRIP):
         yield np.ascontiguousarray(held[start : start + STRIP].T).tobytes()  # [groups][32]
+
+
+def _cuts(weight: QuantizedTensor) -> list[int]:
+    """Rows of the pieces that the codes may lie in, each giving other bytes."""
+    rows, columns = weight.shape
+    if not _long(weight) or columns == STRIP:
+        return [LONG_STRIPS[0]]
+    return list(dict.fromkeys(min(cut, rows) for cut in LONG_STRIPS))
+
+
+def _tiles(weight: QuantizedTensor) -> Iterator[bytes]:
+    """The codes of 8-bit rows, 32 rows by 32 columns at a time."""
+    for rows in codes(weight, STRIP):
+        yield from (rows[at : at + STRIP * STRIP] for at in range(0, len(rows), STRIP * STRIP))
 
 
 def _long(weight: QuantizedTensor) -> bool:

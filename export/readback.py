@@ -49,9 +49,7 @@ def unread(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str]:
         return []
     answer, found = _compiled_answer(artifact, quantized), list[str]()
     if answer.unread:
-        found.append(
-            f"codes and scales of {listed(answer.unread)}: nothing of their kind was found in the compiled file"
-        )
+        found.append(f"codes and scales of {listed(answer.unread)}: how they lie in the compiled file is not known")
     if answer.folded:
         found.append(f"scales of {listed(answer.folded)}: of rows of 8 bits, they are part of other compiled numbers")
     return found
