@@ -1,6 +1,6 @@
 """Decoding speed of our artifacts beside what the runtimes' own exporters make of the same weights.
 
-    python -m benchmarks.peer_exports OUT [--rounds 5] [--peer-path DIR] [--only KIND]
+    python -m benchmarks.peer_exports OUT [--rounds 5] [--peer-path DIR] [--only KIND] [--count]
 
 - onnxruntime-genai's model builder (int4, its defaults) against our onnx-genai artifact, both run by onnxruntime-genai;
 - ExecuTorch's llama export (8da4w, groups of 32, 8-bit embedding, XNNPACK, attention with KV cache) against our
@@ -12,6 +12,7 @@ the machine does meets both alike, and each finds its own weights in the cache a
 ratio is that of the median steps. Who is opened first changes from round to round. Printed are the medians of all
 rounds. A process of the scheduler's idle class keeps each core awake, as idle=poll would: in a virtual machine a core
 that halts takes 50 us to wake, a fifth of a step of the demo model, and how often it halts hangs on microseconds.
+`--count` counts the instructions of arm64 code under qemu instead, of the pair of onnxruntime-genai.
 `--peer-path` is a folder with what the builder wants besides: `pip install --target DIR --no-deps onnx_ir`.
 """
 
@@ -21,6 +22,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +42,8 @@ from benchmarks.runtimes import demo
 from bluelm.tokenizer import Tokenizer
 from bluelm.weights import Weights
 from export import onnx_genai
+from export.artifact import Artifact, list_files
+from targets import qemu_count
 
 CONTEXT, CHUNK, PROMPT, DECODED = 512, 128, 128, 352
 RUN, WARM = 32, 8  # tokens that one side decodes before the other's turn; the first of them do not count
@@ -52,6 +56,9 @@ def main() -> None:
         print(json.dumps(pair(OPENERS[options.time.partition("-")[0]], options.out, options.beside)))
         return
     out: Path = options.out
+    if options.count:
+        _count(genai_sides(out, options.peer_path), out)
+        return
     for kind, sides in SIDES.items():
         if options.only in (None, kind):
             made = sides(out, options.peer_path)
@@ -67,6 +74,23 @@ def _report(kind: str, sides: dict[str, Path], rounds: int) -> None:
         print(f"| {name} | {statistics.median(found):.0f} | {min(found):.0f} to {max(found):.0f} |", flush=True)
     ratios = [own / other for own, other in zip(*rates, strict=True)]
     print(f"| ratio | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
+
+
+def _count(sides: dict[str, Path], out: Path) -> None:
+    """Instructions a token, of prefill and of decode behind it; theirs gets a description to be opened by."""
+    ours, theirs = (Path(folder) for folder in sides.values())
+    described = out / "builder-described"
+    if not described.exists():
+        shutil.copytree(theirs, described)
+        held = Artifact.open(ours)
+        for name in ("config.json", "tokenizer.model"):
+            shutil.copyfile(ours / name, described / name)
+        roles = {"model.onnx": "model", "model.onnx.data": "weights", "genai_config.json": "genai"}
+        files = list_files(described, {**roles, "config.json": "config", "tokenizer.model": "tokenizer"})
+        held.model_copy(update={"files": files}).save(described)
+    for name, folder in zip(sides, (ours, described), strict=True):
+        found = qemu_count.count(Artifact.open(folder))
+        print(f"| {name} | {found.prefill:,.0f} | {found.decode:,.0f} | {found.relative_error:.1e} |", flush=True)
 
 
 @contextmanager
@@ -284,6 +308,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peer-path", type=Path)
     parser.add_argument("--only", choices=SIDES, help="one pair alone")
     parser.add_argument("--time", choices=SIDES, help="time OUT and another in this process")
+    parser.add_argument("--count", action="store_true", help="instructions of arm64 code instead")
     parser.add_argument("--beside", type=Path, help="the other artifact")
     return parser.parse_args()
 
