@@ -175,7 +175,9 @@ class Bisection:
 
     @cached_property
     def _wrong(self) -> list[str]:
-        return differing(self._shown, self.quantized) or []
+        shown = differing(self._shown, self.quantized) or []
+        compiled = [] if self._shown is self.artifact else differing(self.artifact, self.quantized) or []
+        return list(dict.fromkeys([*shown, *compiled]))
 
     @cached_property
     def _readable(self) -> bool:

@@ -99,7 +99,7 @@ def plan_run(
         cpu_tokens, npu_tokens: judged on the CPU, and on the NPU's simulator (0: there is none).
 
     Raises:
-        InputError: quantizing does not fit into the memory, or the limit is not a size.
+        InputError: quantizing or lowering does not fit into the memory, or the limit is not a size.
     """
     quantizing = plan_quantizing(checkpoint, recipe, max_memory)
     config, limit = checkpoint.config, quantizing.limit
@@ -114,6 +114,11 @@ def plan_run(
         judging = RUNTIMES + artifact
     compiled = size - config.vocab_size * config.hidden_size * recipe.embed_bits / 8
     lowering = RUNTIMES + max(size, row.get("memory", 0) * min(compiled, row.get("part", compiled)))
+    if limit is not None and lowering > limit:
+        raise InputError(
+            f"lowering and compiling for {runtime} take about {_gb(lowering)}: more than --max-memory {_gb(limit)}",
+            fix=f"give --max-memory {lowering / 1e9 + 0.05:.1f}GB or more, or another --runtime",
+        )
     simulated = npu_tokens + SIMULATED_CHUNKS * chunk if npu_tokens else 0
     products = (2 * cpu_tokens + watched_tokens) * SMALL_PRODUCTS / matmul_rate() + simulated / SIMULATOR_RATE
     seconds = quantizing.seconds + lowering_seconds(runtime, config.num_layers, artifact) + BESIDE_SECONDS
