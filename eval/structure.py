@@ -22,7 +22,7 @@ from eval import metrics, size_plan
 from eval.compare import BlockErrors
 from eval.measurement import Measurement
 from export.artifact import Artifact, Format
-from export.readback import differing, readable, unread
+from export.readback import read_back, readable
 from targets.generation import ends, generate, until
 from targets.runtime import Runtime
 
@@ -55,6 +55,7 @@ RUNTIME_PACKAGES = {
 }
 DELEGATES = {"executorch-qnn": "QnnBackend", "executorch-coreml": "CoreMLBackend"}
 """Of formats that are to be delegated as a whole: the delegate's name."""
+UNTOLD = "weights_untold"  # how many things the files do not tell of codes and scales; the note says which
 FORCED = 3  # tokens of an answer before the end token is put on top
 
 
@@ -76,9 +77,12 @@ def files(
         *_sizes(artifact, quantized, subject),
         *npu_shares(artifact, subject),
     ]
-    wrong = differing(artifact, quantized)
-    if wrong is not None:
-        found.append(_faults("weight_mismatches", wrong, subject, "weights"))
+    held = read_back(artifact, quantized)
+    if held is not None:
+        found.append(_faults("weight_mismatches", held.wrong, subject, "weights"))
+        if held.untold:
+            note = "; ".join(held.untold)
+            found.append(Measurement(UNTOLD, len(held.untold), "", "measured", note=note, subject=subject))
     return found
 
 
@@ -182,9 +186,9 @@ def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
     return [Measurement("delegated_share", 1.0, "", "measured", note=note, subject=subject)]
 
 
-def not_known(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str]:
-    """What is not checked because the format does not tell it, a sentence each."""
-    found = unread(artifact, quantized)
+def not_known(artifact: Artifact, figures: Sequence[Measurement]) -> list[str]:
+    """What is not checked because the format does not tell it; `figures` are the artifact's."""
+    found = [figure.note for figure in figures if figure.name == UNTOLD]
     if not readable(artifact):
         found.append(
             f"codes and scales cannot be read back from {artifact.format} files: that the artifact answers as its own "

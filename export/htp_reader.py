@@ -59,7 +59,10 @@ def compare(paths: Sequence[Path], weights: Iterable[tuple[str, QuantizedTensor]
                 unread.append(name)
                 continue
             kind = weight.bits, weight.groups == 1
-            there = sum(_count(files, partial(codes, weight, rows), copies) for rows in _cuts(weight)) >= copies
+            found = 0
+            for rows in _cuts(weight):
+                found += _count(files, partial(codes, weight, rows), copies - found)
+            there = found >= copies
             if there:
                 known.add(kind)
             if _long(weight):

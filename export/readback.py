@@ -1,12 +1,13 @@
 """Whether a finished artifact holds the codes and scales of a quantized checkpoint: read from its files again.
 
-Also from what Qualcomm's compiler wrote, of which `unread` says what it does not tell. MediaTek's cannot be read.
+Also from what Qualcomm's compiler wrote, which does not tell all. MediaTek's cannot be read.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,33 +27,40 @@ COPIES: Mapping[str, Mapping[str, int]] = {
 """Of formats with compiled graphs: the files' roles, and how often they hold each weight, all files together."""
 
 
-def differing(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str] | None:
-    """Names of the weights whose codes or scales are not the checkpoint's, or that the artifact does not hold as such.
+@dataclass(frozen=True)
+class ReadBack:
+    """What an artifact's files tell of a checkpoint's weights.
 
-    None where the format cannot be read back.
+    Attributes:
+        wrong: names of those whose codes or scales are others, or that the artifact does not hold as such.
+        untold: what the files do not tell, a sentence each.
+    """
+
+    wrong: list[str]
+    untold: list[str] = field(default_factory=list[str])
+
+
+def read_back(artifact: Artifact, quantized: QuantizedCheckpoint) -> ReadBack | None:
+    """Hold the artifact's codes and scales against the checkpoint's; None where the format cannot be read.
 
     Raises:
         InputError: a file is damaged.
     """
+    if artifact.format in COPIES:
+        return _compiled(artifact, quantized)
     reader = _READERS.get(artifact.format)
-    return None if reader is None else list(dict.fromkeys(reader(artifact, quantized)))
+    return None if reader is None else ReadBack(list(dict.fromkeys(reader(artifact, quantized))))
+
+
+def differing(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str] | None:
+    """The weights that `read_back` finds wrong."""
+    found = read_back(artifact, quantized)
+    return None if found is None else found.wrong
 
 
 def readable(artifact: Artifact) -> bool:
     """Whether the format's codes and scales can be read back."""
-    return artifact.format in _READERS
-
-
-def unread(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str]:
-    """What a format that can be read does not tell all the same, a sentence each."""
-    if artifact.format not in COPIES:
-        return []
-    answer, found = _compiled_answer(artifact, quantized), list[str]()
-    if answer.unread:
-        found.append(f"codes and scales of {listed(answer.unread)}: how they lie in the compiled file is not known")
-    if answer.folded:
-        found.append(f"scales of {listed(answer.folded)}: of rows of 8 bits, they are part of other compiled numbers")
-    return found
+    return artifact.format in _READERS or artifact.format in COPIES
 
 
 def listed(names: Sequence[str]) -> str:
@@ -132,23 +140,22 @@ def _genai(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
         yield EMBED
 
 
-def _compiled(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
-    yield from _compiled_answer(artifact, quantized).wrong
-    yield from _table(artifact, quantized)
-
-
-def _compiled_answer(artifact: Artifact, quantized: QuantizedCheckpoint) -> htp_reader.Answer:
-    """Of all files of compiled graphs, a file with shared weights holding them once and others once a graph."""
+def _compiled(artifact: Artifact, quantized: QuantizedCheckpoint) -> ReadBack:
+    """All files of compiled graphs, and the table beside them."""
     names = linear_names(quantized)
     answers: list[htp_reader.Answer] = []
     for role, copies in COPIES[artifact.format].items():
         weights = ((name, quantized.ordered(name).weight) for name in names)  # one at a time
         answers.append(htp_reader.compare(artifact.paths(role), weights, copies))
-    wrong, missing, folded = (
-        [name for name in names if any(name in getattr(answer, part) for answer in answers)]
-        for part in ("wrong", "unread", "folded")
-    )
-    return htp_reader.Answer(tuple(wrong), tuple(missing), tuple(folded))
+    wrong = [name for name in names if any(name in answer.wrong for answer in answers)]
+    missing = [name for name in names if any(name in answer.unread for answer in answers)]
+    folded = [name for name in names if any(name in answer.folded for answer in answers)]
+    untold: list[str] = []
+    if missing:
+        untold.append(f"codes and scales of {listed(missing)}: how they lie in the compiled file is not known")
+    if folded:
+        untold.append(f"scales of {listed(folded)}: of rows of 8 bits, they are part of other compiled numbers")
+    return ReadBack([*wrong, *_table(artifact, quantized)], untold)
 
 
 def _litert(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
@@ -247,7 +254,5 @@ _READERS: dict[Format, Callable[[Artifact, QuantizedCheckpoint], Iterator[str]]]
     "executorch-xnnpack": _executorch,
     "executorch-coreml": _executorch_coreml,
     "gguf": _gguf,
-    "qnn-context": _compiled,
-    "executorch-qnn": _compiled,
     "coreml": _coreml,
 }

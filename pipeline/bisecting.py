@@ -22,7 +22,7 @@ from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, f
 from eval.compare import BlockErrors, local_errors, weights_steps
 from export.artifact import SOURCES, Artifact
 from export.ranges import Ranges
-from export.readback import differing
+from export.readback import differing, listed, readable
 from targets.block_outputs import BlockRuntime, open_blocks, source_of
 from targets.runtime import Place, open_runtime
 
@@ -154,7 +154,7 @@ class Bisection:
         """
         if tensor in self._wrong:
             wrong = [tensor, *(name for name in self._wrong if name != tensor)]
-            return "weights", f"the artifact holds other codes or scales in {_listed(wrong)}"
+            return "weights", f"the artifact holds other codes or scales in {listed(wrong)}"
         if rounded is not None and rounded >= HALF * error:
             return "activations", f"rounding them to the artifact's ranges costs {rounded:.2e} in torch"
         return "runtime", "codes and scales are the checkpoint's" if self._readable else "nothing else is left"
@@ -181,7 +181,7 @@ class Bisection:
 
     @cached_property
     def _readable(self) -> bool:
-        return differing(self._shown, self.quantized) is not None
+        return readable(self._shown)
 
     @cached_property
     def _seen(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -213,8 +213,3 @@ class Bisection:
 
     def _kinds(self, reference: str) -> tuple[str, str]:
         return self._shown.format, reference
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

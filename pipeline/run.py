@@ -22,6 +22,7 @@ from eval import budget as budgets
 from eval import structure
 from eval.budget_file import DEFAULT_BUDGET
 from eval.history import History
+from eval.measurement import Measurement
 from eval.memory import PeakMemory
 from eval.report import TOOLS, Built, Report, show, tool_versions
 from eval.tasks import TaskRequest
@@ -160,7 +161,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         budget=plan.budget.model_dump(mode="json", exclude_none=True),
         checks=verdict.checks,
         windows=judged.windows,
-        details={**_details(plan, quantized, subjects), **chosen, "runtimes": judged.runtimes},
+        details={**_details(plan, quantized, subjects, figures), **chosen, "runtimes": judged.runtimes},
         warnings=(*plan.warnings, *([no_room] if no_room else [])),
     )
 
@@ -316,7 +317,9 @@ def _plain(tasks: TaskRequest | None) -> dict[str, Any] | None:
     return None if tasks is None else {**asdict(tasks), "data": str(tasks.data or "hub"), "names": list(tasks.names)}
 
 
-def _details(plan: Plan, quantized: QuantizedCheckpoint, subjects: Sequence[Subject]) -> dict[str, Any]:
+def _details(
+    plan: Plan, quantized: QuantizedCheckpoint, subjects: Sequence[Subject], figures: Sequence[Measurement]
+) -> dict[str, Any]:
     """What the stages say of themselves."""
     return {
         "model": asdict(plan.checkpoint.config),
@@ -325,7 +328,9 @@ def _details(plan: Plan, quantized: QuantizedCheckpoint, subjects: Sequence[Subj
         "evaluation": {"tokens": dict(plan.held_out.judged)},
         "quantized": quantized.info,
         "artifacts": {s.name: s.artifact.model_dump(mode="json") for s in subjects},
-        "not_known": {s.name: structure.not_known(s.artifact, quantized) for s in subjects},
+        "not_known": {
+            s.name: structure.not_known(s.artifact, [f for f in figures if f.subject == s.name]) for s in subjects
+        },
     }
 
 

@@ -20,6 +20,7 @@ from compress.store import QuantizedCheckpoint
 from export import onnx_cpu, onnx_npu
 from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
+from export.readback import read_back
 from tests.checkpoints import write_checkpoint
 
 VOCAB, CONTEXT, CHUNK = 384, 32, 8
@@ -104,6 +105,13 @@ def mean_kl(reference: np.ndarray, found: np.ndarray) -> float:
     p = torch.log_softmax(torch.from_numpy(reference).double(), -1)
     q = torch.log_softmax(torch.from_numpy(found).double(), -1)
     return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def untold(artifact: Artifact, weights: QuantizedCheckpoint) -> list[str]:
+    """What the artifact's files do not tell of the weights."""
+    found = read_back(artifact, weights)
+    assert found is not None
+    return found.untold
 
 
 def _slug(shape: dict[str, Any]) -> str:

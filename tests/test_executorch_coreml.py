@@ -85,7 +85,7 @@ def test_all_is_delegated_but_the_unit_is_not_known_and_the_size_is_as_planned(
 ) -> None:
     (share,) = structure.npu_shares(artifact, "npu")
     assert (share.name, share.value) == ("delegated_share", 1.0)
-    (told,) = structure.not_known(artifact, hurt)
+    (told,) = structure.not_known(artifact, [])
     assert "Core ML chooses the unit on the device" in told
     parts = size_plan.planned_parts(hurt, artifact)
     assert parts is not None

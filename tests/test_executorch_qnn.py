@@ -55,7 +55,7 @@ def test_codes_and_scales_are_in_the_program(compiled: Artifact) -> None:
     assert readback.differing(compiled, lowering.quantized()) == []
     wrong = [f"model.layers.0.{name}" for name in LINEARS]
     assert sorted(readback.differing(compiled, damage.scales(lowering.quantized(), 0)) or []) == sorted(wrong)
-    (told,) = readback.unread(compiled, lowering.quantized())
+    (told,) = lowering.untold(compiled, lowering.quantized())
     assert told.startswith("scales of lm_head: ")
 
 

@@ -75,7 +75,7 @@ def test_other_widths_and_groups(recipe: str, tmp_path: Path) -> None:
     with open_runtime(compiled.folder, on="htp") as runtime:
         assert lowering.mean_kl(exact, runtime.logits(tokens)) < 3e-6
     assert readback.differing(compiled, quantized) == []
-    (told,) = readback.unread(compiled, quantized) or [""]
+    (told,) = lowering.untold(compiled, quantized) or [""]
     assert told.startswith("scales of model.layers.0" if recipe == "w8-row-head4" else "scales of lm_head: ")
 
 
@@ -100,11 +100,11 @@ def test_each_graph_may_cut_rows_of_8_bits_in_its_own_way(tmp_path: Path) -> Non
     graphs = onnx_npu.export(quantized, ranges, tmp_path / "npu", context=64, chunk=16)
     made = find("snapdragon").compile(graphs, tmp_path / "compiled")
     assert readback.differing(made, quantized) == []
-    assert len(readback.unread(made, quantized)) == 1
+    assert len(lowering.untold(made, quantized)) == 1
     name = "model.layers.0.self_attn.q_proj"  # its heads are all there, in another order: nobody knows whose
     order = torch.arange(256).view(-1, 32).flip(0).flatten()
     turned = damage.Changed.of(quantized, lambda n, w: w.with_rows(lambda rows: rows[order]) if n == name else w)
-    told, _ = readback.unread(made, turned)
+    told, _ = lowering.untold(made, turned)
     assert told == f"codes and scales of {name}: how they lie in the compiled file is not known"
 
 
@@ -114,7 +114,7 @@ def test_of_a_binary_that_holds_weights_in_another_way_nothing_is_said(compiled:
     for file in artifact.paths("context"):
         file.write_bytes(bytes(byte ^ 255 for byte in file.read_bytes()))
     assert readback.differing(artifact, lowering.quantized()) == []
-    codes, scales = readback.unread(artifact, lowering.quantized())
+    codes, scales = lowering.untold(artifact, lowering.quantized())
     assert codes.startswith("codes and scales of model.layers.0.mlp.down_proj, ")
     assert "is not known" in codes and scales.startswith("scales of lm_head")
 
@@ -127,7 +127,7 @@ def test_other_chips(soc: str, tmp_path: Path) -> None:
     with open_runtime(compiled.folder, on="htp") as runtime:
         assert lowering.mean_kl(exact, runtime.logits(tokens)) < 2e-6
     assert readback.differing(compiled, lowering.quantized()) == []
-    assert len(readback.unread(compiled, lowering.quantized())) == 1
+    assert len(lowering.untold(compiled, lowering.quantized())) == 1
 
 
 def planted(folder: Path, kind: str) -> Artifact:

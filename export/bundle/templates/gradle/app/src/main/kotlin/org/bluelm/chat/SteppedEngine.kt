@@ -3,6 +3,16 @@ package org.bluelm.chat
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 
+/** How a runtime's inputs are made of arrays. */
+interface Border<T> {
+    fun floats(data: FloatArray, vararg shape: Int): T
+
+    fun ints(data: IntArray): T
+
+    /** Cached numbers, of the type that the graphs have them in. */
+    fun cache(data: FloatArray, vararg shape: Int): T
+}
+
 /** An engine whose graphs, `prefill` of a chunk of tokens and `decode` of one, take the cache as inputs. */
 abstract class SteppedEngine(protected val pack: ModelPack) : Engine {
     protected val about = pack.artifact
@@ -45,6 +55,27 @@ abstract class SteppedEngine(protected val pack: ModelPack) : Engine {
         val vocabulary = logits.size / width
         val last = step.tokens.size - 1
         return logits.copyOfRange(last * vocabulary, (last + 1) * vocabulary)
+    }
+
+    /** Inputs of a step by the graphs' names. */
+    protected fun <T> inputs(step: Step, width: Int, rows: FloatArray, border: Border<T>): HashMap<String, T> {
+        val inputs = HashMap<String, T>()
+        inputs["hidden"] = border.floats(rows, 1, width, hidden)
+        inputs["positions"] = border.ints(steps.positions(step.start, width))
+        inputs["mask"] = border.floats(steps.mask(step.start, width), 1, 1, width, context)
+        val slots = context - width
+        if (slots > 0) for (layer in 0 until steps.layers) {
+            inputs["past_keys.$layer"] = border.cache(steps.pastKeys(layer, width), 1, steps.heads, steps.size, slots)
+            inputs["past_values.$layer"] = border.cache(steps.pastValues(layer, width), 1, steps.heads, slots, steps.size)
+        }
+        return inputs
+    }
+
+    /** Store the step's own keys and values, found by their names. */
+    protected fun store(step: Step, width: Int, found: (String) -> FloatArray) {
+        for (layer in 0 until steps.layers) {
+            steps.store(layer, step, width, found("keys.$layer"), found("values.$layer"))
+        }
     }
 
     /** Run the graph of `width` rows on embeddings [width, hidden], store its keys and values; logits of all rows. */

@@ -11,7 +11,7 @@ import org.pytorch.executorch.Tensor
  *
  * A large model is cut into parts: each takes its inputs from the step, or from what the parts before it gave.
  */
-class ExecuTorchStaticEngine(pack: ModelPack) : SteppedEngine(pack) {
+class ExecuTorchStaticEngine(pack: ModelPack) : SteppedEngine(pack), Border<EValue> {
     private class Method(val name: String, val inputs: List<String>, val outputs: List<String>)
 
     private val wide = about.getString("cache") == "int16"
@@ -33,33 +33,23 @@ class ExecuTorchStaticEngine(pack: ModelPack) : SteppedEngine(pack) {
     private fun names(told: JSONArray): List<String> = (0 until told.length()).map { told.getString(it) }
 
     override fun run(step: Step, width: Int, rows: FloatArray): FloatArray {
-        val values = HashMap<String, EValue>()
-        values["hidden"] = floats(rows, 1, width, hidden)
-        values["positions"] = EValue.from(
-            Tensor.fromBlob(steps.positions(step.start, width), longArrayOf(width.toLong()))
-        )
-        values["mask"] = floats(steps.mask(step.start, width), 1, 1, width, context)
-        val slots = context - width
-        if (slots > 0) for (layer in 0 until steps.layers) {
-            values["past_keys.$layer"] = cache(steps.pastKeys(layer, width), 1, steps.heads, steps.size, slots)
-            values["past_values.$layer"] = cache(steps.pastValues(layer, width), 1, steps.heads, slots, steps.size)
-        }
+        val values = inputs(step, width, rows, this)
         for (method in methods.getValue(width)) {
             val found = module.execute(method.name, *method.inputs.map { values.getValue(it) }.toTypedArray())
             method.outputs.forEachIndexed { index, name -> values[name] = found[index] }
         }
-        for (layer in 0 until steps.layers) {
-            steps.store(layer, step, width, codes(values, "keys.$layer"), codes(values, "values.$layer"))
-        }
+        store(step, width) { codes(values, it) }
         return values.getValue("logits").toTensor().dataAsFloatArray
     }
 
-    private fun floats(data: FloatArray, vararg shape: Int): EValue = EValue.from(Tensor.fromBlob(data, longs(shape)))
+    override fun floats(data: FloatArray, vararg shape: Int): EValue = EValue.from(Tensor.fromBlob(data, longs(shape)))
+
+    override fun ints(data: IntArray): EValue = EValue.from(Tensor.fromBlob(data, longArrayOf(data.size.toLong())))
 
     private fun longs(shape: IntArray) = LongArray(shape.size) { shape[it].toLong() }
 
     /** The cache's codes are int16 (ExecuTorch's Java knows none: float16 carries their bits) or int8; exact as floats. */
-    private fun cache(data: FloatArray, vararg shape: Int): EValue = EValue.from(
+    override fun cache(data: FloatArray, vararg shape: Int): EValue = EValue.from(
         if (wide) Tensor.fromBlob(ShortArray(data.size) { data[it].toInt().toShort() }, longs(shape))
         else Tensor.fromBlob(ByteArray(data.size) { data[it].toInt().toByte() }, longs(shape))
     )

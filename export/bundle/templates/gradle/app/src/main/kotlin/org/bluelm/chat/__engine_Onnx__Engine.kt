@@ -13,7 +13,7 @@ import java.nio.IntBuffer
  *
  * A large model is cut into parts: each takes its inputs from the step, or from what the parts before it gave.
  */
-class OnnxEngine(pack: ModelPack) : SteppedEngine(pack) {
+class OnnxEngine(pack: ModelPack) : SteppedEngine(pack), Border<OnnxTensor> {
     private val npu = about.getString("format") != "onnx-cpu"
     private val wide = about.getString("cache") == "int16"
     private val environment = OrtEnvironment.getEnvironment()
@@ -43,25 +43,13 @@ class OnnxEngine(pack: ModelPack) : SteppedEngine(pack) {
     }
 
     override fun run(step: Step, width: Int, rows: FloatArray): FloatArray {
-        val feeds = HashMap<String, OnnxTensor>()
+        val feeds = inputs(step, width, rows, this)
         val made = ArrayList<OrtSession.Result>()
         try {
-            feeds["hidden"] = floats(rows, 1, width, hidden)
-            feeds["positions"] = OnnxTensor.createTensor(
-                environment, IntBuffer.wrap(steps.positions(step.start, width)), longArrayOf(width.toLong())
-            )
-            feeds["mask"] = floats(steps.mask(step.start, width), 1, 1, width, context)
-            val slots = context - width
-            if (slots > 0) for (layer in 0 until steps.layers) {
-                feeds["past_keys.$layer"] = cache(steps.pastKeys(layer, width), 1, steps.heads, steps.size, slots)
-                feeds["past_values.$layer"] = cache(steps.pastValues(layer, width), 1, steps.heads, slots, steps.size)
-            }
             for (session in sessions.getValue(width)) {
                 made += session.run(session.inputNames.associateWith { feeds[it] ?: output(made, it) })
             }
-            for (layer in 0 until steps.layers) {
-                steps.store(layer, step, width, numbers(made, "keys.$layer"), numbers(made, "values.$layer"))
-            }
+            store(step, width) { numbers(made, it) }
             return numbers(made, "logits")
         } finally {
             feeds.values.forEach { it.close() }
@@ -72,11 +60,14 @@ class OnnxEngine(pack: ModelPack) : SteppedEngine(pack) {
     private fun output(made: List<OrtSession.Result>, name: String): OnnxTensor =
         made.asReversed().first { it.get(name).isPresent }.get(name).get() as OnnxTensor
 
-    private fun floats(data: FloatArray, vararg shape: Int): OnnxTensor =
+    override fun ints(data: IntArray): OnnxTensor =
+        OnnxTensor.createTensor(environment, IntBuffer.wrap(data), longArrayOf(data.size.toLong()))
+
+    override fun floats(data: FloatArray, vararg shape: Int): OnnxTensor =
         OnnxTensor.createTensor(environment, FloatBuffer.wrap(data), LongArray(shape.size) { shape[it].toLong() })
 
     /** The cache's codes are int16 on NPUs; the host only carries them, and every code is exact as a float. */
-    private fun cache(data: FloatArray, vararg shape: Int): OnnxTensor {
+    override fun cache(data: FloatArray, vararg shape: Int): OnnxTensor {
         if (!wide) return floats(data, *shape)
         val bytes = direct(2 * data.size)
         for (value in data) bytes.putShort(value.toInt().toShort())
