@@ -7,7 +7,7 @@ from typing import Literal
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, UnavailableError
-from eval import speed_model
+from eval import size_plan, speed_model
 from eval.measurement import Measurement
 from eval.speed_model import RuntimeClass, Shape, Soc, Work
 from export.artifact import MANIFEST, SIMULATOR, Artifact
@@ -39,13 +39,14 @@ def artifact_work(folder: Path) -> tuple[Work, str, str]:
 def work_of(artifact: Artifact) -> Work:
     """Bytes and operations of one decoded token.
 
-    Graphs have static shapes: every token reads all weights and the whole cache, filled or not.
+    Graphs have static shapes: every token reads all weights of its graph and the whole cache, filled or not.
     """
     config = artifact.model
     shape = _shape(config)
-    weight_bytes = sum(
+    held = sum(
         file.bytes for file in artifact.files if file.role not in READ_ONCE and not file.role.startswith(SIMULATOR)
     )
+    weight_bytes = held // size_plan.copies(artifact.format)
     attended = 4 * config.num_layers * config.num_heads * config.head_dim * artifact.context
     operations = 2 * (shape.body_weights + shape.head_weights) + attended
     return Work(weight_bytes, cache_bytes(artifact), operations, config.num_layers)

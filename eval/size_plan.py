@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from bluelm.config import ModelConfig
 from compress.pieces import LinearInfo
 from compress.store import EMBED, HEAD, QuantizedCheckpoint
-from export.artifact import Artifact
+from export.artifact import Artifact, Format
 from export.package import WEIGHT_ROLES
 
 TABLE = Path(__file__).parent / "data" / "size_plan.yaml"
@@ -39,6 +39,11 @@ def layouts() -> dict[str, Layout]:
     """By format."""
     data = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return {name: Layout.model_validate(row or {}) for name, row in data.items()}
+
+
+def copies(kind: Format) -> int:
+    """How often a format holds all but the embedding, once a graph where it shares nothing."""
+    return layouts().get(kind, Layout()).copies
 
 
 def planned_parts(quantized: QuantizedCheckpoint, artifact: Artifact) -> dict[str, int] | None:

@@ -11,7 +11,7 @@ import pytest
 
 from bluelm.errors import InputError
 from bluelm.weights import LINEARS
-from eval import size_plan, structure
+from eval import estimate, size_plan, structure
 from export import readback
 from export.artifact import Artifact
 from export.executorch_reader import all_delegated
@@ -57,6 +57,11 @@ def test_codes_and_scales_are_in_the_program(compiled: Artifact) -> None:
     assert sorted(readback.differing(compiled, damage.scales(lowering.quantized(), 0)) or []) == sorted(wrong)
     (told,) = lowering.untold(compiled, lowering.quantized())
     assert told.startswith("scales of lm_head: ")
+
+
+def test_a_token_is_estimated_to_read_the_weights_of_one_method(compiled: Artifact) -> None:
+    size = compiled.path("model").stat().st_size
+    assert 0.49 * size < estimate.work_of(compiled).weight_bytes < 0.51 * size
 
 
 def test_a_damaged_list_of_methods_is_named(compiled: Artifact, tmp_path: Path) -> None:
