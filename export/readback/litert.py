@@ -1,0 +1,19 @@
+"""LiteRT, read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact
+from export.readback.held import linear_names, same, stored, table_faults
+
+
+def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
+    from export.litert_reader import read
+
+    found = read(artifact.path("model")).linears
+    for name in linear_names(quantized):
+        if name not in found or not same(quantized.linear(name), stored(found[name])):
+            yield name
+    yield from table_faults(artifact, quantized)
