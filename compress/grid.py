@@ -137,9 +137,10 @@ def _choose(
 
 
 def representable(scales: Tensor) -> Tensor:
-    """The nearest values but zero that float16 and bfloat16 both hold, as float32 of the same shape."""
+    """The nearest values but zero that float16 and bfloat16 both hold, as float32 of the same shape; +0 and -0 become
+    the smallest positive one."""
     sizes = scales.abs().clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.bfloat16).to(torch.float16).float()
-    return torch.copysign(sizes, scales)
+    return torch.where(scales < 0, -sizes, sizes)
 
 
 def _span(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:

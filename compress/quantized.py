@@ -43,6 +43,11 @@ class QuantizedTensor:
         dtypes = (self.codes.dtype, self.scales.dtype, self.zeros.dtype)
         if dtypes not in ((torch.uint8, kind, torch.uint8) for kind in (torch.float16, torch.float32)):
             raise InputError(f"codes, scales, zeros must be uint8, float16 (or float32), uint8; found {dtypes}")
+        if self.bits >= 4 and not (self.scales > 0).all():
+            raise InputError(
+                "a scale is not above zero, which runtimes cannot hold",
+                fix="quantize the checkpoint again",
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
