@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickletools
+import re
 import stat
 import struct
 import zipfile
@@ -18,6 +19,7 @@ from bluelm.errors import InputError
 
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".npy", ".npz")
 TORCH_FILES = (".bin", ".pt", ".pth", ".ckpt")
+TORCH_WEIGHTS = re.compile(r"(pytorch_model|adapter_model|consolidated).*\.(bin|pt|pth)")  # some loader takes them
 # What zipfile lets through on damaged archives.
 _DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, struct.error, zlib.error)
 MAX_FILES = 100_000
@@ -36,11 +38,13 @@ _ALLOWED = {
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
     """(relative path with slashes, path) of every regular file below `folder`, in the order of their names.
 
+    `folder` itself may be a symlink: it is what the user named.
+
     Raises:
-        InputError: not a folder; a symlink (other than those of the hub's own cache), device, socket or
+        InputError: not a folder; a symlink inside it (other than those of the hub's own cache), device, socket or
             pipe; more files than any checkpoint has.
     """
-    if folder.is_symlink() or not folder.is_dir():
+    if not folder.is_dir():
         raise InputError("not a folder", where=folder)
     found: list[tuple[str, Path]] = []
     for root, folders, files in os.walk(folder, onerror=_unreadable):
@@ -74,10 +78,18 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that holds links, pickles that could run code, or archives that unpack to more than
     they are.
 
+    Beside safetensors nothing opens a pickle: what trainers leave there (training_args.bin, rng_state.pth,
+    random_states_0.pkl, optimizer.pt) is no reason to refuse; weights that another loader would take are.
+
     Raises:
         InputError: naming the file and why.
     """
-    for _, path in walk(folder):
+    files = list(walk(folder))
+    unread = any(path.suffix == ".safetensors" for name, path in files if "/" not in name)
+    for _, path in files:
+        pickled = path.suffix.lower() in (*PICKLES, *TORCH_FILES)
+        if pickled and unread and not TORCH_WEIGHTS.fullmatch(path.name.lower()):
+            continue
         if path.suffix.lower() in PICKLES:
             fix = "take the checkpoint as safetensors, or remove the file"
             raise InputError("the file is of a kind that can hold pickled code", where=path, fix=fix)

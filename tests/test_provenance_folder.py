@@ -18,6 +18,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives import serialization
 
+from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.files import demo_checkpoint
 from bluelm.manifest import FolderManifest, verify_folder
@@ -179,10 +180,44 @@ def test_pickles_that_could_run_code_are_refused_and_not_run(checkpoint: Path) -
     with pytest.raises(InputError, match="bare pickle"):
         check_folder(checkpoint)
     path.unlink()
+    (checkpoint / "model.safetensors").unlink()
     (checkpoint / "state.pkl").write_bytes(pickle.dumps(1))
     with pytest.raises(InputError, match="pickled code"):
         check_folder(checkpoint)
     assert not Path("/tmp/evil-ran").exists()
+
+
+def test_what_trainers_leave_beside_safetensors_is_not_opened(checkpoint: Path) -> None:
+    """transformers' Trainer, accelerate and DeepSpeed leave pickles of their own state."""
+    Path("/tmp/evil-ran").unlink(missing_ok=True)
+    (checkpoint / "global_step100").mkdir()
+    left = ("training_args.bin", "rng_state.pth", "rng_state_0.pth", "optimizer.pt", "scheduler.pt", "scaler.pt",
+            "random_states_0.pkl", "global_step100/mp_rank_00_model_states.pt")  # fmt: skip
+    for name in left:
+        torch.save({"a": Evil()}, checkpoint / name)
+    assert set(left) < set(admit(checkpoint)["files"])
+    Checkpoint.open(checkpoint).tensor("model.norm.weight")
+    for weights in ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"):
+        torch.save({"a": Evil()}, checkpoint / weights)
+        with pytest.raises(InputError, match=r"calls (posix|os)\.system"):
+            admit(checkpoint)
+        (checkpoint / weights).unlink()
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="could run code|pickled code"):
+        admit(checkpoint)
+    assert not Path("/tmp/evil-ran").exists()
+
+
+def test_a_link_to_a_model_is_the_model(checkpoint: Path, tmp_path: Path) -> None:
+    link, private = tmp_path / "link", key_files(tmp_path)
+    link.symlink_to(checkpoint, target_is_directory=True)
+    assert admit(link) == admit(checkpoint)
+    assert Checkpoint.open(link).digest() == Checkpoint.open(checkpoint).digest()
+    signature = sign(checkpoint, tmp_path, "key", "--private_key", str(private[0]))
+    verify_signature(link, signature, Trust(private[1]))
+    (checkpoint / "inside").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="symbolic link"):
+        admit(link)
 
 
 def test_computed_names_in_pickles_are_refused(checkpoint: Path) -> None:
