@@ -78,6 +78,10 @@ class SentencePieces:
         """The token that is exactly `text`."""
         return self._ids.get(text)
 
+    def added(self) -> dict[int, str]:
+        """Texts of the tokens behind the model's own pieces, by id."""
+        return {index: text for text, index in self._added.items()}
+
     def has_marks(self, text: str) -> bool:
         """True when trusted and untrusted encoding of `text` could differ."""
         return bool(self._splitter and self._splitter.search(text)) or any(mark in text for mark in self._native)
@@ -133,11 +137,16 @@ def piece_count(path: Path) -> int:
     return len(proto.pieces)
 
 
-def has_dummy_prefix(path: Path) -> bool:
-    """Whether a SentencePiece model puts a space in front of every text."""
+def read_model(path: Path) -> Any:
+    """The `ModelProto` of a good SentencePiece model: pieces, scores, kinds, and how text is treated."""
     proto = ModelProto()
     proto.ParseFromString(path.read_bytes())
-    return proto.normalizer_spec.add_dummy_prefix
+    return proto
+
+
+def has_dummy_prefix(path: Path) -> bool:
+    """Whether a SentencePiece model puts a space in front of every text."""
+    return read_model(path).normalizer_spec.add_dummy_prefix
 
 
 class SentencePieceStream:

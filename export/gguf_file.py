@@ -173,6 +173,12 @@ def reordered_heads(config: ModelConfig, source: str) -> int | None:
     return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name)
 
 
+def in_file_order(config: ModelConfig, source: str, rows: Tensor) -> Tensor:
+    """Rows [out, ...] of a weight, or a bias [out], of the checkpoint's name `source`, as they lie in the file."""
+    heads = reordered_heads(config, source)
+    return rows if heads is None else interleaved(rows, heads)
+
+
 def tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """(name in the file, name in the checkpoint) of every tensor, in the file's order."""
     yield "token_embd.weight", "model.embed_tokens"
@@ -192,22 +198,16 @@ def is_linear(source: str) -> bool:
 
 
 def _linear(quantized: QuantizedCheckpoint, source: str) -> QuantizedTensor:
-    config = quantized.config
-    if source == "model.embed_tokens":
-        return quantized.embed()
     weight = quantized.linear(source)
-    heads = reordered_heads(config, source)
-    if heads is None:
-        return weight
-    return weight.with_rows(lambda part: interleaved(part, heads))
+    return weight.with_rows(lambda part: in_file_order(quantized.config, source, part))
 
 
 def _content(quantized: QuantizedCheckpoint, source: str) -> np.ndarray:
     if is_linear(source):
         return pack(_linear(quantized, source), source)
-    vector = rope_factors(quantized.config) if source == "rope" else quantized.vector(source)
-    heads = reordered_heads(quantized.config, source)
-    return np.ascontiguousarray((vector if heads is None else interleaved(vector, heads)).numpy())
+    if source == "rope":
+        return rope_factors(quantized.config).numpy()
+    return np.ascontiguousarray(in_file_order(quantized.config, source, quantized.vector(source)).numpy())
 
 
 def _layout(quantized: QuantizedCheckpoint, source: str) -> tuple[tuple[int, ...], gguf.GGMLQuantizationType]:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
-from sentencepiece import SentencePieceProcessor
 
 from bluelm.config import ModelConfig
+from bluelm.sentencepieces import SentencePieces, read_model
 from bluelm.tokenizer import Tokenizer
 from export.gguf_bpe import read_byte_pairs
 
@@ -49,35 +49,22 @@ def _add_byte_pairs(writer: gguf.GGUFWriter, path: Path, config: ModelConfig) ->
 
 
 def _add_pieces(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: ModelConfig) -> None:
-    model = SentencePieceProcessor(model_file=str(tokenizer.source))
-    pieces: list[bytes] = []
-    scores: list[float] = []
-    kinds: list[int] = []
-    for index in range(config.vocab_size):
-        if index < model.vocab_size():
-            pieces.append(model.id_to_piece(index).encode())
-            scores.append(model.get_score(index))
-            kinds.append(int(_kind(model, index)))
-            continue
-        added = index < tokenizer.vocab_size
-        pieces.append(tokenizer.decode([index]).encode() if added else f"[unused {index}]".encode())
-        scores.append(0.0)
-        kinds.append(int(Kind.USER_DEFINED if added else Kind.UNUSED))
+    """Kinds of pieces have the same numbers in both formats.
+
+    Whether a space stands in front of every text llama.cpp asks the file; its default is true.
+    """
+    assert isinstance(tokenizer.pieces, SentencePieces)
+    model, added = read_model(tokenizer.source), tokenizer.pieces.added()
+    pieces = [(piece.piece, piece.score, piece.type) for piece in model.pieces][: config.vocab_size]
+    for index in range(len(pieces), config.vocab_size):
+        text = added.get(index)
+        pieces.append((f"[unused {index}]", 0.0, Kind.UNUSED) if text is None else (text, 0.0, Kind.USER_DEFINED))
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list(pieces)
-    writer.add_token_scores(scores)
-    writer.add_token_types(kinds)
-    writer.add_add_bos_token(True)
-
-
-def _kind(model: SentencePieceProcessor, index: int) -> gguf.TokenType:
-    if model.is_unknown(index):
-        return Kind.UNKNOWN
-    if model.is_control(index):
-        return Kind.CONTROL
-    if model.is_byte(index):
-        return Kind.BYTE
-    if model.is_unused(index):
-        return Kind.UNUSED
-    return Kind.NORMAL
+    writer.add_token_list([text for text, _, _ in pieces])
+    writer.add_token_scores([score for _, score, _ in pieces])
+    writer.add_token_types([int(kind) for _, _, kind in pieces])
+    writer.add_unk_token_id(model.trainer_spec.unk_id)
+    writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
+    writer.add_remove_extra_whitespaces(model.normalizer_spec.remove_extra_whitespaces)
+    writer.add_add_bos_token(tokenizer.bos is not None or config.bos_token_id is not None)

@@ -1,0 +1,194 @@
+"""What a finished GGUF file holds against its checkpoint: a file that is changed in one place has that place named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from bluelm.files import demo_checkpoint
+from compress.store import QuantizedCheckpoint
+from export import gguf_file
+from export.artifact import Artifact
+from export.readback import differing
+from tests.checkpoints import write_checkpoint
+from tests.coreml_artifacts import quantized
+from tests.rounded import rounded
+from tests.test_compare_architectures import glm, llama, qwen2
+
+Damage = Callable[[gguf.GGUFReader], None]
+
+
+def number(key: str, value: float) -> Damage:
+    """A number of the file's keys."""
+
+    def change(reader: gguf.GGUFReader) -> None:
+        field = reader.fields[key]
+        field.parts[field.data[0]][0] = value
+
+    return change
+
+
+def text(key: str, new: bytes) -> Damage:
+    """A text of the same length."""
+
+    def change(reader: gguf.GGUFReader) -> None:
+        field = reader.fields[key]
+        field.parts[field.data[0]][:] = np.frombuffer(new, np.uint8)
+
+    return change
+
+
+def swapped(key: str, length: int = 0) -> Damage:
+    """The first two rows of a table that differ, in each other's place; texts of `length` bytes."""
+
+    def change(reader: gguf.GGUFReader) -> None:
+        field = reader.fields[key]
+        parts = [field.parts[index] for index in field.data]
+        parts = [part for part in parts if not length or len(part) == length]
+        first = next(part for part in parts if part.tobytes() != parts[0].tobytes())
+        first[:], parts[0][:] = parts[0].copy(), first.copy()
+
+    return change
+
+
+def renamed(old: bytes, new: bytes) -> Damage:
+    """A key or a tensor under another name, wherever it stands in the head of the file."""
+
+    def change(reader: gguf.GGUFReader) -> None:
+        head = bytes(reader.data[: reader.data_offset])
+        assert len(old) == len(new) and old in head
+        reader.data[: reader.data_offset] = np.frombuffer(head.replace(old, new), np.uint8)
+
+    return change
+
+
+def values(name: str, change: Callable[[np.ndarray], None]) -> Damage:
+    """The bytes, or the numbers, of a tensor."""
+    return lambda reader: change(next(tensor.data for tensor in reader.tensors if tensor.name == name))
+
+
+def at(index: tuple[int, ...], add: float) -> Callable[[np.ndarray], None]:
+    def change(data: np.ndarray) -> None:
+        data[index] += np.asarray(add, data.dtype)
+
+    return change
+
+
+def exchanged(data: np.ndarray) -> None:
+    """Two rows in each other's place."""
+    data[[0, 2]] = data[[2, 0]].copy()
+
+
+def step(data: np.ndarray) -> None:
+    """A float32 that is one step larger."""
+    data[3] = np.nextafter(data[3], np.float32(np.inf))
+
+
+BLOCK = "model.layers.1."
+SHAPES = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
+          "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count",
+          "vocab_size")  # fmt: skip
+IDS = ("bos_token_id", "eos_token_id", "padding_token_id", "unknown_token_id")
+FLAGS = ("add_space_prefix", "remove_extra_whitespaces", "add_bos_token", "add_eos_token")
+EPS, BASE = "llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base"
+DAMAGES: dict[str, tuple[Damage, list[str]]] = {
+    **{name: (number(f"llama.{name}", 7), [f"llama.{name}"]) for name in SHAPES},
+    **{name: (number(f"tokenizer.ggml.{name}", 9), [f"tokenizer.ggml.{name}"]) for name in IDS},
+    **{
+        f"{name} {value}": (number(f"tokenizer.ggml.{name}", value), [f"tokenizer.ggml.{name}"])
+        for name, value in zip(FLAGS, (1, 1, 0, 1), strict=True)
+    },
+    "eps 1e-2": (number(EPS, 1e-2), [EPS]),
+    "eps x10": (number(EPS, 1e-5), [EPS]),
+    "base 5 % off": (number(BASE, 10500.0), ["rope", BASE]),
+    "base 0.01 % off": (number(BASE, 10001.0), ["rope", BASE]),
+    "another tokenizer model": (text("tokenizer.ggml.model", b"plamo"), ["tokenizer.ggml.model"]),
+    "another cut": (text("tokenizer.ggml.pre", b"falcon3"), ["tokenizer.ggml.pre"]),
+    "two pieces swapped": (swapped("tokenizer.ggml.tokens", 6), ["tokenizer.ggml.tokens"]),
+    "two scores swapped": (swapped("tokenizer.ggml.scores"), ["tokenizer.ggml.scores"]),
+    "two kinds swapped": (swapped("tokenizer.ggml.token_type"), ["tokenizer.ggml.token_type"]),
+    "a window": (renamed(b"llama.vocab_size", b"llama.swa_window"), ["llama.swa_window", "llama.vocab_size"]),
+    "a code": (values("blk.1.ffn_up.weight", at((5, 2), 1)), [f"{BLOCK}mlp.up_proj"]),
+    "a scale": (values("blk.1.attn_v.weight", at((5, 0), 1)), [f"{BLOCK}self_attn.v_proj"]),
+    "rows of q": (values("blk.1.attn_q.weight", exchanged), [f"{BLOCK}self_attn.q_proj"]),
+    "a row of the table": (values("token_embd.weight", exchanged), ["model.embed_tokens"]),
+    "a code of the head": (values("output.weight", at((70, 9), 1)), ["lm_head"]),
+    "a norm's last digit": (values("blk.1.ffn_norm.weight", step), [f"{BLOCK}post_attention_layernorm"]),
+    "the last norm": (values("output_norm.weight", at((3,), 0.01)), ["model.norm"]),
+    "a tensor under another name": (
+        renamed(b"blk.1.attn_norm.weight", b"blk.1.attn_sink.weight"),
+        ["blk.1.attn_sink.weight", f"{BLOCK}input_layernorm"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+    folder = tmp_path_factory.mktemp("gguf")
+    return rounded(folder / "quantized", source=write_checkpoint(folder / "float", vocab=384))
+
+
+@pytest.fixture(scope="module")
+def sound(model: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return gguf_file.export(model, tmp_path_factory.mktemp("gguf") / "artifact", context=64)
+
+
+def damaged(sound: Artifact, folder: Path, damage: Damage) -> Artifact:
+    shutil.copytree(sound.folder, folder)
+    damage(gguf.GGUFReader(folder / "model.gguf", "r+"))
+    return Artifact.open(folder)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_was_changed_in_the_file_is_named(
+    model: QuantizedCheckpoint, sound: Artifact, name: str, tmp_path: Path
+) -> None:
+    damage, wrong = DAMAGES[name]
+    assert sorted(differing(damaged(sound, tmp_path / "a", damage), model) or []) == sorted(wrong)
+
+
+def test_every_key_and_every_tensor_of_the_file_is_held_against_something(
+    model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path
+) -> None:
+    """Whatever the writer may write one day: a key or a tensor that nobody knows is wrong."""
+    assert differing(sound, model) == []
+
+    def all_renamed(reader: gguf.GGUFReader) -> None:
+        for name in names(reader):
+            if name.encode() in bytes(reader.data[: reader.data_offset]):  # the beginning of another name is gone
+                renamed(name.encode(), f"{name[:-1]}#".encode())(reader)
+
+    made = damaged(sound, tmp_path / "a", all_renamed)
+    wrong = set(differing(made, model) or [])
+    places = dict(gguf_file.tensors(model.config))
+    missing = {places.get(name, name) for name in names(gguf.GGUFReader(sound.path("model")))}
+    assert missing | {*names(gguf.GGUFReader(made.path("model")))} <= wrong
+
+
+def names(reader: gguf.GGUFReader) -> list[str]:
+    """Keys but those about the file, and tensors."""
+    keys = [key for key in reader.fields if not key.startswith(("GGUF.", "general."))]
+    return [*keys, *(tensor.name for tensor in reader.tensors)]
+
+
+@pytest.mark.parametrize("make", [llama, qwen2, glm], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("widths", [{"bits": 8, "group_size": -1}, {"bits": 4, "group_size": 32}], ids=["w8", "w4"])
+def test_nothing_differs_in_a_sound_file_of_any_architecture(
+    make: Callable[[Path], Path], widths: dict[str, int], tmp_path: Path
+) -> None:
+    made = quantized(make(tmp_path / "float"), tmp_path / "quantized", **widths)
+    shutil.copyfile(demo_checkpoint() / "tokenizer.model", made.folder / "tokenizer.model")
+    artifact = gguf_file.export(made, tmp_path / "a", context=64)
+    assert differing(artifact, made) == []
+    if make is glm:  # its rope is told by factors, and its biases lie as its rows do
+        one = damaged(artifact, tmp_path / "bias", values("blk.1.attn_k.bias", at((0,), 0.5)))
+        assert differing(one, made) == ["model.layers.1.self_attn.k_proj.bias"]
+        one = damaged(artifact, tmp_path / "turn", values("rope_freqs.weight", step))
+        assert differing(one, made) == []  # one float32 step is how processors differ
+        one = damaged(artifact, tmp_path / "more", values("rope_freqs.weight", at((3,), 1e-3)))
+        assert differing(one, made) == ["rope"]
