@@ -55,6 +55,9 @@ class CachedRuntime(RuntimeBase):
     def reset(self) -> None:
         self._tokens.clear()
 
+    def rewind(self, held: int) -> None:
+        del self._tokens[held:]
+
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         self.check_tokens(tokens, len(self._tokens))
         rows: list[np.ndarray] = []

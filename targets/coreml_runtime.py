@@ -83,6 +83,10 @@ class CoreMLRuntime(RuntimeBase):
         for engine in self._engines:
             engine.reset()
 
+    def rewind(self, held: int) -> None:
+        """Forget all but the first tokens; what the states hold behind them is hidden, then overwritten."""
+        self._position = held
+
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits float32 [n, vocab] of tokens that continue what the cache holds."""
         return self._continue(tokens, ())[LOGITS]

@@ -33,6 +33,9 @@ class ExecutorchRuntime(RuntimeBase):
     def reset(self) -> None:
         self._held = 0
 
+    def rewind(self, held: int) -> None:
+        self._held = held
+
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         return np.concatenate([ran.logits for ran in self._steps(tokens)])
 

@@ -32,6 +32,10 @@ class GenaiRuntime(RuntimeBase):
         }
         self._held = 0
 
+    def rewind(self, held: int) -> None:
+        self._past = {name: past[:, :, :held] for name, past in self._past.items()}
+        self._held = held
+
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         return np.concatenate([np.asarray(found["logits"])[0] for found in self._steps(tokens)])
 

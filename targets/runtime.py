@@ -32,6 +32,10 @@ class Runtime(Protocol):
         """Forget all tokens."""
         ...
 
+    def rewind(self, held: int) -> None:
+        """Forget all but the first `held` tokens, of those that the cache holds."""
+        ...
+
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         """Take tokens behind those that the cache holds; float32 [n, vocab], a row for each.
 
@@ -58,13 +62,16 @@ class Runtime(Protocol):
 
 
 class RuntimeBase:
-    """The part of `Runtime` that follows from prefill and reset."""
+    """The part of `Runtime` that follows from prefill, reset and rewind."""
 
     name: str
     vocab_size: int
     context: int
 
     def reset(self) -> None:
+        raise NotImplementedError
+
+    def rewind(self, held: int) -> None:
         raise NotImplementedError
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:

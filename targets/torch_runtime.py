@@ -30,6 +30,9 @@ class TorchRuntime(RuntimeBase):
     def reset(self) -> None:
         self._cache.reset()
 
+    def rewind(self, held: int) -> None:
+        self._cache.length = held
+
     @torch.no_grad()
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         self.check_tokens(tokens, self._cache.length)
@@ -68,6 +71,10 @@ class TwinRuntime(RuntimeBase):
 
     def reset(self) -> None:
         self._past = None
+
+    def rewind(self, held: int) -> None:
+        past = self._past or []
+        self._past = [KeysValues(p.keys[..., :held], p.values[:, :, :held]) for p in past] if held else None
 
     @torch.no_grad()
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
-from unittest.mock import patch
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -24,12 +22,12 @@ from compress.pieces import Piece, write_piece
 from compress.quantized import OrderedWeight, QuantizedTensor
 from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact, list_files
-from pipeline import judging
-from targets import runtime as runtimes
 from targets.runtime import Runtime, RuntimeBase
 
 LAYER = 1
+T = TypeVar("T")
 Change = Callable[[str, QuantizedTensor], QuantizedTensor]
+ChangeVector = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,28 +35,42 @@ class Changed(QuantizedCheckpoint):
     """A quantized checkpoint some of whose weights are others than its files say."""
 
     change: Change | None = None
+    vectors: ChangeVector | None = None
 
     @staticmethod
-    def of(whole: QuantizedCheckpoint, change: Change | None = None, **config: Any) -> Changed:
+    def of(
+        whole: QuantizedCheckpoint, change: Change | None = None, vectors: ChangeVector | None = None, **config: Any
+    ) -> Changed:
         """On top of the changes that `whole` has already."""
         held = {field.name: getattr(whole, field.name) for field in fields(QuantizedCheckpoint)}
         held["config"] = replace(whole.config, **config)
-        before = whole.change if isinstance(whole, Changed) else None
-        if before is not None and change is not None:
-            first, second = before, change
-            return Changed(**held, change=lambda name, tensor: second(name, first(name, tensor)))
-        return Changed(**held, change=change or before)
+        before = whole if isinstance(whole, Changed) else Changed(**held)
+        return Changed(**held, change=_both(before.change, change), vectors=_both(before.vectors, vectors))
 
     def ordered(self, name: str) -> OrderedWeight:
         found = super().ordered(name)
         return found if self.change is None else replace(found, weight=self.change(name, found.weight))
 
+    def vector(self, name: str) -> Tensor:
+        found = super().vector(name)
+        return found if self.vectors is None else self.vectors(name, found)
+
     def block(self, index: int) -> dict[str, Tensor]:
         at = f"model.layers.{index}"
-        return {
-            **super().block(index),
-            **{f"{name}.weight": self.linear(f"{at}.{name}").dequantize() for name in LINEARS},
-        }
+        block = super().block(index)
+        for name in block:
+            linear = name.removesuffix(".weight")
+            block[name] = (
+                self.linear(f"{at}.{linear}").dequantize() if linear in LINEARS else self.vector(f"{at}.{name}")
+            )
+        return block
+
+
+def _both(first: Callable[[str, T], T] | None, second: Callable[[str, T], T] | None) -> Callable[[str, T], T] | None:
+    """One change behind the other."""
+    if first is None or second is None:
+        return first or second
+    return lambda name, value: second(name, first(name, value))
 
 
 def scales(whole: QuantizedCheckpoint, layer: int = LAYER) -> QuantizedCheckpoint:
@@ -85,9 +97,9 @@ def heads(whole: QuantizedCheckpoint, layer: int = LAYER) -> QuantizedCheckpoint
     return Changed.of(whole, change)
 
 
-def rope(whole: QuantizedCheckpoint) -> QuantizedCheckpoint:
-    """Rope frequencies of another base."""
-    return Changed.of(whole, rope_theta=whole.config.rope_theta * 50)
+def rope(whole: QuantizedCheckpoint, factor: float = 50.0) -> QuantizedCheckpoint:
+    """Rope frequencies of a base `factor` times the model's."""
+    return Changed.of(whole, rope_theta=whole.config.rope_theta * factor)
 
 
 def layer_norm(whole: QuantizedCheckpoint, checkpoint: Checkpoint) -> QuantizedCheckpoint:
@@ -120,12 +132,6 @@ def written(hurt: QuantizedCheckpoint, folder: Path) -> QuantizedCheckpoint:
         vectors = {name: hurt.vector(name) for name in header.vectors}
         write_piece(folder / file, Piece(linears, vectors, header.notes), header.fingerprint)
     return QuantizedCheckpoint.open(folder)
-
-
-def copied(artifact: Artifact, folder: Path) -> Artifact:
-    """The same artifact in another folder, to be damaged."""
-    shutil.copytree(artifact.folder, folder)
-    return Artifact.open(folder)
 
 
 def shift_tokenizer(artifact: Artifact) -> Artifact:
@@ -203,6 +209,9 @@ class Forgetful(RuntimeBase):
     def reset(self) -> None:
         self._inner.reset()
 
+    def rewind(self, held: int) -> None:
+        self._inner.rewind(held)
+
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         return self._inner.prefill(tokens)
 
@@ -212,14 +221,3 @@ class Forgetful(RuntimeBase):
 
     def close(self) -> None:
         self._inner.close()
-
-
-@contextmanager
-def forgetting(active: bool = True) -> Iterator[None]:
-    """Judging meets runtimes whose decode begins anew with every token."""
-    if not active:
-        yield
-        return
-    opened = runtimes.open_runtime
-    with patch.object(judging, "open_runtime", lambda *a, **k: cast(Runtime, Forgetful(opened(*a, **k)))):
-        yield
