@@ -32,7 +32,9 @@ class Architecture:
         qkv_bias: linears of q, k and v have biases; "field" for config.json's `add_qkv_bias`.
         rotary: pairs of dimensions that turn together: half a head apart, or neighbours.
         rotary_factor: share of each head that turns.
-        normalised_head_rows: a head of so many rows has each of them divided by its length.
+        rope_ratio: the field `rope_ratio` changes the rope; what it means depends on the model's generation.
+        normalised_head: each row of the head is divided by its length.
+        foreign_rows: a vocabulary of so many rows is another architecture's -> what that means.
         embedding_layer_norm: the field `use_stable_embedding` may add a LayerNorm behind the embedding.
     """
 
@@ -46,21 +48,30 @@ class Architecture:
     qkv_bias: bool | Literal["field"] = False
     rotary: Literal["half-split", "interleaved"] = "half-split"
     rotary_factor: float = 1.0
-    normalised_head_rows: int | None = None
+    rope_ratio: bool = False
+    normalised_head: bool = False
+    foreign_rows: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     embedding_layer_norm: bool = False
 
 
+BAICHUAN_ROPE = {"max_position_embeddings": "this is a 13B, whose ALiBi is not supported; the 7B has rope"}
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({
     "BlueLMForCausalLM": Architecture("BlueLM", embedding_layer_norm=True),
     "LlamaForCausalLM": Architecture("llama"),
     "Qwen2ForCausalLM": Architecture("qwen2", qkv_bias=True, needs={"use_sliding_window": False}),
-    # Baichuan 1, whose head is plain, has another vocabulary.
+    # Baichuan 2, whose head is normalised whatever rows a fine-tune added, and Baichuan 1 with its plain head.
     "BaichuanForCausalLM": Architecture(
         "baichuan",
-        must={"max_position_embeddings": "this is a 13B, whose ALiBi is not supported; the 7B has rope"},
-        also=("BaiChuanForCausalLM",),
+        must=BAICHUAN_ROPE,
         fused={"self_attn.W_pack": (Q, K, V)},
-        normalised_head_rows=125696,
+        normalised_head=True,
+        foreign_rows={64000: "Baichuan 1's, whose head is plain: its architecture is BaiChuanForCausalLM"},
+    ),
+    "BaiChuanForCausalLM": Architecture(
+        "baichuan",
+        must=BAICHUAN_ROPE,
+        fused={"self_attn.W_pack": (Q, K, V)},
+        foreign_rows={125696: "Baichuan 2's, whose head is normalised: its architecture is BaichuanForCausalLM"},
     ),
     # ChatGLM2 and ChatGLM3
     "ChatGLMModel": Architecture(
@@ -99,6 +110,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({
         qkv_bias="field",
         rotary="interleaved",
         rotary_factor=0.5,
+        rope_ratio=True,
     ),
 })  # fmt: skip
 

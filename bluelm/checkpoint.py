@@ -17,7 +17,7 @@ from bluelm.errors import InputError
 from bluelm.files import member, read_json, sha256
 from bluelm.fold import fold_layer_norm, normalise_rows
 from bluelm.naming import file_name, half_split, source
-from bluelm.tensorfiles import TensorInfo, list_tensors, load_tensor
+from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
 from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
 
 EMBED, EMBED_NORM, FINAL_NORM, HEAD = (
@@ -26,6 +26,7 @@ EMBED, EMBED_NORM, FINAL_NORM, HEAD = (
     "model.norm.weight",
     "lm_head.weight",
 )
+ROWS = 4096  # of two tables, compared at a time
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,19 @@ class Checkpoint:
             )
         tensors = model_tensors(list_tensors(folder))
         config = with_rows(config, tensors, folder)
+        config = untied(config, tensors)
         check_tensors(config, file_shapes(config), tensors, folder)
         return Checkpoint(folder, config, tensors)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What config.json says of these weights that they are not, read as transformers reads it."""
+        if self.config.tie_word_embeddings or not ModelConfig.from_folder(self.folder).tie_word_embeddings:
+            return ()
+        return (
+            "config.json says tie_word_embeddings true, but the files hold a head that differs from the embedding: "
+            "both are read, as transformers does. Set tie_word_embeddings to false in config.json to say so",
+        )
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as float32, a copy of its own, read through a memory map.
@@ -102,22 +114,11 @@ class Checkpoint:
         """float32 [rows, hidden]; where tied the embedding as stored, before its LayerNorm.
 
         A head that the model normalises (Baichuan 2) comes normalised.
-
-        Raises:
-            InputError: the config ties head and embedding, but the files hold two that differ.
         """
         if not self.config.tie_word_embeddings:
-            rows = ARCHITECTURES[self.config.architecture].normalised_head_rows
             head = self._read(HEAD)
-            return normalise_rows(head) if head.shape[0] == rows else head
-        table = self._read(EMBED)
-        if HEAD in self.tensors and not torch.equal(self.tensor(HEAD), table):
-            raise InputError(
-                f"tie_word_embeddings is true, but {HEAD} differs from {EMBED}",
-                where=self.folder,
-                fix="set tie_word_embeddings to false in config.json if the head was trained on its own",
-            )
-        return table
+            return normalise_rows(head) if ARCHITECTURES[self.config.architecture].normalised_head else head
+        return self._read(EMBED)
 
     def tokenizer(self) -> Tokenizer:
         """The folder's tokenizer, checked to fit the embedding's rows."""
@@ -158,6 +159,20 @@ def with_rows(config: ModelConfig, tensors: Mapping[str, TensorInfo], folder: Pa
     if table not in tensors:
         raise InputError(f"{table} is missing", where=folder, fix="the folder must hold the whole language model")
     return replace(config, vocab_size=_rows(table, tensors[table]))
+
+
+def untied(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> ModelConfig:
+    """`config` without its tie where the files hold a head of other values than the embedding.
+
+    transformers does the same and warns; where both are there and equal (torch.save writes both) they are tied.
+    """
+    embed, head = tensors[file_name(config, EMBED)], tensors.get(file_name(config, HEAD))
+    if not config.tie_word_embeddings or head is None or head.shape != embed.shape:
+        return config  # a head of another shape is refused with the shapes
+    tables = (load_stored(file_name(config, name), tensors[file_name(config, name)]) for name in (EMBED, HEAD))
+    parts = zip(*(table.split(ROWS) for table in tables), strict=True)
+    same = all(torch.equal(one.float(), other.float()) for one, other in parts)
+    return config if same else replace(config, tie_word_embeddings=False)
 
 
 def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ NTKMIXED_POWER = "ntkmixed_power"  # beside the factors of a `longrope` that is 
 RopeKind = Literal["ntkmixed", "linear", "dynamic", "llama3"]
 MAX_SIZE = 2**24  # no width, row count or context is larger; keeps nonsense from allocating
 MAX_LAYERS = 4096
+CHATGLM_ROWS = 65024  # of ChatGLM2 and ChatGLM3; GLM-4 has 151552
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,11 @@ class ModelConfig:
             raise fields.error(f"the head dimension {head_dim} is odd; rotary embeddings turn pairs")
         max_position = fields.size("max_position_embeddings", 2048)
         rotary_dim = _rotary_dim(fields, row, head_dim)
-        theta, scaling = _rope(fields, max_position, rotary_dim)
+        ratio = fields.number("rope_ratio", 1.0) if row.rope_ratio else 1.0
+        if ratio != 1 and _divides_positions(fields, ratio):
+            theta, scaling, max_position = 10000.0, RopeScaling("linear", ratio), max(1, int(max_position / ratio))
+        else:
+            theta, scaling = _rope(fields, 10000.0 * ratio, max_position, rotary_dim)
         return ModelConfig(
             architecture=architecture,
             vocab_size=fields.size("vocab_size"),
@@ -235,17 +240,29 @@ def _short(value: object) -> str:
 
 
 def _architecture(fields: _Fields) -> tuple[str, Architecture]:
-    found = fields.data.get("architectures")
+    found, kind = fields.data.get("architectures"), fields.data.get("model_type")
     if found is None:  # older configurations name the model type alone
-        kinds = {row.model_type: name for name, row in ARCHITECTURES.items()}
-        found = [kinds.get(str(fields.data.get("model_type")), fields.data.get("model_type"))]
+        found = [name for name, row in ARCHITECTURES.items() if row.model_type == kind] or [kind]
+        if len(found) > 1:
+            fix = f'set architectures to ["{found[0]}"] or ["{found[1]}"]'
+            raise fields.error(f"model_type {_short(kind)} alone says not which of {', '.join(found)} it is", fix=fix)
     known = find(found[0]) if isinstance(found, list) and len(found) == 1 else None
-    if known:
-        return known
-    raise fields.error(
-        f"unknown architecture {_short(found)}",
-        fix=f"use a checkpoint of one of: {', '.join(ARCHITECTURES)}",
-    )
+    if not known:
+        raise fields.error(
+            f"unknown architecture {_short(found)}",
+            fix=f"use a checkpoint of one of: {', '.join(ARCHITECTURES)}",
+        )
+    name, row = known
+    if kind is not None and str(kind).lower() != row.model_type.lower():
+        raise fields.error(
+            f"architectures says {name}, model_type says {_short(kind)}: transformers goes by model_type, and computes "
+            "another model",
+            fix=f'set model_type to "{row.model_type}" if these are weights of {name}',
+        )
+    rows = fields.data.get(row.fields.get("vocab_size", "vocab_size"))
+    if isinstance(rows, int) and rows in row.foreign_rows:
+        raise fields.error(f"a vocabulary of {rows} is {row.foreign_rows[rows]}", fix="set architectures accordingly")
+    return known
 
 
 def _renamed(data: Mapping[str, Any], row: Architecture) -> dict[str, Any]:
@@ -288,9 +305,32 @@ def _refuse_unsupported(fields: _Fields, row: Architecture) -> None:
             raise fields.error(f"{name} is true; linears with biases are not supported")
 
 
-def _rope(fields: _Fields, max_position: int, head_dim: int) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling from `rope_theta` and `rope_scaling`, or from transformers 5's `rope_parameters`."""
-    name = "rope_parameters" if fields.data.get("rope_parameters") else "rope_scaling"
+def _divides_positions(fields: _Fields, ratio: float) -> bool:
+    """What ChatGLM's `rope_ratio` means: ChatGLM2-32K divides positions by it, ChatGLM3-32K and GLM-4 multiply theta.
+
+    The code of each model says so, config.json only by the model's name; GLM-4 has a larger vocabulary. Where
+    positions are divided, `seq_length` is the long context already.
+
+    Raises:
+        InputError: the name is not there.
+    """
+    named = f"{fields.data.get('_name_or_path')} {fields.data.get('auto_map')}".lower()
+    second, later = "chatglm2" in named, "chatglm3" in named or "glm-4" in named
+    if not second and not later and fields.size("vocab_size") <= CHATGLM_ROWS:
+        raise fields.error(
+            f"rope_ratio {ratio:g} divides positions by {ratio:g} in ChatGLM2-32K, and makes the rope's base "
+            f"{10000 * ratio:g} in ChatGLM3-32K; this file does not say which model it is",
+            fix='set "_name_or_path" to "THUDM/chatglm2-6b-32k" or to "THUDM/chatglm3-6b-32k"',
+        )
+    return second and not later
+
+
+def _rope(fields: _Fields, base: float, max_position: int, head_dim: int) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling from `rope_theta` and `rope_scaling`, or from transformers 5's `rope_parameters`.
+
+    Where both are there transformers takes `rope_scaling` and nothing of the other. `base`: theta where none is given.
+    """
+    name = "rope_scaling" if fields.data.get("rope_scaling") else "rope_parameters"
     raw = fields.data.get(name)
     if raw is not None and not isinstance(raw, dict):
         raise fields.error(f"{name} must be an object or null, found {_short(raw)}")
@@ -298,8 +338,7 @@ def _rope(fields: _Fields, max_position: int, head_dim: int) -> tuple[float, Rop
     for owner in (rope, fields):
         if owner.data.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise owner.error("partial_rotary_factor is not supported", fix="rotary must turn whole heads")
-    default = 10000.0 * fields.number("rope_ratio", 1.0)  # ChatGLM names the ratio
-    theta = (rope if rope.data.get("rope_theta") is not None else fields).number("rope_theta", default)
+    theta = (rope if rope.data.get("rope_theta") is not None else fields).number("rope_theta", base)
     kind = rope.data.get("rope_type", rope.data.get("type", "default"))
     if kind == "default":
         return theta, None

@@ -40,8 +40,9 @@ class Source:
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of the model before believing a result."""
         if self.given is None:
-            return ()
+            return self.checkpoint.warnings
         return (
+            *self.checkpoint.warnings,
             f"the codes are the checkpoint's own ({self.given}): figures compare the artifact with it, and do not "
             "show what its quantizer lost",
         )

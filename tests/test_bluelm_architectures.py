@@ -19,6 +19,9 @@ from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.model import Decoder
+from bluelm.rope import max_context, rope_table
+from compress.engine import quantize
+from compress.recipe import Recipe
 
 ROWS, WIDTH, INNER, LAYERS, HEADS, KV, SIZE = 96, 64, 96, 2, 4, 2, 16
 COMMON = {
@@ -79,6 +82,46 @@ def test_llama_and_qwen2_are_transformers(tmp_path: Path, kind: str, extra: dict
         assert_logits(tmp_path, model(TOKENS).logits)
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0},
+         "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
+        {"rope_scaling": {"type": "linear", "factor": 4.0, "rope_theta": 300.0}, "rope_theta": 55.0,
+         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 77.0}},
+        {"rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 77.0}},
+        {"rope_scaling": {}, "rope_theta": 55.0, "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
+        {"rope_theta": 55.0, "rope_parameters": {"rope_type": "default"}},
+    ],
+)  # fmt: skip
+def test_rope_scaling_beside_rope_parameters(tmp_path: Path, rope: dict[str, Any]) -> None:
+    import transformers
+
+    model = randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON)))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **rope}))
+    with torch.no_grad():
+        assert_logits(tmp_path, transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(TOKENS).logits)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2"])
+def test_a_trained_head_beside_a_tied_table_is_read_as_transformers_reads_it(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**COMMON, tie_word_embeddings=False)
+    randomised(getattr(transformers, f"{kind}ForCausalLM")(config)).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with torch.no_grad():
+        want = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(TOKENS).logits
+    assert_logits(tmp_path, want)
+    assert "tie_word_embeddings" in Checkpoint.open(tmp_path).warnings[0]
+    codes = quantize(Checkpoint.open(tmp_path), None, Recipe.make({"method": "rtn", "bits": 8}), tmp_path / "codes")
+    got = Decoder.from_weights(codes)(TOKENS)
+    assert (got - want).abs().mean() < 0.05 * want.abs().mean(), "the head was dropped"
+
+
 def chatglm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A transformers GLM checkpoint under ChatGLM3's names: q, k and v fused, as THUDM's files have them."""
     renamed = {
@@ -127,8 +170,34 @@ def test_chatglm3_is_transformers_glm_under_other_names(tmp_path: Path) -> None:
         assert_logits(tmp_path, model(TOKENS).logits)
 
 
-def test_chatglm_long_context_has_its_own_rope_ratio() -> None:
-    assert ModelConfig.from_dict({**CHATGLM, "rope_ratio": 50}).rope_theta == 500000.0
+@pytest.mark.parametrize("name", ["THUDM/chatglm3-6b-32k", "glm-4-9b-chat"])
+def test_chatglm3_multiplies_its_ropes_base(name: str) -> None:
+    config = ModelConfig.from_dict({**CHATGLM, "rope_ratio": 50, "_name_or_path": name})
+    assert (config.rope_theta, config.rope_scaling) == (500000.0, None)
+    large = ModelConfig.from_dict({**CHATGLM, "rope_ratio": 50, "padded_vocab_size": 151552})
+    assert large.rope_theta == 500000.0
+
+
+def test_chatglm2_divides_positions() -> None:
+    """modeling_chatglm.py of ChatGLM2-6B-32K: angles of position p are those of p / rope_ratio."""
+    long = {"rope_ratio": 16, "seq_length": 32768, "_name_or_path": "THUDM/chatglm2-6b-32k"}
+    config = ModelConfig.from_dict({**CHATGLM, **long})
+    assert max_context(config) == 32768
+    cos, _ = rope_table(config, 100)
+    pairs = torch.arange(SIZE // 4, dtype=torch.float64)
+    angles = torch.outer(torch.arange(100, dtype=torch.float64) / 16, 10000.0 ** (-4 * pairs / SIZE))
+    torch.testing.assert_close(cos[:, : SIZE // 4].double(), angles.cos(), atol=1e-5, rtol=0)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_rope_ratio_of_a_model_without_a_name_is_refused() -> None:
+    with pytest.raises(InputError, match="divides positions by 8 in ChatGLM2-32K, and makes") as caught:
+        ModelConfig.from_dict({**CHATGLM, "rope_ratio": 8})
+    for name in ("THUDM/chatglm2-6b-32k", "THUDM/chatglm3-6b-32k"):
+        assert name in str(caught.value)
+        ModelConfig.from_dict({**CHATGLM, "rope_ratio": 8, "_name_or_path": name})
+    ModelConfig.from_dict({**CHATGLM, "rope_ratio": 1})
+    assert ModelConfig.from_dict({**COMMON, "architectures": ["LlamaForCausalLM"], "rope_ratio": 8}).rope_theta == 1e4
 
 
 BAICHUAN = {
@@ -192,11 +261,14 @@ def baichuan_logits(tensors: dict[str, Tensor], normalised: bool) -> Tensor:
     return (norm(x, "model.norm.weight") @ head.T).float()
 
 
-@pytest.mark.parametrize(("name", "rows"), [("BaichuanForCausalLM", 125696), ("BaiChuanForCausalLM", ROWS)])
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("BaichuanForCausalLM", 125696), ("BaichuanForCausalLM", 128), ("BaiChuanForCausalLM", ROWS)],
+)
 def test_baichuan_follows_its_formula(tmp_path: Path, name: str, rows: int) -> None:
     tensors = baichuan_tensors(rows)
     write(tmp_path, {**BAICHUAN, "architectures": [name], "vocab_size": rows}, tensors)
-    assert_logits(tmp_path, baichuan_logits(tensors, normalised=rows == 125696))
+    assert_logits(tmp_path, baichuan_logits(tensors, normalised=name == "BaichuanForCausalLM"))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +276,11 @@ def test_baichuan_follows_its_formula(tmp_path: Path, name: str, rows: int) -> N
     [
         ({"architectures": ["MistralForCausalLM"]}, r"unknown architecture \['MistralForCausalLM'\]"),
         ({"max_position_embeddings": None}, "ALiBi is not supported"),
+        ({"vocab_size": 64000}, "a vocabulary of 64000 is Baichuan 1's"),
+        ({"architectures": ["BaiChuanForCausalLM"]}, "a vocabulary of 125696 is Baichuan 2's"),
+        ({"architectures": None}, "model_type 'baichuan' alone says not which"),
+        ({"architectures": ["LlamaForCausalLM"]}, "model_type says 'baichuan'"),
+        ({"model_type": "mistral"}, "architectures says BaichuanForCausalLM, model_type says 'mistral'"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(change: dict[str, Any], message: str) -> None:

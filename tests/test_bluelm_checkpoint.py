@@ -109,10 +109,16 @@ def test_tied_head_may_be_stored_too(tmp_path: Path) -> None:
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     write_tensors(tmp_path, tensors)
     assert torch.equal(Checkpoint.open(tmp_path).head(), tensors["lm_head.weight"])
+    assert not Checkpoint.open(tmp_path).warnings
     tensors["lm_head.weight"][3, 3] += 1
     write_tensors(tmp_path, tensors)
-    with pytest.raises(InputError, match="tie_word_embeddings is true, but"):
-        Checkpoint.open(tmp_path).head()
+    found = Checkpoint.open(tmp_path)
+    assert torch.equal(found.head(), tensors["lm_head.weight"])
+    assert not found.config.tie_word_embeddings and "differs from the embedding" in found.warnings[0]
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].clone()
+    write_tensors(tmp_path, tensors)
+    with pytest.raises(InputError, match=r"lm_head.weight has shape \[511, 64\]"):
+        Checkpoint.open(tmp_path)
 
 
 def test_rotary_frequencies_in_the_file_are_skipped(tmp_path: Path) -> None:

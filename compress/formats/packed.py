@@ -17,6 +17,7 @@ from bluelm.checkpoint import (
     digest,
     file_shapes,
     model_tensors,
+    untied,
     with_rows,
 )
 from bluelm.config import ModelConfig
@@ -57,7 +58,7 @@ class PackedCheckpoint(Checkpoint):
         layout = find_layout(folder, tensors)
         if layout is None:
             raise InputError("the checkpoint is not quantized", where=folder)
-        config = with_rows(config, tensors, folder)
+        config = untied(with_rows(config, tensors, folder), tensors)
         names = {name.removesuffix(f".{layout.marker}") for name in tensors if name.endswith(f".{layout.marker}")}
         if not names:
             raise InputError(
