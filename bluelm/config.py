@@ -242,10 +242,11 @@ def _short(value: object) -> str:
 def _architecture(fields: _Fields) -> tuple[str, Architecture]:
     found, kind = fields.data.get("architectures"), fields.data.get("model_type")
     if found is None:  # older configurations name the model type alone
-        found = [name for name, row in ARCHITECTURES.items() if row.model_type == kind] or [kind]
-        if len(found) > 1:
-            fix = f'set architectures to ["{found[0]}"] or ["{found[1]}"]'
-            raise fields.error(f"model_type {_short(kind)} alone says not which of {', '.join(found)} it is", fix=fix)
+        names = [name for name, row in ARCHITECTURES.items() if row.model_type == kind]
+        if len(names) > 1:
+            fix = f'set architectures to ["{names[0]}"] or ["{names[1]}"]'
+            raise fields.error(f"model_type {_short(kind)} alone says not which of {', '.join(names)} it is", fix=fix)
+        found = names or [kind]
     known = find(found[0]) if isinstance(found, list) and len(found) == 1 else None
     if not known:
         raise fields.error(
