@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Wi
 
 from eval.confidence import enough, multiplier
 from eval.measurement import How, Measurement
+from export.artifact import Format
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -77,6 +78,10 @@ class Budget(DomainLimits):
     structure: Annotated[bool, Field(description="tokenizer, template, weights, versions and size must be right")] = (
         True
     )
+    accept_not_known: Annotated[
+        tuple[Format, ...] | None,
+        Field(description="formats that may pass though their files do not tell all that they hold; default: any"),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -180,12 +185,13 @@ STRUCTURE: dict[str, tuple[float, bool]] = {
     "chat_template_mismatches": (0, True),
     "end_token_faults": (0, True),
     "versions_missing": (0, True),
-    "weight_mismatches": (0, False),
+    "weight_mismatches": (0, True),
     "bits_per_weight_deviation": (0.02, False),
     "block_error_excess": (1, False),
     "runtime_kl_excess": (1, False),
 }
 BETTER, SAME = "not_better_than_float", "not_identical_to_float"
+NOT_KNOWN = "not_known"  # @format: items that an artifact must hold and its files do not tell
 
 
 def judge(
@@ -242,6 +248,8 @@ def judge(
     if budget.structure:
         given = {"runtime_kl_excess"} if budget.max_runtime_kl is not None else set()
         checks += [c for s in artifacts for c in _structure(s, figures, given)]
+    if budget.accept_not_known is not None:
+        checks += [_known(s, figures, budget.accept_not_known) for s in artifacts]
     return Verdict(tuple(checks))
 
 
@@ -341,6 +349,18 @@ def _two_sided(subject: str, figures: Mapping[tuple[str, str], Measurement], win
             SAME, subject, kl.value, kl.unit, IDENTICAL, kl.value - IDENTICAL, passed, kl.how, kl.error, note,
             outcome="passed" if passed else "failed",
         )  # fmt: skip
+
+
+def _known(subject: str, figures: Mapping[tuple[str, str], Measurement], accepted: Collection[str]) -> Check:
+    """What the files do not tell counts as not passed, but for the formats that may."""
+    found = [m for (name, of), m in figures.items() if of == subject and name.startswith(f"{NOT_KNOWN}@")]
+    figure = found[0] if len(found) == 1 else None
+    check = _check(f"max_{NOT_KNOWN}", subject, Limit(NOT_KNOWN, "items", drawn=False), 0, figure, 0.0)
+    if figure is None or check.passed:
+        return check
+    if figure.name.partition("@")[2] in accepted:
+        return replace(check, passed=True, margin=0.0, outcome="passed", note=f"accepted: {figure.note}")
+    return replace(check, note=figure.note)
 
 
 def _structure(subject: str, figures: Mapping[tuple[str, str], Measurement], given: Collection[str]) -> Iterable[Check]:

@@ -19,10 +19,11 @@ from bluelm.errors import ExportError
 from bluelm.tokenizer import Message, Tokenizer
 from compress.store import QuantizedCheckpoint
 from eval import metrics, size_plan
+from eval.budget import NOT_KNOWN
 from eval.compare import BlockErrors
 from eval.measurement import Measurement
 from export.artifact import Artifact, Format
-from export.readback import read_back, readable
+from export.readback import config_faults, read_back
 from targets.generation import ends, generate, until
 from targets.runtime import Runtime
 
@@ -55,7 +56,6 @@ RUNTIME_PACKAGES = {
 }
 DELEGATES = {"executorch-qnn": "QnnBackend", "executorch-coreml": "CoreMLBackend"}
 """Of formats that are to be delegated as a whole: the delegate's name."""
-UNTOLD = "weights_untold"  # how many things the files do not tell of codes and scales; the note says which
 FORCED = 3  # tokens of an answer before the end token is put on top
 
 
@@ -78,11 +78,10 @@ def files(
         *npu_shares(artifact, subject),
     ]
     held = read_back(artifact, quantized)
-    if held is not None:
-        found.append(_faults("weight_mismatches", held.wrong, subject, "weights"))
-        if held.untold:
-            note = "; ".join(held.untold)
-            found.append(Measurement(UNTOLD, len(held.untold), "", "measured", note=note, subject=subject))
+    wrong = [f"the quantized checkpoint's {fault}" for fault in config_faults(quantized.config, config)]
+    found.append(_faults("weight_mismatches", [*wrong, *map(str, held.wrong)], subject, "items"))
+    name, note = f"{NOT_KNOWN}@{artifact.format}", "; ".join(held.sentences)
+    found.append(Measurement(name, len(held.untold), "items", "measured", note=note, subject=subject))
     return found
 
 
@@ -188,12 +187,7 @@ def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
 
 def not_known(artifact: Artifact, figures: Sequence[Measurement]) -> list[str]:
     """What is not checked because the format does not tell it; `figures` are the artifact's."""
-    found = [figure.note for figure in figures if figure.name == UNTOLD]
-    if not readable(artifact):
-        found.append(
-            f"codes and scales cannot be read back from {artifact.format} files: that the artifact answers as its own "
-            "weights do is all that speaks for them"
-        )
+    found = [figure.note for figure in figures if figure.name.startswith(NOT_KNOWN) and figure.value]
     if artifact.format in ("coreml", "executorch-coreml"):
         found.append("the share of nodes on the Neural Engine: Core ML chooses the unit on the device")
     return found

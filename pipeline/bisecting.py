@@ -22,7 +22,7 @@ from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, f
 from eval.compare import BlockErrors, local_errors, weights_steps
 from export.artifact import SOURCES, Artifact
 from export.ranges import Ranges
-from export.readback import differing, listed, readable
+from export.readback import differing, listed, readable, weight_names
 from targets.block_outputs import BlockRuntime, open_blocks, source_of
 from targets.runtime import Place, open_runtime
 
@@ -175,9 +175,10 @@ class Bisection:
 
     @cached_property
     def _wrong(self) -> list[str]:
-        shown = differing(self._shown, self.quantized) or []
-        compiled = [] if self._shown is self.artifact else differing(self.artifact, self.quantized) or []
-        return list(dict.fromkeys([*shown, *compiled]))
+        shown = differing(self._shown, self.quantized)
+        compiled = [] if self._shown is self.artifact else differing(self.artifact, self.quantized)
+        held = weight_names(self.quantized)
+        return [name for name in dict.fromkeys([*shown, *compiled]) if name in held]
 
     @cached_property
     def _readable(self) -> bool:

@@ -26,6 +26,7 @@ GOOD = [
             ("prefill_decode_kl", 1e-6, None),
             ("runtime_kl", 1e-6, None),
             *((name, 0, None) for name in STRUCTURE),
+            (f"not_known@onnx-{subject}", 0, None),
         )
     ),
     Measurement("decode_tokens_per_s", 12.5, "tokens/s", "estimated", subject="soc"),
@@ -112,6 +113,21 @@ def test_recovery_is_asked_of_every_task_that_was_run() -> None:
     assert (fourth.passed, fourth.note) == (False, "not measured: the float model has no right answer")
     (none,) = judge(budget, GOOD, ("npu", "cpu")).checks
     assert str(none) == "min_task_recovery (npu): not measured; the budget asks for at least 0.95"
+
+
+def test_what_is_not_known_is_not_passed_but_for_formats_that_may() -> None:
+    told = [m for m in GOOD if not m.name.startswith("not_known")]
+    untold = Measurement("not_known@gguf", 3, "items", "measured", note="rope: nobody reads it", subject="npu")
+
+    def failed(budget: Budget, figures: list[Measurement]) -> list[Check]:
+        return [check for check in judge(budget, figures, ("npu",)).failures if check.name == "max_not_known"]
+
+    (asked,) = failed(Budget(accept_not_known=("coreml",)), [*told, untold])
+    assert (asked.value, asked.note) == (3, "rope: nobody reads it")
+    assert not failed(Budget(accept_not_known=("coreml", "gguf")), [*told, untold])
+    assert not failed(Budget(), [*told, untold])
+    (missing,) = failed(Budget(accept_not_known=("gguf",)), told)
+    assert missing.note == "not measured"
 
 
 def test_default_budget_is_readable_and_asks_for_everything_that_a_run_measures() -> None:

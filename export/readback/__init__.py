@@ -1,65 +1,110 @@
-"""Whether a finished artifact holds the codes and scales of a quantized checkpoint: read from its files again.
+"""Whether a finished artifact holds a quantized checkpoint, whole and unchanged: read from its files again.
 
-Also from what Qualcomm's compiler wrote, which does not tell all. MediaTek's cannot be read.
+What must be held is the inventory (`export/readback/items.py`) and what lies beside (`export/readback/beside.py`);
+a module a format says of each item whether it is right, wrong, or not told by the format.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, Format
-from export.readback import compiled, coreml, executorch, genai, gguf, litert, onnx
+from export.readback import beside, compiled, coreml, executorch, genai, gguf, litert, onnx
+from export.readback.beside import config_faults
 from export.readback.compiled import COPIES
-from export.readback.held import linear_names, listed, same
+from export.readback.held import listed, same
+from export.readback.items import Finding, Reader, inventory, linear_names, right, untold, weight_names
 
-__all__ = ["COPIES", "ReadBack", "differing", "linear_names", "listed", "read_back", "readable", "same"]
+__all__ = [
+    "COPIES", "Finding", "ReadBack", "config_faults", "differing", "linear_names", "listed", "read_back", "readable",
+    "same", "weight_names",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ReadBack:
-    """What an artifact's files tell of a checkpoint's weights.
+    """What an artifact's files tell of a checkpoint.
 
     Attributes:
-        wrong: names of those whose codes or scales are others, or that the artifact does not hold as such.
-        untold: what the files do not tell, a sentence each.
+        wrong: what is not the checkpoint's; also items that a reader said nothing of.
+        untold: what the files do not tell.
     """
 
-    wrong: list[str]
-    untold: list[str] = field(default_factory=list[str])
+    wrong: tuple[Finding, ...]
+    untold: tuple[Finding, ...] = ()
+
+    @property
+    def sentences(self) -> list[str]:
+        """What is not told, a sentence a reason."""
+        reasons: dict[str, list[str]] = {}
+        for finding in self.untold:
+            reasons.setdefault(finding.told, []).append(finding.item)
+        return [f"{listed(items)}: {reason}" for reason, items in reasons.items()]
 
 
-def read_back(artifact: Artifact, quantized: QuantizedCheckpoint) -> ReadBack | None:
-    """Hold the artifact's codes and scales against the checkpoint's; None where the format cannot be read.
+def read_back(artifact: Artifact, quantized: QuantizedCheckpoint) -> ReadBack:
+    """Hold all that the artifact's files hold against the checkpoint.
 
     Raises:
-        InputError: a file is damaged.
+        InputError: a file is damaged so that it cannot be read at all.
     """
-    if artifact.format in COPIES:
-        return ReadBack(*compiled.faults(artifact, quantized))
-    reader = _READERS.get(artifact.format)
-    return None if reader is None else ReadBack(list(dict.fromkeys(reader(artifact, quantized))))
+    found = list(_READERS.get(artifact.format, _closed)(artifact, quantized))
+    said = {finding.item for finding in found}
+    forgotten = [Finding(item, "wrong", "was not read back") for item in inventory(artifact, quantized)]
+    found += [finding for finding in forgotten if finding.item not in said]
+    found += beside.findings(artifact, quantized)
+    wrong, not_told = (tuple(dict.fromkeys(f for f in found if f.state == state)) for state in ("wrong", "untold"))
+    return ReadBack(wrong, not_told)
 
 
-def differing(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str] | None:
-    """The weights that `read_back` finds wrong."""
-    found = read_back(artifact, quantized)
-    return None if found is None else found.wrong
+def differing(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str]:
+    """The items that `read_back` finds wrong, each once."""
+    return list(dict.fromkeys(finding.item for finding in read_back(artifact, quantized).wrong))
 
 
 def readable(artifact: Artifact) -> bool:
-    """Whether the format's codes and scales can be read back."""
-    return artifact.format in _READERS or artifact.format in COPIES
+    """Whether anything of the format's program can be read back."""
+    return artifact.format in _READERS
 
 
-_READERS: dict[Format, Callable[[Artifact, QuantizedCheckpoint], Iterator[str]]] = {
-    "onnx-cpu": onnx.faults,
-    "onnx-npu": onnx.faults,
-    "onnx-genai": genai.faults,
-    "litert": litert.faults,
-    "executorch-xnnpack": executorch.xnnpack,
-    "executorch-coreml": executorch.coreml,
-    "gguf": gguf.faults,
-    "coreml": coreml.faults,
+def _closed(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+    """A format that nobody but its runtime reads."""
+    why = f"{artifact.format} files cannot be read back: that they answer as their own weights do speaks for them alone"
+    yield from untold(why, *inventory(artifact, quantized))
+
+
+def _weights(reader: Callable[[Artifact, QuantizedCheckpoint], Iterator[str]]) -> Reader:
+    """Of a format whose codes and scales alone are read back: `reader` gives the names of those that are wrong."""
+
+    def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+        names, wrong = weight_names(quantized), list(dict.fromkeys(reader(artifact, quantized)))
+        yield from (Finding(name, "wrong", "codes or scales" if name in names else "") for name in wrong)
+        yield from right(*(name for name in names if name not in wrong))
+        rest = [item for item in inventory(artifact, quantized) if item not in names]
+        yield from untold(f"of {artifact.format} only codes and scales are read back", *rest)
+
+    return findings
+
+
+def _compiled(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+    wrong, sentences = compiled.faults(artifact, quantized)
+    yield from _weights(lambda *_: iter(wrong))(artifact, quantized)
+    for sentence in sentences:
+        weights, _, why = sentence.partition(": ")
+        yield Finding(weights, "untold", why)
+
+
+_READERS: dict[Format, Reader] = {
+    "onnx-cpu": _weights(onnx.faults),
+    "onnx-npu": _weights(onnx.faults),
+    "onnx-genai": _weights(genai.faults),
+    "litert": _weights(litert.faults),
+    "executorch-xnnpack": _weights(executorch.xnnpack),
+    "executorch-coreml": _weights(executorch.coreml),
+    "executorch-qnn": _compiled,
+    "qnn-context": _compiled,
+    "gguf": _weights(gguf.faults),
+    "coreml": _weights(coreml.faults),
 }

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from compress.store import QuantizedCheckpoint
 from export import htp_reader
 from export.artifact import Artifact
-from export.readback.held import linear_names, listed, table_faults
+from export.readback.held import listed, table_faults
+from export.readback.items import linear_names
 
 COPIES: Mapping[str, Mapping[str, int]] = {
     "qnn-context": {"context": 1, "simulator-context": 2},

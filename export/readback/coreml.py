@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact
-from export.readback.held import linear_names
+from export.readback.items import linear_names
 
 
 def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:

@@ -10,7 +10,8 @@ import numpy as np
 from compress.quantized import QuantizedTensor
 from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact
-from export.readback.held import linear_names, table_faults
+from export.readback.held import table_faults
+from export.readback.items import linear_names
 
 
 def xnnpack(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:

@@ -8,7 +8,8 @@ from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.onnx_reader import OnnxWeights, Stored
 from export.packing import unpack
-from export.readback.held import linear_names, same
+from export.readback.held import same
+from export.readback.items import linear_names
 
 
 def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:

@@ -34,12 +34,6 @@ def same(wanted: QuantizedTensor, found: Stored) -> bool:
     )
 
 
-def linear_names(quantized: QuantizedCheckpoint) -> list[str]:
-    """The quantized weights of blocks and head, in the checkpoint's order."""
-    names = [name for name in quantized.linears if name != EMBED]
-    return names if "lm_head" in names else [*names, "lm_head"]
-
-
 def table_faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     """The file of embedding rows."""
     wanted, found = quantized.embed(), EmbeddingTable.open(artifact.path("embedding"))

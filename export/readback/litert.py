@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
-from export.readback.held import linear_names, same, stored, table_faults
+from export.readback.held import same, stored, table_faults
+from export.readback.items import linear_names
 
 
 def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:

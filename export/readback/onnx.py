@@ -8,7 +8,8 @@ from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.onnx_decoder import GRAPHS
 from export.onnx_reader import OnnxWeights
-from export.readback.held import linear_names, same, table_faults
+from export.readback.held import same, table_faults
+from export.readback.items import linear_names
 
 
 def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
