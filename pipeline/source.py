@@ -92,8 +92,9 @@ def open_source(
     """
     checkpoint = open_weights(model_folder(model))
     if not isinstance(checkpoint, PackedCheckpoint):
+        checkpoint = adapted(checkpoint, adapters)
         engine.check(checkpoint.config, recipe.own_widths())
-        return Source(adapted(checkpoint, adapters), recipe)
+        return Source(checkpoint, recipe)
     if adapters:
         fix = "give the float checkpoint: merged into codes it would have to be quantized again"
         raise InputError("an adapter cannot be merged into a quantized checkpoint", where=model, fix=fix)

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bluelm import adapters
 from bluelm.adapters import adapted, parse_adapter
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
+from bluelm.model import Decoder
 from tests.checkpoints import write_checkpoint
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -124,6 +126,67 @@ def test_peft_itself_merges_to_the_same(tmp_path: Path) -> None:
     assert changed == 2 * 3 + 1
 
 
+def test_every_field_that_peft_writes_is_known_here(base: Checkpoint, tmp_path: Path) -> None:
+    """What PEFT writes by default is read; each field of its configuration is in one of the two tables."""
+    import peft
+
+    default = json.loads(json.dumps(peft.LoraConfig(r=4, lora_alpha=6).to_dict(), default=str))
+    assert default.keys() - adapters._READ == adapters._REFUSED.keys()
+    write_adapter(tmp_path / "a", **(default | {"peft_type": "LORA", "target_modules": ["q_proj"]}))
+    adapted(base, [(tmp_path / "a", 1.0)])
+    write_adapter(tmp_path / "b", **{"of next year": None, "switched_off": False, "empty": {}})
+    adapted(base, [(tmp_path / "b", 1.0)])
+
+
+TIED = {
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "embedding, tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "embedding, tied, of two scales": {
+        "target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True, "alpha_pattern": {"lm_head": 3},
+    },
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "head, tied": {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True},
+    "both": {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+    "whole embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "whole embedding, tied": {
+        "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True,
+    },
+    "whole head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "neither": {"target_modules": ["q_proj"]},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TIED)
+def test_tied_tables_are_what_peft_runs(name: str, tmp_path: Path) -> None:
+    """PEFT's model with the adapter beside the weights: the one that was trained. (Its merge changes both roles.)"""
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, **TIED[name])).eval()
+    for parameter, values in wrapped.named_parameters():
+        if "lora_" in parameter or "modules_to_save" in parameter:
+            values.data.add_(torch.randn_like(values) * 0.1)  # in place: tied ones share their values
+    wrapped.save_pretrained(str(tmp_path / "adapter"))
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        wanted = wrapped(tokens).logits
+    base = Checkpoint.open(tmp_path / "base")
+    merged = adapted(base, [(tmp_path / "adapter", 1.0)])
+    found = Decoder.from_weights(merged)(tokens)
+    torch.testing.assert_close(found, wanted, atol=2e-4 * wanted.abs().max().item(), rtol=2e-4)
+    stays = name in ("embedding, tied", "head, tied", "whole embedding, tied", "neither")
+    assert merged.config.tie_word_embeddings == stays
+    assert bool(merged.warnings) != stays
+
+
 def rename(tensors: dict[str, Tensor], old: str, new: str) -> None:
     for name in [name for name in tensors if old in name]:
         tensors[name.replace(old, new)] = tensors.pop(name)
@@ -148,7 +211,16 @@ A_OF_Q, B_OF_Q = (f"base_model.model.{Q}.lora_{side}.weight" for side in "AB")
         ({"peft_type": "IA3"}, lambda t: None, ["IA3"]),
         ({"use_dora": True}, lambda t: None, ["DoRA"]),
         ({"bias": "all"}, lambda t: None, ["biases"]),
-        ({"init_lora_weights": "pissa_niter_4"}, lambda t: None, ["pissa"]),
+        ({"init_lora_weights": "pissa_niter_4"}, lambda t: None, ["pissa", "a base that this changed"]),
+        ({"init_lora_weights": "lora_ga"}, lambda t: None, ["lora_ga", "a base that this changed"]),
+        ({"init_lora_weights": "next_year"}, lambda t: None, ["next_year"]),
+        ({"init_lora_weights": 1}, lambda t: None, ["init_lora_weights 1"]),
+        ({"alora_invocation_tokens": [5, 6]}, lambda t: None, ["alora_invocation_tokens", "behind its invocation"]),
+        ({"kasa_config": {"beta": 1}}, lambda t: None, ["kasa_config"]),
+        ({"use_bdlora": {"nblocks": 2}}, lambda t: None, ["use_bdlora"]),
+        ({"fan_in_fan_out": True}, lambda t: None, ["fan_in_fan_out"]),
+        ({"turn_everything": 0.5}, lambda t: None, ["turn_everything", "not known here"]),
+        ({"zero_is_a_value": 0}, lambda t: None, ["zero_is_a_value", "not known here"]),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(base: Checkpoint, tmp_path: Path, config: Any, change: Any, said: list[str]) -> None:
