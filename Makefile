@@ -1,5 +1,5 @@
-# make run    the whole way on the demo model: quantize, lower, compile for a Snapdragon NPU, judge
-# make test   lint, types and tests
+# make run    the whole way on the demo model: quantize, lower, compile for a Snapdragon NPU, judge, bundle
+# make test   lint, types and tests; installs the Debian packages of tests/packages.py where it may
 # Both make .venv on the first call and reuse it afterwards.
 #
 #   make run ARGS="--soc sm8750 --method awq"      further options of bluelm-export
@@ -12,15 +12,16 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --use-pep517 $(PIP_ARGS)
 
 .PHONY: run test clean
 .DELETE_ON_ERROR:
 
-run: $(VENV)/.installed-qualcomm
+run: $(VENV)/.installed-qualcomm,bundle
 	@$(BIN)/bluelm-export --target snapdragon --out dist $(ARGS)
 
 test: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.packages
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope

@@ -1,6 +1,6 @@
 """An adb server of ours for tests: the real wire protocol (host, shell v2, sync), a folder as the phone.
 
-`python tests/adb_server.py ROOT` listens on a free port, writes it to ROOT/port, serves until killed.
+`python tests/adb_server.py ROOT` listens on a free port, prints it, serves until killed.
 ROOT/data is the phone's /data, ROOT/bin holds its commands (getprop, dumpsys ... written by the test).
 ROOT/faults.json, read anew at every request, may hold:
 
@@ -224,9 +224,7 @@ def main() -> None:
     assert stat.S_ISDIR(root.stat().st_mode)
     Handler.root = root
     with Server(("127.0.0.1", 0), Handler) as server:
-        temporary = root / ".port"
-        temporary.write_text(str(server.server_address[1]))
-        temporary.rename(root / "port")
+        print(server.server_address[1], flush=True)
         server.serve_forever()
 
 

@@ -6,14 +6,15 @@ import html
 import json
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
+
+from tests.limits import HANG_S
+from tests.packages import PACKAGES, find, need
 
 # reads the framed page once it is laid out; the page itself may run no script
 PROBE = """<!DOCTYPE html><body style="margin:0">
@@ -75,11 +76,10 @@ def picture(page: Path, width: int, height: int) -> Image.Image:
 
 
 def _chromium(home: Path, *arguments: str) -> str:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("Chromium is not installed (apt-get install chromium)")
+    need("chromium")
+    program = str(find(*PACKAGES["chromium"]))
     command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", *arguments]
     environment = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "XDG_CACHE_HOME": str(home)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

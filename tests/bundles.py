@@ -20,6 +20,7 @@ from export.bundle.manifest import (
     Tokenizer,
 )
 from export.bundle.zip32 import BytesSource
+from tests.packages import need
 
 NOBODY = Signing(subject="", certificate_sha256="0" * 64, development_key=False)
 FILES = {
@@ -91,4 +92,7 @@ def development_keys(folder: Path) -> payload.Keys:
 
 
 def make(format_: Format, out: Path, signing: payload.Keys, files: dict[str, bytes] | None = None) -> Path:
+    """A bundle of these files; an IPA's executable is compiled."""
+    if format_ == "ipa":
+        need("clang-19", "lld-19")
     return build.make(draft(format_), inputs(files), signing, out)

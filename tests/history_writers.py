@@ -8,6 +8,7 @@ from threading import Barrier
 
 from eval.history import History, Run
 from eval.measurement import Measurement
+from tests.limits import HANG_S
 
 FIGURES = 20
 PROCESSES, THREADS = 20, 10
@@ -26,7 +27,7 @@ def write_many(path: str, process: int, start: Barrier) -> None:
     """Ten writers, each with a connection of its own, that begin when all two hundred are there."""
 
     def write(thread: int) -> None:
-        start.wait(60)
+        start.wait(HANG_S)
         History(Path(path)).append(make_run("many", process * THREADS + thread))
 
     threads = [threading.Thread(target=write, args=(t,)) for t in range(THREADS)]

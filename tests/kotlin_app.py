@@ -7,7 +7,6 @@ runtimes run the real artifact.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,12 +17,6 @@ APP = Path("export/bundle/templates/gradle/app/src/main/kotlin/org/bluelm/chat")
 STAND_INS = Path("tests/android")
 JSON = Path("/usr/share/java/com.android.json.jar")  # Android's own org.json
 KOTLIN = [Path(f"/usr/share/java/kotlin-stdlib{part}.jar") for part in ("", "-jdk7")]
-
-
-def lacking() -> list[str]:
-    """What is missing here."""
-    tools = [name for name in ("java", "javac", "kotlinc") if shutil.which(name) is None]
-    return tools + [str(path) for path in (JSON, *KOTLIN) if not path.exists()]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,13 +96,9 @@ def running_phone(root: Path) -> Iterator[FakePhone]:
     """Start the server process; end it behind the block."""
     furnish(root)
     script = Path(__file__).parent / "adb_server.py"
-    process = subprocess.Popen([sys.executable, str(script), str(root)])
-    try:
-        deadline = time.monotonic() + 30
-        while not (root / "port").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        yield FakePhone(root, int((root / "port").read_text()))
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen([sys.executable, str(script), str(root)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield FakePhone(root, int(process.stdout.readline()))
+        finally:
+            process.kill()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save, save_file
@@ -114,17 +114,24 @@ def tokenizer_json() -> bytes:
     return fast.to_str().encode()
 
 
+BUNDLED = dict(bundles.FILES) | {"artifact/weights.bin": bytes(500)}
+
+
+@cache
+def bundle_file(kind: Literal["apk", "ipa"]) -> bytes:
+    """A bundle that is one file."""
+    with tempfile.TemporaryDirectory() as place:
+        return bundles.make(kind, Path(place) / "x", bundles.development_keys(Path(place)), BUNDLED).read_bytes()
+
+
 @cache
 def bundle_files() -> Mapping[str, bytes]:
-    """One bundle of each kind that is a file, and a signed folder."""
-    files = dict(bundles.FILES) | {"artifact/weights.bin": bytes(500)}
+    """A signed folder, and its keys."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         signing = bundles.development_keys(folder)
         out: dict[str, bytes] = {}
-        for kind in ("apk", "ipa"):
-            out[f"x.{kind}"] = bundles.make(kind, folder / "x", signing, files).read_bytes()
-        made = bundles.make("folder", folder / "x", signing, files)
+        made = bundles.make("folder", folder / "x", signing, BUNDLED)
         for path in sorted(p for p in made.rglob("*") if p.is_file()):
             out[f"x-folder/{path.relative_to(made).as_posix()}"] = path.read_bytes()
         form = keys.serialization.PublicFormat.SubjectPublicKeyInfo
@@ -135,7 +142,7 @@ def bundle_files() -> Mapping[str, bytes]:
 
 
 def app_files() -> Mapping[str, bytes]:
-    with zipfile.ZipFile(BytesIO(bundle_files()["x.ipa"])) as archive:
+    with zipfile.ZipFile(BytesIO(bundle_file("ipa"))) as archive:
         home = "Payload/bluelm-demo.app/"
         return {f"A.app/{n}": archive.read(home + n) for n in ("Info.plist", "BundleRunner", "PkgInfo")}
 

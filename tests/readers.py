@@ -195,10 +195,10 @@ READERS: dict[str, Callable[[], Reader]] = {
         {"key.pem": valid.bundle_files()["key.pem"]}, "key.pem", lambda folder: keys.load_key(folder / "key.pem")
     ),
     "apk": lambda: Reader(
-        {"x.apk": valid.bundle_files()["x.apk"]}, "x.apk", lambda folder: build.verify(folder / "x.apk"), True
+        {"x.apk": valid.bundle_file("apk")}, "x.apk", lambda folder: build.verify(folder / "x.apk"), True
     ),
     "ipa": lambda: Reader(
-        {"x.ipa": valid.bundle_files()["x.ipa"]}, "x.ipa", lambda folder: build.verify(folder / "x.ipa"), True
+        {"x.ipa": valid.bundle_file("ipa")}, "x.ipa", lambda folder: build.verify(folder / "x.ipa"), True
     ),
     "bundle manifest": lambda: _signed("manifest.json"),
     "bundle certificate": lambda: _signed("signer.pem"),

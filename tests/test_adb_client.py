@@ -12,6 +12,8 @@ import pytest
 from bluelm.errors import InputError, UnavailableError
 from targets.adb import CHUNK, Server
 from targets.phone import parse_thermal, phones
+from tests.limits import HANG_S
+from tests.packages import requires
 from tests.phone import FakePhone, running_phone
 
 BIG = os.urandom(5 * CHUNK + 17)
@@ -33,15 +35,16 @@ def phone(shared: FakePhone) -> FakePhone:
 def adb(phone: FakePhone, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Android's own client against our server: if that were not adb's protocol, it would not work."""
     command = ["adb", "-P", str(phone.server.port), "-s", phone.serial, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
+@requires("adb")
 def test_the_real_adb_accepts_our_server(phone, tmp_path):
     listed = subprocess.run(
         ["adb", "-P", str(phone.server.port), "devices", "-l"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANG_S,
         check=True,
     )
     assert phone.serial in listed.stdout and "model:V2309A" in listed.stdout

@@ -242,7 +242,7 @@ def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return damage
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(damage=damages(), file_format=st.sampled_from(["safetensors", "bin"]))
 def test_damaged_files_are_refused_or_still_good(tmp_path: Path, damage: Any, file_format: Any) -> None:
     folder = tmp_path / file_format

@@ -205,7 +205,7 @@ JSON = st.recursive(
 KEYS = [*config_dict(), "head_dim", "rope_parameters", "model_type", "mlp_bias", "partial_rotary_factor"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON, min_size=1, max_size=4))
 def test_nonsense_is_read_or_refused_but_never_crashes(more: dict[str, Any]) -> None:
     try:
@@ -218,7 +218,7 @@ def test_nonsense_is_read_or_refused_but_never_crashes(more: dict[str, Any]) -> 
 ROPE_KEYS = ["type", "rope_type", "factor", "power", "rope_theta", "low_freq_factor", "high_freq_factor"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["ntkmixed", "linear", "dynamic", "llama3"]),
     st.dictionaries(st.sampled_from(ROPE_KEYS), JSON, max_size=4),

@@ -20,7 +20,7 @@ def config(head_dim: int = 16, **more: Any) -> ModelConfig:
     return ModelConfig.from_dict(config_dict(head_dim=head_dim, **more))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     half=st.integers(2, 64),
     factor=st.floats(1, 64),
@@ -87,7 +87,7 @@ def test_max_context(scaling: dict[str, object] | None, context: int) -> None:
     assert max_context(config(rope_scaling=scaling)) == context
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 500), st.integers(1, 20))
 def test_rows_are_rows_of_the_table(start: int, count: int) -> None:
     cos, sin = rope_table(config(), start + count)

@@ -33,7 +33,7 @@ def streamed(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
     return [*(stream.push(token) for token in tokens), stream.flush()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXT | SPICED, st.booleans())
 def test_round_trip_and_stream(text: str, marks: bool) -> None:
     tokens = DEMO.encode(text, marks=marks)
@@ -79,7 +79,7 @@ def test_chat() -> None:
     assert DEMO.decode(called) == "[|Human|]:你好[|Function|]:42[|AI|]:"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(SPICED, SPICED), min_size=1, max_size=3))
 def test_contents_cannot_speak_for_somebody_else(turns: list[tuple[str, str]]) -> None:
     messages = [Message(r, c) for turn in turns for r, c in zip(("user", "assistant"), turn, strict=True)]
@@ -213,7 +213,7 @@ def test_damaged_tokenizer_model(tmp_path: Path, content: bytes) -> None:
         Tokenizer.from_folder(folder_with(tmp_path, content))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, len(PREFIXED) - 1), st.binary(min_size=1, max_size=4))
 def test_changed_tokenizer_model_never_crashes(place: int, value: bytes) -> None:
     import tempfile

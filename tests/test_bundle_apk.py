@@ -22,10 +22,14 @@ from export.bundle import apk, build, keys, payload
 from export.bundle.build import Input
 from export.bundle.zip32 import FileSource
 from tests import bundles
+from tests.packages import need
+
+DEBIAN = {"apksigner": "apksigner", "zipalign": "zipalign", "aapt2": "aapt"}  # a tool's package
 
 
 def tool(*command: str | Path) -> str:
     """Standard output of a tool that must succeed."""
+    need(DEBIAN[str(command[0])])
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

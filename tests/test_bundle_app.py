@@ -22,12 +22,13 @@ from pipeline.generate import ends, generate, until
 from targets.registry import find
 from targets.runtime import open_runtime
 from tests import bundles, kotlin_app
+from tests.packages import requires
 from tests.rounded import rounded
 
 PART = 2 << 20  # bytes: the head is a part of its own
 CONTEXT, SHORT, CHUNK = 61, 18, 8  # the last chunk does not fit: it is moved back over what is cached
 QUESTIONS = ("你好", "Where is the sea?")
-needs_kotlin = pytest.mark.skipif(bool(kotlin_app.lacking()), reason=f"needs {', '.join(kotlin_app.lacking())}")
+needs_kotlin = requires("kotlin", "default-jdk-headless", "libandroid-json-java")
 
 
 @pytest.fixture(scope="module")

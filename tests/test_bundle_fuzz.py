@@ -70,7 +70,6 @@ def test_damaged_input_is_refused_or_read(name: str) -> None:
         @seed(1)
         @settings(
             max_examples=INPUTS,
-            deadline=None,
             database=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         )

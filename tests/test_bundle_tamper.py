@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,16 @@ from export.bundle.manifest import Format
 from tests import bundles
 
 FORMATS: tuple[Format, ...] = ("apk", "ipa", "folder", "gradle", "xcode")
+Made = Callable[[Format], Path]
 CHANGES = 200  # a format: 1,000 in all
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[Format, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A bundle of each format, made once."""
     folder = tmp_path_factory.mktemp("bundles")
     signing = bundles.development_keys(folder)
-    return {each: bundles.make(each, folder / each, signing) for each in FORMATS}
+    return cache(lambda each: bundles.make(each, folder / each, signing))
 
 
 def found(path: Path) -> bool:
@@ -47,8 +50,8 @@ def files(path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_changed_byte_is_found(kind: Format, made: dict[Format, Path], tmp_path: Path) -> None:
-    path = copied(made[kind], tmp_path)
+def test_every_changed_byte_is_found(kind: Format, made: Made, tmp_path: Path) -> None:
+    path = copied(made(kind), tmp_path)
     build.verify(path)
     generator = random.Random(f"bytes of {kind}")
     missed = []
@@ -70,9 +73,9 @@ def test_every_changed_byte_is_found(kind: Format, made: dict[Format, Path], tmp
 
 
 @pytest.mark.parametrize("kind", ("apk", "ipa"))
-def test_every_byte_outside_the_contents_is_found(kind: Format, made: dict[Format, Path], tmp_path: Path) -> None:
+def test_every_byte_outside_the_contents_is_found(kind: Format, made: Made, tmp_path: Path) -> None:
     """Headers, directory, signing block and Mach-O headers are small beside the contents: try more."""
-    path = copied(made[kind], tmp_path)
+    path = copied(made(kind), tmp_path)
     raw = path.read_bytes()
     start = raw.index(bundles.FILES["artifact/weights.bin"])
     generator = random.Random(f"structure of {kind}")
@@ -85,9 +88,9 @@ def test_every_byte_outside_the_contents_is_found(kind: Format, made: dict[Forma
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_truncations_and_additions_of_bytes_are_found(kind: Format, made: dict[Format, Path], tmp_path: Path) -> None:
+def test_truncations_and_additions_of_bytes_are_found(kind: Format, made: Made, tmp_path: Path) -> None:
     generator = random.Random(f"cuts of {kind}")
-    path = copied(made[kind], tmp_path)
+    path = copied(made(kind), tmp_path)
     for _ in range(10):
         file = generator.choice(files(path))
         raw = file.read_bytes()
@@ -124,9 +127,9 @@ def _rename(path: Path) -> None:
     ],
 )
 def test_swaps_additions_and_removals_of_files_are_found(
-    kind: Format, change: Callable[[Path], object], made: dict[Format, Path], tmp_path: Path
+    kind: Format, change: Callable[[Path], object], made: Made, tmp_path: Path
 ) -> None:
-    path = copied(made[kind], tmp_path)
+    path = copied(made(kind), tmp_path)
     change(path)
     assert found(path)
 

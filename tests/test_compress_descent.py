@@ -31,7 +31,7 @@ def rounded(weight: Tensor, bits: int, size: int, symmetric: bool) -> QuantizedT
     return choose_grid(weight, bits, size, symmetric).nearest(weight)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     bits=st.sampled_from((3, 4)),

@@ -81,7 +81,7 @@ def test_factorization_is_that_of_the_damped_hessian() -> None:
     torch.testing.assert_close(solution @ damped, right.double(), rtol=0, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     tokens=st.sampled_from((1, 10, 300)),

@@ -21,7 +21,7 @@ def random_weight(seed: int, rows: int = 5, columns: int = 64, scale: float = 1.
     return scale * heavy
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     bits=st.sampled_from(BITS),
@@ -51,7 +51,7 @@ def test_at_three_bits_the_farther_side_has_four_codes() -> None:
     assert (round_to_nearest(weight, 4, 32, True).scales > 0).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), bits=st.sampled_from(BITS), symmetric=st.booleans())
 def test_search_never_loses_more_than_minmax(seed: int, bits: int, symmetric: bool) -> None:
     weight = random_weight(seed)

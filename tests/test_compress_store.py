@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bluelm.checkpoint import Checkpoint
@@ -23,7 +23,6 @@ from compress.store import MANIFEST, QuantizedCheckpoint
 from tests.rounded import shortened
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), bits=st.sampled_from((4, 8)), rows=st.integers(1, 5), columns=st.integers(1, 9))
 def test_packing_round_trip(seed: int, bits: int, rows: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(seed)

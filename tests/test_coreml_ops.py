@@ -67,7 +67,7 @@ def random_inputs(seed: int, scale: float) -> dict[str, np.ndarray]:
 
 
 @given(seed=st.integers(0, 2**31), scale=st.sampled_from([0.01, 1.0, 5.0]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_op_computes_what_torch_computes(program, seed: int, scale: float) -> None:
     interpreter, names = program
     inputs = random_inputs(seed, scale)
@@ -113,7 +113,7 @@ def slicings(draw: st.DrawFn) -> tuple[list[int], dict[str, list[Any]]]:
 
 
 @given(slicings())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_slices_are_those_of_coremltools_own_evaluation(drawn) -> None:
     import_coremltools()
     from coremltools.converters.mil.mil import Builder, Function

@@ -297,7 +297,7 @@ def test_damage_is_found_where_it_is(converted, tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(0, 255))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_damaged_specification_never_ends_in_a_foreign_error(converted, at: int, byte: int) -> None:
     path, _ = converted
     package = Package.open(path)

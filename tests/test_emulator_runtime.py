@@ -10,9 +10,12 @@ from export import litert, onnx_cpu, onnx_genai
 from targets import qemu_count
 from targets.emulator import Guest
 from targets.runtime import open_runtime
+from tests.packages import requires
 from tests.rounded import rounded
 from tests.test_litert_artifact import TEXT, mean_kl
 from tests.tiny import tiny_checkpoint
+
+EMULATOR = requires("qemu-user", "debian-archive-keyring")
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory):
     return rounded(folder / "q", source=tiny_checkpoint(folder / "tiny"), layers=1)
 
 
+@EMULATOR
 @pytest.mark.parametrize("exporter", [onnx_cpu, onnx_genai, litert])
 def test_arm64_code_gives_this_machines_logits(quantized, exporter, tmp_path):
     made = exporter.export(quantized, tmp_path / "a", context=32, chunk=8)
@@ -33,6 +37,7 @@ def test_arm64_code_gives_this_machines_logits(quantized, exporter, tmp_path):
         assert mean_kl(expected[:3], stepped) < 1e-3
 
 
+@EMULATOR
 def test_a_damaged_model_is_told_with_the_guests_words(tmp_path):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"nothing")

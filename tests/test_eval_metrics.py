@@ -20,7 +20,7 @@ def plain_log_softmax(row: list[float]) -> list[float]:
     return [x - total for x in row]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(LOGITS, LOGITS)
 def test_kl_and_likelihood_equal_the_sums_written_out(p_logits: np.ndarray, q_logits: np.ndarray) -> None:
     p, q = metrics.log_softmax(p_logits), metrics.log_softmax(q_logits)

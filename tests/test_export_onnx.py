@@ -163,7 +163,7 @@ def test_other_contexts_and_chunks(sizes: tuple[int, int]) -> None:
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=12), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_mix_of_prefill_and_decode_gives_the_same_logits(parts: list[int], data: st.DataObject) -> None:
     """Chunks that begin anywhere, also where the past slots of the prefill graph end."""
     runtime, whole, tokens = whole_prefill()

@@ -52,7 +52,7 @@ def test_a_writer_that_dies_in_the_middle_leaves_nothing(tmp_path):
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     value=st.floats(),
     error=st.none() | finite,

@@ -107,7 +107,7 @@ def test_a_damaged_file_is_bad_input(artifact: Artifact, tmp_path):
         open_runtime(copy)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.integers(1, 5), groups=st.integers(1, 4), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
 def test_any_weight_survives_the_file(tmp_path_factory, rows: int, groups: int, bits: int, seed: int):
     size = 32 if bits == 4 else -1

@@ -31,9 +31,8 @@ def test_limits_hold(tmp_path: Path) -> None:
     assert not passes("b = bytearray(1 << 29)", memory=1 << 28)
     assert passes("b = bytearray(1 << 20)", memory=1 << 28)
     assert not passes("open('big', 'wb').write(bytes(1 << 21))")
-    started = time.monotonic()
     assert not passes("while True: pass", seconds=0.5)
-    assert time.monotonic() - started < 20
+    assert not passes("import time; time.sleep(600)", seconds=0.1)
 
 
 def test_nothing_of_ours_is_given_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

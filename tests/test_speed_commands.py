@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -28,16 +27,8 @@ def ask(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def children_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def test_estimate_prints_every_chip_model_and_width_in_under_a_second_of_work():
-    ask("estimate", "--soc", "M1")  # compiled files are there from now on
-    before = children_seconds()
+def test_estimate_prints_every_chip_model_and_width():
     done = ask("estimate")
-    seconds = children_seconds() - before
     lines = done.stdout.splitlines()
     chips = [soc.name for soc in socs().values() if soc.in_device_table]
     assert done.returncode == 0 and len(chips) == 17
@@ -47,17 +38,26 @@ def test_estimate_prints_every_chip_model_and_width_in_under_a_second_of_work():
                 wanted = (f"{chip} ", f" BlueLM-{model} ", f" {bits} ")
                 assert sum(all(word in f"{line} " for word in wanted) for line in lines) >= 1
     assert len([line for line in lines if "BlueLM-" in line]) == 17 * 4 * 2
-    assert seconds < 1.0
 
 
-def test_estimate_loads_nothing_heavy():
-    code = (
-        "import sys; from pipeline.cli import main\n"
-        "try: main(['estimate'])\n"
-        "except SystemExit: print(sorted({'torch', 'numpy', 'onnx', 'yaml'} & set(sys.modules)))"
-    )
+def test_estimate_loads_nothing_heavy_and_does_little():
+    """A million calls of functions take about half a second; their number is the same on a busy machine."""
+    code = """
+import sys
+calls = 0
+def count(frame, event, argument):
+    global calls
+    calls += event in ("call", "c_call")
+sys.setprofile(count)
+from pipeline.cli import main
+try:
+    main(["estimate"])
+except SystemExit:
+    sys.setprofile(None)
+    print(sorted({"torch", "numpy", "onnx", "yaml"} & set(sys.modules)), calls < 1_000_000)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "[] True"
 
 
 def test_estimate_of_one_chip_by_its_other_name():

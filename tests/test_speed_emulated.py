@@ -12,6 +12,7 @@ from eval.emulated import compare, figures, gate
 from eval.history import History, Run
 from targets import qemu_count
 from targets.qemu_count import Counts, run_counted
+from tests.packages import requires
 
 LOOPS = 100_000
 
@@ -46,6 +47,7 @@ def arm64_program(loops: int) -> bytes:
     return elf + segment + body
 
 
+@requires("qemu-user", "gcc", "libc6-dev")
 @pytest.mark.parametrize("loops", [1, 1000, LOOPS])
 def test_the_count_is_exact(tmp_path: Path, loops: int):
     program = tmp_path / "program"
@@ -57,6 +59,7 @@ def test_the_count_is_exact(tmp_path: Path, loops: int):
     assert marks[0] - marks[2] == 3
 
 
+@requires("qemu-user", "gcc", "libc6-dev")
 def test_a_program_that_fails_gives_no_count(tmp_path: Path):
     with pytest.raises(UnavailableError, match="failed under qemu"):
         run_counted([str(tmp_path / "none")], tmp_path)

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.sweep import Group, Variant, on_ray
 from pipeline.sweep_results import Row
+from tests.limits import HANG_S
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -74,12 +75,12 @@ def test_runs_share_work_and_a_second_sweep_takes_what_is_finished(tmp_path, mod
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A local Ray with room for two workers. Its own start gives up after 15 s, so a busy machine tries again."""
+    """A local Ray with room for two workers. Its own start gives up after 30 s, so a busy machine tries again."""
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
     started: Cluster | None = None
-    for attempts_left in (2, 1, 0):
+    for attempts_left in reversed(range(20)):
         try:
             started = Cluster(initialize_head=True, head_node_args=head)
             break
@@ -97,7 +98,7 @@ def meet(work: Group) -> list[Row]:
     """Wait until the other group is there too: both must be under way at the same time."""
     (variant,), folder, _ = work
     (Path(folder) / variant.name).touch()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while len(list(Path(folder).iterdir())) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)

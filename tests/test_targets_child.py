@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from bluelm.errors import InputError, TargetError, UnavailableError
 from targets.child import Child, next_core
 from targets.qnn_messages import Chip, Load
+from tests.limits import HANG_S
 
 MODULE = "tests.child_modules"
 
@@ -25,8 +25,8 @@ def child(tmp_path: Path):
 
 def test_messages_go_there_and_back(child: Child) -> None:
     array = np.arange(6, dtype=np.int16).reshape(2, 3)
-    assert child.call({"a": 1}, 60) == {"a": 1}
-    np.testing.assert_array_equal(child.call(array, 60), array)
+    assert child.call({"a": 1}, HANG_S) == {"a": 1}
+    np.testing.assert_array_equal(child.call(array, HANG_S), array)
 
 
 def test_children_are_kept_on_one_core_each_in_turn(tmp_path: Path) -> None:
@@ -34,19 +34,19 @@ def test_children_are_kept_on_one_core_each_in_turn(tmp_path: Path) -> None:
     cores = [next_core() for _ in allowed]
     assert set(cores) == allowed
     child = Child(MODULE, tmp_path / "log", core=cores[0])
-    assert child.call("cores", 60) == {cores[0]}
+    assert child.call("cores", HANG_S) == {cores[0]}
     child.close()
 
 
 def test_an_error_of_ours_crosses_over(child: Child) -> None:
     with pytest.raises(InputError) as caught:
-        child.call("fail", 60)
+        child.call("fail", HANG_S)
     assert (caught.value.problem, caught.value.where, caught.value.fix) == (
         "bad words",
         "here",
         "better ones",
     )
-    assert child.call("still there", 60) == "still there"
+    assert child.call("still there", HANG_S) == "still there"
 
 
 @pytest.mark.parametrize(
@@ -59,20 +59,18 @@ def test_an_error_of_ours_crosses_over(child: Child) -> None:
 )
 def test_a_dying_child_is_a_target_error(child: Child, message: str, words: list[str]) -> None:
     with pytest.raises(TargetError) as caught:
-        child.call(message, 60)
+        child.call(message, HANG_S)
     for word in words:
         assert word in caught.value.problem
     assert caught.value.where == str(child.log) and child.log.exists()
     with pytest.raises(TargetError):
-        child.call("anybody?", 60)
+        child.call("anybody?", HANG_S)
 
 
 def test_a_hanging_child_is_ended(child: Child) -> None:
-    began = time.monotonic()
     with pytest.raises(TargetError, match=r"did not answer str within 0\.3 s"):
         child.call("hang", 0.3)
     assert child._process.poll() is not None
-    assert time.monotonic() - began < 60
 
 
 def test_without_the_vendors_package(tmp_path: Path) -> None:
@@ -81,7 +79,7 @@ def test_without_the_vendors_package(tmp_path: Path) -> None:
     child = Child("targets.qnn_worker", tmp_path / "log", environment={"PYTHONPATH": str(tmp_path)})
     try:
         with pytest.raises(UnavailableError) as caught:
-            child.call(Load("x", "x.onnx", Chip(57, 75)), 120)
+            child.call(Load("x", "x.onnx", Chip(57, 75)), HANG_S)
     finally:
         child.close()
     assert caught.value.exit_code == 5
