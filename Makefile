@@ -1,6 +1,7 @@
 # make run    the whole way on the demo model: quantize, lower, compile for a Snapdragon NPU, judge, bundle
-# make test   lint, types and tests; installs the Debian packages of tests/packages.py where it may
-# Both make .venv on the first call and reuse it afterwards.
+# make test   lint, types and tests
+# Both make .venv on the first call and reuse it afterwards, and install the Debian packages that they need
+# (tests/packages.py) where they may: as root, or by a sudo that asks for no password.
 #
 #   make run ARGS="--soc sm8750 --method awq"      further options of bluelm-export
 #   make run PYTHON=python3.12                     another Python (3.11 or newer)
@@ -18,10 +19,11 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --use-pe
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed-qualcomm,bundle
+	@$(BIN)/python tests/packages.py libatomic1
 	@$(BIN)/bluelm-export --target snapdragon --out dist $(ARGS)
 
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m tests.packages
+	@$(BIN)/python tests/packages.py
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope

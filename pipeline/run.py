@@ -44,6 +44,7 @@ from pipeline.report_commands import write_all
 from pipeline.resources import check_disk, compute_device, how_far_off, show_resources
 from pipeline.stages import Stages, code, run_folder
 from targets.runtime import only_on_device
+from targets.tools import require_for
 
 log = logging.getLogger("bluelm_export")
 QUANTIZING = ("bluelm", "calibration", "compress")
@@ -63,6 +64,7 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
         plan = make_plan(request)
     for warning in plan.warnings:
         messages.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    require_for(plan.target.runtime)
     phone = find_phone(plan)
     if request.history is not None:
         History(request.history).check()

@@ -35,7 +35,7 @@ from targets.qnn import carry, compile_graphs, compiled_from, graphs_of
 from targets.snapdragon import HtpBackend, chip_of
 from targets.socs import Soc
 from targets.step_feeds import binaries
-from targets.tools import require
+from targets.tools import require_for
 
 WORKER = "targets.executorch_qnn_worker"
 METHODS = "methods.json"
@@ -169,7 +169,7 @@ def start(core: int | None = None) -> Child:
     Raises:
         UnavailableError: a package is not installed.
     """
-    require("executorch", "onnxruntime-qnn", "py-cpuinfo")
+    require_for("executorch-qnn")
     found = importlib.util.find_spec("onnxruntime_qnn")
     assert found is not None and found.origin is not None
     libraries = Path(found.origin).parent

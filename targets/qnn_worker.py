@@ -17,6 +17,7 @@ from bluelm.errors import TargetError, UnavailableError
 from targets.child import serve
 from targets.ort_errors import ORT_ERRORS
 from targets.qnn_messages import Chip, Compile, Compiled, Load, Loaded, Message, Ran, Run
+from targets.tools import require
 
 PROVIDER = "QNNExecutionProvider"
 
@@ -94,6 +95,7 @@ def _devices() -> list[onnxruntime.OrtEpDevice]:
         import onnxruntime_qnn
     except ImportError as error:
         raise UnavailableError(f"onnxruntime-qnn is not installed: {error}", fix=fix) from None
+    require("libatomic.so.1")  # without it the provider registers, and then takes no node
     try:
         onnxruntime.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
     except ORT_ERRORS as error:

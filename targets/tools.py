@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import shutil
@@ -24,7 +25,8 @@ class Tool(BaseModel):
     Attributes:
         name: of the package, program or module.
         kind: `package` is installed by pip (version: the one that works with the others), `program` lies on the
-            PATH, `module` is a vendor's Python module that no public index has.
+            PATH, `module` is a vendor's Python module that no public index has, `library` is one of the system's
+            that a package loads and does not bring.
         runtimes: whose compiler or runtime it is.
         optional: runs or checks beyond lowering need it.
         fix: how to get it.
@@ -33,7 +35,7 @@ class Tool(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    kind: Literal["package", "program", "module"]
+    kind: Literal["package", "program", "module", "library"]
     version: str | None = None
     runtimes: tuple[str, ...]
     optional: bool = False
@@ -61,19 +63,30 @@ def tools() -> tuple[Tool, ...]:
 
 
 def examine(tool: Tool) -> Finding:
-    """Look for one tool; nothing is imported or run."""
+    """Look for one tool; nothing is imported or run, a library is loaded."""
     if tool.kind == "program":
         path = shutil.which(tool.name)
         return Finding(tool, "ok" if path else "missing", path)
     if tool.kind == "module":
         there = importlib.util.find_spec(tool.name) is not None
         return Finding(tool, "ok" if there else "missing", "found" if there else None)
+    if tool.kind == "library":
+        return Finding(tool, "ok" if loads(tool.name) else "missing", None)
     try:
         found = importlib.metadata.version(tool.name)
     except importlib.metadata.PackageNotFoundError:
         return Finding(tool, "missing", None)
     same = tool.version is None or found.split("+")[0] == tool.version
     return Finding(tool, "ok" if same else "other version", found)
+
+
+def loads(library: str) -> bool:
+    """Whether the system finds a shared library, e.g. "libatomic.so.1"."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def require(*names: str, otherwise: str = "") -> None:
@@ -91,7 +104,10 @@ def require(*names: str, otherwise: str = "") -> None:
         raise UnavailableError(f"not installed: {', '.join(tool.name for tool in missing)}", fix="; ".join(fixes))
 
 
-def ready(runtime: str) -> bool:
-    """Whether everything that lowering for a runtime needs is here."""
-    wanted = [tool for tool in tools() if runtime in tool.runtimes and not tool.optional]
-    return all(examine(tool).state != "missing" for tool in wanted)
+def require_for(runtime: str) -> None:
+    """See that everything that lowering for a runtime needs is here.
+
+    Raises:
+        UnavailableError: something is missing; with how to get it.
+    """
+    require(*(tool.name for tool in tools() if runtime in tool.runtimes and not tool.optional))

@@ -1,4 +1,4 @@
-"""Debian packages that tests need. `python -m tests.packages` installs those that are missing, where it may.
+"""Debian packages that tests need: `python tests/packages.py [PACKAGE ...]` installs what is missing, where it may.
 
 Where it may not, the tests that need one are skipped, and the end of the run says what would install them; with
 CI=true they fail. A test names its packages with `requires`, a helper that several tests share calls `need`.
@@ -6,16 +6,21 @@ CI=true they fail. A test names its packages with `requires`, a helper that seve
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+if TYPE_CHECKING:  # make run, which has no pytest, installs by this file too
+    import pytest
 
-# What each package is known by: programs and files, all of them, each one of several names where "|" stands.
+# What each package is known by: programs, files and libraries, all of them, each one of several where "|" stands.
 PACKAGES: dict[str, tuple[str, ...]] = {
+    "libatomic1": ("libatomic.so.1",),  # Qualcomm's compiler and simulator load it: `make run` needs it as well
     "adb": ("adb",),
     "qemu-user": ("qemu-aarch64",),
     "gcc": ("cc|gcc",),
@@ -37,6 +42,8 @@ LACKS = "needs Debian's "  # how the reason of a skip begins
 
 def requires(*packages: str) -> pytest.MarkDecorator:
     """A mark: the test is skipped where one of these packages is missing; with CI=true it fails."""
+    import pytest
+
     unknown = set(packages) - set(PACKAGES)
     assert not unknown, f"not in the list of packages: {unknown}"
     return pytest.mark.requires(*packages)
@@ -44,6 +51,8 @@ def requires(*packages: str) -> pytest.MarkDecorator:
 
 def need(*packages: str) -> None:
     """Skip the running test where one of these packages is missing; with CI=true fail it."""
+    import pytest
+
     lacking = missing(packages)
     if lacking:
         reason = LACKS + ", ".join(lacking)
@@ -58,12 +67,20 @@ def missing(packages: Iterable[str] = PACKAGES) -> list[str]:
 
 
 def find(names: str) -> str | None:
-    """Path of the first program or file among `names`, "a|b|/c/d"; None where none is here."""
-    for name in names.split("|"):
-        path = shutil.which(name) if not name.startswith("/") else name if Path(name).exists() else None
-        if path is not None:
-            return path
-    return None
+    """The first of `names`, "program|/a/file|libx.so.1", that is here, a program with its path; None: none is."""
+    return next(filter(None, map(_find, names.split("|"))), None)
+
+
+def _find(name: str) -> str | None:
+    if name.startswith("/"):
+        return name if Path(name).exists() else None
+    if ".so" not in name:
+        return shutil.which(name)
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return None
+    return name
 
 
 def command(packages: Iterable[str]) -> str:
@@ -85,21 +102,20 @@ def as_root() -> list[str] | None:
     return sudo if may else None
 
 
-def install() -> None:
-    """Install what is missing, as root or by a sudo that asks for no password; where that cannot be, go on."""
-    lacking = missing()
-    if not lacking:
-        return
+def install(packages: Sequence[str]) -> None:
+    """Install what is missing, as root or by a sudo that asks for no password; where that cannot be, say so."""
+    lacking = missing(packages)
     sudo = as_root()
-    if sudo is None or shutil.which("apt-get") is None:
-        print(f"may not install {' '.join(lacking)}: tests that need them are skipped", flush=True)
-        return
-    print(f"installing {' '.join(lacking)} ...", flush=True)
-    apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
-    options = ["--yes", "--no-install-recommends", "-o=Dpkg::Use-Pty=0"]
-    subprocess.run([*apt, "update"], check=False)
-    subprocess.run([*apt, "install", *options, *lacking], stdout=subprocess.DEVNULL, check=False)
+    if lacking and sudo is not None and shutil.which("apt-get"):
+        print(f"installing {' '.join(lacking)} ...", flush=True)
+        apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
+        options = ["--yes", "--no-install-recommends", "-o=Dpkg::Use-Pty=0"]
+        subprocess.run([*apt, "update"], check=False)
+        subprocess.run([*apt, "install", *options, *lacking], stdout=subprocess.DEVNULL, check=False)
+        lacking = missing(packages)
+    if lacking:
+        print(f"missing: {' '.join(lacking)}; what installs them:\n  {command(lacking)}", flush=True)
 
 
 if __name__ == "__main__":
-    install()
+    install(sys.argv[1:] or list(PACKAGES))

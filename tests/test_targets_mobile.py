@@ -107,6 +107,8 @@ def test_tools_are_found_or_named():
     assert here["onnx"] == "ok"
     absent = Tool(name="no-such-package", kind="package", runtimes=(), purpose="", fix="")
     assert examine(absent).state == "missing"
+    library = Tool(name="libnone.so.9", kind="library", runtimes=(), purpose="", fix="")
+    assert examine(library).state == "missing"
     other = Tool(name="onnx", kind="package", version="0.1", runtimes=(), purpose="", fix="")
     assert examine(other).state == "other version"
 
@@ -117,6 +119,15 @@ def test_doctor_lists_tools_and_ends_with_5_where_the_named_runtime_lacks_one():
     assert "mtk_converter" in every.output
     lacking = CliRunner().invoke(app, ["doctor", "--runtime", "executorch-neuropilot"])
     assert lacking.exit_code == 5
+
+
+def test_what_lowering_needs_is_asked_for_before_any_work(tmp_path, monkeypatch):
+    """onnxruntime-qnn registers without libatomic, and then refuses every graph behind minutes of quantizing."""
+    monkeypatch.setattr("targets.tools.loads", lambda library: False)
+    refused = CliRunner().invoke(app, ["--target", "snapdragon", "--out", str(tmp_path / "out")])
+    assert refused.exit_code == 5
+    assert "apt-get install libatomic1" in refused.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_npu_of_a_dimensity_says_that_its_sdk_is_missing():
