@@ -64,13 +64,13 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
         plan = make_plan(request)
     for warning in plan.warnings:
         messages.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
-    require_for(plan.target.runtime)
     phone = find_phone(plan)
     if request.history is not None:
         History(request.history).check()
     if dry_run:
         show_plan(plan, output)
         return 0
+    require_for(plan.target.runtime)
     compute_device(request.quantize_on)  # there is one
     if plan.resources is not None:
         check_disk(plan.resources, plan.folder)

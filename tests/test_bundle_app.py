@@ -28,7 +28,7 @@ from tests.rounded import rounded
 PART = 2 << 20  # bytes: the head is a part of its own
 CONTEXT, SHORT, CHUNK = 61, 18, 8  # the last chunk does not fit: it is moved back over what is cached
 QUESTIONS = ("你好", "Where is the sea?")
-needs_kotlin = requires("kotlin", "default-jdk-headless", "libandroid-json-java")
+needs_kotlin = requires("kotlin", "default-jdk-headless", "libandroid-json-java", "libatomic1")
 
 
 @pytest.fixture(scope="module")

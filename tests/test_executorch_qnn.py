@@ -20,6 +20,9 @@ from targets.registry import find
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests import damage, lowering
+from tests.packages import requires
+
+pytestmark = requires("libatomic1")
 
 
 @pytest.fixture(scope="module")

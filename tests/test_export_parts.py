@@ -18,6 +18,7 @@ from export.parts import Part, split
 from targets.registry import find
 from targets.runtime import open_runtime
 from tests import lowering
+from tests.packages import requires
 
 TOKENS = lowering.tokens(lowering.CHUNK + 3)
 
@@ -54,6 +55,7 @@ def test_parts_answer_bit_for_bit_as_the_whole_on_the_cpu(blocks_and_head: Artif
             assert np.array_equal(cut.decode(7), after)
 
 
+@requires("libatomic1")
 def test_parts_answer_as_the_whole_on_the_npu(blocks_and_head: Artifact, tmp_path):
     compiled = find("snapdragon").compile(blocks_and_head, tmp_path / "compiled")
     assert len(compiled.paths("context")) == len(compiled.paths("simulator-decode")) == 3

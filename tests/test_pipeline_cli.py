@@ -17,6 +17,7 @@ from bluelm.errors import InputError
 from eval.report import Report
 from pipeline.cli import spread_lists
 from pipeline.errors import crash, guard
+from tests.packages import requires
 from tests.tiny import tiny_checkpoint
 
 LAX = """
@@ -171,6 +172,7 @@ def test_interrupted_runs_exit_6_and_go_on(place: Place) -> None:
     assert Report.open(place.folder / "dist" / "broken-off").passed
 
 
+@requires("libatomic1")
 def test_snapdragon_end_to_end(place: Place) -> None:
     """Compiled, run on Qualcomm's simulator, judged, and answering."""
     target = ["--target", "snapdragon", "--model", "model", "--budget", "lax.yaml", "--context", "160"]

@@ -22,7 +22,10 @@ from targets.registry import find
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime, TwinRuntime
 from tests import damage, lowering
+from tests.packages import requires
 from tests.rounded import rounded
+
+pytestmark = requires("libatomic1")
 
 
 @pytest.fixture(scope="module")
