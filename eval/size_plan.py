@@ -19,6 +19,8 @@ from export.artifact import Artifact, Format
 from export.package import WEIGHT_ROLES
 
 TABLE = Path(__file__).parent / "data" / "size_plan.yaml"
+WIDE = "float32 activations"
+"""The note of an artifact whose program computes in float32, not float16: its constants are as wide."""
 
 
 class Layout(BaseModel):
@@ -54,6 +56,9 @@ def planned_parts(quantized: QuantizedCheckpoint, artifact: Artifact) -> dict[st
     first = next(name for name in quantized.linears if name not in (EMBED, HEAD))
     if quantized.ordered(first).weight.scales.dtype.itemsize == 4:  # a checkpoint that was quantized elsewhere
         layout = layout.model_copy(update={"scale": 4, "row_scale": 4})
+    if WIDE in artifact.notes:
+        vector, rope = 2 * layout.vector, 2 * layout.rope
+        layout = layout.model_copy(update={"scale": 4, "row_scale": 4, "vector": vector, "rope": rope})
     parts = {"blocks": 0.0, "head": 0.0, "embedding": 0.0}
     for name, info in quantized.linears.items():
         part = "embedding" if name == EMBED else "head" if name == HEAD else "blocks"

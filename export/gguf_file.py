@@ -122,20 +122,31 @@ def add_model(writer: gguf.GGUFWriter, config: ModelConfig, context: int) -> Non
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
+def check_weight(weight: QuantizedTensor, name: str) -> None:
+    """TargetError unless Q4_0 or Q8_0 blocks hold this weight exactly: symmetric, groups of a multiple of 32, or rows
+    of such length, scales that are float16s."""
+    problem = fix = ""
+    if not weight.symmetric:
+        problem, fix = "GGUF's Q4_0 and Q8_0 have no zero points", "use a symmetric recipe"
+    elif weight.shape[1] % BLOCK:
+        problem, fix = f"GGUF's blocks have 32 columns, the rows {weight.shape[1]}", "use --runtime litert"
+    elif weight.columns_per_group % BLOCK:
+        problem = f"GGUF's blocks have 32 columns, the groups {weight.columns_per_group}"
+        fix = "use --group-size 32, 64 or 128"
+    elif weight.scales.dtype != torch.float16:
+        problem = "GGUF's blocks have float16 scales, and these have more digits"
+        fix = "use --runtime onnx-cpu, or quantize the float checkpoint here"
+    if problem:
+        raise TargetError(problem, where=name, fix=fix)
+
+
 def pack(weight: QuantizedTensor, name: str) -> np.ndarray:
     """uint8 [out, bytes a row]: Q4_0 or Q8_0 blocks.
 
     Raises:
-        TargetError: zero points, groups that are no multiple of 32, scales that are no float16s.
+        TargetError: as `check_weight`.
     """
-    if not weight.symmetric:
-        raise TargetError("GGUF's Q4_0 and Q8_0 have no zero points", where=name, fix="use a symmetric recipe")
-    if weight.columns_per_group % BLOCK:
-        fix = "use --group-size 32, 64 or 128"
-        raise TargetError(f"GGUF's blocks have 32 columns, the groups {weight.columns_per_group}", where=name, fix=fix)
-    if weight.scales.dtype != torch.float16:
-        fix = "use --runtime onnx-cpu, or quantize the float checkpoint here"
-        raise TargetError("GGUF's blocks have float16 scales, and these have more digits", where=name, fix=fix)
+    check_weight(weight, name)
     rows, columns = weight.shape
     blocks = columns // BLOCK
     scales = weight.scales.numpy().repeat(weight.columns_per_group // BLOCK, axis=1)  # [out, blocks]
@@ -214,6 +225,7 @@ def _layout(quantized: QuantizedCheckpoint, source: str) -> tuple[tuple[int, ...
     """Shape and type of a tensor before its bytes are made."""
     if is_linear(source):
         weight = _linear(quantized, source)
+        check_weight(weight, source)
         return weight.shape, Q8 if weight.bits == 8 else Q4
     vector = rope_factors(quantized.config) if source == "rope" else quantized.vector(source)
     return tuple(vector.shape), F32
