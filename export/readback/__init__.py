@@ -105,6 +105,6 @@ _READERS: dict[Format, Reader] = {
     "executorch-coreml": _weights(executorch.coreml),
     "executorch-qnn": _compiled,
     "qnn-context": _compiled,
-    "gguf": _weights(gguf.faults),
+    "gguf": gguf.findings,
     "coreml": _weights(coreml.faults),
 }

@@ -9,41 +9,78 @@ import numpy as np
 
 from bluelm.errors import InputError
 from bluelm.rope import inverse_frequencies
-from compress.store import QuantizedCheckpoint
+from compress.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.readback.held import same, stored
+from export.readback.items import (
+    CACHE,
+    CONTEXT,
+    GRAPH,
+    MASK,
+    ROPE,
+    TELLS,
+    Finding,
+    attention_scale,
+    checked,
+    eps,
+    norm_names,
+    right,
+)
 
 if TYPE_CHECKING:
     from export.gguf_reader import GgufFile
 
+FACTORS = "rope_freqs.weight"
 ROUNDING = 2.5e-7  # two float32 steps: powers differ by so much between processors
-ROPE = "rope"
+ITEMS = {"attention.layer_norm_rms_epsilon": "", "context_length": CONTEXT, "vocab_size": TELLS, "rope.freq_base": ROPE}
+"""Items of an architecture's keys; "" stands for every norm's epsilon; all others are llama.cpp's graph."""
 
 
-def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
-    """Names of the checkpoint's tensors, or keys of the file, that are others than they should be."""
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+    """Of the file alone; mask and cache are llama.cpp's own, and no GGUF file holds anything of them."""
     from export.gguf_file import tensors
     from export.gguf_reader import GgufFile
     from export.readback import gguf_keys, gguf_vocabulary
 
-    file = GgufFile(artifact.path("model"))
-    wanted = dict(tensors(quantized.config))
-    for name, source in wanted.items():
-        if source != ROPE and not _same(file, name, source, quantized):
-            yield source
-    yield from sorted(file.tensors.keys() - wanted.keys())
-    if not _turns_alike(file, quantized):
-        yield ROPE
-    keys = {**gguf_keys.model(quantized.config, artifact.context), **gguf_vocabulary.keys(quantized)}
-    yield from gguf_keys.differing(file.fields, keys)
+    file, config = GgufFile(artifact.path("model")), quantized.config
+    places = {name: source for name, source in tensors(config) if source != "rope"}
+    for name, source in places.items():
+        item = source if is_weight(source) or source.endswith(".bias") else f"{source}.weight"
+        yield from checked(item, [] if _same(file, name, source, quantized) else [f"{name} is another"])
+    faults: dict[str, list[str]] = {
+        GRAPH: [],
+        TELLS: [],
+        CONTEXT: [],
+        ROPE: list(_turn_faults(file, quantized)),
+        "": [],
+    }
+    faults[GRAPH] += [f"{name} is none of this model's" for name in file.tensors.keys() - {*places, FACTORS}]
+    wanted = gguf_keys.model(config, artifact.context)
+    for key, told in gguf_keys.differing(file.fields, {**wanted, **gguf_vocabulary.keys(quantized)}):
+        kind, _, name = key.partition(".")
+        item = TELLS if kind == "tokenizer" else ITEMS.get(name, GRAPH)
+        faults[item].append(f"{key}: {told}")
+    for item in (GRAPH, TELLS, CONTEXT, ROPE):
+        yield from checked(item, faults[item])
+    for name in norm_names(quantized):
+        yield from checked(eps(name), faults[""])
+    scaled = [fault for fault in faults[GRAPH] if ".attention.key_length:" in fault or ".attention.scale:" in fault]
+    for layer in range(config.num_layers):
+        yield from checked(attention_scale(layer), scaled)
+    yield from right(MASK, CACHE)
+
+
+def is_weight(source: str) -> bool:
+    """Whether a tensor's item has the plain name of a quantized weight."""
+    return source.endswith("_proj") or source in (HEAD, EMBED)
 
 
 def _same(file: GgufFile, name: str, source: str, quantized: QuantizedCheckpoint) -> bool:
     """Whether a tensor of the file is the checkpoint's, its rows in the file's order."""
-    from export.gguf_file import F32, in_file_order, is_linear
+    from export.gguf_file import F32, in_file_order
 
     config = quantized.config
-    if is_linear(source):
+    if is_weight(source):
         weight = quantized.linear(source).with_rows(lambda part: in_file_order(config, source, part))
         try:
             return same(weight, stored(file.quantized(name)))
@@ -53,21 +90,27 @@ def _same(file: GgufFile, name: str, source: str, quantized: QuantizedCheckpoint
     return found is not None and found.tensor_type == F32 and np.array_equal(found.data, vector.numpy())
 
 
-def _turns_alike(file: GgufFile, quantized: QuantizedCheckpoint) -> bool:
-    """Whether the angles that llama.cpp makes of the file's base and factors are the model's.
+def _turn_faults(file: GgufFile, quantized: QuantizedCheckpoint) -> Iterator[str]:
+    """Where the angles that llama.cpp makes of the file's base and factors are not the model's.
 
     angle of pair j, a position: base**(-2j/d) / factor[j], in float64 here (ggml_rope_ext)
     """
     from export.gguf_file import F32, architecture
 
-    config, factors = quantized.config, file.tensors.get("rope_freqs.weight")
+    config, factors = quantized.config, file.tensors.get(FACTORS)
     try:
         base = file.number(f"{architecture(config)}.rope.freq_base")
-    except InputError:
-        return False
+    except InputError as error:
+        yield str(error)
+        return
     angles = base ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
     if factors is not None:
         if factors.tensor_type != F32 or tuple(factors.shape) != angles.shape:
-            return False
+            yield f"{FACTORS} is {factors.tensor_type.name} {factors.shape.tolist()}"
+            return
         angles = angles / factors.data.astype(np.float64)
-    return np.allclose(angles, inverse_frequencies(config).numpy(), rtol=ROUNDING, atol=1e-20)
+    wanted = inverse_frequencies(config).numpy()
+    apart = ~np.isclose(angles, wanted, rtol=ROUNDING, atol=1e-20)
+    if apart.any():
+        pair = int(apart.argmax())
+        yield f"pair {pair} turns by {angles[pair]:.9g} a position instead of {wanted[pair]:.9g}"

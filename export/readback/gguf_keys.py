@@ -50,17 +50,19 @@ def model(config: ModelConfig, context: int) -> dict[str, Value]:
     }
 
 
-def differing(fields: Mapping[str, Any], wanted: Mapping[str, Value]) -> Iterator[str]:
-    """Keys that are missing, of another type, of another value, or that should not be there.
+def differing(fields: Mapping[str, Any], wanted: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
+    """Keys that are missing, of another type, of another value, or that should not be there; and what is wrong.
 
     A key too many is one as well: a sliding window, a rope scaling or an attention scale would be another model.
     """
     for key, value in wanted.items():
-        if key not in fields or not same(fields[key], value):
-            yield key
+        if key not in fields:
+            yield key, "is missing"
+        elif not same(fields[key], value):
+            yield key, "is another table" if value.array else f"{_shown(fields[key])} instead of {value.content!r}"
     for key in fields:
         if key not in wanted and (key in EXACT or not key.startswith(FREE)):
-            yield key
+            yield key, "is none of this model's"
 
 
 def same(field: Any, value: Value) -> bool:
@@ -76,3 +78,8 @@ def same(field: Any, value: Value) -> bool:
     found = np.concatenate(parts) if parts else np.zeros(0)
     content = np.atleast_1d(np.asarray(value.content, found.dtype))
     return found.shape == content.shape and found.tobytes() == content.tobytes()
+
+
+def _shown(field: Any) -> str:
+    part = field.parts[field.data[0]] if len(field.data) else np.zeros(0)
+    return repr(bytes(part)[:40]) if field.types[0] is Type.STRING else str(part.tolist()[:3]).strip("[]")
