@@ -36,8 +36,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
     """Behind all else, above pytest's closing line: packages that tests lacked, and what installs them."""
     yield
     reports = [report for kind in ("skipped", "failed", "error") for report in terminalreporter.stats.get(kind, [])]
-    if any(packages.LACKS in str(report.longrepr) for report in reports):
-        lacking = packages.missing()
+    lacking = packages.missing()
+    if lacking and any(packages.LACKS in str(report.longrepr) for report in reports):
         outcome = "failed" if packages.in_ci() else "were skipped"
         terminalreporter.write_line(f"Tests {outcome} for want of {', '.join(lacking)}. What installs them:")
         terminalreporter.write_line(f"  {packages.command(lacking)}")

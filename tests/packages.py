@@ -105,8 +105,10 @@ def as_root() -> list[str] | None:
 def install(packages: Sequence[str]) -> None:
     """Install what is missing, as root or by a sudo that asks for no password; where that cannot be, say so."""
     lacking = missing(packages)
+    if not lacking:
+        return
     sudo = as_root()
-    if lacking and sudo is not None and shutil.which("apt-get"):
+    if sudo is not None and shutil.which("apt-get"):
         print(f"installing {' '.join(lacking)} ...", flush=True)
         apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
         options = ["--yes", "--no-install-recommends", "-o=Dpkg::Use-Pty=0"]
