@@ -185,6 +185,7 @@ STRUCTURE: dict[str, tuple[float, bool]] = {
     "chat_template_mismatches": (0, True),
     "end_token_faults": (0, True),
     "versions_missing": (0, True),
+    "files_changed": (0, False),
     "weight_mismatches": (0, True),
     "bits_per_weight_deviation": (0.02, False),
     "block_error_excess": (1, False),

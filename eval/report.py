@@ -37,6 +37,7 @@ SOUND = {  # checks that are told in one line where they pass
     "chat_template_mismatches": "chat template",
     "end_token_faults": "end token",
     "versions_missing": "versions recorded",
+    "files_changed": "files as they were made",
     "weight_mismatches": "weights, tables, metadata",
     "not_known": "all of it read back",
     "bits_per_weight_deviation": "size",

@@ -16,6 +16,7 @@ import yaml
 
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError
+from bluelm.files import sha256
 from bluelm.tokenizer import Message, Tokenizer
 from compress.store import QuantizedCheckpoint
 from eval import metrics, size_plan
@@ -60,13 +61,14 @@ FORCED = 3  # tokens of an answer before the end token is put on top
 
 
 def files(
-    artifact: Artifact, config: ModelConfig, tokenizer: Tokenizer, quantized: QuantizedCheckpoint, texts: Sequence[str],
-    subject: str,
+    artifact: Artifact, config: ModelConfig, tokenizer: Tokenizer, quantized: QuantizedCheckpoint | None,
+    texts: Sequence[str], subject: str,
 ) -> list[Measurement]:  # fmt: skip
     """All that the files alone tell.
 
     Args:
         config, tokenizer: the float checkpoint's.
+        quantized: what it was made of; None where that is not at hand, and weights are not known to be right.
         texts: a corpus for the tokenizer.
     """
     mine = _tokenizer(artifact)
@@ -74,9 +76,13 @@ def files(
         _faults("tokenizer_mismatches", _tokenizer_faults(mine, tokenizer, [*ODD, *texts], artifact), subject, "texts"),
         _faults("chat_template_mismatches", _template_faults(mine, tokenizer), subject, "chats"),
         _faults("versions_missing", _missing_versions(artifact), subject, "versions"),
-        *_sizes(artifact, quantized, subject),
+        _faults("files_changed", _changed_files(artifact), subject, "files"),
         *npu_shares(artifact, subject),
     ]
+    if quantized is None:
+        note = "codes and scales: the quantized checkpoint that it was made of is not at hand"
+        return [*found, Measurement(UNTOLD, 1, "", "measured", note=note, subject=subject)]
+    found += _sizes(artifact, quantized, subject)
     held = read_back(artifact, quantized)
     wrong = [f"the quantized checkpoint's {fault}" for fault in config_faults(quantized.config, config)]
     found.append(_faults("weight_mismatches", [*wrong, *map(str, held.wrong)], subject, "items"))
@@ -282,6 +288,13 @@ def _end_faults(artifact: Artifact, config: ModelConfig) -> Iterator[str]:
         told = GgufWeights(artifact.path("model"), artifact.model).fields["tokenizer.ggml.eos_token_id"].contents()
         if told not in wanted:
             yield f"model.gguf says {told}, the checkpoint {sorted(wanted)}"
+
+
+def _changed_files(artifact: Artifact) -> Iterator[str]:
+    """Files that are not those whose digests artifact.json names."""
+    for file in artifact.files:
+        if sha256(artifact.folder / file.path) != file.sha256:
+            yield file.path
 
 
 def _missing_versions(artifact: Artifact) -> Iterator[str]:

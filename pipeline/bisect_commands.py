@@ -41,10 +41,10 @@ def bisect(
 
     def work() -> int:
         from bluelm.files import write_text
-        from eval.report import Report
+        from pipeline.binding import open_run
         from pipeline.layout import QUANTIZED
 
-        report = Report.open(run)
+        report = open_run(run)
         unknown = artifact is not None and artifact not in report.artifacts
         if unknown:
             fix = f"its artifacts: {', '.join(report.artifacts)}"

@@ -31,6 +31,7 @@ from export.bundle.manifest import (
 )
 from export.bundle.manifest import Tokenizer as TokenizerFacts
 from export.bundle.zip32 import BytesSource, FileSource
+from pipeline.binding import open_run
 from targets.socs import Soc, table
 
 OPENATOM = "OpenAtom Model License"
@@ -68,7 +69,7 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
         BudgetError: the run failed its budget and `allow_failed` is not set.
         TargetError, UnavailableError: the format cannot hold the model, or lacks a tool.
     """
-    report = Report.open(run)
+    report = open_run(run)
     if not report.passed and not choice.allow_failed:
         fix = "mend the run, or add --allow-failed; the bundle's manifest will say so"
         raise BudgetError("the run failed its budget, so there is no bundle", where=run, fix=fix)

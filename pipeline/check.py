@@ -11,6 +11,7 @@ from eval import budget_file
 from eval.baseline import regressions
 from eval.budget import Budget, Verdict, judge
 from eval.report import Report, show_verdict
+from pipeline.binding import missing, open_run
 from pipeline.ci_outputs import announce
 from pipeline.page import PAGE
 from pipeline.report_commands import write_all
@@ -25,9 +26,12 @@ def check(run: Path, budget: Path | None, baseline: Path | None, out: Path | Non
         out: folder that a report with this verdict is written into; the run's own stays as it is.
 
     Raises:
-        InputError: not a finished run, or a bad budget.
+        InputError: not a finished run, another artifact than the report's lies there, or a bad budget.
     """
-    report = Report.open(run)
+    report = open_run(run)
+    for name in missing(run, report):
+        text = f"The {name} artifact is not here: this is the verdict on files whose digests the report names."
+        console.print(text, highlight=False, soft_wrap=True)
     limits = Budget.model_validate(report.budget) if budget is None else limits_for(report, budget)
     verdict = judge(limits, report.measurements, tuple(report.artifacts), report.samples)
     if baseline is not None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from bluelm.errors import InputError
 from bluelm.tokenizer import Message, Tokenizer
-from eval.report import Report
 from export.artifact import MANIFEST, Artifact
+from pipeline.binding import open_run
 from targets.generation import ends, generate, until
 from targets.runtime import Place, open_runtime
 
@@ -63,7 +63,7 @@ def artifact_folder(run: Path, on: Place) -> Path:
     """
     if (run / MANIFEST).exists():
         return run
-    artifacts = Report.open(run).artifacts.values()
+    artifacts = open_run(run).artifacts.values()
     for built in artifacts:
         if built.on == ("interpreter" if on in ("gpu", "ane") else on):  # Core ML's, on a Mac
             return run / built.folder

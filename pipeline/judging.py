@@ -100,9 +100,10 @@ def judged(
         reference: whether there is room for the float model; without it there are no figures of accuracy.
     """
     held_out = inspector.held_out
+    checkpoint, quantized = inspector.checkpoint, inspector.quantized
     inputs: dict[str, Any] = {
-        "checkpoint": inspector.checkpoint.digest(),
-        "quantized": inspector.quantized.digest(),
+        "checkpoint": checkpoint and checkpoint.digest(),
+        "quantized": quantized and quantized.digest(),
         "text": [held_out.digest, held_out.length],
         "reference": reference,
         "subjects": {s.name: [s.artifact.model_dump(mode="json"), s.on, s.tokens] for s in subjects},
@@ -130,7 +131,9 @@ def judge_artifacts(
             figures += inspector.blocks(subject.artifact, subject.on, subject.name)
             task.advance(note=subject.artifact.format)
     stop = threading.Event()
-    float_model = judge.Reference(TorchRuntime(inspector.checkpoint, inspector.context)) if reference else None
+    float_model = None
+    if reference and inspector.checkpoint is not None:
+        float_model = judge.Reference(TorchRuntime(inspector.checkpoint, inspector.context))
     with ThreadPoolExecutor(len(subjects)) as pool:
         futures = [pool.submit(_judge_one, s, inspector, float_model, progress, stop) for s in subjects]
         try:

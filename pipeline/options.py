@@ -46,6 +46,14 @@ Name = Annotated[
     str | None,
     typer.Option(help="Name of the run's folder. Default: made of model, recipe and chip.", rich_help_panel=WHERE),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Make a run's folder again that was made with other settings.",
+        rich_help_panel=WHERE,
+    ),
+]
 Model = Annotated[
     Path | None,
     typer.Option(

@@ -19,6 +19,7 @@ from eval.heldout import HeldOut
 from eval.tasks import TaskRequest, TaskSet
 from eval.tasks import load as load_tasks
 from export.package import parameter_count
+from pipeline.identity import check_settings, slug, unusual
 from pipeline.provenance import admit
 from pipeline.resources import Resources, plan_run
 from pipeline.source import Source, open_source
@@ -57,6 +58,7 @@ class Request:
     certificate_chain: tuple[Path, ...] = ()
     require_signature: bool = False
     bundle: bool = True
+    overwrite: bool = False
     max_memory: str | None = None
     quantize_on: str = "cpu"
     tasks: TaskRequest | None = None
@@ -77,6 +79,7 @@ class Plan:
     budget: Budget
     folder: Path
     provenance: dict[str, Any]
+    settings: dict[str, Any]
     tasks: TaskSet | None = None
     resources: Resources | None = None
 
@@ -145,10 +148,12 @@ def make_plan(request: Request) -> Plan:
     provenance = admit(checkpoint.folder, trusted if named else None, required=request.require_signature)
     samples = load_samples(request.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
     held_out = heldout.load(request.eval_texts, tokenizer, length=min(heldout.LENGTH, context))
-    name = request.name or f"{model_name(request)}-{_slug(recipe)}-{target.soc.id.lower()}"
+    name = request.name or default_name(request, target, recipe, samples)
     if Path(name).name != name:
         raise InputError(f"--name {name!r} is not the name of a folder", fix="give the place with --out")
     folder = request.out / name
+    settings = _settings(request, target, source, samples)
+    check_settings(folder, settings, request.overwrite)
     tasks = load_tasks(request.tasks) if request.tasks else None
     resources = plan_run(
         checkpoint,
@@ -160,7 +165,9 @@ def make_plan(request: Request) -> Plan:
         cpu_tokens=request.eval_tokens,
         npu_tokens=request.npu_tokens if target.default_on == "htp" else 0,
     )
-    return Plan(request, target, source, tokenizer, samples, held_out, budget, folder, provenance, tasks, resources)
+    return Plan(
+        request, target, source, tokenizer, samples, held_out, budget, folder, provenance, settings, tasks, resources
+    )  # fmt: skip
 
 
 def budget_for(path: Path | None, target: Target, parameters: int) -> Budget:
@@ -181,6 +188,41 @@ def model_name(request: Request) -> str:
     return "+".join([model, *(folder.resolve().name for folder, _ in request.adapters)])
 
 
+def default_name(request: Request, target: Target, recipe: Recipe, samples: Samples) -> str:
+    """A folder's name that says all that makes another artifact, some of it as a short digest."""
+    chosen = {
+        "context": request.context,
+        "chunk": min(request.chunk, request.context),
+        "kv_bits": request.kv_bits,
+        "activation_bits": request.activation_bits,
+        "calibration": samples.report.sha256 if request.calibration else None,
+        "adapters": [weight for _, weight in request.adapters if weight != 1] or None,
+    }
+    usual = {"context": 512, "chunk": min(128, request.context), "kv_bits": None, "activation_bits": None}
+    digest = unusual(recipe, {key: value for key, value in chosen.items() if value != usual.get(key)})
+    runtime = target.runtime if target.runtime != find(target.name, target.soc.id).runtime else ""
+    parts = (model_name(request), slug(recipe), target.soc.id.lower(), runtime, digest)
+    return "-".join(part for part in parts if part)
+
+
+def _settings(request: Request, target: Target, source: Source, samples: Samples) -> dict[str, Any]:
+    """What a run's artifacts are made by, for the run's folder."""
+    return {
+        "model": str(source.checkpoint.folder.resolve()),
+        "checkpoint": source.checkpoint.digest(),
+        "target": target.name,
+        "soc": target.soc.id,
+        "runtime": target.runtime,
+        "recipe": source.recipe.model_dump(mode="json"),
+        "calibration": samples.report.sha256,
+        "context": request.context,
+        "chunk": min(request.chunk, request.context),
+        "kv_bits": target.kv_bits,
+        "activation_bits": request.activation_bits,
+        "adapters": [[folder.resolve().name, weight] for folder, weight in request.adapters],
+    }
+
+
 def describe(recipe: Recipe) -> str:
     """A recipe in words, e.g. "GPTQ 4-bit, groups of 32, symmetric"."""
     groups = "one scale a row" if recipe.group_size == -1 else f"groups of {recipe.group_size}"
@@ -191,11 +233,3 @@ def describe(recipe: Recipe) -> str:
     if recipe.layers:
         groups += f" ({len(recipe.layers)} linears otherwise)"
     return f"{method} {recipe.bits}-bit, {groups}, {zeros}"
-
-
-def _slug(recipe: Recipe) -> str:
-    groups = "row" if recipe.group_size == -1 else f"g{recipe.group_size}"
-    method = recipe.method.replace("+", "-")
-    if recipe.auto:
-        return f"{method}-auto{'' if recipe.symmetric else '-asym'}"
-    return f"{method}-w{recipe.bits}-{groups}{'' if recipe.symmetric else '-asym'}"

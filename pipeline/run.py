@@ -30,8 +30,10 @@ from export import onnx_cpu
 from export.artifact import Artifact
 from export.ranges import Ranges, calibrate
 from pipeline import judging, layout, widths
+from pipeline.binding import seal
 from pipeline.bundle_commands import bundle_passed
 from pipeline.ci_outputs import announce
+from pipeline.identity import remember
 from pipeline.inspecting import Inspector
 from pipeline.judging import Subject
 from pipeline.judging_tasks import judge_tasks
@@ -77,10 +79,12 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
     began = time.monotonic()
     with run_folder(plan.folder) as folder, _log_to(folder / layout.LOG), PeakMemory() as peak:
         log.info("run of %s with %s", plan.title, plan.request)
+        remember(folder, plan.settings)
         stages = Stages(folder, lambda text: messages.print(text, highlight=False, style="dim"))
         with show_progress(messages) as progress:
             report = _do(plan, stages, progress, peak, phone)
         report.save(folder)
+        seal(folder)
         write_all(report, folder)
     if plan.resources is not None and not any(stage.reused for stage in report.stages):
         told = how_far_off(plan.resources, peak.bytes, time.monotonic() - began)

@@ -66,12 +66,12 @@ def measure(
         from rich.console import Console
 
         from eval.device_speed import Protocol
-        from eval.report import Report
+        from pipeline.binding import open_run
         from pipeline.phone import choose, measure_on
         from pipeline.progress import show_progress
         from targets.registry import find
 
-        report = Report.open(run)
+        report = open_run(run)
         artifact = phone_artifact(run, report)
         soc = find(report.target.split()[0], artifact.soc).soc
         phone = choose(device, artifact.format, soc, runner_config, allow_other_soc)
@@ -135,10 +135,10 @@ def count(
     def work() -> int:
         from eval.emulated import gate
         from eval.history import History
-        from eval.report import Report
+        from pipeline.binding import open_run
         from targets import qemu_count
 
-        report = Report.open(run)
+        report = open_run(run)
         artifact = phone_artifact(run, report, ("cpu",))
         counts = qemu_count.count(artifact, depth)
         title = f"{report.title} (instructions)"

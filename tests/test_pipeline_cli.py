@@ -58,7 +58,7 @@ class Place:
 
     @staticmethod
     def arguments() -> list[str]:
-        return ["--target", "generic-arm64", "--model", "model", "--budget", "lax.yaml", *QUICK]
+        return ["--target", "generic-arm64", "--model", "model", "--budget", "lax.yaml", "--name", "tiny", *QUICK]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     tiny_checkpoint(folder / "model")
     (folder / "lax.yaml").write_text(LAX)
     first = bluelm(*Place.arguments(), cwd=folder)
-    return Place(folder, folder / "dist" / "model-gptq-w4-g32-generic-arm64", first)
+    return Place(folder, folder / "dist" / "tiny", first)
 
 
 def test_a_run_passes_and_tells_plainly(place: Place) -> None:
@@ -124,6 +124,27 @@ def test_check_holds_a_run_against_another_budget(place: Place) -> None:
     assert "max_artifact_bytes (files)" in bad.stdout
 
 
+def test_other_settings_in_a_folder_ask_for_overwrite(place: Place) -> None:
+    refused = place.export("--context", "256")
+    assert refused.returncode == 2
+    assert "context 512 (now 256)" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert Report.open(place.run).passed
+
+
+def test_default_names_say_what_makes_another_artifact(place: Place) -> None:
+    """One name for one set of settings; what a name does not say in words is a digest in it."""
+    names: set[str] = set()
+    plain = ["plan", "--target", "generic-arm64", "--model", "model"]
+    others = ([], ["--context", "256"], ["--seed", "3"], ["--bits", "8"], ["--runtime", "gguf"], ["--head-bits", "4"])
+    for more in others:
+        done = bluelm(*plain, *more, cwd=place.folder)
+        assert done.returncode == 0, done.stderr
+        names.add(done.stdout.split("Into ")[1].split(";")[0])
+    assert "dist/model-gptq-w4-g32-generic-arm64" in names
+    assert len(names) == len(others)
+
+
 def test_generate_answers_the_same_twice(place: Place) -> None:
     options = ("--prompt", "你好，world", "--max-tokens", "12", "--temperature", "0.7", "--seed", "5")
     first, second = (bluelm("generate", place.run, *options, cwd=place.folder) for _ in range(2))
@@ -175,10 +196,10 @@ def test_interrupted_runs_exit_6_and_go_on(place: Place) -> None:
 @requires("libatomic1")
 def test_snapdragon_end_to_end(place: Place) -> None:
     """Compiled, run on Qualcomm's simulator, judged, and answering."""
-    target = ["--target", "snapdragon", "--model", "model", "--budget", "lax.yaml", "--context", "160"]
+    target = ["--target", "snapdragon", "--model", "model", "--budget", "lax.yaml", "--context", "160", "--name", "npu"]
     done = bluelm(*target, *QUICK, cwd=place.folder)
     assert done.returncode == 0, done.stderr + done.stdout
-    run = place.folder / "dist" / "model-gptq-w4-g32-sm8650"
+    run = place.folder / "dist" / "npu"
     report = Report.open(run)
     figures = {(m.name, m.subject): m.value for m in report.measurements}
     assert list(report.artifacts) == ["npu", "cpu"]
