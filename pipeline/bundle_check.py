@@ -31,14 +31,12 @@ PLACES: dict[str, Place] = {
 }
 
 
-def answer(verified: Verified) -> str | None:
+def answer(verified: Verified) -> str:
     """Unpack the artifact, load it, let it answer greedily.
-
-    Returns:
-        The answer; None when its runtime does not exist on this machine.
 
     Raises:
         InputError: the artifact does not load, or its logits are not finite.
+        UnavailableError: its runtime is not on this machine, or nothing but a phone can run it.
     """
     sources = {
         path.removeprefix("artifact/"): source
@@ -53,16 +51,23 @@ def answer(verified: Verified) -> str | None:
         artifact = Artifact.open(place)
         artifact.verify()
         if artifact.format not in PLACES:
-            return None
+            raise _not_run(f"only {verified.manifest.target} runs a {artifact.format} artifact", "on that phone")
         return _generate(place, PLACES[artifact.format])
 
 
-def _generate(folder: Path, on: Place) -> str | None:
+def _not_run(why: str, where: str) -> UnavailableError:
+    fix = f"verify it {where}, or add --no-load: then only files and signature are checked"
+    return UnavailableError(f"the artifact was not run, so it is not verified: {why}", fix=fix)
+
+
+def _generate(folder: Path, on: Place) -> str:
     tokenizer = Tokenizer.from_folder(folder)
     try:
         runtime = open_runtime(folder, on)
-    except (UnavailableError, ModuleNotFoundError):
-        return None
+    except UnavailableError as error:
+        raise _not_run(error.problem, "where it is") from error
+    except ModuleNotFoundError as error:
+        raise _not_run(f"{error.name} is not installed", "where it is") from error
     with runtime:
         prompt = tokenizer.chat([Message("user", QUESTION)])
         logits = runtime.prefill(prompt)[-1]

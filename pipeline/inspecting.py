@@ -49,7 +49,8 @@ class Inspector:
 
     def files(self, artifact: Artifact, subject: str) -> list[Measurement]:
         """What the files tell."""
-        return structure.files(artifact, self._model.config, self.tokenizer, self.quantized, self.held_out.texts, subject)
+        config, texts = self._model.config, self.held_out.texts
+        return structure.files(artifact, config, self.tokenizer, self.quantized, texts, subject)
 
     def running(self, artifact: Artifact, runtime: Runtime, subject: str) -> list[Measurement]:
         """What the artifact's answers tell: the end token, and the KL to its own weights."""
