@@ -80,8 +80,9 @@ def files(
         *npu_shares(artifact, subject),
     ]
     if quantized is None:
-        note = "codes and scales: the quantized checkpoint that it was made of is not at hand"
-        return [*found, Measurement(UNTOLD, 1, "", "measured", note=note, subject=subject)]
+        note = "weights, tables and metadata: the quantized checkpoint that it was made of is not at hand"
+        name = f"{NOT_KNOWN}@{artifact.format}"
+        return [*found, Measurement(name, 1, "items", "measured", note=note, subject=subject)]
     found += _sizes(artifact, quantized, subject)
     held = read_back(artifact, quantized)
     wrong = [f"the quantized checkpoint's {fault}" for fault in config_faults(quantized.config, config)]
