@@ -61,6 +61,12 @@ def _token(name: str, token: Any, number: Any, where: Path) -> AddedToken:
     return AddedToken(text, number, token.get("lstrip") is True, token.get("rstrip") is True)
 
 
+def token_text(token: object) -> str | None:
+    """The text of a token as tokenizer_config.json writes one: plain, or an object with its content."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
 def splitter(tokens: Sequence[AddedToken]) -> re.Pattern[str] | None:
     """A pattern that finds the tokens, the longest first; its last group is the text. None without tokens."""
     if not tokens:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bluelm.architectures import ARCHITECTURES
-from bluelm.config import ModelConfig
+from bluelm.config import GENERATION, ModelConfig
 from bluelm.errors import InputError
 from bluelm.files import member, read_json, sha256
 from bluelm.fold import fold_layer_norm, normalise_rows
@@ -132,7 +132,7 @@ class Checkpoint:
 
     @cached_property
     def _digest(self) -> str:
-        return digest(self.folder, self.tensors, ("config.json", *TOKENIZER_FILES))
+        return digest(self.folder, self.tensors, ("config.json", GENERATION, *TOKENIZER_FILES))
 
 
 def digest(folder: Path, tensors: Mapping[str, TensorInfo], others: Sequence[str]) -> str:
@@ -153,12 +153,22 @@ def with_rows(config: ModelConfig, tensors: Mapping[str, TensorInfo], folder: Pa
     """`config` with vocab_size replaced by the rows of the embedding.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none; or a token that begins or ends a text lies beyond it.
     """
     table = file_name(config, EMBED)
     if table not in tensors:
         raise InputError(f"{table} is missing", where=folder, fix="the folder must hold the whole language model")
-    return replace(config, vocab_size=_rows(table, tensors[table]))
+    rows = _rows(table, tensors[table])
+    named = {"bos_token_id": (config.bos_token_id,), "eos_token_id": config.eos_token_ids}
+    for field, tokens in named.items():
+        beyond = [token for token in tokens if token is not None and token >= rows]
+        if beyond:
+            places = "config.json or generation_config.json"
+            fix = f"correct {field} there, or use the configuration that belongs to these weights"
+            problem = f"{field} is {beyond[0]}, but the embedding has {rows} rows: the model never writes that token"
+            raise InputError(problem, where=f"{folder}, {places}", fix=fix)
+    pad = config.pad_token_id  # one beyond the rows pads nothing: some Llamas name their number of rows
+    return replace(config, vocab_size=rows, pad_token_id=None if pad is not None and pad >= rows else pad)
 
 
 def untied(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> ModelConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from bluelm.architectures import ARCHITECTURES, Architecture, find
 from bluelm.errors import InputError
 from bluelm.files import member, read_json
 
+GENERATION = "generation_config.json"
 NTKMIXED_POWER = "ntkmixed_power"  # beside the factors of a `longrope` that is ntkmixed spelled out
 RopeKind = Literal["ntkmixed", "linear", "dynamic", "llama3"]
 MAX_SIZE = 2**24  # no width, row count or context is larger; keeps nonsense from allocating
@@ -78,7 +79,7 @@ class ModelConfig:
 
     @staticmethod
     def from_folder(folder: Path) -> ModelConfig:
-        """Read `folder`/config.json.
+        """Read `folder`/config.json, and from generation_config.json which tokens end an answer.
 
         Raises:
             InputError: no folder or config.json, unknown architecture or rope type, wrong or missing value.
@@ -93,7 +94,11 @@ class ModelConfig:
                 fix="give the folder of a Hugging Face checkpoint",
             )
         path = member(folder, "config.json")
-        return ModelConfig.from_dict(read_json(path), path)
+        found = ModelConfig.from_dict(read_json(path), path)
+        if not (folder / GENERATION).exists():
+            return found
+        beside = member(folder, GENERATION)
+        return _generating(found, _Fields(read_json(beside), beside))
 
     @staticmethod
     def from_dict(data: Mapping[str, Any], where: object = "config.json") -> ModelConfig:
@@ -177,6 +182,17 @@ class ModelConfig:
         if scaling.kind == "llama3":  # transformers insists on the newer spelling for it
             values["rope_type"] = values.pop("type")
         return values
+
+
+def _generating(config: ModelConfig, fields: _Fields) -> ModelConfig:
+    """End tokens as transformers' generate takes them: generation_config.json's where it names any."""
+    ends, begin, pad = fields.tokens("eos_token_id"), fields.token("bos_token_id"), fields.token("pad_token_id")
+    return replace(
+        config,
+        eos_token_ids=ends or config.eos_token_ids,
+        bos_token_id=begin if config.bos_token_id is None else config.bos_token_id,
+        pad_token_id=pad if config.pad_token_id is None else config.pad_token_id,
+    )
 
 
 class _Fields:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluelm.added_tokens import optional_json
+from bluelm.added_tokens import optional_json, token_text
 from bluelm.errors import InputError, UnavailableError
 from bluelm.files import read_json
+from bluelm.sentencepieces import SentencePieces
 
 if TYPE_CHECKING:
     import tokenizers
@@ -45,8 +46,14 @@ class JsonPieces:
         self.bos, self.eos, self.pad = (self._named(named.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
 
     def _named(self, token: object) -> int | None:
-        text = token.get("content") if isinstance(token, dict) else token
-        return self.id(text) if isinstance(text, str) else None
+        text = token_text(token)
+        return None if text is None else self.id(text)
+
+    def front(self) -> tuple[int, ...]:
+        """The tokens that the file's post-processor puts in front of a text; it alone decides in transformers."""
+        with_it, plain = (self._trusting.encode("a", add_special_tokens=special).ids for special in (True, False))
+        places = (at for at in range(len(with_it)) if with_it[at : at + len(plain)] == plain)
+        return tuple(with_it[: next(places, 0)])
 
     def id(self, text: str) -> int | None:
         """The token that is exactly `text`."""
@@ -92,6 +99,25 @@ class JsonStream:
     def flush(self) -> str:
         """What is left when the tokens ended inside a character."""
         return self._tokenizer.decode(self._tokens, skip_special_tokens=True)[len(self._told) :]
+
+
+def same_tokens(path: Path, pieces: SentencePieces) -> bool:
+    """Whether a tokenizer.json and a tokenizer.model with its added tokens have the same texts by id."""
+    data = read_json(path)
+    model = data.get("model")
+    table = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(table, dict):  # BPE
+        found = {index: text for text, index in table.items() if isinstance(index, int)}
+    else:  # Unigram: a list of [text, score]
+        found = {
+            index: row[0] if isinstance(row, list) and row else row
+            for index, row in enumerate(table if isinstance(table, list) else ())
+        }
+    added = data.get("added_tokens")
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and isinstance(token.get("id"), int):
+            found[token.get("id")] = token.get("content")
+    return found == pieces.texts()
 
 
 def _build(library: Any, data: dict[str, Any], path: Path) -> tokenizers.Tokenizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from bluelm.added_tokens import AddedToken, splitter
+from bluelm.added_tokens import AddedToken, splitter, token_text
 from bluelm.errors import InputError
 
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
@@ -29,12 +29,14 @@ class SentencePieces:
     token, or it is data, then they are spelled out in ordinary pieces.
     """
 
-    def __init__(self, path: Path, added: Sequence[AddedToken] = (), legacy: bool = True) -> None:
+    def __init__(self, path: Path, added: Sequence[AddedToken] = (), legacy: bool = True,
+                 named: Mapping[str, Any] | None = None) -> None:  # fmt: skip
         """Read `path`.
 
         Args:
             added: tokens on top of the model's pieces.
             legacy: text behind an added token gets the dummy prefix too, as in the first Llama tokenizer.
+            named: tokenizer_config.json, whose bos_token, eos_token and pad_token stand before the model's own.
 
         Raises:
             InputError: not a SentencePiece model, or an added token takes the id of another piece.
@@ -70,8 +72,11 @@ class SentencePieces:
         self._native = [p.piece for p in pieces if p.type == USER_DEFINED and MARK.fullmatch(p.piece)]
         self._leading = "all" if spec.remove_extra_whitespaces else "one" if spec.add_dummy_prefix else "none"
         self.size = max([len(pieces), *(token.id + 1 for token in added)])
+        own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "pad": processor.pad_id()}
+        told = {name: self._ids.get(token_text((named or {}).get(f"{name}_token")) or "") for name in own}
         self.bos, self.eos, self.pad = (
-            index if index >= 0 else None for index in (processor.bos_id(), processor.eos_id(), processor.pad_id())
+            index if index is None or index >= 0 else None
+            for index in (own[name] if told[name] is None else told[name] for name in own)
         )
 
     def id(self, text: str) -> int | None:
@@ -81,6 +86,10 @@ class SentencePieces:
     def added(self) -> dict[int, str]:
         """Texts of the tokens behind the model's own pieces, by id."""
         return {index: text for text, index in self._added.items()}
+
+    def texts(self) -> dict[int, str]:
+        """Texts of all tokens by id."""
+        return {index: text for text, index in self._ids.items()}
 
     def has_marks(self, text: str) -> bool:
         """True when trusted and untrusted encoding of `text` could differ."""

@@ -7,15 +7,15 @@ spelled out in ordinary pieces: it reads the same, but cannot end a turn or spea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from bluelm.added_tokens import optional_json, read_added_tokens
 from bluelm.errors import InputError
 from bluelm.files import member
-from bluelm.jsonpieces import JsonPieces
+from bluelm.jsonpieces import JsonPieces, same_tokens
 from bluelm.sentencepieces import SentencePieces, piece_count
 from bluelm.templates import Template, chatglm_tokens, find_template
 
@@ -60,6 +60,8 @@ class Tokenizer:
 
     Attributes:
         bos, eos, pad: token ids, None where the tokenizer and config.json know none.
+        front: what the model's own tokenizer puts in front of a text: mostly bos, nothing for a Qwen2, even where
+            config.json names a bos, `[gMASK] sop` for a ChatGLM.
         template: of another model's chats; None for BlueLM's.
     """
 
@@ -69,39 +71,30 @@ class Tokenizer:
     pad: int | None
     source: Path
     template: Template | None = None
+    front: tuple[int, ...] = ()
 
     @staticmethod
     def from_folder(folder: Path | str) -> Tokenizer:
-        """From tokenizer.model (with added_tokens.json and tokenizer_config.json), else from tokenizer.json.
+        """From tokenizer.model (with added_tokens.json and tokenizer_config.json) or from tokenizer.json.
+
+        Where both are there and differ in a token, the one that transformers takes: tokenizer.json, unless the
+        checkpoint names a class of its own that reads tokenizer.model.
 
         Raises:
             InputError: neither is there, or a file is damaged.
             UnavailableError: tokenizer.json without the `tokenizers` library.
         """
         folder = Path(folder)
-        if (folder / "tokenizer.model").exists():
-            path = member(folder, "tokenizer.model")
-            legacy = optional_json(folder, "tokenizer_config.json").get("legacy") is not False
-            added = read_added_tokens(folder)
-            if optional_json(folder, "config.json").get("model_type") == "chatglm":
-                added += chatglm_tokens(piece_count(path), added)
-            pieces = SentencePieces(path, added, legacy)
-        elif (folder / "tokenizer.json").exists():
-            path = member(folder, "tokenizer.json")
-            pieces = JsonPieces(path)
-        else:
-            raise InputError(
-                "the folder has no tokenizer",
-                where=folder,
-                fix="copy the checkpoint's tokenizer.model (SentencePiece) or tokenizer.json there",
-            )
+        settings = optional_json(folder, "tokenizer_config.json")
         config = optional_json(folder, "config.json")
+        pieces, path = _pieces(folder, settings, config)
         bos, eos, pad = (
             _first_id(config.get(f"{name}_token_id")) if found is None else found
             for name, found in (("bos", pieces.bos), ("eos", pieces.eos), ("pad", pieces.pad))
         )
+        front = pieces.front() if isinstance(pieces, JsonPieces) else _front(pieces, settings, config)
         blue = all(pieces.id(TURNS[role]) is not None for role in ("user", "assistant"))
-        return Tokenizer(pieces, bos, eos, pad, path, find_template(pieces, blue))
+        return Tokenizer(pieces, bos, eos, pad, path, find_template(pieces, blue), front)
 
     @property
     def vocab_size(self) -> int:
@@ -117,7 +110,7 @@ class Tokenizer:
         """Token ids of `text`.
 
         Args:
-            bos: put the begin token in front.
+            bos: put in front what the model's own tokenizer puts there, `front`.
             marks: the text is trusted: marks in it (`[|Human|]:`, `</s>`, added tokens) become their token.
         """
         return self._begin(bos) + self.pieces.encode(text, trusted=marks)
@@ -176,7 +169,7 @@ class Tokenizer:
         return template.encode(self.pieces, [(message.role, message.content) for message in messages])
 
     def _begin(self, wanted: bool) -> list[int]:
-        return [self.bos] if wanted and self.bos is not None else []
+        return list(self.front) if wanted else []
 
     def _end(self) -> list[int]:
         if self.eos is None:
@@ -192,6 +185,53 @@ class Tokenizer:
             tokens += self.pieces.encode(mark, trusted=True, behind_mark=index > 0)
             tokens += self.pieces.encode(content, trusted=False, behind_mark=True)
         return tokens
+
+
+def _pieces(
+    folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[SentencePieces | JsonPieces, Path]:
+    """The tokenizer's pieces, and the file that they come from."""
+    model, table = folder / "tokenizer.model", folder / "tokenizer.json"
+    if not model.exists() and not table.exists():
+        raise InputError(
+            "the folder has no tokenizer",
+            where=folder,
+            fix="copy the checkpoint's tokenizer.model (SentencePiece) or tokenizer.json there",
+        )
+    glm = config.get("model_type") == "chatglm"
+    own = glm or _reads_model(settings) or not table.exists()
+    if model.exists() and (own or piece_count(model)):  # a tiktoken file of the same name has none
+        pieces = _from_model(member(folder, model.name), settings, glm)
+        if own or same_tokens(member(folder, table.name), pieces):
+            return pieces, model
+    return JsonPieces(member(folder, table.name)), table
+
+
+def _from_model(path: Path, settings: Mapping[str, Any], glm: bool) -> SentencePieces:
+    added = read_added_tokens(path.parent)
+    if glm:
+        added += chatglm_tokens(piece_count(path), added)
+    named = optional_json(path.parent, "special_tokens_map.json") | settings
+    return SentencePieces(path, added, settings.get("legacy") is not False, named)
+
+
+def _reads_model(settings: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint brings a tokenizer class of its own without a fast one: it reads tokenizer.model."""
+    classes = settings.get("auto_map")
+    named = classes.get("AutoTokenizer") if isinstance(classes, dict) else None
+    return isinstance(named, list) and len(named) == 2 and named[0] is not None and named[1] is None
+
+
+def _front(pieces: SentencePieces, settings: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
+    """What the classes that read tokenizer.model put in front: ChatGLM's its two marks, the others bos.
+
+    BlueLM's, Llama's and Baichuan's add bos unless `add_bos_token` is there and not true, or bos_token is null.
+    """
+    if config.get("model_type") == "chatglm":
+        marks = (pieces.id("[gMASK]"), pieces.id("sop"))
+        return tuple(mark for mark in marks if mark is not None)
+    wanted = settings.get("add_bos_token", True) is True and settings.get("bos_token", "") is not None
+    return (pieces.bos,) if wanted and pieces.bos is not None else ()
 
 
 def _first_id(value: object) -> int | None:

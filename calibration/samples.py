@@ -64,7 +64,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class _Passage:
-    """Tokens of one passage, with bos in front where the model has one."""
+    """Tokens of one passage, begun as the model's own tokenizer begins a text."""
 
     tokens: list[int]
     document: int
@@ -75,9 +75,9 @@ class _Passage:
 def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int, length: int, seed: int) -> Samples:
     """At most `count` windows of `length` tokens from files, or from the bundled set for None.
 
-    Passages are shuffled by the seed and laid end to end; every window begins with bos, as a model's input
-    does. A set too small for `count` windows gives fewer, one too small for a single window a shorter one;
-    the report warns of both.
+    Passages are shuffled by the seed and laid end to end; every window begins as a model's input does, mostly with
+    bos. A set too small for `count` windows gives fewer, one too small for a single window a shorter one; the report
+    warns of both.
 
     Raises:
         InputError: see `read_texts`; or the set is shorter than two tokens.
@@ -86,7 +86,7 @@ def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int,
         raise InputError(f"cannot make {count} windows of {length} tokens", fix="at least 1 window of 2 tokens")
     texts = read_texts(paths)
     used = _passages(texts, tokenizer, count * length, length, seed)
-    windows = _windows([token for passage in used for token in passage.tokens], count, length, tokenizer.bos)
+    windows = _windows([token for passage in used for token in passage.tokens], count, length, tokenizer.front)
     if len(windows[0]) < 2:
         raise InputError(
             "the calibration text is shorter than a token",
@@ -129,17 +129,17 @@ def _cut(document: Document, most: int) -> Iterator[Document]:
         yield Document(text=text)
 
 
-def _windows(stream: list[int], count: int, length: int, bos: int | None) -> list[list[int]]:
-    """Windows of `length` tokens, each with bos in front; a single shorter one if that is all there is."""
+def _windows(stream: list[int], count: int, length: int, begin: Sequence[int]) -> list[list[int]]:
+    """Windows of `length` tokens, each with `begin` in front; a single shorter one if that is all there is."""
     windows: list[list[int]] = []
     start = 0
     while len(windows) < count and start < len(stream):
-        front = [bos] if bos is not None and stream[start] != bos else []
+        front = list(begin) if stream[start : start + len(begin)] != list(begin) else []
         window = front + stream[start : start + length - len(front)]
         if len(window) < length and windows:
             break
         windows.append(window)
-        start += length - len(front)
+        start += max(1, length - len(front))
     return windows
 
 

@@ -61,7 +61,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        return self.eot_token_id if self._text.bos is None else self._text.bos
+        return self._text.front[-1] if self._text.front else self.eot_token_id
 
     @property
     def max_length(self) -> int:
@@ -121,11 +121,13 @@ class HarnessModel(TemplateLM):
         return float(nats), bool((rows.argmax(axis=-1) == continuation).all())
 
     def _fitting(self, context: Sequence[int], room: int) -> list[int]:
-        """The end of the context, behind the token that begins a text."""
+        """The end of the context, behind what begins a text."""
+        context = list(context)
         if len(context) <= room:
-            return list(context)
+            return context
         self.cut += 1
-        begin = [context[0]] if context[0] == self._text.bos and room > 1 else []
+        front = list(self._text.front)
+        begin = front if context[: len(front)] == front and room > len(front) else []
         return [*begin, *context[len(context) - room + len(begin) :]]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:

@@ -105,7 +105,7 @@ def _read(paths: Sequence[Path]) -> tuple[dict[str, list[Document]], str, str]:
 
 def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, length: int) -> list[Window]:
     """Windows of `length` tokens of documents that follow one another."""
-    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    begin = list(tokenizer.front)
     tokens: list[int] = []
     judged: list[bool] = []
     windows: list[Window] = []
@@ -116,14 +116,14 @@ def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, lengt
         judged.clear()
 
     for document in documents:
-        rest = _encode(document, tokenizer, len(begin))
+        rest = _encode(document, tokenizer)
         while rest:
             if len(tokens) + len(begin) + 1 > length:
                 close()
             room = length - len(tokens) - len(begin)
             piece, rest = rest[:room], rest[room:]
             tokens += begin + piece
-            judged += [False] * len(begin) + [True] * len(piece)
+            judged += [False] * len(begin) + [bool(begin)] + [True] * (len(piece) - 1)
     if len(tokens) >= length / 2 or (not windows and len(tokens) >= 2):
         close()
     return windows
@@ -133,11 +133,13 @@ def _texts(document: Document) -> list[str]:
     return [content for _, content in document.turns] if document.turns else [document.text]
 
 
-def _encode(document: Document, tokenizer: Tokenizer, begin: int) -> list[int]:
-    """Tokens of a document without the one that begins it."""
-    if document.turns:
-        return tokenizer.chat([Message(role, content) for role, content in document.turns])[begin:]
-    return tokenizer.encode(document.text)
+def _encode(document: Document, tokenizer: Tokenizer) -> list[int]:
+    """Tokens of a document without those that begin it."""
+    if not document.turns:
+        return tokenizer.encode(document.text)
+    tokens = tokenizer.chat([Message(role, content) for role, content in document.turns])
+    front = list(tokenizer.front)
+    return tokens[len(front) :] if tokens[: len(front)] == front else tokens
 
 
 def spread(groups: Mapping[str, Sequence[Window]]) -> list[Window]:

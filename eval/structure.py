@@ -258,7 +258,7 @@ def _template_faults(mine: Tokenizer | None, theirs: Tokenizer) -> Iterator[str]
             messages = [m for m in messages if m.role in theirs.template.turns]
             expected = theirs.chat(messages)
         else:
-            expected = [] if theirs.bos is None else [theirs.bos]
+            expected = list(theirs.front)
             for part in chat["parts"]:
                 expected += [theirs.eos or 0] if part == "</s>" else theirs.encode(part, marks=True)
         if mine.chat(messages) != expected:

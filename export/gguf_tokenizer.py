@@ -67,4 +67,4 @@ def _add_pieces(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: ModelConf
     writer.add_unk_token_id(model.trainer_spec.unk_id)
     writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
     writer.add_remove_extra_whitespaces(model.normalizer_spec.remove_extra_whitespaces)
-    writer.add_add_bos_token(tokenizer.bos is not None or config.bos_token_id is not None)
+    writer.add_add_bos_token(tokenizer.front == (tokenizer.bos,))

@@ -255,7 +255,7 @@ def _tokenizer(artifact: Artifact) -> TokenizerFacts:
     return TokenizerFacts(
         files=tuple(f"artifact/{f.path}" for f in artifact.files if f.role == "tokenizer"),
         kind="sentencepiece" if tokenizer.source.suffix == ".model" else "tokenizer.json",
-        template=f"{{bos}}{TURNS['user']}{{query}}{TURNS['assistant']}",
+        template=f"{'{bos}' if tokenizer.front else ''}{TURNS['user']}{{query}}{TURNS['assistant']}",
         bos_token_id=tokenizer.bos if tokenizer.bos is not None else 1,
         eos_token_ids=tuple(ends),
         pad_token_id=tokenizer.pad,

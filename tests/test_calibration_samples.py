@@ -105,7 +105,7 @@ def test_small_set_gives_what_it_has_and_warns(tmp_path: Path, tokenizer: Tokeni
 def test_text_shorter_than_a_token_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     paths = text_file(tmp_path, "a")
     with pytest.raises(InputError, match="shorter than a token"):
-        load_samples(paths, replace(tokenizer, bos=None), 1, 8, 0)
+        load_samples(paths, replace(tokenizer, front=()), 1, 8, 0)
 
 
 @pytest.mark.parametrize(("count", "length"), [(0, 8), (1, 1), (-1, 8)])

@@ -20,7 +20,7 @@ from bluelm.checkpoint import (
     untied,
     with_rows,
 )
-from bluelm.config import ModelConfig
+from bluelm.config import GENERATION, ModelConfig
 from bluelm.errors import InputError
 from bluelm.naming import half_split, source
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
@@ -132,7 +132,7 @@ class PackedCheckpoint(Checkpoint):
 
     @cached_property
     def _digest(self) -> str:
-        return digest(self.folder, self.tensors, ("config.json", *SETTINGS_FILES, *TOKENIZER_FILES))
+        return digest(self.folder, self.tensors, ("config.json", GENERATION, *SETTINGS_FILES, *TOKENIZER_FILES))
 
 
 def describe(ordered: OrderedWeight) -> LinearInfo:

@@ -15,7 +15,7 @@ from bluelm.errors import InputError
 from bluelm.files import write_text
 from bluelm.rope import inverse_frequencies, max_context
 from bluelm.sentencepieces import has_dummy_prefix
-from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
 
 
 def plain_config(config: ModelConfig) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def write_tokenizer(source: Path, folder: Path, config: ModelConfig) -> None:
             shutil.copyfile(source / name, folder / name)
     settings = optional_json(folder, "tokenizer_config.json")
     settings.pop("auto_map", None)
-    if (folder / "tokenizer.model").exists():
+    if (folder / "tokenizer.model").exists() and Tokenizer.from_folder(source).source.name == "tokenizer.model":
         settings = {"add_bos_token": True, "add_eos_token": False, **settings}
         settings |= {
             "tokenizer_class": "LlamaTokenizer",

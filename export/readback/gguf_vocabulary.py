@@ -62,7 +62,7 @@ def _pieces(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Value]:
     added = tokenizer.pieces.added()
     for index in range(len(rows), config.vocab_size):
         rows.append(Row(added[index], Kind.USER_DEFINED) if index in added else _unused(index))
-    begins = tokenizer.bos is not None or config.bos_token_id is not None
+    begins = len(tokenizer.front) == 1 and tokenizer.front[0] == tokenizer.bos
     return {
         "model": Value(Type.STRING, "llama"),
         "pre": Value(Type.STRING, "default"),
