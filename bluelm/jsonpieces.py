@@ -106,17 +106,15 @@ def same_tokens(path: Path, pieces: SentencePieces) -> bool:
     data = read_json(path)
     model = data.get("model")
     table = model.get("vocab") if isinstance(model, dict) else None
+    found: dict[object, object] = {}
     if isinstance(table, dict):  # BPE
         found = {index: text for text, index in table.items() if isinstance(index, int)}
-    else:  # Unigram: a list of [text, score]
-        found = {
-            index: row[0] if isinstance(row, list) and row else row
-            for index, row in enumerate(table if isinstance(table, list) else ())
-        }
+    elif isinstance(table, list):  # Unigram: [text, score]
+        found = {index: row[0] if isinstance(row, list) and row else row for index, row in enumerate(table)}
     added = data.get("added_tokens")
     for token in added if isinstance(added, list) else ():
         if isinstance(token, dict) and isinstance(token.get("id"), int):
-            found[token.get("id")] = token.get("content")
+            found[token["id"]] = token.get("content")
     return found == pieces.texts()
 
 

@@ -211,7 +211,7 @@ def _from_model(path: Path, settings: Mapping[str, Any], glm: bool) -> SentenceP
     added = read_added_tokens(path.parent)
     if glm:
         added += chatglm_tokens(piece_count(path), added)
-    named = optional_json(path.parent, "special_tokens_map.json") | settings
+    named = {**optional_json(path.parent, "special_tokens_map.json"), **settings}
     return SentencePieces(path, added, settings.get("legacy") is not False, named)
 
 

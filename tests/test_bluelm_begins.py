@@ -134,7 +134,7 @@ def test_end_tokens_are_those_of_transformers_generate(told: dict[str, Any] | No
     (tmp_path / "generation_config.json").unlink()
     if told is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(told))
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     theirs = model._prepare_generation_config(None)[0].eos_token_id
     ours = ModelConfig.from_folder(tmp_path)
     assert list(ours.eos_token_ids) == (theirs if isinstance(theirs, list) else [theirs])

@@ -37,6 +37,14 @@ CT = {
     "config_groups": {"group_0": {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": None}},
     "ignore": ["lm_head"],
 }
+
+
+def scheme(**weights: Any) -> dict[str, Any]:
+    """compressed-tensors' settings with other words on the weights."""
+    group = {"targets": ["Linear"], "weights": WEIGHTS | weights, "input_activations": None}
+    return CT | {"config_groups": {"group_0": group}}
+
+
 Pack = Callable[[Drawn], dict[str, Tensor]]
 LAYOUTS: dict[str, tuple[Pack, dict[str, Any] | None, dict[str, Any]]] = {
     "gptq v1": (gptq, V1, {}),
@@ -45,14 +53,18 @@ LAYOUTS: dict[str, tuple[Pack, dict[str, Any] | None, dict[str, Any]]] = {
     "gptq v1, 8 bits": (gptq, V1 | {"bits": 8}, {"bits": 8}),
     "gptq v1, act-order": (gptq, V1 | {"desc_act": True}, {"scattered": True}),
     "gptq v2": (lambda d: gptq(d, version=2), V2, {"lowest_zero": 0}),
-    "gptq v2, 8 bits": (lambda d: gptq(d, version=2), V2, {"lowest_zero": 0, "bits": 8}),
+    "gptq v2, 8 bits": (lambda d: gptq(d, version=2), V2 | {"bits": 8}, {"lowest_zero": 0, "bits": 8}),
     "gptq, one scale a row": (gptq, V1 | {"group_size": -1}, {"group": 64, "symmetric": True}),
     "gptq, float32 scales": (gptq, V1, {"dtype": torch.float32}),
     "GPTQ-for-LLaMa": (lambda d: gptq(d, g_idx=False), None, {}),
     "awq": (awq, AWQ, {"lowest_zero": 0}),
     "compressed-tensors": (compressed, CT, {"lowest_zero": 0}),
     "compressed-tensors, bfloat16": (compressed, CT, {"lowest_zero": 0, "dtype": torch.bfloat16}),
-    "compressed-tensors, symmetric": (lambda d: compressed(d, symmetric=True), CT, {"symmetric": True}),
+    "compressed-tensors, symmetric": (
+        lambda d: compressed(d, symmetric=True),
+        scheme(symmetric=True),
+        {"symmetric": True},
+    ),
     "compressed-tensors, act-order": (compressed, CT, {"scattered": True}),
 }
 

@@ -142,7 +142,7 @@ def decompressed(parts: dict[str, torch.Tensor], *, symmetric: bool, bits: int =
 
 @pytest.mark.parametrize("kind", ["awq", "compressed-tensors"])
 def test_scattered_groups_need_gptq(kind: Kind, tmp_path: Path) -> None:
-    write_packed(tmp_path / "m", gptq, V1, scattered=True, shape={"layers": 1})
+    write_packed(tmp_path / "m", gptq, V1 | {"desc_act": True}, scattered=True, shape={"layers": 1})
     packed = PackedCheckpoint.open(tmp_path / "m")
     ours = adopt(packed, given_recipe(packed, Recipe()), tmp_path / "codes")
     with pytest.raises(InputError, match=f"{kind} cannot hold the scattered groups"):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.formats.layout import Shape, group_of, make_weight
+from compress.formats.claims import NOTHING, Claim
+from compress.formats.layout import Shape, check_symmetric, group_of, make_weight
 from compress.formats.words import pack_words, unpack_words
 from compress.pieces import LinearInfo
 from compress.quantized import OrderedWeight, QuantizedTensor
@@ -43,9 +44,11 @@ class Awq:
             "scales": (groups, shape.rows),
         }
 
-    def read(self, shape: Shape, parts: Mapping[str, Tensor]) -> OrderedWeight:
+    def read(self, shape: Shape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
         codes = in_order(unpack_words(parts["qweight"], BITS)).T  # [out, in]
         zeros = in_order(unpack_words(parts["qzeros"], BITS)).T  # [out, groups]
+        if claim.symmetric:
+            check_symmetric(zeros, BITS, "the settings say symmetric")
         return OrderedWeight(make_weight(codes.contiguous(), parts["scales"].T, zeros.contiguous(), BITS))
 
 

@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.formats.layout import WIDTHS, Shape, contiguous_groups, group_of, make_weight, width_of
+from compress.formats.claims import NOTHING, Claim
+from compress.formats.layout import (
+    WIDTHS,
+    Shape,
+    check_symmetric,
+    contiguous_groups,
+    group_of,
+    make_weight,
+    width_of,
+)
 from compress.formats.words import pack_words, unpack_words
 from compress.pieces import LinearInfo
 from compress.quantized import OrderedWeight, QuantizedTensor
@@ -51,7 +60,7 @@ class CompressedTensors:
             **{name: size for name, size in optional.items() if name in found},
         }
 
-    def read(self, shape: Shape, parts: Mapping[str, Tensor]) -> OrderedWeight:
+    def read(self, shape: Shape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
         if parts["weight_shape"].tolist() != [shape.rows, shape.columns]:
             said = parts["weight_shape"].tolist()
             raise InputError(f"weight_shape says {said}, config.json {[shape.rows, shape.columns]}")
@@ -62,6 +71,14 @@ class CompressedTensors:
             zeros = unpack_words(parts["weight_zero_point"].T.contiguous(), bits).T.contiguous()
         else:
             zeros = torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.uint8)
+        if claim.symmetric:
+            check_symmetric(zeros, bits, "the settings say symmetric")
+        if claim.symmetric is False and "weight_zero_point" not in parts:
+            fix = "fetch the folder again, or set symmetric to true if it has none"
+            raise InputError("the settings say asymmetric, but there is no weight_zero_point", fix=fix)
+        if claim.ordered and scales.shape[1] > 1 and "weight_g_idx" not in parts:
+            fix = 'fetch the folder again, or set actorder to "static" if the groups lie in place'
+            raise InputError("actorder is group, but there is no weight_g_idx", fix=fix)
         weight = make_weight(codes, scales, zeros, bits)
         if "weight_g_idx" in parts:
             return contiguous_groups(weight, parts["weight_g_idx"])

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
+from compress.formats.claims import NOTHING, Claim
 from compress.formats.layout import Shape, contiguous_groups, group_of, make_weight, width_of
 from compress.formats.words import pack_words, unpack_words
 from compress.pieces import LinearInfo
@@ -56,16 +57,49 @@ class Gptq:
         }
         return wanted | ({"g_idx": (shape.columns,)} if "g_idx" in found else {})
 
-    def read(self, shape: Shape, parts: Mapping[str, Tensor]) -> OrderedWeight:
+    def read(self, shape: Shape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
         bits = width_of(parts["qweight"].shape[0], shape.columns)
         codes = unpack_words(parts["qweight"].T.contiguous(), bits)  # [out, in]
-        zeros = self._zeros(parts["qzeros"], bits).T.contiguous()  # [out, groups]
+        version = self._symmetric_version(parts["qzeros"], bits) if claim.symmetric else self.version
+        zeros = self._zeros(parts["qzeros"], bits, version).T.contiguous()  # [out, groups]
         weight = make_weight(codes, parts["scales"].T, zeros, bits)
-        return contiguous_groups(weight, parts["g_idx"]) if "g_idx" in parts else OrderedWeight(weight)
+        index = parts.get("g_idx")
+        if claim.ordered and weight.groups > 1 and (index is None or not index.any()):
+            there = "there is no g_idx" if index is None else "g_idx is all zeros"
+            fix = "fetch the folder again; set desc_act to false if it was quantized with static groups"
+            raise InputError(f"desc_act is true, but {there}: which inputs share a scale is not known", fix=fix)
+        found = OrderedWeight(weight) if index is None else contiguous_groups(weight, index)
+        if claim.ordered is False and found.order is not None:
+            fix = "set desc_act to true if the file's g_idx is right"
+            raise InputError(
+                "desc_act is false, but g_idx scatters the groups; loaders differ in which counts", fix=fix
+            )
+        return found
 
-    def _zeros(self, words: Tensor, bits: int) -> Tensor:
+    def _symmetric_version(self, words: Tensor, bits: int) -> int:
+        """The version in which the stored zero points are those of a symmetric grid: the folder's, or the other.
+
+        Some tools wrote one version's zero points under the other's name.
+
+        Raises:
+            InputError: they are in neither.
+        """
+        stored, middle = unpack_words(words, bits), 2 ** (bits - 1)
+        for version in (self.version, 3 - self.version):
+            if (stored == middle - (version == 1)).all():
+                return version
+        low, high = int(stored.min()), int(stored.max())
+        said = f"{low}" if low == high else f"{low} to {high}"
+        read = f"{low + 1}" if low == high else f"{low + 1} to {high + 1}"
+        raise InputError(
+            f"sym is true, but its zero points are stored as {said}: {read} in the format gptq and {said} in gptq_v2, "
+            f"and a symmetric grid has {middle}",
+            fix="set sym to false if they are meant as they are, or quantize the float checkpoint again",
+        )
+
+    def _zeros(self, words: Tensor, bits: int, version: int) -> Tensor:
         """uint8 [groups, out]."""
-        if self.version == 2:
+        if version == 2:
             return unpack_words(words, bits)
         if self.borrows:
             return unpack_words(add_to_fields(words, bits, 1), bits)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
+from compress.formats.claims import NOTHING, Claim
 from compress.grid import SMALLEST_SCALE
 from compress.quantized import OrderedWeight, QuantizedTensor
 
@@ -47,11 +48,14 @@ class Layout(Protocol):
         """
         ...
 
-    def read(self, shape: Shape, parts: Mapping[str, Tensor]) -> OrderedWeight:
+    def read(self, shape: Shape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
         """The weight that the stored tensors stand for.
 
+        Args:
+            claim: what the settings say of its zero points and the order of its inputs.
+
         Raises:
-            InputError: values that cannot be.
+            InputError: values that cannot be, or that are not what is claimed.
         """
         ...
 
@@ -109,6 +113,20 @@ def make_weight(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Quan
     half = exact.half()
     scales = half if torch.equal(half.float(), exact) else exact
     return QuantizedTensor(codes.contiguous(), scales.contiguous(), zeros.contiguous(), bits, group_size)
+
+
+def check_symmetric(zeros: Tensor, bits: int, said: str) -> None:
+    """InputError unless every zero point is the middle code, as `said` says. zeros: uint8 of any shape."""
+    middle = 2 ** (bits - 1)
+    if not (zeros == middle).all():
+        found = _span(zeros)
+        fix = "correct the settings if the zero points are meant as they are, or quantize the float checkpoint again"
+        raise InputError(f"{said}, but its zero points are {found}; a symmetric grid has {middle}", fix=fix)
+
+
+def _span(zeros: Tensor) -> str:
+    low, high = int(zeros.min()), int(zeros.max())
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _positive(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:

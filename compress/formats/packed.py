@@ -26,6 +26,7 @@ from bluelm.naming import half_split, source
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
 from bluelm.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
+from compress.formats.claims import Claims, read_claims
 from compress.formats.detect import MARKERS, SETTINGS_FILES, find_layout, read_settings
 from compress.formats.layout import Layout, Shape
 from compress.pieces import LinearInfo
@@ -39,10 +40,12 @@ class PackedCheckpoint(Checkpoint):
     Attributes:
         layout: how the quantized linears lie in the files.
         packed: names of the quantized linears in the files.
+        claims: what the folder's settings say of them, held against the tensors as they are read.
     """
 
     layout: Layout
     packed: frozenset[str]
+    claims: Claims
 
     @staticmethod
     def open(folder: Path | str) -> PackedCheckpoint:
@@ -75,7 +78,7 @@ class PackedCheckpoint(Checkpoint):
             if "bias" in found:  # early quantizers wrote one of zeros for every linear
                 wanted[f"{name}.bias"] = (shape.rows,)
         check_tensors(config, wanted, tensors, folder)
-        return PackedCheckpoint(folder, config, tensors, layout, frozenset(names))
+        return PackedCheckpoint(folder, config, tensors, layout, frozenset(names), read_claims(*read_settings(folder)))
 
     def linear(self, name: str) -> OrderedWeight | None:
         """A quantized linear, `model.layers.0.self_attn.q_proj` or `lm_head`; None if it is not quantized.
@@ -107,7 +110,10 @@ class PackedCheckpoint(Checkpoint):
         infos = _below(stem, self.tensors)
         with _naming(stem, infos[self.layout.marker].file):
             parts = {local: load_stored(f"{stem}.{local}", info) for local, info in infos.items() if local != "bias"}
-            return self.layout.read(shape, parts)
+            claim = self.claims.of(stem)
+            found = self.layout.read(shape, parts, claim)
+            claim.check(found.weight)
+            return found
 
     def _check_bias(self, name: str, stem: str) -> None:
         info = self.tensors.get(f"{stem}.bias")
