@@ -54,7 +54,7 @@ def assert_positive(quantized: QuantizedCheckpoint) -> None:
         assert weight.scales.isfinite().all(), name
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     signs=st.lists(st.sampled_from((0.0, -0.0)), min_size=1, max_size=70),
     bits=st.sampled_from((4, 8)),
