@@ -190,6 +190,7 @@ STRUCTURE: dict[str, tuple[float, bool]] = {
     "bits_per_weight_deviation": (0.02, False),
     "block_error_excess": (1, False),
     "runtime_kl_excess": (1, False),
+    "reference_to_guess": (1, False),  # of codes that came with the checkpoint: eval/sanity.py
 }
 BETTER, SAME = "not_better_than_float", "not_identical_to_float"
 NOT_KNOWN = "not_known"  # @format: items that an artifact must hold and its files do not tell

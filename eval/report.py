@@ -43,6 +43,7 @@ SOUND = {  # checks that are told in one line where they pass
     "bits_per_weight_deviation": "size",
     "block_error_excess": "blocks",
     "runtime_kl_excess": "arithmetic",
+    "reference_to_guess": "foresees text better than a guess",
     "not_better_than_float": "not better than float",
     "not_identical_to_float": "not identical to it",
 }

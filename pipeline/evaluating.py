@@ -112,9 +112,7 @@ def judge_all(opened: Opened, progress: Progress) -> Report:
     figures = [*judged.figures, *judging.speed(subjects[-1], opened.held_out, progress)]
     figures += judging.sizes(subjects[0].artifact, opened.target)
     verdict = budgets.judge(opened.budget, figures, [s.name for s in subjects], judged.samples)
-    not_known = {
-        s.name: structure.not_known(s.artifact, [f for f in figures if f.subject == s.name]) for s in subjects
-    }
+    not_known = {s.name: structure.not_known(s.artifact, [f for f in figures if f.subject == s.name]) for s in subjects}
     title = " + ".join(subject.artifact.format for subject in subjects)
     base = opened.earlier or Report(
         passed=False,

@@ -85,6 +85,11 @@ class Inspector:
             _ = self._expected
 
     @property
+    def given(self) -> bool:
+        """Whether the codes came with the checkpoint, so that artifact and float model are read from the same."""
+        return self.quantized is not None and self.quantized.recipe.method == "given"
+
+    @property
     def _compares(self) -> bool:
         """Whether answers are compared with the dequantized weights'."""
         return self.room and self.quantized is not None

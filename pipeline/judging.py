@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress
-from eval import estimate, judge, structure
+from eval import estimate, judge, sanity, structure
 from eval.heldout import HeldOut
 from eval.judge import WindowSums
 from eval.measurement import Measurement
@@ -182,6 +182,11 @@ def _judge_one(
         name = f"judge the {subject.name.upper()} artifact"
         scores = judge.score(reference, runtimes, windows, name=name, progress=progress, stop=stop)
         figures = [*judge.accuracy(scores, subject.name, domains), *own, *decoded]
+        if inspector.given:
+            rows = inspector.tokenizer.vocab_size
+            figures.append(
+                sanity.reference_to_guess(scores.reference_nll, inspector.held_out.windows, rows, subject.name)
+            )
         prompts = [window.tokens.tolist()[:PROMPT_TOKENS] for window in windows[:PROMPTS]]
         length = min(GREEDY_TOKENS, artifact.context - PROMPT_TOKENS)
         if length > 0:

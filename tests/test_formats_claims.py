@@ -57,7 +57,6 @@ READ: dict[str, tuple[Pack, dict[str, Any], dict[str, Any]]] = {
     "sym, stored 7 under version 2's name": (gptq, V2 | {"sym": True}, SYMMETRIC),
     "sym, 8 bits, stored 128 under version 1's name": (v2, V1 | {"sym": True, "bits": 8}, SYMMETRIC | {"bits": 8}),
     "not sym": (gptq, V1 | {"sym": False}, {}),
-    "not sym, zero points of 9": (shifted(9), V1 | {"sym": False}, {"zero": 9}),
     "desc_act with static groups, no g_idx": (
         without("g_idx", gptq), V1 | {"desc_act": True, "static_groups": True}, {},
     ),
@@ -84,21 +83,22 @@ READ: dict[str, tuple[Pack, dict[str, Any], dict[str, Any]]] = {
 def test_what_agrees_is_read(name: str, tmp_path: Path) -> None:
     pack, settings, linear = READ[name]
     linear = dict(linear)
-    zero, inner = linear.pop("zero", None), linear.pop("inner", 128)
+    inner = linear.pop("inner", 128)
     drawn = write_packed(tmp_path / "m", pack, settings, shape={"layers": 1, "inner": inner}, **{"group": 16, **linear})
     found = PackedCheckpoint.open(tmp_path / "m")
     given_recipe(found, Recipe())
     for stem, wanted in drawn.items():
         weight = found.linear(stem)
         assert weight is not None
-        meant = wanted if zero is None else replace(wanted, zeros=np.full_like(wanted.zeros, zero))
-        assert torch.equal(weight.dequantize(), meant.values), stem
+        assert torch.equal(weight.dequantize(), wanted.values), stem
 
 
 REFUSED: dict[str, tuple[Pack, dict[str, Any], dict[str, Any], list[str]]] = {
     "sym, stored 0": (shifted(1), V1 | {"sym": True}, {}, ["stored as 0", "1 in the format gptq and 0 in gptq_v2"]),
     "sym, stored 9": (shifted(9, 2), V2 | {"sym": True}, {}, ["stored as 9", "10 in the format gptq and 9 in gptq_v2"]),
     "sym, many": (gptq, V1 | {"sym": True}, {}, ["sym is true", "a symmetric grid has 8"]),
+    "not sym, stored 8": (shifted(9), V1 | {"sym": False}, {}, ["below their zero points", "misread"]),
+    "nothing said, stored 8": (shifted(9), V1, {}, ["below their zero points", "misread"]),
     "desc_act, no g_idx": (without("g_idx", gptq), V1 | {"desc_act": True}, {}, ["desc_act is true", "no g_idx"]),
     "desc_act, g_idx of zeros": (with_idle_index, V1 | {"desc_act": True}, {}, ["desc_act is true", "all zeros"]),
     "no desc_act, scattered": (gptq, V1, {"scattered": True}, ["desc_act is false", "scatters"]),
