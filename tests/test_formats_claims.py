@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.formats.adopt import given_recipe
+from compress.formats.adopt import adopt, given_recipe
 from compress.formats.claims import Claim, read_claims
 from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
@@ -142,6 +144,32 @@ def test_what_disagrees_is_refused_before_any_work(name: str, tmp_path: Path) ->
     for words in said:
         assert words in str(caught.value), str(caught.value)
     assert caught.value.where is not None and caught.value.fix is not None
+
+
+@pytest.mark.parametrize("field", ["bits", "group_size", "sym", "desc_act", "checkpoint_format"])
+def test_two_files_of_settings_that_differ_are_refused(field: str, tmp_path: Path) -> None:
+    settings = V1 | {"sym": False}
+    write_packed(tmp_path / "m", gptq, settings, shape={"layers": 1})
+    (tmp_path / "m" / "quantize_config.json").write_text(json.dumps(settings))
+    PackedCheckpoint.open(tmp_path / "m")
+    (tmp_path / "m" / "quantize_config.json").write_text(json.dumps(settings | {field: "other"}))
+    with pytest.raises(InputError, match=f"{field} is .* 'other' in quantize_config.json"):
+        PackedCheckpoint.open(tmp_path / "m")
+
+
+def test_a_trained_head_beside_a_tied_table_is_kept(tmp_path: Path) -> None:
+    """transformers unties such a checkpoint; of codes as of float weights."""
+    write_packed(tmp_path / "m", gptq, V1, shape={"layers": 1, "tied": True, "layer_norm": False})
+    tied = PackedCheckpoint.open(tmp_path / "m")
+    assert tied.config.shares_table and not tied.warnings
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    head = torch.randn_like(tensors["model.embed_tokens.weight"].float()).half()
+    save_file(tensors | {"lm_head.weight": head}, tmp_path / "m" / "model.safetensors")
+    found = PackedCheckpoint.open(tmp_path / "m")
+    assert torch.equal(found.head(), head.float()) and "tie_word_embeddings" in found.warnings[0]
+    codes = adopt(found, given_recipe(found, Recipe()), tmp_path / "codes")
+    assert not codes.config.shares_table
+    assert (codes.head() - head.float()).abs().max() < 0.05
 
 
 def test_the_words_of_compressed_tensors_are_its_own(tmp_path: Path) -> None:

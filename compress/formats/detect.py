@@ -15,6 +15,7 @@ from compress.formats.compressed import compressed_layout
 from compress.formats.gptq import Gptq, gptq_layout
 from compress.formats.layout import Layout
 
+TOLD_TWICE = ("bits", "group_size", "sym", "desc_act", "checkpoint_format", "zero_point", "version")
 SETTINGS_FILES = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's, beside config.json
 
 
@@ -71,6 +72,7 @@ def read_settings(folder: Path) -> tuple[dict[str, Any] | None, Path]:
     if settings is not None:
         if not isinstance(settings, dict):
             raise InputError("quantization_config must be an object", where=config, fix="fetch config.json again")
+        _check_beside(folder, settings, config)
         return settings, config
     for name in SETTINGS_FILES:
         if (folder / name).exists():
@@ -78,6 +80,20 @@ def read_settings(folder: Path) -> tuple[dict[str, Any] | None, Path]:
             found = read_json(path)
             return {"quant_method": "awq" if name == "quant_config.json" else "gptq", **found}, path
     return None, config
+
+
+def _check_beside(folder: Path, settings: Mapping[str, Any], config: Path) -> None:
+    """InputError where a settings file beside config.json says otherwise: loaders differ in which they read."""
+    for name in SETTINGS_FILES:
+        if not (folder / name).exists():
+            continue
+        other = read_json(member(folder, name))
+        for field in TOLD_TWICE:
+            one, two = settings.get(field), other.get(field)
+            if one is not None and two is not None and one != two:
+                problem = f"{field} is {one!r} in the quantization_config of config.json, {two!r} in {name}"
+                fix = "correct one of them, or remove the file that is of another checkpoint"
+                raise InputError(problem, where=config, fix=fix)
 
 
 def _method(settings: Mapping[str, Any], where: Path) -> str:
