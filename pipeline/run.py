@@ -33,6 +33,7 @@ from pipeline import judging, layout, widths
 from pipeline.binding import seal
 from pipeline.bundle_commands import bundle_passed
 from pipeline.ci_outputs import announce
+from pipeline.given import check_foresees
 from pipeline.identity import remember
 from pipeline.inspecting import Inspector
 from pipeline.judging import Subject
@@ -119,6 +120,8 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
     chosen: dict[str, Any] = {}
     if plan.recipe.auto:
         plan, chosen = _choose_widths(plan, stages, progress)
+    if plan.source.given is not None:
+        check_foresees(plan.checkpoint, plan.held_out, plan.tokenizer.vocab_size, progress)
     quantized = _quantize(plan, stages, progress)
     if plan.target.default_on == "device":
         raise only_on_device(_export_target(plan, stages, quantized, progress))

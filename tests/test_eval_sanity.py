@@ -13,6 +13,7 @@ import pytest
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.files import demo_checkpoint
+from bluelm.progress import Silent
 from compress.engine import quantize
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint, offset
@@ -22,8 +23,12 @@ from eval import heldout
 from eval.budget import Budget, judge
 from eval.metrics import log_softmax
 from eval.sanity import GUESS, reference_to_guess, unigram_perplexity
+from pipeline.given import check_foresees
 from pipeline.inspecting import Inspector
 from targets.torch_runtime import TorchRuntime
+from tests.packed import gptq, write_packed
+from tests.test_formats_read import V1
+from tests.test_pipeline_bad_input import call
 
 
 def gptq_folder(folder: Path, *, symmetric: bool = True, bits: int = 4, misread: bool = False) -> Path:
@@ -32,6 +37,7 @@ def gptq_folder(folder: Path, *, symmetric: bool = True, bits: int = 4, misread:
     checkpoint = Checkpoint.open(demo_checkpoint())
     write(quantize(checkpoint, None, made, folder / "codes"), checkpoint, folder / "gptq", "gptq")
     if misread:
+        (folder / "gptq" / "quantize_config.json").unlink()  # says the same once more
         path = folder / "gptq" / "config.json"
         config = json.loads(path.read_text())
         said = config["quantization_config"]
@@ -70,6 +76,21 @@ def test_a_misread_reference_cannot_pass(misread: bool, tmp_path: Path) -> None:
     assert "unigram guess" in found.note
     checks = {check.name: check for check in judge(Budget(max_mean_kl=1.0), [found], ["cpu"]).checks}
     assert checks[f"max_{GUESS}"].passed != misread
+
+
+def test_a_checkpoint_is_tried_before_anything_is_built(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Random weights foresee nothing: the run ends with 2, and made no artifact."""
+    packed = PackedCheckpoint.open(gptq_folder(tmp_path / "demo"))
+    text = heldout.load([], packed.tokenizer())
+    check_foresees(packed, text, 6144, Silent())
+    write_packed(tmp_path / "m", gptq, V1 | {"group_size": 32}, group=32, symmetric=True, shape={"vocab": 6144})
+    run = tmp_path / "run"
+    arguments = ["--target", "generic-arm64", "--model", str(tmp_path / "m"), "--out", str(run), "--context", "128",
+                 "--chunk", "32"]  # fmt: skip
+    assert call(arguments) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "foresees text no better than a guess" in said and "unigram guess" in said
+    assert not list(run.rglob("artifact.json")) and not list(run.rglob("quantized.json"))
 
 
 def test_judging_asks_it_of_codes_that_came_with_the_checkpoint_alone(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""A checkpoint that came quantized says a few lines before anything is built of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bluelm.checkpoint import Checkpoint, file_shapes
+from bluelm.errors import InputError
+from bluelm.progress import Progress
+from eval.heldout import HeldOut
+from eval.judge import Reference
+from eval.metrics import negative_log_likelihood
+from eval.sanity import reference_to_guess
+from targets.torch_runtime import TorchRuntime
+
+WINDOWS = 2
+LARGEST = 8 << 30  # bytes of the float32 model: running a larger one takes long, and judging asks it anyway
+
+
+def check_foresees(checkpoint: Checkpoint, held_out: HeldOut, rows: int, progress: Progress) -> None:
+    """Make sure that a checkpoint, as it was read, foresees text better than a guess; large ones are let through.
+
+    Args:
+        rows: of the vocabulary.
+
+    Raises:
+        InputError: it does not.
+    """
+    if 4 * sum(math.prod(shape) for shape in file_shapes(checkpoint.config).values()) > LARGEST:
+        return
+    windows = held_out.windows[:WINDOWS]
+    reference = Reference(TorchRuntime(checkpoint, held_out.length))
+    nats: list[np.ndarray] = []
+    with progress.task("try the checkpoint", total=len(windows)) as task:
+        for window in windows:
+            at = np.flatnonzero(window.judged[1:])
+            logs = reference.log_probabilities(window.tokens.tolist())[at]
+            nats.append(negative_log_likelihood(logs, window.tokens[1:][at]))
+            task.advance()
+    found = reference_to_guess(np.concatenate(nats), held_out.windows, rows, "")
+    if not found.value < 1:  # NaN as well
+        raise InputError(
+            f"the checkpoint foresees text no better than a guess ({found.note}): its codes are misread, or of no use",
+            where=checkpoint.folder,
+            fix="check its quantization settings and tokenizer, try --eval-text in its language, "
+            "or give the float checkpoint",
+        )
