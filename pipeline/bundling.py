@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bluelm.errors import BudgetError, InputError
+from bluelm.errors import BudgetError, InputError, TargetError
 from bluelm.files import demo_checkpoint
 from bluelm.progress import Progress
 from bluelm.tokenizer import TURNS, Tokenizer
@@ -75,10 +75,29 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
         raise BudgetError("the run failed its budget, so there is no bundle", where=run, fix=fix)
     artifact = find_artifact(run, report)
     format_ = choice.format or default_format(report, artifact)
+    check_app(Tokenizer.from_folder(artifact.folder), format_)
     draft = describe(run, report, artifact, format_, choice)
     out = choice.out or run / "bundle" / draft.name
     options = build.Options(runner=choice.runner)
     return build.make(draft, inputs_of(artifact, draft, report), load_keys(choice), out, options, progress)
+
+
+def check_app(tokenizer: Tokenizer, format_: Format) -> None:
+    """Make sure that the app can chat as the model does: it reads SentencePiece, and has BlueLM's template alone.
+
+    Raises:
+        TargetError: it cannot.
+    """
+    if tokenizer.source.suffix != ".model":
+        why = f"the app reads tokenizer.model, and this model's tokenizer is {tokenizer.source.name}"
+    elif tokenizer.template is not None:
+        why = "the app's chats have BlueLM's template, and this model's have another"
+    elif tokenizer.front != (tokenizer.bos,):
+        why = "the app begins chats with bos, and this model's tokenizer begins texts otherwise"
+    else:
+        return
+    if format_ != "folder":
+        raise TargetError(why, where=tokenizer.source, fix="use --format folder: all but the app")
 
 
 def find_artifact(run: Path, report: Report) -> Artifact:

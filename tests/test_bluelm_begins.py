@@ -12,7 +12,7 @@ import transformers
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
-from bluelm.errors import InputError
+from bluelm.errors import InputError, TargetError
 from bluelm.files import demo_checkpoint
 from bluelm.tokenizer import Tokenizer
 from calibration.samples import load_samples
@@ -21,6 +21,7 @@ from compress.engine import quantize
 from compress.formats.plain import write_tokenizer as write_plain
 from compress.recipe import Recipe
 from eval.heldout import pack
+from pipeline.bundling import check_app
 from tests.checkpoints import train_tokenizer, write_checkpoint
 from tests.test_gguf_bpe import write_tokenizer
 
@@ -180,3 +181,27 @@ def test_a_bad_generation_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="eos_token_id must be a whole number") as caught:
         Checkpoint.open(tmp_path)
     assert "generation_config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "why"),
+    [
+        ("model", {}, None),
+        ("model", {"add_bos_token": False}, "begins chats with bos"),
+        ("llama-bpe", {}, "reads tokenizer.model"),
+    ],
+)
+def test_the_app_is_refused_where_it_would_begin_chats_otherwise(
+    kind: str, more: dict[str, Any], why: str | None, tmp_path: Path
+) -> None:
+    if kind == "model":
+        shutil.copy(demo_checkpoint() / "tokenizer.model", tmp_path)
+    else:
+        write_tokenizer(tmp_path, kind)
+    tokenizer = Tokenizer.from_folder(settings(tmp_path, **more))
+    check_app(tokenizer, "folder")
+    if why is None:
+        check_app(tokenizer, "apk")
+        return
+    with pytest.raises(TargetError, match=why):
+        check_app(tokenizer, "apk")
