@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
 from eval.confidence import enough, multiplier
 from eval.measurement import How, Measurement
@@ -30,9 +30,45 @@ Kinds = Annotated[
     Field(min_length=1),
     WithJsonSchema({"anyOf": [_HOWS, {"type": "array", "items": _HOWS, "minItems": 1}]}),
 ]
+EVERY: tuple[How, ...] = ("measured", "emulated", "estimated")
 Outcome = Literal["passed", "failed", "undecided"]
 SURE = 0.999  # confidence from which an artifact that is better than the float model is suspect
 IDENTICAL = 1e-9  # nats: quantized weights differ from float ones by more, rounding in float32 by less
+
+
+class _Bound(BaseModel):
+    """A limit that says which kinds of figure may pass; without `accept`, those of the budget."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    accept: Kinds | None = None
+
+    @property
+    def number(self) -> float:
+        return float(next(value for key, value in self if key != "accept"))
+
+
+class AtMost(_Bound):
+    """The largest value that passes."""
+
+    at_most: Positive
+
+
+class AtMostBytes(_Bound):
+    """The most bytes that pass."""
+
+    at_most: Bytes
+
+
+class AtLeast(_Bound):
+    """The smallest value that passes."""
+
+    at_least: Positive
+
+
+class AtLeastShare(_Bound):
+    """The smallest share that passes."""
+
+    at_least: Share
 
 
 class SpeedLimit(BaseModel):
@@ -44,35 +80,49 @@ class SpeedLimit(BaseModel):
     accept: Kinds = ("measured",)
 
 
+def _form(value: Any) -> str:
+    return MAPPING if isinstance(value, dict | BaseModel) else NUMBER
+
+
+MAPPING, NUMBER = "mapping", "number"  # the two forms of a limit: with and without `accept`
+_FORM = Discriminator(_form)
+_MAPPING, _NUMBER = Tag(MAPPING), Tag(NUMBER)
+Most = Annotated[Annotated[Positive, _NUMBER] | Annotated[AtMost, _MAPPING], _FORM]
+MostBytes = Annotated[Annotated[Bytes, _NUMBER] | Annotated[AtMostBytes, _MAPPING], _FORM]
+Least = Annotated[Annotated[Positive, _NUMBER] | Annotated[AtLeast, _MAPPING], _FORM]
+LeastShare = Annotated[Annotated[Share, _NUMBER] | Annotated[AtLeastShare, _MAPPING], _FORM]
+
+
 class DomainLimits(BaseModel):
     """Limits on the text of one domain."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    max_perplexity_ratio: Positive | None = None
-    max_mean_kl: Positive | None = None
-    min_top1_agreement: Share | None = None
-    min_top5_agreement: Share | None = None
+    max_perplexity_ratio: Most | None = None
+    max_mean_kl: Most | None = None
+    min_top1_agreement: LeastShare | None = None
+    min_top5_agreement: LeastShare | None = None
 
 
 class Budget(DomainLimits):
     """Limits; a limit that is not given is not checked. Accuracy limits hold for every artifact judged."""
 
     confidence: Annotated[float, Field(gt=0.5, lt=1, description="of each bound, on one side")] = 0.95
-    max_p99_kl: Positive | None = None
-    max_max_kl: Positive | None = None
-    min_first_divergence: Positive | None = None
+    accept: Annotated[Kinds, Field(description="kinds of figure that may pass where a limit does not say")] = EVERY
+    max_p99_kl: Most | None = None
+    max_max_kl: Most | None = None
+    min_first_divergence: Least | None = None
     domains: Annotated[dict[str, DomainLimits], Field(description="limits by domain of the text")] = {}
-    max_prefill_decode_kl: Positive | None = None
+    max_prefill_decode_kl: Most | None = None
     max_runtime_kl: Annotated[
-        Positive | None, Field(description="to the artifact's own weights; default: what its format may cost")
+        Most | None, Field(description="to the artifact's own weights; default: what its format may cost")
     ] = None
     min_decode_tokens_per_s: SpeedLimit | None = None
-    max_artifact_bytes: Bytes | None = None
-    max_memory_bytes: Bytes | None = None
-    min_npu_node_share: Share | None = None
-    min_npu_mac_share: Share | None = None
+    max_artifact_bytes: MostBytes | None = None
+    max_memory_bytes: MostBytes | None = None
+    min_npu_node_share: LeastShare | None = None
+    min_npu_mac_share: LeastShare | None = None
     min_task_recovery: Annotated[
-        Share | None, Field(description="score of the artifact / score of the float model, in every task")
+        LeastShare | None, Field(description="score of the artifact / score of the float model, in every task")
     ] = None
     two_sided: Annotated[bool, Field(description="better than float, or identical to it, fails")] = True
     structure: Annotated[bool, Field(description="tokenizer, template, weights, versions and size must be right")] = (
@@ -97,6 +147,7 @@ class Check:
         how: how the figure was got. note: why it failed where that is not the number itself.
         low, high: bounds on the figure, each at the budget's confidence; None where it has no error.
         needed: how many tokens (answers for the first divergence, questions of tasks) would tell, if that is known.
+        by: what ran to get the figure (`Measurement.by`).
     """
 
     name: str
@@ -113,9 +164,15 @@ class Check:
     high: float | None = None
     outcome: Outcome | None = None
     needed: int | None = None
+    by: str = ""
 
     def __str__(self) -> str:
-        """One line: figure, limit, and by how much."""
+        """One line: figure, limit, by how much, and how the figure was got if it was not measured."""
+        if self.value is None or self.how in (None, "measured"):
+            return self._told()
+        return f"{self._told()}; {self.how}" + (f" by {self.by}" if self.by else "")
+
+    def _told(self) -> str:
         title = f"{self.name} ({self.subject})"
         bound = "at most" if self.name.startswith("max_") else "at least"
         asked = f"{bound} {_quantity(self.limit, self.unit)}"
@@ -220,11 +277,12 @@ def judge(
         if limit is not None:
             for subject in [about.subject] if about.subject else artifacts:
                 figure = figures.get((about.figure + domain, subject))
-                checks.append(drawn(key + domain, subject, about, float(limit), figure))
+                checks.append(drawn(key + domain, subject, about, limit, figure))
 
-    def drawn(key: str, subject: str, about: Limit, limit: float, figure: Measurement | None) -> Check:
+    def drawn(key: str, subject: str, about: Limit, limit: float | _Bound, figure: Measurement | None) -> Check:
         factor = multiplier(budget.confidence, _samples(figure, samples.get(subject)))
-        return _check(key, subject, about, limit, figure, factor)
+        value, accept = _bound(limit, budget.accept)
+        return _check(key, subject, about, value, figure, factor, accept)
 
     for key in _LIMITS:
         hold(key, budget)
@@ -246,12 +304,12 @@ def judge(
         figure = figures.get(("decode_tokens_per_s", speed.where))
         checks.append(_check_speed(speed, figure))
     if budget.two_sided:
-        checks += [c for s in artifacts for c in _two_sided(s, figures, samples.get(s))]
+        checks += [c for s in artifacts for c in _two_sided(s, figures, samples.get(s), budget.accept)]
     if budget.structure:
         given = {"runtime_kl_excess"} if budget.max_runtime_kl is not None else set()
-        checks += [c for s in artifacts for c in _structure(s, figures, given)]
+        checks += [c for s in artifacts for c in _structure(s, figures, given, budget.accept)]
     if budget.accept_not_known is not None:
-        checks += [_known(s, figures, budget.accept_not_known) for s in artifacts]
+        checks += [_known(s, figures, budget.accept_not_known, budget.accept) for s in artifacts]
     return Verdict(tuple(checks))
 
 
@@ -267,17 +325,28 @@ def _drawn(figure: Measurement) -> str:
     return "answers" if figure.name == "first_divergence" else "tokens"
 
 
-def _check(key: str, subject: str, about: Limit, limit: float, figure: Measurement | None, factor: float) -> Check:
+def _bound(limit: float | _Bound, accept: tuple[How, ...]) -> tuple[float, tuple[How, ...]]:
+    """A limit's number, and the kinds of figure that may pass it; `accept`: the budget's own."""
+    if isinstance(limit, _Bound):
+        return limit.number, limit.accept or accept
+    return float(limit), accept
+
+
+def _check(
+    key: str, subject: str, about: Limit, limit: float, figure: Measurement | None, factor: float,
+    accept: tuple[How, ...],
+) -> Check:  # fmt: skip
     """Three outcomes: the data show that the limit holds, that it does not, or neither."""
-    problem = _unusable(figure)
+    problem = _unusable(figure, accept)
     if figure is None or problem:
-        how = None if figure is None else figure.how
-        return Check(key, subject, None, about.unit, limit, None, False, how, note=problem, outcome="failed")
+        return _failed(key, subject, about.unit, limit, figure, problem)
     at_most, value = key.startswith("max_"), figure.value
     margin = limit - value if at_most else value - limit
     if not about.drawn:
         outcome: Outcome = "passed" if margin >= 0 else "failed"
-        return Check(key, subject, value, about.unit, limit, margin, margin >= 0, figure.how, outcome=outcome)
+        return Check(
+            key, subject, value, about.unit, limit, margin, margin >= 0, figure.how, outcome=outcome, by=figure.by
+        )  # fmt: skip
     spread = math.inf if figure.error is None else figure.error and factor * figure.error
     outcome = "passed" if margin >= spread else "failed" if margin < -spread else "undecided"
     needed, note = None, ""
@@ -286,7 +355,7 @@ def _check(key: str, subject: str, about: Limit, limit: float, figure: Measureme
     low, high = (None, None) if figure.error is None else (value - spread, value + spread)
     return Check(
         key, subject, value, about.unit, limit, margin, outcome == "passed", figure.how, figure.error, note, low, high,
-        outcome, needed,
+        outcome, needed, figure.by,
     )  # fmt: skip
 
 
@@ -303,36 +372,49 @@ def _too_few(figure: Measurement, limit: float, factor: float) -> tuple[int | No
     return needed, f"too few {drawn} to tell ({bounds} on {figure.n:,} {drawn}); about {needed:,} would do"
 
 
-def _unusable(figure: Measurement | None) -> str:
+def _unusable(figure: Measurement | None, accept: Collection[How]) -> str:
     """Why a figure cannot be held against a limit; empty if it can."""
     if figure is None:
         return "not measured"
+    if figure.how not in accept:
+        by = f" by {figure.by}" if figure.by else ""
+        return f"not {' or '.join(accept)} (only {figure.how}{by}: {figure.value:,.4g} {figure.unit})".replace(
+            " )", ")"
+        )
     return "" if math.isfinite(figure.value) else f"the figure is {figure.value}"
+
+
+def _failed(key: str, subject: str, unit: str, limit: float, figure: Measurement | None, problem: str) -> Check:
+    """There is no figure that counts."""
+    how, by = (None, "") if figure is None else (figure.how, figure.by)
+    return Check(key, subject, None, unit, limit, None, False, how, note=problem, outcome="failed", by=by)
 
 
 def _check_speed(limit: SpeedLimit, figure: Measurement | None) -> Check:
     """The lower end of the figure's interval counts."""
     key, unit = "min_decode_tokens_per_s", "tokens/s"
-    problem = _unusable(figure)
-    if figure is not None and figure.how not in limit.accept:
-        problem = f"not {' or '.join(limit.accept)} (only {figure.how}: {figure.value:,.4g} {figure.unit})"
+    problem = _unusable(figure, limit.accept)
     if figure is None or problem:
-        how = None if figure is None else figure.how
-        return Check(key, limit.where, None, unit, limit.at_least, None, False, how, note=problem, outcome="failed")
+        return _failed(key, limit.where, unit, limit.at_least, figure, problem)
     sure = figure.value if figure.low is None else figure.low
     note = "" if figure.low is None else f"lower end of the interval around {figure.value:,.4g} {unit}"
     margin = sure - limit.at_least
     outcome: Outcome = "passed" if margin >= 0 else "failed"
     return Check(
         key, limit.where, sure, unit, limit.at_least, margin, margin >= 0, figure.how, figure.error, note,
-        figure.low, figure.high, outcome,
+        figure.low, figure.high, outcome, by=figure.by,
     )  # fmt: skip
 
 
-def _two_sided(subject: str, figures: Mapping[tuple[str, str], Measurement], windows: int | None) -> Iterable[Check]:
+def _two_sided(
+    subject: str, figures: Mapping[tuple[str, str], Measurement], windows: int | None, accept: Collection[How]
+) -> Iterable[Check]:
     """Quantization cannot make a model better, nor leave it as it was."""
     ratio, kl = figures.get(("perplexity_ratio", subject)), figures.get(("mean_kl", subject))
-    if ratio is not None and math.isfinite(ratio.value) and ratio.error is not None:
+    for key, figure, limit in ((BETTER, ratio, 1.0), (SAME, kl, IDENTICAL)):
+        if figure is not None and figure.how not in accept:
+            yield _failed(key, subject, figure.unit, limit, figure, _unusable(figure, accept))
+    if ratio is not None and ratio.how in accept and math.isfinite(ratio.value) and ratio.error is not None:
         factor = multiplier(SURE, windows)
         # a change of the size of the KL may turn out that much for the better by luck
         luck = kl.value if kl is not None and math.isfinite(kl.value) else 0.0
@@ -342,22 +424,27 @@ def _two_sided(subject: str, figures: Mapping[tuple[str, str], Measurement], win
         note = told if passed else f"{told}: better beyond its error; text leaked, or this is another model"
         yield Check(
             BETTER, subject, ratio.value, "", 1.0, ratio.value - 1, passed, ratio.how, ratio.error, note, None, high,
-            "passed" if passed else "failed",
+            "passed" if passed else "failed", by=ratio.by,
         )  # fmt: skip
-    if kl is not None and math.isfinite(kl.value):
+    if kl is not None and kl.how in accept and math.isfinite(kl.value):
         passed = kl.value > IDENTICAL
         note = "" if passed else "it answers exactly as the float model: is it quantized at all?"
         yield Check(
             SAME, subject, kl.value, kl.unit, IDENTICAL, kl.value - IDENTICAL, passed, kl.how, kl.error, note,
-            outcome="passed" if passed else "failed",
+            outcome="passed" if passed else "failed", by=kl.by,
         )  # fmt: skip
 
 
-def _known(subject: str, figures: Mapping[tuple[str, str], Measurement], accepted: Collection[str]) -> Check:
+def _known(
+    subject: str,
+    figures: Mapping[tuple[str, str], Measurement],
+    accepted: Collection[str],
+    accept: tuple[How, ...],
+) -> Check:
     """What the files do not tell counts as not passed, but for the formats that may."""
     found = [m for (name, of), m in figures.items() if of == subject and name.startswith(f"{NOT_KNOWN}@")]
     figure = found[0] if len(found) == 1 else None
-    check = _check(f"max_{NOT_KNOWN}", subject, Limit(NOT_KNOWN, "items", drawn=False), 0, figure, 0.0)
+    check = _check(f"max_{NOT_KNOWN}", subject, Limit(NOT_KNOWN, "items", drawn=False), 0, figure, 0.0, accept)
     if figure is None or check.passed:
         return check
     if figure.name.partition("@")[2] in accepted:
@@ -365,13 +452,15 @@ def _known(subject: str, figures: Mapping[tuple[str, str], Measurement], accepte
     return replace(check, note=figure.note)
 
 
-def _structure(subject: str, figures: Mapping[tuple[str, str], Measurement], given: Collection[str]) -> Iterable[Check]:
+def _structure(
+    subject: str, figures: Mapping[tuple[str, str], Measurement], given: Collection[str], accept: tuple[How, ...]
+) -> Iterable[Check]:
     """Fixed limits, but for those `given` by the budget."""
     for name, (limit, required) in STRUCTURE.items():
         figure = figures.get((name, subject))
         if name in given or (figure is None and not required):
             continue
         about = Limit(name, "" if figure is None else figure.unit, drawn=False)
-        check = _check(f"max_{name}", subject, about, limit, figure, 0.0)
+        check = _check(f"max_{name}", subject, about, limit, figure, 0.0, accept)
         note = figure.note if figure is not None and not check.passed and not check.note else check.note
         yield Check(**{**vars(check), "note": note})

@@ -2,6 +2,7 @@
 
     extends: default                   # or a file beside this one, or a list of them
     max_perplexity_ratio: 1.02
+    max_mean_kl: {at_most: 0.01, accept: [measured]}    # any limit may say which kinds of figure pass it
     sizes:                             # a model takes the first row that it is no larger than
       - up_to: 1.5B
         max_perplexity_ratio: 1.04
@@ -27,7 +28,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from bluelm.errors import InputError
-from eval.budget import Budget, DomainLimits, SpeedLimit
+from eval.budget import MAPPING, NUMBER, Budget, DomainLimits, SpeedLimit
 from export.artifact import Format
 
 DEFAULT_BUDGET = Path(__file__).parent / "data" / "budget.yaml"
@@ -135,10 +136,12 @@ def _limits(limits: TargetLimits, parameters: float | None) -> Iterator[dict[str
 
 
 def _over(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`layer` laid over `base`, key by key, also inside of mappings."""
+    """`layer` laid over `base`, key by key, also inside of mappings: another number leaves what is accepted."""
     merged = dict(base)
     for key, value in layer.items():
         below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, int | float):
+            value = {"at_most" if key.startswith("max_") else "at_least": value}
         merged[key] = _over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
@@ -174,7 +177,7 @@ def _read(path: Path) -> BudgetFile:
 def _explain(error: ValidationError, path: Path) -> InputError:
     """The first thing that pydantic found wrong, an unknown key before all else, in the user's words."""
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    path_of_key = [str(part) for part in first["loc"]]
+    path_of_key = [str(part) for part in first["loc"] if part not in (MAPPING, NUMBER)]
     key = ".".join(path_of_key)
     where = f"{path}, key {key}"
     if first["type"] == "extra_forbidden":

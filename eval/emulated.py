@@ -18,7 +18,7 @@ def figures(counts: Counts) -> list[Measurement]:
     notes = (f"whole chunk; {counts.tools}", f"behind {counts.depth} tokens; {counts.tools}")
     values = (counts.prefill, counts.decode)
     return [
-        Measurement(name, value, "instructions/token", "emulated", note=note, subject="cpu")
+        Measurement(name, value, "instructions/token", "emulated", note=note, subject="cpu", by=counts.tools)
         for name, value, note in zip(NAMES, values, notes, strict=True)
     ]
 

@@ -23,9 +23,11 @@ from bluelm.errors import InputError
 from eval.measurement import Measurement
 
 PATIENCE_S = 120
-LAYOUT = 1
+LAYOUT = 2
+OLD_LAYOUT = 1  # without what ran to get a figure; the first writer adds the column
 _MEASUREMENT = TypeAdapter(Measurement)  # SQLite holds whatever type is written
 _COLUMNS = tuple(f.name for f in fields(Measurement))
+_QUOTED = ", ".join(f'"{name}"' for name in _COLUMNS)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY, time TEXT NOT NULL, title TEXT NOT NULL, target TEXT NOT NULL,
@@ -33,7 +35,8 @@ CREATE TABLE IF NOT EXISTS runs (
 );
 CREATE TABLE IF NOT EXISTS figures (
     run INTEGER NOT NULL REFERENCES runs (id), name TEXT NOT NULL, value REAL, unit TEXT NOT NULL,
-    how TEXT NOT NULL, error REAL, n INTEGER, note TEXT NOT NULL, subject TEXT NOT NULL, low REAL, high REAL
+    how TEXT NOT NULL, error REAL, n INTEGER, note TEXT NOT NULL, subject TEXT NOT NULL, low REAL, high REAL,
+    "by" TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS figures_by_name ON figures (name, subject, run);
 """
@@ -88,8 +91,8 @@ class History:
             mode = "rw" if write else "ro"
             location = f"{self.path.absolute().as_uri()}?mode={mode}"
             with closing(sqlite3.connect(location, timeout=PATIENCE_S, isolation_level=None, uri=True)) as file:
-                version = file.execute("PRAGMA user_version").fetchone()[0]
-                if version != LAYOUT:
+                version = _renewed(file) if write else _version(file)
+                if version not in (LAYOUT, OLD_LAYOUT):
                     fix = "name another file with --history, or use the version that wrote it"
                     raise InputError(f"the history has layout {version}, not {LAYOUT}", where=self.path, fix=fix)
                 yield file
@@ -134,7 +137,7 @@ class History:
                 ).lastrowid
                 assert number is not None
                 file.executemany(
-                    f"INSERT INTO figures (run, {', '.join(_COLUMNS)}) VALUES ({places})",
+                    f"INSERT INTO figures (run, {_QUOTED}) VALUES ({places})",
                     [(number, *figure) for figure in figures],
                 )
                 file.execute("COMMIT")
@@ -189,9 +192,28 @@ def _create(path: Path) -> None:
             os.link(temporary, path)
 
 
+def _version(file: sqlite3.Connection) -> int:
+    return file.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _renewed(file: sqlite3.Connection) -> int:
+    """The layout; of writers that find the old one, the first makes it the new one."""
+    if _version(file) != OLD_LAYOUT:
+        return _version(file)
+    file.execute("BEGIN IMMEDIATE")
+    if _version(file) == OLD_LAYOUT:
+        file.execute("ALTER TABLE figures ADD COLUMN \"by\" TEXT NOT NULL DEFAULT ''")
+        file.execute(f"PRAGMA user_version = {LAYOUT}")
+    file.execute("COMMIT")
+    return _version(file)
+
+
 def _figures(file: sqlite3.Connection, number: int) -> tuple[Measurement, ...]:
-    found = file.execute(f"SELECT {', '.join(_COLUMNS)} FROM figures WHERE run = ? ORDER BY rowid", (number,))
-    rows = [dict(zip(_COLUMNS, row, strict=True)) for row in found]
+    old = _version(file) == OLD_LAYOUT
+    names = [name for name in _COLUMNS if name != "by"] if old else list(_COLUMNS)
+    quoted = ", ".join(f'"{name}"' for name in names)
+    found = file.execute(f"SELECT {quoted} FROM figures WHERE run = ? ORDER BY rowid", (number,))
+    rows = [dict(zip(names, row, strict=True)) for row in found]
     nan = float("nan")  # SQLite keeps NaN as NULL
     values = [{**row, "value": nan if row["value"] is None else row["value"]} for row in rows]
     return tuple(_MEASUREMENT.validate_python(row) for row in values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 How = Literal["measured", "emulated", "estimated"]
 
@@ -16,7 +16,8 @@ class Measurement:
         name: what it is, e.g. "mean_kl"; the names that a budget can limit are listed in `eval.budget`.
         value: the figure; NaN or infinite where what was judged answered so (a budget fails it).
         unit: e.g. "nats/token", "tokens/s", "bytes"; "" for a plain ratio.
-        how: measured here, emulated (counted by an emulator), or estimated from a formula.
+        how: measured on the runtime that ships, emulated (a simulator, an emulator, an interpreter or torch ran
+            in its place), or estimated from a formula.
         error: one standard error in the same unit; None where there is none.
         n: how many observations stand behind it (tokens, repeats); None where that means nothing.
         note: one line for the reader: the method, the interval, the source.
@@ -24,7 +25,11 @@ class Measurement:
             (the phone's chip), "host" (this machine), "files", "run".
         low, high: the figure's interval in the same unit; None where there is none. A speed limit is held
             against `low`.
+        by: what ran to get it, with its version, e.g. "Qualcomm's HTP simulator on x86, onnxruntime-qnn 2.5.0";
+            "" where nothing ran (a file's size).
     """
+
+    __pydantic_config__: ClassVar[Any] = {"ser_json_inf_nan": "strings"}  # in JSON, "NaN" and "Infinity"
 
     name: str
     value: float
@@ -36,3 +41,4 @@ class Measurement:
     subject: str = ""
     low: float | None = None
     high: float | None = None
+    by: str = ""

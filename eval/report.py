@@ -31,6 +31,7 @@ TOOLS = (
     "onnxruntime",
     "onnxruntime-qnn",
 )
+MARK = "†"  # behind a value that is emulated
 SUBJECTS = {"npu": "NPU artifact", "cpu": "CPU artifact"}  # columns of the table
 SOUND = {  # checks that are told in one line where they pass
     "tokenizer_mismatches": "tokenizer",
@@ -172,6 +173,8 @@ def show(report: Report, console: Console) -> None:
     for table in (_domain_table(report.measurements), _tasks_table(report.measurements)):
         if table is not None:
             console.print(table)
+    for text in emulated(report.measurements):
+        console.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
     console.print(_figures_table(report.measurements))
 
 
@@ -196,10 +199,21 @@ def told(checks: Sequence[Check]) -> tuple[list[Check], list[str]]:
     for check in checks:
         name = SOUND.get(check.name.removeprefix("max_"))
         if check.passed and name is not None:
-            sound.setdefault(check.subject, []).append(name)
+            sound.setdefault(check.subject, []).append(f"{name} (emulated)" if check.how == "emulated" else name)
         else:
             shown.append(check)
     return shown, [f"as it should be ({subject}): {', '.join(names)}" for subject, names in sound.items()]
+
+
+def emulated(measurements: Sequence[Measurement]) -> list[str]:
+    """The notes that belong to figures marked †: what ran in place of the phone's runtime, by subject."""
+    stand_ins = dict.fromkeys((m.subject, m.by) for m in measurements if m.how == "emulated")
+    return [f"{MARK} emulated ({SUBJECTS.get(subject, subject)}): {by}" for subject, by in stand_ins]
+
+
+def cell(m: Measurement) -> str:
+    """`format_value`, marked where the figure is emulated."""
+    return f"{format_value(m)} {MARK}" if m.how == "emulated" else format_value(m)
 
 
 def _accuracy_table(measurements: Sequence[Measurement]) -> Table:
@@ -221,7 +235,7 @@ def side_by_side(measurements: Sequence[Measurement]) -> tuple[tuple[str, ...], 
     rows = []
     for name in dict.fromkeys(m.name for m in shown):
         row = {m.subject: m for m in shown if m.name == name}
-        rows.append((label(next(iter(row.values()))), *(format_value(row[s]) if s in row else "" for s in subjects)))
+        rows.append((label(next(iter(row.values()))), *(cell(row[s]) if s in row else "" for s in subjects)))
     return tuple(SUBJECTS[s] for s in subjects), rows
 
 
@@ -237,7 +251,7 @@ def _domain_table(measurements: Sequence[Measurement]) -> Table | None:
     for name in names:
         table.add_column(LABELS[name], justify="right")
     for subject, _, domain in rows:
-        cells = [format_value(figures[subject, name, domain]) for name in names]
+        cells = [cell(figures[subject, name, domain]) for name in names]
         table.add_row(f"{escape(domain)}, {SUBJECTS[subject]}", *cells)
     return table
 
@@ -249,7 +263,7 @@ def task_rows(measurements: Sequence[Measurement]) -> list[tuple[str, ...]]:
     for kind, name, subject in figures:
         if kind == "task_score":
             cells = [figures.get((f"task_{key}", name, subject)) for key in ("reference", "score", "recovery")]
-            texts = ["-" if m is None else format_value(m) for m in cells]
+            texts = ["-" if m is None else cell(m) for m in cells]
             rows.append((f"{name}, {SUBJECTS[subject]}", *texts, figures[kind, name, subject].note))
     return rows
 
@@ -294,7 +308,7 @@ def format_value(m: Measurement) -> str:
     """Value and error: bytes in MB, an error to two digits, the value as far as its error."""
     if m.unit == "bytes":
         return f"{m.value / 1e6:,.1f} MB"
-    if m.error is None or m.low is not None or not math.isfinite(m.error) or m.error == 0:
+    if m.error is None or m.low is not None or not math.isfinite(m.error * m.value) or m.error == 0:
         return number(m.value)
     digits = max(0, 1 - math.floor(math.log10(m.error)))
     if digits > 7:
@@ -304,7 +318,7 @@ def format_value(m: Measurement) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or whole."""
+    """Three digits, or whole; "nan" and "inf" as they are."""
     if value >= 1000 or float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:,.3g}"

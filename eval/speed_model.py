@@ -238,4 +238,5 @@ def as_measurement(phase: Phase, interval: Interval, note: str = "", subject: st
         subject=subject,
         low=interval.low,
         high=interval.high,
+        by="a model of published speeds",
     )

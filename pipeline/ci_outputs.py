@@ -10,7 +10,7 @@ from xml.etree import ElementTree as Xml
 
 from bluelm.files import atomic_file, write_text
 from eval.budget import Check
-from eval.report import PLACES, SUBJECTS, Report, format_value, label, side_by_side, task_rows
+from eval.report import PLACES, SUBJECTS, Report, emulated, format_value, label, side_by_side, task_rows
 from pipeline.github import annotation, in_github
 
 JUNIT, SUMMARY = "junit.xml", "summary.md"
@@ -30,7 +30,8 @@ def write_junit(report: Report, folder: Path) -> Path:
     root = Xml.Element("testsuites", {"name": "bluelm-export", **counts})
     suite = Xml.SubElement(root, "testsuite", {"name": _clean(report.title), "skipped": str(len(skipped)), **counts})
     properties = Xml.SubElement(suite, "properties")
-    for name, value in {"target": report.target, **report.versions, **report.inputs}.items():
+    stand_ins = {f"emulated {i}": text for i, text in enumerate(emulated(report.measurements), 1)}
+    for name, value in {"target": report.target, **report.versions, **report.inputs, **stand_ins}.items():
         Xml.SubElement(properties, "property", name=_clean(name), value=_clean(value))
     for check in report.checks:
         case = Xml.SubElement(
@@ -67,6 +68,7 @@ def summary(report: Report) -> str:
     lines += _table(("figure, ± one standard error", *artifacts), rows)
     tasks = [row[:4] for row in task_rows(report.measurements)]
     lines += _table(("task", "float model", "artifact", "recovery"), tasks)
+    lines += [f"{_cell(text)}\n" for text in emulated(report.measurements)]
     others = [m for m in report.measurements if m.subject not in SUBJECTS]
     rows = [(label(m) + PLACES.get(m.subject, ""), format_value(m), m.how) for m in others]
     lines += ["<details><summary>Speed, size and memory</summary>", ""]

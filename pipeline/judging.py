@@ -21,6 +21,7 @@ from eval import estimate, judge, sanity, structure
 from eval.heldout import HeldOut
 from eval.judge import WindowSums
 from eval.measurement import Measurement
+from eval.origin import origin
 from eval.report import tool_versions
 from eval.speed import host_speed
 from export.artifact import SOURCES, Artifact
@@ -128,7 +129,8 @@ def judge_artifacts(
         figures = []
         for subject in subjects:  # one after another: showing blocks may compile once more
             figures += inspector.files(subject.artifact, subject.name)
-            figures += inspector.blocks(subject.artifact, subject.on, subject.name)
+            shown = inspector.blocks(subject.artifact, subject.on, subject.name)
+            figures += origin(subject.artifact, subject.on).mark(shown)
             task.advance(note=subject.artifact.format)
     stop = threading.Event()
     float_model = None
@@ -159,6 +161,7 @@ def _judge_one(
     stop: threading.Event,
 ) -> _JudgedOne:
     artifact = subject.artifact
+    answered = origin(artifact, subject.on)
     with ExitStack() as stack:
         runtimes = [stack.enter_context(open_runtime(artifact.folder, on=subject.on)) for _ in range(subject.sessions)]
         runtime = runtimes[0]
@@ -168,7 +171,7 @@ def _judge_one(
             return inspector.running(artifact, one, subject.name)
 
         if reference is None:
-            return _JudgedOne(running(runtime), None, told)
+            return _JudgedOne(answered.mark(running(runtime)), None, told)
         windows = inspector.held_out.first(subject.tokens)
         domains = [window.domain for window in windows]
         longest = max(windows, key=lambda window: len(window.tokens))
@@ -191,7 +194,7 @@ def _judge_one(
         length = min(GREEDY_TOKENS, artifact.context - PROMPT_TOKENS)
         if length > 0:
             figures.append(judge.first_divergence(reference, runtimes, prompts, length, subject.name))
-        return _JudgedOne(figures, judge.window_sums(scores, domains), told)
+        return _JudgedOne(answered.mark(figures), judge.window_sums(scores, domains), told)
 
 
 def speed(subject: Subject, held_out: HeldOut, progress: Progress) -> list[Measurement]:
@@ -206,7 +209,7 @@ def speed(subject: Subject, held_out: HeldOut, progress: Progress) -> list[Measu
         depths = (artifact.context // 2, artifact.context - steps)
         found = host_speed(runtime, prompt, decode_steps=steps, depths=depths)
         task.advance()
-    return found
+    return origin(artifact, subject.on).mark(found)
 
 
 def sizes(artifact: Artifact, target: Target) -> list[Measurement]:

@@ -14,6 +14,7 @@ from bluelm.progress import Progress
 from bluelm.tokenizer import Tokenizer
 from eval import tasks
 from eval.measurement import Measurement
+from eval.origin import origin
 from eval.report import tool_versions
 from eval.tasks import Scores, TaskSet
 from pipeline import layout
@@ -67,7 +68,7 @@ def _ask_both(
     with open_runtime(subject.artifact.folder, on=subject.on) as runtime:
         name, path = f"the {subject.name.upper()} artifact", answers / f"{subject.name}.sqlite"
         scores, note = _ask(asked, runtime, tokenizer, stop, name, path, progress)
-    return tasks.compare(asked, expected, scores, subject.name, note)
+    return origin(subject.artifact, subject.on).mark(tasks.compare(asked, expected, scores, subject.name, note))
 
 
 def _ask(

@@ -11,7 +11,19 @@ from typing import Any
 from bluelm.files import write_text
 from eval.estimate import chip
 from eval.measurement import Measurement
-from eval.report import PLACES, SUBJECTS, Report, format_value, label, number, side_by_side, task_rows, told
+from eval.report import (
+    PLACES,
+    SUBJECTS,
+    Report,
+    cell,
+    emulated,
+    format_value,
+    label,
+    number,
+    side_by_side,
+    task_rows,
+    told,
+)
 from export.artifact import SOURCES
 from pipeline import page_plots
 from pipeline.page_plots import Mark
@@ -97,10 +109,11 @@ def accuracy(report: Report) -> Section:
         limit = next((c.limit for c in report.checks if c.name == key), None)
         if marks and limit is not None:
             limits[title] = limit
-    plot = page_plots.intervals(panels, limits, SUBJECTS) if panels else ""
+    plot = page_plots.intervals(panels, limits, _series(report)) if panels else ""
     note = (
         "Dots with their 95 % intervals in the plot; ± one standard error, clustered by window of text, in the table."
     )
+    note = _noted(note, report)
     artifacts, rows = side_by_side(report.measurements)
     table = Table(("", *artifacts), tuple(rows)) if rows else None
     return Section("Accuracy on held-out text", plot, table, note)
@@ -110,24 +123,25 @@ def domains(report: Report) -> Section:
     """Perplexity and KL by domain of the text."""
     found = {(*m.name.partition("@")[::2], m.subject): m for m in report.measurements if m.subject in SUBJECTS}
     keys = [(domain, s) for name, domain, s in found if name == "mean_kl" and domain and not domain.isdigit()]
-    panels = {
-        ACCURACY[name][0]: marks
-        for name in BY_DOMAIN
-        if (marks := [Mark.of(DOMAINS.get(d, d), s, found[name, d, s]) for d, s in keys if (name, d, s) in found])
-    }
+
+    def marks(name: str) -> list[Mark]:
+        own = [(d, s, found[name, d, s]) for d, s in keys if (name, d, s) in found]
+        return [Mark.of(DOMAINS.get(d, d), s, m) for d, s, m in own if _finite(m)]
+
+    panels = {ACCURACY[name][0]: shown for name in BY_DOMAIN if (shown := marks(name))}
     rows = [
         _domain_row(DOMAINS.get(d, d), s, {name: m for (name, at, of), m in found.items() if (at, of) == (d, s)})
         for d, s in keys
     ]
     headings = ("", "ratio", "mean KL", "perplexity", "float model's", "tokens")
-    plot = page_plots.intervals(panels, {}, SUBJECTS) if panels else ""
-    return Section("By domain", plot, Table(headings, tuple(rows)) if rows else None)
+    plot = page_plots.intervals(panels, {}, _series(report)) if panels else ""
+    return Section("By domain", plot, Table(headings, tuple(rows)) if rows else None, _noted("", report))
 
 
 def _domain_row(domain: str, subject: str, figures: Mapping[str, Measurement]) -> tuple[str, ...]:
     """The perplexities without their errors, which are those of the text; their ratio's is what counts."""
     plain = ("perplexity", "reference_perplexity", "tokens_judged")
-    cells = [format_value(figures[name]) if name in figures else "" for name in BY_DOMAIN]
+    cells = [cell(figures[name]) if name in figures else "" for name in BY_DOMAIN]
     cells += [number(figures[name].value) if name in figures else "" for name in plain]
     return (f"{domain}, {subject.upper()}", *cells)
 
@@ -137,14 +151,15 @@ def tasks(report: Report) -> Section:
     marks = []
     for m in report.measurements:
         kind, _, name = m.name.partition("@")
-        if kind in ("task_score", "task_reference"):
+        if kind in ("task_score", "task_reference") and _finite(m):
             marks.append(Mark.of(name, m.subject if kind == "task_score" else "float", m))
     rows = task_rows(report.measurements)
-    plot = page_plots.intervals({"score": marks}, {}, {"float": "float model", **SUBJECTS}) if marks else ""
+    plot = page_plots.intervals({"score": marks}, {}, {"float": "float model", **_series(report)}) if marks else ""
     table = Table(
         ("", "float model", "artifact", "recovery"), tuple(row[:4] for row in rows), tuple(r[4] for r in rows)
     )
-    return Section("Tasks", plot, table if rows else None, "Questions of lm-evaluation-harness; ± one standard error.")
+    note = _noted("Questions of lm-evaluation-harness; ± one standard error.", report)
+    return Section("Tasks", plot, table if rows else None, note)
 
 
 def blocks(report: Report) -> Section:
@@ -156,12 +171,12 @@ def blocks(report: Report) -> Section:
             series.setdefault(m.subject, {})[int(index)] = m.value
     if not series:
         return Section("Error by block")
-    plot = page_plots.lines(series, SUBJECTS, xlabel="block", ylabel="relative error")
+    plot = page_plots.lines(series, _series(report), xlabel="block", ylabel="relative error")
     note = (
         "Relative L2 error of what each block adds to the residual stream, against the float model's block on the same "
         "input: each block answers for itself alone."
     )
-    return Section("Error by block", plot, note=note)
+    return Section("Error by block", plot, note=_noted(note, report))
 
 
 def size(report: Report) -> Section:
@@ -197,7 +212,7 @@ def published(report: Report) -> Section:
     title = "Speed on the phone, among published ones"
     own = next((m for m in report.measurements if m.name == "decode_tokens_per_s" and m.subject == "soc"), None)
     artifact = next(iter(report.details.get("artifacts", {}).values()), None)
-    if own is None or artifact is None:
+    if own is None or artifact is None or not _finite(own):
         return Section(title)
     from eval.speed_fit import published as rows_of
 
@@ -215,8 +230,25 @@ def speed(report: Report) -> Section:
     """Everything that is neither accuracy nor a task, with how it was got."""
     figures = [m for m in report.measurements if m.subject not in SUBJECTS]
     rows = tuple((label(m) + PLACES.get(m.subject, ""), format_value(m), _interval(m), m.how) for m in figures)
-    table = Table(("", "value", "interval", "how"), rows, tuple(m.note for m in figures))
+    notes = tuple("; ".join(text for text in (m.by, m.note) if text) for m in figures)
+    table = Table(("", "value", "interval", "how"), rows, notes)
     return Section("Speed, size and memory", table=table if rows else None)
+
+
+def _series(report: Report) -> dict[str, str]:
+    """Legends of the artifacts; one that did not run on what ships says so."""
+    stand_ins = {m.subject for m in report.measurements if m.how == "emulated"}
+    return {name: f"{text}, emulated" if name in stand_ins else text for name, text in SUBJECTS.items()}
+
+
+def _noted(note: str, report: Report) -> str:
+    """A section's note, and what the mark † means there."""
+    marks = emulated([m for m in report.measurements if m.subject in SUBJECTS])
+    return " ".join([note, *(f"{mark}." for mark in marks)]).strip()
+
+
+def _finite(m: Measurement) -> bool:
+    return math.isfinite(m.value)
 
 
 def _interval(m: Measurement) -> str:

@@ -12,6 +12,7 @@ from bluelm.progress import Progress
 from eval import device_speed
 from eval.device_speed import Call, Protocol
 from eval.measurement import Measurement
+from eval.origin import Origin
 from export.artifact import Artifact
 from pipeline.plan import Plan
 from targets import devicectl
@@ -73,9 +74,13 @@ def measure_on(
     """
     with tempfile.TemporaryDirectory(prefix="bluelm-export-") as folder:
         calls = make_calls(artifact, chosen.runner, Path(folder), depths)
-        return device_speed.measure(
+        found = device_speed.measure(
             chosen.bench, chosen.runner, calls, logs, protocol=protocol, note=chosen.note, progress=progress
         )
+    phone = chosen.phone
+    device = f"{phone.model} {phone.serial}"
+    by = f"{chosen.runner.says} on {f'the Android emulator {device}' if phone.emulated else device}"
+    return Origin("emulated" if phone.emulated else "measured", by).mark(found)
 
 
 def _open(serial: str, runner: Runner) -> tuple[Phone, Bench]:

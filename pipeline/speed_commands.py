@@ -104,7 +104,7 @@ def _judge(report: Report, figures: Sequence[Measurement], history: Path | None)
     from eval.history import History, Run
 
     for m in figures:
-        print(f"{m.name}: {m.value:,.5g} {m.unit} ({m.note})")
+        print(f"{m.name}: {m.value:,.5g} {m.unit}, {m.how} by {m.by} ({m.note})")
     limit = Budget.model_validate(report.budget).min_decode_tokens_per_s
     passed = True
     if limit is not None:

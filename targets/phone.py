@@ -48,6 +48,8 @@ class Phone:
     system: str = ""
     runtimes: tuple[str, ...] = ()
     thermal: Thermal = Thermal(None)
+    emulated: bool = False
+    """Whether it is Android's emulator, which says so itself."""
 
 
 class Bench(Protocol):
@@ -132,6 +134,7 @@ def describe(device: Device) -> Phone:
         system=f"Android {properties.get('ro.build.version.release', '?')} (API {api})",
         runtimes=tuple(name for name, path in NPU_LIBRARIES.items() if path in present),
         thermal=AndroidBench(device).thermal(),
+        emulated="1" in (properties.get("ro.kernel.qemu"), properties.get("ro.boot.qemu")),
     )
 
 

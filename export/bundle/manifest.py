@@ -80,6 +80,7 @@ class Figure(_Part):
     error: float | None = None
     n: int | None = None
     note: str = ""
+    by: str = Field(default="", description="what ran to get it, e.g. a simulator in place of the phone")
 
 
 class Judgement(_Part):

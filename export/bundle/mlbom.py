@@ -90,7 +90,7 @@ def _metric(figure: Figure) -> dict[str, Any]:
     metric: dict[str, Any] = {
         "type": f"{figure.name} [{figure.unit}]" if figure.unit else figure.name,
         "value": str(figure.value),
-        "slice": f"{figure.subject}, {figure.how}",
+        "slice": f"{figure.subject}, {figure.how}" + (f" by {figure.by}" if figure.by else ""),
     }
     if figure.error is not None:
         low, high = figure.value - 1.96 * figure.error, figure.value + 1.96 * figure.error

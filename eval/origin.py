@@ -1,0 +1,69 @@
+"""Who answered: the runtime that ships, or something in its place, which makes a figure emulated."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+
+from eval.measurement import How, Measurement
+from export.artifact import Artifact, Format
+from targets.runtime import Place
+
+SIMULATOR = "Qualcomm's HTP simulator on x86"
+INTERPRETER = "our interpreter of Core ML programs in NumPy"
+QEMU = "qemu-aarch64 on this machine"
+# what runs in place of the phone's runtime, and the package that brings it; what is not listed is the runtime itself
+STAND_INS: dict[tuple[Format, Place], tuple[str, str]] = {
+    ("onnx-npu", "htp"): (SIMULATOR, "onnxruntime-qnn"),
+    ("qnn-context", "htp"): (SIMULATOR, "onnxruntime-qnn"),
+    ("executorch-qnn", "htp"): (SIMULATOR, "executorch"),
+    ("onnx-npu", "cpu"): ("CPU kernels in place of the NPU's", "onnxruntime"),
+    ("coreml", "interpreter"): (INTERPRETER, "bluelm-export"),
+    ("executorch-coreml", "interpreter"): (INTERPRETER, "bluelm-export"),
+    ("gguf", "cpu"): ("torch on the weights that gguf-py reads, in place of llama.cpp", "gguf"),
+    ("onnx-cpu", "arm64"): (QEMU, "onnxruntime"),
+    ("onnx-genai", "arm64"): (QEMU, "onnxruntime"),
+    ("litert", "arm64"): (QEMU, "ai-edge-litert"),
+}
+RUNTIMES: dict[str, str] = {
+    "onnx-cpu": "onnxruntime",
+    "onnx-genai": "onnxruntime-genai",
+    "executorch-xnnpack": "executorch",
+    "litert": "ai-edge-litert",
+    "coreml": "coremltools",
+    "executorch-coreml": "executorch",
+}
+NOT_THE_ARTIFACT = ("tokens_judged", "reference_perplexity", "task_reference")  # a count, and the float model's figures
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How figures of an artifact that ran were got, and by what: `Measurement.how` and `.by`."""
+
+    how: How
+    by: str
+
+    def mark(self, figures: Iterable[Measurement]) -> list[Measurement]:
+        """The figures with their origin; those that are not the artifact's stay as they are."""
+        return [
+            m if m.name.partition("@")[0] in NOT_THE_ARTIFACT else replace(m, how=self.how, by=self.by) for m in figures
+        ]
+
+
+def origin(artifact: Artifact, on: Place) -> Origin:
+    """The origin of figures from an artifact that `open_runtime(artifact.folder, on)` runs."""
+    if (artifact.format, on) in STAND_INS:
+        words, package = STAND_INS[artifact.format, on]
+        return Origin("emulated", f"{words}, {_told(package)}")
+    package = RUNTIMES.get(artifact.format, artifact.format)
+    unit = "" if on == "cpu" else f" ({on})"
+    return Origin("measured", f"{_told(package)} on this machine, {platform.machine()}{unit}")
+
+
+def _told(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
