@@ -1,19 +1,20 @@
-"""Fits the speed estimate and writes how far off it is: `python benchmarks/speed_model.py`.
+"""Fits the speed estimate and writes how far off it is: `python -m benchmarks.speed_model`.
 
-Writes eval/data/speed_coefficients.json and benchmarks/speed_model.md.
+Writes eval/data/speedcoefficients.json, benchmarks/results/speed_model.json and benchmarks/speed_model.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks import pages
 from bluelm.files import write_text
-from eval.speed_fit import Leave, Row, dumps, fit_all, inside, leaves, left_out, published, twin
-from eval.speed_model import DATA, Phase, RuntimeClass, default_work, estimate, find_shape, find_soc
+from eval.speed_fit import Leave, Row, dumps, fit_all, half_width, inside, leaves, left_out, published, rounded, twin
+from eval.speed_model import DATA, Phase, RuntimeClass, coefficients, default_work, estimate, find_shape, find_soc
 
 WAYS: tuple[tuple[str, Leave], ...] = (
     ("the row and its twins (same model and chip)", twin),
@@ -31,42 +32,81 @@ def asked(row: Row) -> bool:
 
 
 def main() -> None:
-    write_text(DATA / "speed_coefficients.json", dumps(fit_all()))
-    text = [(Path(__file__).parent / "speed_model_head.md").read_text(encoding="utf-8")]
+    write_text(DATA / "speedcoefficients.json", dumps(fit_all()))
+    coefficients.cache_clear()
     phases: tuple[Phase, ...] = ("decode", "prefill")
-    for phase in phases:
-        rows = published(phase)
-        text.append(f"\n## {phase.capitalize()}: error on rows left out ({len(rows)} rows fitted)\n\n")
-        text.append("| left out | rows judged | n | median | 80 % below | inside 80 % interval | by class |\n")
-        text.append("|---|---|---|---|---|---|---|\n")
-        for name, leave in WAYS:
-            errors = left_out(phase, rows, leave)
-            held = inside(rows, errors, leave)
-            for label, chosen in (
-                (ASKED, [r for r in rows if asked(r)]),
-                ("8 bit", [r for r in rows if r.bits == 8]),
-            ):
-                text.append(f"| {name} | {label} {_line(chosen, errors, held)}")
-    text.append(_outside())
-    write_text(Path(__file__).with_suffix(".md"), "".join(text))
+    decode = published("decode")
+    found = {
+        "phases": {phase: _phase(phase) for phase in phases},
+        "sources": [_source(decode, source) for source in _sources(decode)],
+        "outside": _outside(),
+    }
+    found["sources_inside"] = {key: sum(row[key] for row in found["sources"]) for key in ("rows", "before", "inside")}
+    pages.save("speed_model", rounded(found))
 
 
-def _line(rows: Sequence[Row], errors: dict[int, float], held: dict[int, bool]) -> str:
+def _phase(phase: Phase) -> dict[str, Any]:
+    """Of each way of leaving out: error and coverage."""
+    rows = published(phase)
+    ways = []
+    for name, leave in WAYS:
+        errors = left_out(phase, rows, leave)
+        held = inside(rows, errors, leave)
+        for label, chosen in (
+            (ASKED, [r for r in rows if asked(r)]),
+            ("8 bit", [r for r in rows if r.bits == 8]),
+        ):
+            ways.append({"left_out": name, "judged": label, **_error(chosen, errors, held)})
+    return {"rows": len(rows), "ways": ways}
+
+
+def _error(rows: Sequence[Row], errors: dict[int, float], held: dict[int, bool]) -> dict[str, Any]:
     judged = [r for r in rows if r.number in errors]
     off = {r.number: abs(math.expm1(errors[r.number])) for r in judged}
-    by_class = []
+    by_class = {}
     for kind in sorted({r.runtime_class for r in judged}):
-        values = [off[r.number] for r in judged if r.runtime_class == kind]
-        by_class.append(f"{kind} {np.median(values):.0%} ({len(values)})")
+        own = [r.number for r in judged if r.runtime_class == kind]
+        by_class[kind] = {
+            "n": len(own),
+            "median": float(np.median([off[n] for n in own])),
+            "inside": float(np.mean([held[n] for n in own])),
+        }
     values = list(off.values())
-    share = np.mean([held[r.number] for r in judged])
-    return (
-        f"| {len(values)} | **{np.median(values):.1%}** | {np.quantile(values, 0.8):.0%} "
-        f"| {share:.0%} | {', '.join(by_class)} |\n"
-    )
+    return {
+        "n": len(values),
+        "median": float(np.median(values)),
+        "below_80": float(np.quantile(values, 0.8)),
+        "inside": float(np.mean([held[r.number] for r in judged])),
+        "by_class": by_class,
+    }
 
 
-def _outside() -> str:
+def _sources(rows: Sequence[Row]) -> list[str]:
+    return sorted({r.source for r in rows if r.runtime_class == "cpu"})
+
+
+def _source(rows: Sequence[Row], source: str) -> dict[str, Any]:
+    """CPU rows of one source, under fits and intervals that saw nothing of the source, nor of the row's model.
+
+    "before": inside the intervals of a known runtime, which the estimate took for these until now.
+    """
+    cpu = [r for r in rows if r.runtime_class == "cpu"]
+    mine = [r for r in cpu if r.source == source]
+    others = [r for r in cpu if r.source != source]
+    unseen = left_out("decode", cpu, lambda row, other: row.source == other.source or row.model == other.model)
+    known = left_out("decode", cpu, leaves(["model"]))
+    wide, narrow = (half_width([e[r.number] for r in others if r.number in e]) for e in (unseen, known))
+    off = [abs(unseen[r.number]) for r in mine if r.number in unseen]
+    return {
+        "source": source,
+        "rows": len(off),
+        "median": float(np.median(np.expm1(off))),
+        "before": sum(e <= narrow for e in off),
+        "inside": sum(e <= wide for e in off),
+    }
+
+
+def _outside() -> list[dict[str, Any]]:
     """Figures that took no part in the fit: papers and users' reports."""
     cases: tuple[tuple[str, str, str, RuntimeClass, int, float], ...] = (
         (
@@ -89,12 +129,12 @@ def _outside() -> str:
         ("Llama-3.2-1B, M1, MLX (user)", "Llama-3.2-1B", "M1", "gpu", 128, 66.0),
         ("Llama-3.1-8B, M1, MLX (user)", "Llama-3-8B", "M1", "gpu", 128, 12.0),
     )
-    lines = ["\n## Figures that took no part\n\n| what | published | estimated, 80 % interval |\n|---|---|---|\n"]
+    rows = []
     for title, model, soc, kind, context, figure in cases:
         load = default_work(find_shape(model), 4, kind, context)
         found = estimate("decode", load, find_soc(soc), kind, runtime="QNN" if kind == "npu" else "")
-        lines.append(f"| {title} | {figure:g} | {found.value:.1f} ({found.low:.1f} to {found.high:.1f}) |\n")
-    return "".join(lines)
+        rows.append({"what": title, "published": figure, "low": found.low, "value": found.value, "high": found.high})
+    return rows
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
@@ -381,7 +381,9 @@ def _unusable(figure: Measurement | None, accept: Collection[How]) -> str:
         return f"not {' or '.join(accept)} (only {figure.how}{by}: {figure.value:,.4g} {figure.unit})".replace(
             " )", ")"
         )
-    return "" if math.isfinite(figure.value) else f"the figure is {figure.value}"
+    if math.isfinite(figure.value):
+        return ""
+    return f"the figure is {figure.value}" + (f": {figure.note}" if figure.note else "")
 
 
 def _failed(key: str, subject: str, unit: str, limit: float, figure: Measurement | None, problem: str) -> Check:
@@ -406,6 +408,10 @@ def _check_speed(limit: SpeedLimit, figure: Measurement | None) -> Check:
     )  # fmt: skip
 
 
+def _known(error: float | None) -> TypeGuard[float]:
+    return error is not None and not math.isnan(error)
+
+
 def _two_sided(
     subject: str, figures: Mapping[tuple[str, str], Measurement], windows: int | None, accept: Collection[How]
 ) -> Iterable[Check]:
@@ -414,7 +420,7 @@ def _two_sided(
     for key, figure, limit in ((BETTER, ratio, 1.0), (SAME, kl, IDENTICAL)):
         if figure is not None and figure.how not in accept:
             yield _failed(key, subject, figure.unit, limit, figure, _unusable(figure, accept))
-    if ratio is not None and ratio.how in accept and math.isfinite(ratio.value) and ratio.error is not None:
+    if ratio is not None and ratio.how in accept and math.isfinite(ratio.value) and _known(ratio.error):
         factor = multiplier(SURE, windows)
         # a change of the size of the KL may turn out that much for the better by luck
         luck = kl.value if kl is not None and math.isfinite(kl.value) else 0.0

@@ -43,6 +43,7 @@ class Subject:
         twin: logits of what `steps` runs, where that is a build of its own.
         weights: the weights in float32 where the subject is a checkpoint.
         digest: of the quantized checkpoint that it holds; empty for a float one.
+        stand_in: what runs in place of the phone's runtime; empty where that itself runs.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Subject:
     weights: Weights | None = None
     digest: str = ""
     twin: Steps | None = None
+    stand_in: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,30 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, UnavailableError
 from eval import size_plan, speed_model
 from eval.measurement import Measurement
-from eval.speed_model import RuntimeClass, Shape, Soc, Work
-from export.artifact import MANIFEST, SIMULATOR, Artifact
+from eval.speed_model import SMALLEST, RuntimeClass, Shape, Soc, Work
+from export.artifact import MANIFEST, SIMULATOR, Artifact, Format
 
 CACHE_BYTES = {"float32": 4, "float16": 2, "int16": 2, "int8": 1}
 NARROW = ("onnx-npu", "qnn-context", "executorch-qnn", "executorch-coreml", "coreml")  # activations of 16 bits
-SMALLEST_PUBLISHED = 0.4e9  # parameters of the smallest model with published speeds (Qwen1.5 0.5B: 0.46e9)
+CLASSES: dict[Format, tuple[RuntimeClass, str]] = {
+    "onnx-npu": ("npu", "QNN"),
+    "qnn-context": ("npu", "QNN"),
+    "executorch-qnn": ("npu", "ExecuTorch"),
+    "executorch-neuropilot": ("npu", ""),
+    "coreml": ("ane", "Core ML (coreml-llm-cli)"),
+    "executorch-coreml": ("ane", ""),
+    "onnx-genai": ("cpu", ""),
+    "litert": ("cpu", "LiteRT / MediaPipe"),
+    "executorch-xnnpack": ("cpu", "ExecuTorch"),
+    "gguf": ("cpu", ""),
+}
+"""The class of published figures that speaks for a format, and its runtime's name there; "": nobody published any.
+`onnx-cpu` is missing: it multiplies in float32, of which nothing is published."""
 READ_ONCE = ("embedding", "tokenizer", "ranges")  # roles that a decoded token reads next to nothing of
 
 
-def artifact_work(folder: Path) -> tuple[Work, str, str]:
-    """Work of one decoded token, the model's name and the width of its weights, for `estimate --artifact`.
+def find_artifact(folder: Path) -> tuple[Artifact, str]:
+    """The artifact of a folder and its model's name, for `estimate --artifact`.
 
     Args:
         folder: of an artifact, or of a run (then its compiled artifact, else the one for CPUs).
@@ -33,7 +46,7 @@ def artifact_work(folder: Path) -> tuple[Work, str, str]:
         raise InputError("there is no artifact", where=folder, fix="name the folder of a run or of an artifact")
     artifact = Artifact.open(found)
     name = found.parent.name if found.name in ("compiled", "onnx-cpu") else found.name
-    return work_of(artifact), name, f"{artifact.bits_per_weight:.2f}"
+    return artifact, name
 
 
 def work_of(artifact: Artifact) -> Work:
@@ -87,8 +100,24 @@ def chip(name: str) -> Soc | None:
         return None
 
 
-def speed(artifact: Artifact, soc: Soc, runtime_class: RuntimeClass, runtime: str = "") -> list[Measurement]:
-    """Decode and prefill tokens/s on a chip; a phase that nobody published a figure for is left out."""
+def not_known(artifact: Artifact) -> str | None:
+    """Why no speed is estimated for an artifact; None where one is."""
+    if artifact.format not in CLASSES:
+        return "the speed on the phone: nothing is published of float32 arithmetic on quantized weights"
+    if artifact.parameters < SMALLEST:
+        few = f"{artifact.parameters / 1e6:,.1f} M"
+        return f"the speed on the phone: nothing is published of models below 0.5 B parameters, and this has {few}"
+    return None
+
+
+def speed(artifact: Artifact, soc: Soc) -> list[Measurement]:
+    """Decode and prefill tokens/s on a chip, by the class of the artifact's own runtime.
+
+    A phase that nobody published a figure for is left out; [] where `not_known` says why.
+    """
+    if not_known(artifact) is not None:
+        return []
+    runtime_class, runtime = CLASSES[artifact.format]
     load = work_of(artifact)
     gigabytes = (load.weight_bytes + load.cache_bytes) / 1e9
     notes: dict[Literal["decode", "prefill"], str] = {
@@ -101,9 +130,7 @@ def speed(artifact: Artifact, soc: Soc, runtime_class: RuntimeClass, runtime: st
             interval = speed_model.estimate(phase, load, soc, runtime_class, runtime=runtime)
         except UnavailableError:
             continue
-        if artifact.parameters < SMALLEST_PUBLISHED:
-            note += "; extrapolated: nothing is published of models this small"
-        found.append(speed_model.as_measurement(phase, interval, f"{soc.name}, {note}"))
+        found.append(speed_model.as_measurement(phase, interval, f"{soc.name} ({runtime_class}), {note}"))
     return found
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from bluelm.errors import InputError
+from bluelm.files import plain
 from eval.measurement import Measurement
 
 PATIENCE_S = 120
@@ -124,7 +125,7 @@ class History:
         """
         time = run.time or datetime.now(UTC).isoformat(timespec="milliseconds")
         accepted = run.passed if run.accepted is None else run.accepted
-        facts = json.dumps(run.facts, ensure_ascii=False, sort_keys=True, default=str)
+        facts = json.dumps(plain(run.facts), ensure_ascii=False, sort_keys=True, default=str)
         figures = [tuple(asdict(m).values()) for m in run.measurements]
         places = ", ".join("?" * (1 + len(_COLUMNS)))
         with self._open(write=True) as file:

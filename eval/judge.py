@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from bluelm.progress import Progress, Silent
 from eval import metrics
 from eval.compare import Continuation, Divergence, divergence, greedy
 from eval.heldout import Window
-from eval.measurement import Measurement
+from eval.measurement import JSON_NUMBERS, Measurement
 from targets.runtime import Runtime
 
 T = TypeVar("T")
@@ -57,6 +57,7 @@ class WindowSums:
         nll, reference_nll, kl: nats. top1, top5: agreement with the float model, in tokens.
     """
 
+    __pydantic_config__: ClassVar[Any] = JSON_NUMBERS
     domain: tuple[str, ...]
     tokens: tuple[int, ...]
     nll: tuple[float, ...]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 How = Literal["measured", "emulated", "estimated"]
+JSON_NUMBERS: Any = {"ser_json_inf_nan": "strings"}
+"""pydantic's configuration of what may hold NaN and infinities: JSON has neither, so they are written as "NaN",
+"Infinity" and "-Infinity", which are read as numbers again."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Measurement:
             "" where nothing ran (a file's size).
     """
 
-    __pydantic_config__: ClassVar[Any] = {"ser_json_inf_nan": "strings"}  # in JSON, "NaN" and "Infinity"
+    __pydantic_config__: ClassVar[Any] = JSON_NUMBERS
 
     name: str
     value: float

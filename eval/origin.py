@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -35,31 +36,44 @@ RUNTIMES: dict[str, str] = {
     "coreml": "coremltools",
     "executorch-coreml": "executorch",
 }
+OVERFLOWS = {  # by an artifact's note or the type of its cache: what to do where its numbers run out of range
+    "float16 activations": "beyond float16's 65,504? Export with --activation-bits 32, which computes in float32",
+    "float16": "beyond float16's 65,504? Export with --kv-bits 32, a cache in float32",
+}
 NOT_THE_ARTIFACT = ("tokens_judged", "reference_perplexity", "task_reference")  # a count, and the float model's figures
 
 
 @dataclass(frozen=True)
 class Origin:
-    """How figures of an artifact that ran were got, and by what: `Measurement.how` and `.by`."""
+    """How figures of an artifact that ran were got, and by what: `Measurement.how` and `.by`.
+
+    Attributes:
+        remedy: what helps where it answers with no numbers; "" where nobody knows.
+    """
 
     how: How
     by: str
+    remedy: str = ""
 
     def mark(self, figures: Iterable[Measurement]) -> list[Measurement]:
         """The figures with their origin; those that are not the artifact's stay as they are."""
-        return [
-            m if m.name.partition("@")[0] in NOT_THE_ARTIFACT else replace(m, how=self.how, by=self.by) for m in figures
-        ]
+        return [m if m.name.partition("@")[0] in NOT_THE_ARTIFACT else self._marked(m) for m in figures]
+
+    def _marked(self, m: Measurement) -> Measurement:
+        help_needed = self.remedy and not math.isfinite(m.value)
+        note = "; ".join(text for text in (m.note, self.remedy) if text) if help_needed else m.note
+        return replace(m, how=self.how, by=self.by, note=note)
 
 
 def origin(artifact: Artifact, on: Place) -> Origin:
     """The origin of figures from an artifact that `open_runtime(artifact.folder, on)` runs."""
+    remedy = next((fix for told, fix in OVERFLOWS.items() if told in (*artifact.notes, artifact.cache)), "")
     if (artifact.format, on) in STAND_INS:
         words, package = STAND_INS[artifact.format, on]
-        return Origin("emulated", f"{words}, {_told(package)}")
+        return Origin("emulated", f"{words}, {_told(package)}", remedy)
     package = RUNTIMES.get(artifact.format, artifact.format)
     unit = "" if on == "cpu" else f" ({on})"
-    return Origin("measured", f"{_told(package)} on this machine, {platform.machine()}{unit}")
+    return Origin("measured", f"{_told(package)} on this machine, {platform.machine()}{unit}", remedy)
 
 
 def _told(package: str) -> str:

@@ -48,6 +48,8 @@ class Row:
     parameters_b: float
     load: Work
     tokens_s: float
+    source: str = ""
+    """Repository or page that published it."""
 
     def effect(self, kind: str) -> str:
         return self.soc.name if kind == "soc" else getattr(self, kind)
@@ -100,7 +102,7 @@ def _parse(phase: Phase, number: int, row: Mapping[str, str], patterns: list[tup
     read = _number(row["context"]) if static else _number(row["prompt_tokens"])
     load = default_work(shapes()[model], bits, kind, read or 128)
     runtime = "QNN" if row["runtime"] in ("Genie / QNN", "QNN context binary") else row["runtime"]
-    return Row(number, kind, soc, runtime, model, bits, parameters, load, rate)
+    return Row(number, kind, soc, runtime, model, bits, parameters, load, rate, row["source_repo_or_page"])
 
 
 def _prefill_rate(row: Mapping[str, str]) -> float | None:
@@ -249,8 +251,21 @@ def fit_all() -> dict:
         by_unknown = _widths_by_unknown(phase, rows)
         for c in classes:
             result[phase][c]["half_width"] = {name: found[c] for name, found in by_unknown.items()}
+            result[phase][c]["confirmed"] = confirmed([r for r in rows if r.runtime_class == c])
             result[phase][c]["rows"] = sum(r.runtime_class == c for r in rows)
     return rounded(result)
+
+
+def confirmed(rows: Sequence[Row]) -> list[str]:
+    """Runtimes that more than one source published figures of.
+
+    What one source alone says of a runtime cannot be told from that source's own phones, prompts and versions: the
+    next figure of the same runtime is as far off as one of a runtime never seen.
+    """
+    sources: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        sources[row.runtime].add(row.source)
+    return sorted(name for name, found in sources.items() if len(found) > 1)
 
 
 def _widths_by_unknown(phase: Phase, rows: Sequence[Row]) -> dict[str, dict[str, float]]:

@@ -29,6 +29,7 @@ BLUELM = ("BlueLM-1B", "BlueLM-3B", "BlueLM-7B", "BlueLM-13B")
 RuntimeClass = Literal["npu", "npu-fp16", "cpu", "gpu", "ane"]
 Phase = Literal["decode", "prefill"]
 COVERAGE = 0.8
+SMALLEST = 0.5e9  # parameters; of smaller models next to no speeds are published, and what is extrapolated is far off
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def find_shape(name: str) -> Shape:
 
 
 @cache
-def _coefficients() -> dict:
+def coefficients() -> dict:
+    """What `data/speed_coefficients.json` holds."""
     return json.loads((DATA / "speed_coefficients.json").read_text(encoding="utf-8"))
 
 
@@ -194,12 +196,13 @@ def estimate(
     """Tokens/s of one phase with the interval that held 80 % of the rows left out in the same way.
 
     A row left out "in the same way" shared as little with the rows fitted as this question does: its model
-    left out always, its chip and its runtime too where nothing is published for this one's.
+    left out always, its chip too where nothing is published for this one's, its runtime too unless two sources or
+    more published figures of this one's.
 
     Raises:
         UnavailableError: nothing published for this runtime class and phase.
     """
-    classes = _coefficients()[phase]
+    classes = coefficients()[phase]
     if runtime_class not in classes:
         known = ", ".join(classes)
         raise UnavailableError(
@@ -211,7 +214,7 @@ def estimate(
     known = (("soc", soc.name), ("runtime", runtime), ("model", model))
     shift = sum(effects[kind].get(name, 0.0) for kind, name in known)
     seconds = seconds_per_token(fit, phase, soc.bandwidth(runtime_class), load) * math.exp(shift)
-    width = fit["half_width"][unknown(soc.name in effects["soc"], runtime in effects["runtime"])]
+    width = fit["half_width"][unknown(soc.name in effects["soc"], runtime in fit["confirmed"])]
     return Interval(math.exp(-width) / seconds, 1 / seconds, math.exp(width) / seconds)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,9 +39,14 @@ def bisect(
     activations or the runtime."""
 
     def work() -> int:
-        from bluelm.files import write_text
+        from typing import cast
+
+        from bluelm.files import json_text, write_text
+        from eval.origin import origin
+        from export.artifact import Artifact
         from pipeline.binding import open_run
         from pipeline.layout import QUANTIZED
+        from targets.runtime import Place
 
         report = open_run(run)
         unknown = artifact is not None and artifact not in report.artifacts
@@ -52,14 +56,16 @@ def bisect(
         found: dict[str, Finding | None] = {}
         for name, built in report.artifacts.items():
             if artifact in (None, name):
-                print(f"{name}: {built.folder} on {built.on}, {TOKENS} tokens")
+                place = cast(Place, built.on)
+                found_by = origin(Artifact.open(run / built.folder), place)
+                print(f"{name}: {built.folder} on {place}, {TOKENS} tokens, {found_by.how} by {found_by.by}")
                 folder = model or Path(report.configuration.get("model", ""))
                 with tempfile.TemporaryDirectory(prefix="bluelm-bisect-") as scratch:
                     found[name] = _bisect(run / built.folder, built.on, run / QUANTIZED, folder, Path(scratch))
                 print(f"  {found[name] or 'nothing is beyond what is expected'}")
         if json_file is not None:
             shown = {name: None if one is None else vars(one) for name, one in found.items()}
-            write_text(json_file, json.dumps(shown, indent=1) + "\n")
+            write_text(json_file, json_text(shown))
         return 0
 
     leave(work)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -77,7 +76,7 @@ def _compare(
 ) -> int:
     from rich.console import Console
 
-    from bluelm.files import write_text
+    from bluelm.files import json_text, write_text
     from eval import heldout
     from eval.compare import compare as hold
     from pipeline import compare_report
@@ -103,8 +102,11 @@ def _compare(
         texts[0][:BLOCK_TOKENS] if blocks else None,
     )
     compare_report.show(reference.name, found, Console())
+    stand_ins = {subject.name: subject.stand_in for subject in subjects if subject.stand_in}
+    for name, by in stand_ins.items():
+        print(f"{name}: emulated by {by}")
     if json_file is not None:
-        write_text(json_file, json.dumps(to_json(reference.name, found), indent=1) + "\n")
+        write_text(json_file, json_text({**to_json(reference.name, found), "emulated": stand_ins}))
     if plot is not None:
         compare_report.plot(reference.name, found, plot)
     return 0
@@ -167,6 +169,7 @@ def _shipped(folders: Sequence[Path]) -> list[Path]:
 
 def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack: ExitStack) -> Subject:
     from eval.compare import Subject
+    from eval.origin import origin
     from export.artifact import Artifact
     from targets.block_outputs import BlockTwin
     from targets.runtime import open_runtime
@@ -176,7 +179,10 @@ def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack
     name = f"{folder.resolve().parent.name}/{folder.name} on {place}"
 
     # figures are the artifact's own; a build that shows its blocks answers for those alone
-    subject = Subject(name, artifact.format, open_runtime(folder, place), digest=artifact.quantized_digest)
+    found = origin(artifact, place)
+    stand_in = found.by if found.how == "emulated" else ""
+    runtime = open_runtime(folder, place)
+    subject = Subject(name, artifact.format, runtime, digest=artifact.quantized_digest, stand_in=stand_in)
     if not blocks:
         return subject
     twin = BlockTwin(artifact, place, scratch)

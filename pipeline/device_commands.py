@@ -13,6 +13,8 @@ import typer
 from bluelm.errors import InputError, UnavailableError
 from pipeline.errors import leave
 
+NOT_KNOWN = "not known"  # in place of a speed that nothing published speaks for
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -96,9 +98,13 @@ def estimate(
     bits: Annotated[list[int] | None, typer.Option(help="Width of the weights. Default: 4 and 8.")] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache.")] = 2048,
     on: Annotated[
-        Literal["npu", "cpu", "gpu"],
-        typer.Option(help="Where it runs; npu is the Hexagon, the APU or the Neural Engine."),
-    ] = "npu",
+        Literal["npu", "cpu", "gpu"] | None,
+        typer.Option(
+            help="Where it runs; npu is the Hexagon, the APU or the Neural Engine. Default: where the artifact's own "
+            "runtime does; npu without one.",
+            show_default=False,
+        ),
+    ] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, for the first token.")] = 128,
     artifact: Annotated[
         Path | None, typer.Option(help="Take the work from a finished artifact's folder.", show_default=False)
@@ -116,12 +122,12 @@ def show_estimates(
     models: Sequence[str] | None,
     bits: Sequence[int] | None,
     context: int,
-    on: Literal["npu", "cpu", "gpu"],
+    on: Literal["npu", "cpu", "gpu"] | None,
     prompt: int,
     artifact: Path | None = None,
 ) -> int:
     """Print a line for every chip, model and width."""
-    from eval.speed_model import BLUELM, default_work, find_shape, find_soc
+    from eval.speed_model import BLUELM, SMALLEST, default_work, find_shape, find_soc
     from eval.speed_model import socs as known_socs
 
     chosen_bits = bits or (4, 8)
@@ -133,20 +139,21 @@ def show_estimates(
     head = (*head, f"first of {prompt} s", "80 % interval")
     rows = []
     if artifact is not None:
-        from eval.estimate import artifact_work
-
-        load, name, width = artifact_work(artifact)
-        rows = [_line(chip, name, width, load, on, prompt) for chip in chips]
+        rows = _artifact_rows(artifact, chips, on, prompt)
     else:
         shapes: list[Shape] = [find_shape(name) for name in models or BLUELM]
         for chip in chips:
-            kind = runtime_class(chip, on)
+            kind = runtime_class(chip, on or "npu")
             for shape in shapes:
                 for width in chosen_bits:
                     load = default_work(shape, width, kind, context)
-                    rows.append(_line(chip, shape.model, f"{width}", load, on, prompt))
+                    small = shape.body_weights + shape.head_weights < SMALLEST
+                    runtime = None if small else runtime_name(chip, kind)
+                    rows.append(_line(chip, shape.model, f"{width}", load, kind, runtime, prompt))
     for line in table(head, rows):
         print(line)
+    if any(row[5] == NOT_KNOWN for row in rows):
+        print(f"\n{NOT_KNOWN}: nothing is published of models below {SMALLEST / 1e9:g} B parameters")
     print("\nFrom published figures of other models; error on rows left out: benchmarks/speed_model.md")
     return 0
 
@@ -162,30 +169,48 @@ def runtime_name(chip: Soc, kind: RuntimeClass) -> str:
     return "QNN" if kind == "npu" and chip.name.startswith("Snapdragon") else ""
 
 
+def _artifact_rows(
+    folder: Path, chips: Sequence[Soc], on: Literal["npu", "cpu", "gpu"] | None, prompt: int
+) -> list[tuple[str, ...]]:
+    """A line a chip, of the class that the artifact's own runtime is of unless another is named.
+
+    Raises:
+        InputError: no artifact. UnavailableError: nothing is published of the way it computes.
+    """
+    from eval.estimate import CLASSES, find_artifact, not_known, work_of
+    from eval.speed_model import SMALLEST
+
+    artifact, name = find_artifact(folder)
+    known = CLASSES.get(artifact.format)
+    small = artifact.parameters < SMALLEST
+    if on is None and known is None and not small:
+        raise UnavailableError(f"not estimated: {not_known(artifact)}", where=folder, fix="measure it on a phone")
+    kind, runtime = known if on is None and known else (None, "")
+    rows = []
+    for chip in chips:
+        own = kind or runtime_class(chip, on or "cpu")
+        told = None if small else runtime if kind else runtime_name(chip, own)
+        rows.append(_line(chip, name, f"{artifact.bits_per_weight:.2f}", work_of(artifact), own, told, prompt))
+    return rows
+
+
 def _line(
-    chip: Soc, name: str, width: str, load: Work, on: Literal["npu", "cpu", "gpu"], prompt: int
+    chip: Soc, name: str, width: str, load: Work, kind: RuntimeClass, runtime: str | None, prompt: int
 ) -> tuple[str, ...]:
+    """`runtime`: as published figures name it; None: the model is too small for any of them to speak for it."""
     from eval.speed_model import estimate as ask
 
-    kind = runtime_class(chip, on)
-    runtime = runtime_name(chip, kind)
+    size = (load.weight_bytes + load.cache_bytes) / 1e9
+    about = (chip.name, name, width, kind, f"{size:.2f}")
+    if runtime is None:
+        return (*about, NOT_KNOWN, "-", "-", "-")
     decode = ask("decode", load, chip, kind, runtime=runtime)
     try:
         prefill = ask("prefill", load, chip, kind, runtime=runtime)
         first = _seconds(prefill, prompt)
     except UnavailableError:  # nobody published a prefill speed there
         first = ("-", "-")
-    size = (load.weight_bytes + load.cache_bytes) / 1e9
-    return (
-        chip.name,
-        name,
-        width,
-        kind,
-        f"{size:.2f}",
-        f"{decode.value:.1f}",
-        f"{decode.low:.1f} to {decode.high:.1f}",
-        *first,
-    )
+    return (*about, f"{decode.value:.1f}", f"{decode.low:.1f} to {decode.high:.1f}", *first)
 
 
 def _seconds(rate: Interval, prompt: int) -> tuple[str, str]:

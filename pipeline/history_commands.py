@@ -138,7 +138,7 @@ def draw(found: Sequence[tuple[Run, Measurement]], metric: str, path: Path) -> N
 
     with drawing(path, xlabel="run", ylabel=f"{metric} [{found[0][1].unit}]") as axes:
         for title in dict.fromkeys(run.title for run, _ in found):
-            own = [(run.id or 0, m) for run, m in found if run.title == title]
+            own = [(run.id or 0, m) for run, m in found if run.title == title and abs(m.value) < float("inf")]
             below = [m.value - m.low if m.low is not None else 0.0 for _, m in own]
             above = [m.high - m.value if m.high is not None else 0.0 for _, m in own]
             numbers, values = [number for number, _ in own], [m.value for _, m in own]

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import psutil
 from pydantic import TypeAdapter
@@ -20,11 +20,11 @@ from bluelm.progress import Progress
 from eval import estimate, judge, sanity, structure
 from eval.heldout import HeldOut
 from eval.judge import WindowSums
-from eval.measurement import Measurement
+from eval.measurement import JSON_NUMBERS, Measurement
 from eval.origin import origin
 from eval.report import tool_versions
 from eval.speed import host_speed
-from export.artifact import SOURCES, Artifact
+from export.artifact import Artifact
 from pipeline import layout
 from pipeline.inspecting import Inspector
 from pipeline.stages import Stages, code
@@ -45,6 +45,7 @@ class Judged:
         runtimes: by subject, what ran it, with its version.
     """
 
+    __pydantic_config__: ClassVar[Any] = JSON_NUMBERS
     figures: tuple[Measurement, ...] = ()
     windows: dict[str, WindowSums] = field(default_factory=dict)
     runtimes: dict[str, str] = field(default_factory=dict)
@@ -217,7 +218,4 @@ def sizes(artifact: Artifact, target: Target) -> list[Measurement]:
     size = Measurement("artifact_bytes", artifact.bytes, "bytes", "measured", note=artifact.format, subject="files")
     found = [size, estimate.memory(artifact)]
     soc = estimate.chip(target.soc.name)
-    if soc is not None:
-        on_npu = artifact.format in SOURCES
-        found += estimate.speed(artifact, soc, "npu" if on_npu else "cpu", "QNN" if on_npu else "")
-    return found
+    return found if soc is None else [*found, *estimate.speed(artifact, soc)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.files import write_text
-from eval.estimate import chip
+from eval.estimate import CLASSES, chip
 from eval.measurement import Measurement
 from eval.report import (
     PLACES,
@@ -24,7 +24,6 @@ from eval.report import (
     task_rows,
     told,
 )
-from export.artifact import SOURCES
 from pipeline import page_plots
 from pipeline.page_plots import Mark
 from targets.socs import find_soc
@@ -217,10 +216,14 @@ def published(report: Report) -> Section:
     from eval.speed_fit import published as rows_of
 
     soc = chip(find_soc(str(report.configuration["soc"])).name)
-    kind = "npu" if artifact["format"] in SOURCES else "cpu"
+    kind, _ = CLASSES.get(artifact["format"], ("cpu", ""))
     rows = [row for row in rows_of("decode") if row.runtime_class == kind]
     plot = page_plots.published_speeds(
-        rows, soc.name if soc else "", artifact["parameters"] / 1e9, own, {"npu": "NPU", "cpu": "CPU"}[kind]
+        rows,
+        soc.name if soc else "",
+        artifact["parameters"] / 1e9,
+        own,
+        {"npu": "NPU", "cpu": "CPU", "ane": "Neural Engine"}.get(kind, kind),
     )
     interval = f", {found}" if (found := _interval(own)) else ""
     return Section(title, plot, note=f"{own.how}: {number(own.value)} tokens/s{interval}. {own.note}.")

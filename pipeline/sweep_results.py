@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,10 +53,11 @@ def _undominated(row: Row, rows: Sequence[Row]) -> bool:
 
 
 def _cost(row: Row) -> tuple[float, float, float] | None:
-    """Size, slowness, error: less is better."""
+    """Size, slowness, error: less is better. None where one is not known, or no number."""
     if row.size_bytes is None or row.mean_kl is None:
         return None
-    return row.size_bytes, -(row.decode_tokens_s or 0.0), row.mean_kl
+    cost = (row.size_bytes, -(row.decode_tokens_s or 0.0), row.mean_kl)
+    return cost if all(map(math.isfinite, cost)) else None
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Budgets: each kind of failure names the figure, the limit and by how much; bounds decide, or say that they cannot."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,58 @@ def test_speed_counts_only_the_accepted_kind() -> None:
     (slow,) = failures(Budget.model_validate({"min_decode_tokens_per_s": {"at_least": 400, "where": "host"}}), GOOD)
     assert "300" in str(slow)
     assert "beyond by 100" in str(slow)
+
+
+SIMULATED = [replace(m, how="emulated", by="a simulator 1.2") if m.subject == "npu" else m for m in GOOD]
+
+
+@pytest.mark.parametrize("key", [key for key in LIMITS if key.startswith(("max_", "min_"))])
+def test_any_limit_may_ask_for_measured_figures(key: str) -> None:
+    holds, _, figure = LIMITS[key]
+    bound = "at_most" if key.startswith("max_") else "at_least"
+    for how in ("emulated", "estimated"):
+        figures = [replace(m, how=how, by="a stand-in") if m.name == figure else m for m in GOOD]
+        found = Budget.model_validate({key: {bound: holds, "accept": ["measured"]}})
+        failed = failures(found, figures)
+        assert failed
+        assert all(f"not measured (only {how} by a stand-in: " in str(f) for f in failed)
+        assert not failures(Budget.model_validate({key: {bound: holds, "accept": [how]}}), figures)
+        assert not failures(Budget.model_validate({key: {bound: holds}}), figures)  # the budget accepts all kinds
+        assert failures(Budget.model_validate({key: {bound: holds}, "accept": "measured"}), figures)
+        own = {
+            key: {bound: holds, "accept": how},
+            "accept": "measured",
+            "two_sided": False,
+        }  # the limit's word
+        assert not failures(Budget.model_validate(own), figures)
+
+
+def test_a_budget_that_asks_for_measured_holds_structure_and_two_sides_to_it() -> None:
+    strict = Budget(accept=("measured",), structure=True)
+    verdict = judge(strict, SIMULATED, ("npu",))
+    assert not verdict.passed
+    assert {c.name for c in verdict.failures} >= {"not_better_than_float", "not_identical_to_float"}
+    assert all("only emulated by a simulator 1.2" in str(c) for c in verdict.failures if c.how == "emulated")
+
+
+def test_a_check_says_what_stood_in_for_the_phone() -> None:
+    (npu, cpu) = judge(Budget(max_mean_kl=0.01, structure=False, two_sided=False), SIMULATED, ("npu", "cpu")).checks
+    assert str(npu).endswith("; emulated by a simulator 1.2")
+    assert (npu.how, npu.by) == ("emulated", "a simulator 1.2")
+    assert "emulated" not in str(cpu)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", list(LIMITS))
+def test_no_limit_passes_what_is_no_number(key: str, value: float) -> None:
+    holds, _, figure = LIMITS[key]
+    figures = [replace(m, value=value, error=math.nan, note="try this") if m.name == figure else m for m in GOOD]
+    failed = failures(Budget.model_validate({key: holds}), figures)
+    assert failed
+    assert all(f"the figure is {value}: try this" in str(f) for f in failed)
+    uncertain = [replace(m, error=math.nan) if m.name == figure else m for m in GOOD]
+    about = [c for c in failures(Budget.model_validate({key: holds}), uncertain) if c.outcome != "undecided"]
+    assert not about  # an error that is no number leaves open what a sample says, and is no error
 
 
 def test_recovery_is_asked_of_every_task_that_was_run() -> None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from bluelm.errors import InputError
+from eval.budget import AtMost
 from eval.budget_file import DEFAULT_BUDGET, SCHEMA, json_schema, load
 
 LAYERED = """
@@ -82,7 +83,7 @@ def test_sizes_are_read_with_units(tmp_path: Path) -> None:
         ((), 1.5e9, 0.04, 0.2, 4e9),  # no larger than: the first row that holds it
         ((), 1.6e9, 0.03, 0.2, 4e9),
         ((), 7e9, 0.02, 0.2, 4e9),
-        (("onnx-cpu", "generic-arm64", "any"), 7e9, 0.02, 0.2, 4e9),
+        (("onnx-genai", "generic-arm64", "any"), 7e9, 0.02, 0.2, 4e9),
         (("litert", "snapdragon", "SM8650"), 7e9, 0.02, 0.2, 2e9),
         (("litert", "snapdragon", "SM8650"), 1e9, 0.04, 0.2, 1e9),
         (("qnn-context", "snapdragon", "SM8650"), 7e9, 0.02, None, 2e9),  # the target counts behind the runtime
@@ -99,6 +100,40 @@ def test_targets_and_sizes_are_laid_over(
     assert speed is not None
     assert speed.accept == ("measured", "estimated")  # a part of a mapping leaves the rest
     assert speed.at_least == (20 if "snapdragon" in names else 5)
+
+
+def test_another_number_leaves_what_is_accepted(tmp_path: Path) -> None:
+    write(tmp_path, "max_mean_kl: {at_most: 0.1, accept: [measured]}", "a.yaml")
+    found = load(write(tmp_path, "extends: a.yaml\nmax_mean_kl: 0.2")).max_mean_kl
+    assert isinstance(found, AtMost)
+    assert (found.at_most, found.accept) == (0.2, ("measured",))
+    again = load(write(tmp_path, "extends: default\nmax_mean_kl: {at_most: 0.3, accept: measured}")).max_mean_kl
+    assert isinstance(again, AtMost)
+    assert (again.at_most, again.accept) == (0.3, ("measured",))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("max_mean_kl: {at_least: 0.1}", "max_mean_kl.at_least"),
+        ("max_mean_kl: {accept: [measured]}", "lacks a value"),
+        ("max_mean_kl: {at_most: 0.1, accept: [guessed]}", "max_mean_kl.accept"),
+        ("max_mean_kl: {at_most: 0.1, accept: []}", "max_mean_kl.accept"),
+        ("domains: {zh: {max_mean_kl: {at_most: -1}}}", "domains.zh.max_mean_kl.at_most"),
+        ("min_top1_agreement: {at_least: 2}", "min_top1_agreement.at_least"),
+        ("max_mean_kl: soon", "key max_mean_kl"),
+    ],
+)
+def test_a_limit_with_a_mapping_is_checked_as_one_without(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(write(tmp_path, text))
+    assert told in str(caught.value)
+
+
+def test_the_default_s_speed_limit_holds_from_half_a_billion_on() -> None:
+    assert load(DEFAULT_BUDGET, parameters=0.5e9).min_decode_tokens_per_s is None
+    assert load(DEFAULT_BUDGET, parameters=0.6e9).min_decode_tokens_per_s is not None
+    assert load(DEFAULT_BUDGET, names=("onnx-cpu",), parameters=7e9).min_decode_tokens_per_s is None
 
 
 def test_the_later_of_two_files_counts(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Estimates from a finished artifact's bytes, against sums worked out by hand."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -9,9 +10,11 @@ from bluelm.errors import InputError
 from calibration.samples import load_samples
 from compress.engine import quantize
 from compress.recipe import Recipe
-from eval import estimate
+from eval import estimate, speed_model
+from eval.speed_fit import published
+from eval.speed_model import RuntimeClass, find_soc
 from export import onnx_cpu
-from export.artifact import Artifact
+from export.artifact import Artifact, Format
 from tests.tiny import HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, ROWS, tiny_checkpoint
 
 
@@ -43,15 +46,49 @@ def test_memory_is_files_cache_and_activations(artifact: Artifact) -> None:
     assert found.value < artifact.bytes + estimate.cache_bytes(artifact) + 2 * logits
 
 
-def test_speed_is_an_interval_and_says_that_it_is_extrapolated(artifact: Artifact) -> None:
+def test_no_speed_where_nothing_published_speaks_for_it(artifact: Artifact) -> None:
     chip = estimate.chip("Snapdragon 8 Gen 3")
     assert chip is not None
-    decode = estimate.speed(artifact, chip, "cpu")[0]
+    assert estimate.speed(artifact, chip) == []  # float32 arithmetic, whatever its size
+    assert "float32 arithmetic" in str(estimate.not_known(artifact))
+    small = artifact.model_copy(update={"format": "onnx-genai"})
+    assert estimate.speed(small, chip) == []
+    assert f"below 0.5 B parameters, and this has {artifact.parameters / 1e6:.1f} M" in str(estimate.not_known(small))
+    assert estimate.not_known(small.model_copy(update={"parameters": 500_000_000})) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip", "runtime_class", "runtime"),
+    [
+        ("coreml", "A17 Pro", "ane", "Core ML (coreml-llm-cli)"),
+        ("executorch-coreml", "A17 Pro", "ane", ""),
+        ("qnn-context", "Snapdragon 8 Gen 3", "npu", "QNN"),
+        ("executorch-qnn", "Snapdragon 8 Gen 3", "npu", "ExecuTorch"),
+        ("onnx-genai", "Snapdragon 8 Gen 3", "cpu", ""),
+        ("executorch-xnnpack", "A17 Pro", "cpu", "ExecuTorch"),
+        ("litert", "Dimensity 9300", "cpu", "LiteRT / MediaPipe"),
+        ("gguf", "Snapdragon 8 Gen 3", "cpu", ""),
+    ],
+)
+def test_speed_is_that_of_the_artifact_s_own_class(
+    artifact: Artifact, kind: Format, chip: str, runtime_class: RuntimeClass, runtime: str
+) -> None:
+    large = artifact.model_copy(update={"format": kind, "parameters": 1_000_000_000})
+    soc = find_soc(chip)
+    decode = estimate.speed(large, soc)[0]
     assert (decode.name, decode.how, decode.subject) == ("decode_tokens_per_s", "estimated", "soc")
-    assert decode.low is not None
-    assert decode.high is not None
-    assert decode.low < decode.value < decode.high
-    assert "extrapolated" in decode.note
+    assert f"({runtime_class})" in decode.note
+    expected = speed_model.estimate("decode", estimate.work_of(large), soc, runtime_class, runtime=runtime)
+    assert (decode.low, decode.value, decode.high) == (expected.low, expected.value, expected.high)
+    known = {row.runtime for row in published("decode") if row.runtime_class == runtime_class}
+    assert not runtime or runtime in known
+    assert expected.low < expected.value < expected.high
+
+
+def test_every_format_has_a_class_or_a_reason(artifact: Artifact) -> None:
+    for kind in get_args(Format):
+        large = artifact.model_copy(update={"format": kind, "parameters": 1_000_000_000})
+        assert (kind in estimate.CLASSES) == (estimate.not_known(large) is None)
 
 
 def test_unknown_chips_have_no_estimate() -> None:
@@ -60,9 +97,8 @@ def test_unknown_chips_have_no_estimate() -> None:
 
 def test_a_run_or_an_artifact_names_the_work(artifact: Artifact, tmp_path: Path) -> None:
     for folder in (artifact.folder, artifact.folder.parent):
-        work, name, width = estimate.artifact_work(folder)
-        assert work == estimate.work_of(artifact)
+        found, name = estimate.find_artifact(folder)
+        assert found == artifact
         assert name == artifact.folder.parent.name
-        assert float(width) == pytest.approx(artifact.bits_per_weight, abs=0.01)
     with pytest.raises(InputError, match="no artifact"):
-        estimate.artifact_work(tmp_path)
+        estimate.find_artifact(tmp_path)

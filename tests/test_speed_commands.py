@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,14 @@ except SystemExit:
 def test_estimate_of_one_chip_by_its_other_name():
     named = [ask("estimate", "--soc", name, "--bits", "4").stdout for name in ("SM8650", "snapdragon-8-gen-3")]
     assert named[0] == named[1] and "BlueLM-7B" in named[0]
+
+
+def test_no_tokens_per_second_of_models_below_half_a_billion():
+    done = ask("estimate", "--soc", "SM8650", "--model", "Qwen1.5-0.5B", "--model", "Qwen3-0.6B", "--bits", "4")
+    small, large = (line for line in done.stdout.splitlines() if " Qwen" in line)
+    assert re.search(r"npu +[\d.]+ +not known +- +- +-$", small)
+    assert "not known" not in large
+    assert "nothing is published of models below 0.5 B parameters" in done.stdout
 
 
 @pytest.mark.parametrize(

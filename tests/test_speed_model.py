@@ -69,6 +69,39 @@ def test_goal_median_error_and_coverage_on_rows_left_out(decode_rows, decode_err
     assert np.mean([held[r.number] for r in asked]) >= 0.80
 
 
+def test_a_cpu_s_interval_holds_what_it_claims_of_sources_never_seen(decode_rows):
+    """Leave a source out with its runtimes and the row's model; the other sources' errors make the interval."""
+    cpu = [r for r in decode_rows if r.runtime_class == "cpu"]
+    unseen = speed_fit.left_out(
+        "decode", cpu, lambda row, other: row.source == other.source or row.model == other.model
+    )
+    inside = []
+    for row in cpu:
+        width = speed_fit.half_width([unseen[r.number] for r in cpu if r.source != row.source])
+        inside.append(abs(unseen[row.number]) <= width)
+    assert len(inside) == 82
+    assert np.mean(inside) >= 0.8
+
+
+def test_a_runtime_of_one_source_does_not_narrow_an_interval(decode_rows):
+    load = default_work(find_shape("BlueLM-3B"), 4, "cpu", 512)
+    chip = find_soc("Snapdragon 8 Gen 3")
+
+    def width(runtime: str) -> float:
+        found = estimate("decode", load, chip, "cpu", runtime=runtime)
+        return math.log(found.high / found.low)
+
+    names = {r.runtime for r in decode_rows if r.runtime_class == "cpu"}
+    assert len(names) == 9
+    assert all(width(name) == pytest.approx(width("never heard of")) for name in names)
+    npu = {r.runtime: set() for r in decode_rows if r.runtime_class == "npu"}
+    for row in decode_rows:
+        if row.runtime_class == "npu":
+            npu[row.runtime].add(row.source)
+    wanted = sorted(name for name, sources in npu.items() if len(sources) > 1)
+    assert speed_fit.fit_all()["decode"]["npu"]["confirmed"] == wanted == ["QNN"]
+
+
 def test_no_row_of_the_question_is_dropped():
     """Every row that the goal speaks of is judged: none is missing for want of a shape or a bandwidth."""
     with (DATA / "published_speed.csv").open(encoding="utf-8", newline="") as file:
@@ -120,6 +153,8 @@ def test_coefficients_in_the_package_are_those_of_a_new_fit():
             assert left.keys() == right.keys()
             for key in left:
                 same(left[key], right[key])
+        elif isinstance(left, list):
+            assert left == right
         else:
             assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
 

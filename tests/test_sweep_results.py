@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_known_pareto_front():
         row("fast", 3, 20, 0.3),
         row("twin", 2, 9, 0.1),
         row("no figures", None, 0, None),
+        row("no number", 1, 30, math.nan),
         row("other target", 9, 1, 9, target="u"),
         row("other way of measuring", 9, 1, 9, how="m"),
     ]

@@ -1,0 +1,82 @@
+"""Results of benchmarks as files, and the pages that are made of them.
+
+A command writes `results/NAME.json`, and `NAME.md` is `pages/NAME.md.jinja` filled in with it. `results/cited.yaml`
+lists what the README and docs/ say of results. `python -m benchmarks.pages` renders every page again.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bluelm.files import write_text
+
+HERE = Path(__file__).parent
+RESULTS, PAGES = HERE / "results", HERE / "pages"
+
+
+def names() -> list[str]:
+    """Every page that is rendered."""
+    return sorted(path.name.removesuffix(".md.jinja") for path in PAGES.glob("*.md.jinja"))
+
+
+def results(name: str) -> dict[str, Any]:
+    """What a benchmark's command wrote."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def render(name: str) -> str:
+    """The page of a benchmark, from its results; a figure that they lack is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(PAGES), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["of"] = lambda value, form: format(value, form)
+    return environment.get_template(f"{name}.md.jinja").render(results(name))
+
+
+def save(name: str, found: dict[str, Any], *, part: str | None = None) -> None:
+    """Write a benchmark's results and its page.
+
+    Args:
+        part: only this key of the results is new; the others stay. It is stamped with day, commit and machine.
+    """
+    path = RESULTS / f"{name}.json"
+    if part is not None:
+        before = results(name) if path.is_file() else {}
+        found = {**before, part: {**found, "made": stamp()}}
+    write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(HERE / f"{name}.md", render(name))
+
+
+def stamp() -> dict[str, str]:
+    """When, of which commit, where, by which call."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    return {
+        "day": datetime.now(UTC).date().isoformat(),
+        "commit": commit.stdout.strip() or "unknown",
+        "machine": f"{platform.machine()}, {_cores()} cores",
+        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+    }
+
+
+def _module() -> str:
+    return f"benchmarks.{Path(sys.argv[0]).stem}"
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0))
+
+
+if __name__ == "__main__":
+    for page in names():
+        write_text(HERE / f"{page}.md", render(page))
