@@ -1,21 +1,20 @@
 """Instructions a token under qemu: repeats, and what a change of the artifact does to them.
 
-`python benchmarks/instructions.py WORK` quantizes the demo checkpoint into the folder WORK (round to nearest, 4 bit),
-exports it twice and counts. Writes benchmarks/instructions.md.
+`python -m benchmarks.instructions WORK` quantizes the demo checkpoint into the folder WORK (round to nearest, 4 bit),
+exports it twice and counts. Writes results/instructions.json and the page.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
+from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint, write_text
+from bluelm.files import demo_checkpoint
 from calibration.samples import load_samples
 from compress.engine import quantize
 from compress.recipe import Recipe
-from eval.emulated import TOLERANCE
 from export import onnx_cpu
 from targets.qemu_count import Counts, count
 
@@ -33,40 +32,25 @@ def main() -> None:
     cases = [("float32 activations, behind 128 tokens", plain, 0, REPEATS)]
     cases += [("the same behind 448 tokens", plain, 448, 1)]
     cases += [("activations rounded to 8 bits (accuracy level 4)", rounded, 0, 1)]
-    lines, first = [], None
+    rows, first = [], None
     for name, artifact, depth, repeats in cases:
         for turn in range(repeats):
             found = count(artifact, depth)
             first = first or found
-            lines.append(_line(f"{name}, repeat {turn + 1}", found, first))
-            print(lines[-1], end="", flush=True)
+            rows.append(_row(f"{name}, repeat {turn + 1}", found, first))
+            print(rows[-1], flush=True)
     assert first is not None
-    write_text(Path(__file__).with_suffix(".md"), _text(lines, first))
+    columns = ["what", "prefill", "decode", "logits differ by"]
+    pages.save("instructions", {"tools": first.tools, "table": {"columns": columns, "rows": rows}}, part="demo")
 
 
-def _line(name: str, found: Counts, first: Counts) -> str:
+def _row(name: str, found: Counts, first: Counts) -> list[str]:
     cells = [f"{v:,.0f} ({v / b - 1:+.3%})" for v, b in zip(_both(found), _both(first), strict=True)]
-    return f"| {name} | {cells[0]} | {cells[1]} | {found.relative_error:.1e} |\n"
+    return [name, *cells, f"{found.relative_error:.1e}"]
 
 
 def _both(counts: Counts) -> tuple[float, float]:
     return counts.prefill, counts.decode
-
-
-def _text(lines: list[str], first: Counts) -> str:
-    load = os.getloadavg()[0]
-    return (
-        "# Instructions a token under qemu\n\n"
-        "`python benchmarks/instructions.py WORK`: the demo model, 4 bit in groups of 32, context 512, chunk 128.\n"
-        f"{first.tools}. Load of the machine meanwhile: {load:.1f} on {os.cpu_count()} cores: a clock would have\n"
-        "told nothing. In brackets: change against the first line. The last column is the emulated\n"
-        "logits' relative error against this machine's: the same artifact ran.\n\n"
-        "| what | prefill | decode | logits differ by |\n|---|---|---|---|\n"
-        + "".join(lines)
-        + f"\nThe gate (`bluelm-export count`) allows {TOLERANCE:.1%} more than the last accepted run, several times\n"
-        "what repeats differ by. Behind more tokens decode costs the same: the graphs are static and go over\n"
-        "the whole context.\n"
-    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ lists what the README and docs/ say of results. `python -m benchmarks.pages` ren
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bluelm.files import write_text
@@ -32,6 +34,14 @@ def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def source(place: str) -> dict[str, Any]:
+    """Figures that may be cited: of a benchmark by its name, or of a file of the project by its path."""
+    path = HERE.parent / place if "/" in place else RESULTS / f"{place}.json"
+    text = path.read_text(encoding="utf-8")
+    found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    return {str(key).replace("-", "_"): value for key, value in found.items()}
+
+
 def render(name: str) -> str:
     """The page of a benchmark, from its results; a figure that they lack is an error."""
     environment = Environment(
@@ -39,7 +49,24 @@ def render(name: str) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["of"] = lambda value, form: format(value, form)
+    environment.globals |= {"table": table, "made": made}
     return environment.get_template(f"{name}.md.jinja").render(results(name))
+
+
+def made(part: dict[str, Any]) -> str:
+    """The sentence that says when, where and of which commit a part of the results was measured."""
+    about = part["made"]
+    where = f" ({about['machine']})" if "machine" in about else ""
+    taken = f", {about['note']}" if "note" in about else ""
+    return f"Measured {about['day']}{where}, commit {about['commit']}{taken}."
+
+
+def table(found: dict[str, Any]) -> str:
+    """Columns and rows of text as a Markdown table; `align` may say how columns are set."""
+    columns = found["columns"]
+    marks = found.get("align") or ["---"] * len(columns)
+    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(marks)}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in found["rows"])])
 
 
 def save(name: str, found: dict[str, Any], *, part: str | None = None) -> None:
@@ -62,19 +89,13 @@ def stamp() -> dict[str, str]:
     return {
         "day": datetime.now(UTC).date().isoformat(),
         "commit": commit.stdout.strip() or "unknown",
-        "machine": f"{platform.machine()}, {_cores()} cores",
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}",
         "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
     }
 
 
 def _module() -> str:
     return f"benchmarks.{Path(sys.argv[0]).stem}"
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.runtimes OUT [runtime ...]
 
-The reference is the dequantized torch model. Speed is of this machine; peers' own exports of the same weights run in
-the same call: onnxruntime-genai's model builder (int4) and ExecuTorch's llama export (8da4w).
+The reference is the dequantized torch model. Speed is of this machine. A call without names writes the part "demo" of
+results/runtimes.json and the page. `benchmarks/peer_exports.py` runs the runtimes' own exporters beside ours.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
 from calibration.samples import load_samples
@@ -29,7 +31,14 @@ from targets.torch_runtime import TorchRuntime
 
 CONTEXT, CHUNK, GREEDY, CLOSE = 512, 128, 64, 1e-2
 PROMPTS = ("手机上的语言模型", "The weather today", "def add(a, b):", "Once upon a time", "北京是中国的")
-RUNTIMES = ("onnx-cpu", "onnx-genai", "litert", "gguf", "executorch-xnnpack")
+ACTIVATIONS = {
+    "onnx-cpu": "float32",
+    "onnx-genai": "8 bit, in blocks",
+    "litert": "8 bit, a range a token",
+    "gguf": "float32",
+    "executorch-xnnpack": "8 bit, a range a token",
+}
+RUNTIMES = tuple(ACTIVATIONS)
 
 
 def main(out: Path, runtimes: list[str]) -> None:
@@ -40,10 +49,12 @@ def main(out: Path, runtimes: list[str]) -> None:
     reference = TorchRuntime(quantized, CONTEXT)
     expected = [reference.logits(window) for window in tokens]
     prompts = [tokenizer.encode(prompt, bos=True) for prompt in PROMPTS]
+    rows, weights = [], 0
     for name in runtimes or RUNTIMES:
         wall, cpu = time.perf_counter(), cpu_seconds()
         target = find("generic-arm64", runtime=name)
         artifact = target.lower(quantized, None, out / name, context=CONTEXT, chunk=CHUNK)
+        weights = artifact.parameters
         row = {
             "runtime": name,
             "wall_s": round(time.perf_counter() - wall, 1),
@@ -56,7 +67,37 @@ def main(out: Path, runtimes: list[str]) -> None:
             row |= {"kl": kl, "top1": top1}
             row["greedy"] = sum(greedy_agrees(reference, runtime, prompt) for prompt in prompts)
             row["decode_tok_s"] = round(decode_rate(runtime, tokens[0][:128]), 1)
+        rows.append(row)
         print(json.dumps(row), flush=True)
+    if not runtimes:
+        pages.save("runtimes", {"weights_m": f"{weights / 1e6:.2f}", "table": _table(rows)}, part="demo")
+
+
+def _table(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    columns = (
+        "runtime",
+        "activations",
+        "lowering, s (CPU s)",
+        "MB",
+        "mean KL",
+        "top-1",
+        "greedy",
+        "tokens/s, Python host",
+    )
+    cells = [
+        [
+            row["runtime"],
+            ACTIVATIONS[row["runtime"]],
+            f"{row['wall_s']} ({row['cpu_s']})",
+            f"{row['MB']:.2f}",
+            f"{row['kl']:.2g}",
+            f"{row['top1']:.4f}",
+            f"{row['greedy']} of {len(PROMPTS)}",
+            "" if row["runtime"] == "gguf" else f"{row['decode_tok_s']:.0f}",  # torch, in llama.cpp's place
+        ]
+        for row in rows
+    ]
+    return {"columns": list(columns), "rows": cells}
 
 
 def demo(folder: Path, **recipe: object) -> QuantizedCheckpoint:
