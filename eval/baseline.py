@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,10 +58,12 @@ def regressions(now: Report, before: Report, confidence: float) -> list[Check]:
         pair = now.windows.get(subject), before.windows.get(subject)
         same_text = now.inputs.get("evaluation") == before.inputs.get("evaluation")
         if same_text and pair[0] and pair[1] and pair[0].tokens == pair[1].tokens and sum(pair[0].tokens) > 0:
-            checks += [paired(p, pair[0], pair[1], subject, confidence) for p in PAIRED]
-            checks += _unpaired(mine, theirs, subject, ALONE, confidence, "")
+            found = [paired(p, pair[0], pair[1], subject, confidence) for p in PAIRED]
+            found += _unpaired(mine, theirs, subject, ALONE, confidence, "")
         else:
-            checks += _unpaired(mine, theirs, subject, UNPAIRED, confidence, "; other text, so not paired")
+            found = list(_unpaired(mine, theirs, subject, UNPAIRED, confidence, "; other text, so not paired"))
+        kl = mine.get(("mean_kl", subject))  # got as all of the artifact's answers were
+        checks += found if kl is None else [replace(check, how=kl.how, by=kl.by) for check in found]
     return [*checks, *_sizes(mine, theirs), *_speeds(mine, theirs)]
 
 
@@ -120,7 +122,7 @@ def _sizes(mine: Figures, theirs: Figures) -> Iterator[Check]:
             outcome = "passed" if margin >= 0 else "failed"
             told = note if margin >= 0 else f"larger by more than {GROWTH:.0%}; {note}"
             yield Check(_name(name), subject, a.value, "bytes", b.value, margin, margin >= 0, a.how, None, told,
-                        outcome=outcome)  # fmt: skip
+                        outcome=outcome, by=a.by)  # fmt: skip
 
 
 def _speeds(mine: Figures, theirs: Figures) -> Iterator[Check]:
@@ -134,7 +136,7 @@ def _speeds(mine: Figures, theirs: Figures) -> Iterator[Check]:
         note = f"{a.value:,.4g} now, {b.value:,.4g} before"
         told = note if passed else f"slower, the intervals do not meet; {note}"
         yield Check(_name(name), subject, a.value, a.unit, low, high - low, passed, a.how, a.error, told, a.low, a.high,
-                    "passed" if passed else "failed")  # fmt: skip
+                    "passed" if passed else "failed", by=a.by)  # fmt: skip
 
 
 def _name(figure: str) -> str:

@@ -298,7 +298,8 @@ def _row(variant: Variant, out: Path, exit_code: int, problem: str) -> Row:
         return Row(variant.name, *asdict(variant).values(), exit_code=exit_code, problem=problem)
     report = Report.open(out / variant.name)
     size = _figure(report, "artifact_bytes", ("files",))
-    speed = _figure(report, "decode_tokens_per_s", ("soc", "host"))
+    alone = len(report.artifacts) == 1  # else this machine runs another artifact than the one that ships
+    speed = _figure(report, "decode_tokens_per_s", ("soc", "host") if alone else ("soc",))
     kl = _figure(report, "mean_kl", ("npu", "cpu"))
     ratio = _figure(report, "perplexity_ratio", ("npu", "cpu"))
     return Row(
@@ -310,6 +311,7 @@ def _row(variant: Variant, out: Path, exit_code: int, problem: str) -> Row:
         how=f"{speed.how} on {speed.subject}" if speed else "",
         mean_kl=kl and kl.value,
         perplexity_ratio=ratio and ratio.value,
+        emulated_by=kl.by if kl and kl.how == "emulated" else "",
     )
 
 

@@ -33,6 +33,8 @@ class Row:
     perplexity_ratio: float | None = None
     pareto: bool = False
     problem: str = ""
+    emulated_by: str = ""
+    """What answered in the phone's place where the KL was taken."""
 
 
 def mark_pareto(rows: Iterable[Row]) -> list[Row]:
@@ -62,6 +64,8 @@ def _cost(row: Row) -> tuple[float, float, float] | None:
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
     """The table; * marks what no other variant of the target beats in size, speed and error at once."""
+    from eval.report import MARK
+
     head = ("", "variant", "MB", "decode tokens/s", "how", "mean KL", "perplexity ratio", "budget")
     verdicts = {0: "passed", BudgetError.exit_code: "FAILED"}
     yield from table(
@@ -73,13 +77,15 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
                 _text(row.size_bytes and row.size_bytes / 1e6, ".2f"),
                 _text(row.decode_tokens_s, ".1f"),
                 row.how,
-                _text(row.mean_kl, ".5f"),
-                _text(row.perplexity_ratio, ".4f"),
+                _text(row.mean_kl, ".5f") + (f" {MARK}" if row.emulated_by else ""),
+                _text(row.perplexity_ratio, ".4f") + (f" {MARK}" if row.emulated_by else ""),
                 verdicts.get(row.exit_code, f"exit {row.exit_code}: {row.problem}"),
             )
             for row in rows
         ],
     )
+    for by in sorted({row.emulated_by for row in rows if row.emulated_by}):
+        yield f"{MARK} emulated: {by}"
 
 
 def _text(value: float | None, form: str) -> str:

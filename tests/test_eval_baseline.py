@@ -141,3 +141,11 @@ def test_sums_that_do_not_belong_together_are_bad_input(tmp_path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(whole))
     with pytest.raises(InputError, match="cannot be read"):
         Report.open(tmp_path)
+
+
+def test_a_difference_of_emulated_figures_is_emulated() -> None:
+    kl = Measurement("mean_kl", 0.001, "nats/token", "emulated", 5e-5, 4096, subject="npu", by="a simulator 1.0")
+    found = regressions(report(None, kl), report(None, kl), 0.95)
+    (about,) = (check for check in found if (check.name, check.subject) == ("not_worse_mean_kl", "npu"))
+    assert (about.how, about.by) == ("emulated", "a simulator 1.0")
+    assert str(about).endswith("; emulated by a simulator 1.0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,10 @@ def test_a_link_that_cannot_be_made_becomes_a_copy(tmp_path, monkeypatch):
     copy = Path(tmp_path / "behind" / "quantized" / "weights")
     source = before / "quantized" / "weights"
     assert copy.read_bytes() == b"w" and copy.stat().st_mtime_ns == source.stat().st_mtime_ns
+
+
+def test_emulated_errors_are_marked_and_their_stand_in_is_named():
+    rows = [row("a", 2e6, 10, 0.1), replace(row("b", 3e6, 9, 0.2), emulated_by="a simulator 1.0")]
+    text = list(lines(rows))
+    assert text[-1] == "† emulated: a simulator 1.0"
+    assert ["†" in line for line in text[2:4]] == [False, True]
