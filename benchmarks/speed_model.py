@@ -1,6 +1,6 @@
 """Fits the speed estimate and writes how far off it is: `python -m benchmarks.speed_model`.
 
-Writes eval/data/speedcoefficients.json, benchmarks/results/speed_model.json and benchmarks/speed_model.md.
+Writes eval/data/speed_coefficients.json, benchmarks/results/speed_model.json and benchmarks/speed_model.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def asked(row: Row) -> bool:
 
 
 def main() -> None:
-    write_text(DATA / "speedcoefficients.json", dumps(fit_all()))
+    write_text(DATA / "speed_coefficients.json", dumps(fit_all()))
     coefficients.cache_clear()
     phases: tuple[Phase, ...] = ("decode", "prefill")
     decode = published("decode")

@@ -408,7 +408,7 @@ def _check_speed(limit: SpeedLimit, figure: Measurement | None) -> Check:
     )  # fmt: skip
 
 
-def _known(error: float | None) -> TypeGuard[float]:
+def _is_number(error: float | None) -> TypeGuard[float]:
     return error is not None and not math.isnan(error)
 
 
@@ -420,7 +420,7 @@ def _two_sided(
     for key, figure, limit in ((BETTER, ratio, 1.0), (SAME, kl, IDENTICAL)):
         if figure is not None and figure.how not in accept:
             yield _failed(key, subject, figure.unit, limit, figure, _unusable(figure, accept))
-    if ratio is not None and ratio.how in accept and math.isfinite(ratio.value) and _known(ratio.error):
+    if ratio is not None and ratio.how in accept and math.isfinite(ratio.value) and _is_number(ratio.error):
         factor = multiplier(SURE, windows)
         # a change of the size of the KL may turn out that much for the better by luck
         luck = kl.value if kl is not None and math.isfinite(kl.value) else 0.0
