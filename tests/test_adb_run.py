@@ -96,6 +96,7 @@ def test_a_run_measures_on_the_phone_and_the_history_keeps_it(run, folder, phone
     decode = kept.figure("decode_tokens_per_s", "soc")
     prefill = kept.figure("prefill_tokens_per_s", "soc")
     assert decode is not None and decode.how == "measured" and decode.n == 5 and decode.value > 1
+    assert decode.by == f"onnxruntime_perf_test on V2309A {phone.serial}"
     assert prefill is not None and prefill.value > decode.value
     assert decode.low is not None and decode.low <= decode.value
     assert "thermal before: none" in decode.note and "V2309A" in decode.note
@@ -113,6 +114,21 @@ def test_measure_again_at_a_depth(run, folder, phone, config):
     done = ask(*asked, "--history", str(folder / "h.sqlite"), ANDROID_ADB_SERVER_PORT=str(phone.server.port))
     assert done.returncode == 0, done.stderr
     assert "decode_tokens_per_s@300" in done.stdout and "run 2 of the history" in done.stdout
+
+
+def test_android_s_emulator_is_no_phone(run, folder, phone, config):
+    path, _ = run
+    properties = phone.root / "bin" / "properties"
+    before = properties.read_text()
+    asked = ("measure", str(path), "--device", phone.serial, "--runner-config", str(config))
+    try:
+        properties.write_text(before + "[ro.boot.qemu]: [1]\n")
+        done = ask(*asked, "--history", str(folder / "h.sqlite"), ANDROID_ADB_SERVER_PORT=str(phone.server.port))
+    finally:
+        properties.write_text(before)
+    assert done.returncode == 3, done.stderr  # the budget asks for measured
+    assert "emulated by onnxruntime_perf_test on the Android emulator V2309A" in done.stdout
+    assert "FAIL min_decode_tokens_per_s (soc): not measured (only emulated by" in done.stdout
 
 
 def test_a_device_that_is_not_there_costs_five_before_anything_is_built(folder, phone, config):

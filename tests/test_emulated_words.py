@@ -31,7 +31,7 @@ SIMULATOR = f"Qualcomm's HTP simulator on x86, onnxruntime-qnn {version('onnxrun
 INTERPRETER = f"our interpreter of Core ML programs in NumPy, bluelm-export {version('bluelm-export')}"
 # figures of an NPU subject that nothing had to run for, and those of the float model beside it
 OF_FILES = {
-    "tokenizer_mismatches", "chat_template_mismatches", "versions_missing", "weight_mismatches", "weights_untold", "not_known",
+    "tokenizer_mismatches", "chat_template_mismatches", "versions_missing", "weight_mismatches", "not_known",
     "bits_per_weight", "bits_per_weight_deviation", "part_bytes", "npu_node_share", "npu_mac_share",
     "delegated_share", "tokens_judged", "reference_perplexity",
 }  # fmt: skip

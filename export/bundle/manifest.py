@@ -167,6 +167,9 @@ class BundleManifest(_Part):
     def encode(self) -> bytes:
         """The bytes of manifest.json: sorted, the same for the same content."""
         content = json.loads(self.model_dump_json())
+        for figure in content["measurements"]:
+            if not figure["by"]:  # as bundles from before there was such a field
+                del figure["by"]
         return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
     @classmethod
