@@ -58,6 +58,12 @@ def test_documents_say_what_results_say() -> None:
         assert plain(says) in plain((ROOT / file).read_text(encoding="utf-8")), f"{file} should say: {says}"
 
 
+def test_the_readme_shows_the_main_run_s_table() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line[:1] == "│"]
+    assert [row for row in shown if row[0] != "..."] == pages.results("main_run")["rows"]
+
+
 def test_a_paragraph_that_names_a_page_has_no_figures_of_its_own() -> None:
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         name = path.relative_to(ROOT).as_posix()
