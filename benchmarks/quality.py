@@ -28,6 +28,7 @@ from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
 from bluelm.tokenizer import Tokenizer
 from calibration.samples import load_samples
+from calibration.sources import document
 from compress.engine import quantize
 from compress.recipe import Recipe
 from eval import metrics
@@ -128,7 +129,8 @@ def held_out(path: Path, tokenizer: Tokenizer, count: int) -> Tensor:
     stream: list[int] = []
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for line in file:
-            stream += [*tokenizer.encode(json.loads(line)["text"], bos=True, marks=True), tokenizer.eos or 0]
+            text = document(json.loads(line), str(path)).content
+            stream += [*tokenizer.encode(text, bos=True, marks=True), tokenizer.eos or 0]
     windows = torch.tensor(stream[: len(stream) // LENGTH * LENGTH]).view(-1, LENGTH)
     chosen = torch.linspace(0, len(windows) - 1, min(count, len(windows))).round().long()
     return windows[chosen]

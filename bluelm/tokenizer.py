@@ -131,20 +131,31 @@ class Tokenizer:
         Raises:
             InputError: no messages, an unknown role, or a system message that is not the first.
         """
-        if not messages:
-            raise InputError("a chat needs at least one message")
+        self.check_roles([message.role for message in messages])
         if self.template is not None:
-            return self._others(self.template, messages)
+            return self.template.encode(self.pieces, [(message.role, message.content) for message in messages])
         tokens, turns = self._begin(True), []
-        for index, message in enumerate(messages):
-            if message.role not in TURNS or (message.role == "system" and index):
-                place = " that is not the first message" if message.role == "system" else ""
-                raise InputError(f"unknown role {message.role!r}{place}", fix=f"known roles: {', '.join(TURNS)}")
+        for message in messages:
             turns.append((TURNS[message.role], message.content))
             if message.role == "assistant":
                 tokens += self._turns(turns) + self._end()
                 turns = []
         return tokens + self._turns([*turns, (TURNS["assistant"], "")] if turns else [])
+
+    def check_roles(self, roles: Sequence[str]) -> None:
+        """Make sure that the template holds a chat of these roles.
+
+        Raises:
+            InputError: no messages, a role that it lacks, or a system message that is not the first.
+        """
+        if not roles:
+            raise InputError("a chat needs at least one message")
+        known = TURNS if self.template is None else self.template.turns
+        for index, role in enumerate(roles):
+            late = role == "system" and index > 0 and self.template is None
+            if role not in known or late:
+                place = " that is not the first message" if late else ""
+                raise InputError(f"unknown role {role!r}{place}", fix=f"known roles: {', '.join(known)}")
 
     def check_rows(self, rows: int) -> None:
         """Make sure that an embedding of `rows` rows fits.
@@ -160,13 +171,6 @@ class Tokenizer:
                 where=self.source,
                 fix="use the tokenizer that belongs to these weights",
             )
-
-    def _others(self, template: Template, messages: Sequence[Message]) -> list[int]:
-        """A chat in another model's template."""
-        for message in messages:
-            if message.role not in template.turns:
-                raise InputError(f"unknown role {message.role!r}", fix=f"known roles: {', '.join(template.turns)}")
-        return template.encode(self.pieces, [(message.role, message.content) for message in messages])
 
     def _begin(self, wanted: bool) -> list[int]:
         return list(self.front) if wanted else []

@@ -47,7 +47,7 @@ def shares(texts: Iterable[str]) -> Shares:
 def _without_code(text: str) -> tuple[str, int]:
     """(prose, UTF-8 bytes of code): fenced code, and lines that read like code."""
     prose = FENCE.sub("", text)
-    lines = prose.splitlines()
+    lines = prose.split("\n")
     kept = [line for line in lines if not CODE_LINE.search(line)]
     code = len(text.encode()) - len(prose.encode()) + sum(len(x.encode()) for x in lines if CODE_LINE.search(x))
     return "\n".join(kept), code

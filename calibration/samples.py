@@ -14,7 +14,7 @@ from torch import Tensor
 from bluelm.errors import InputError
 from bluelm.tokenizer import Message, Tokenizer
 from calibration.describe import model_languages, shares, warnings
-from calibration.sources import Document, TextSet, read_texts
+from calibration.sources import Document, TextSet, check_roles, read_texts
 
 PASSAGE = 8  # longer texts are cut into so many characters a token of the window: windows come from many
 
@@ -80,11 +80,12 @@ def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int,
     warns of both.
 
     Raises:
-        InputError: see `read_texts`; or the set is shorter than two tokens.
+        InputError: see `read_texts` and `check_roles`; or the set is shorter than two tokens.
     """
     if count < 1 or length < 2:
         raise InputError(f"cannot make {count} windows of {length} tokens", fix="at least 1 window of 2 tokens")
     texts = read_texts(paths)
+    check_roles(texts.documents, tokenizer)
     used = _passages(texts, tokenizer, count * length, length, seed)
     windows = _windows([token for passage in used for token in passage.tokens], count, length, tokenizer.front)
     if len(windows[0]) < 2:
@@ -120,13 +121,13 @@ def _cut(document: Document, most: int) -> Iterator[Document]:
     if document.turns:
         yield document
         return
-    text = document.text
-    while len(text) > most:
-        end = text.rfind("\n", most // 2, most) + 1 or most
-        yield Document(text=text[:end])
-        text = text[end:]
-    if text.strip():
-        yield Document(text=text)
+    text, start = document.text, 0
+    while len(text) - start > most:
+        end = text.rfind("\n", start + most // 2, start + most) + 1 or start + most
+        yield Document(text=text[start:end])
+        start = end
+    if text[start:].strip():
+        yield Document(text=text[start:])
 
 
 def _windows(stream: list[int], count: int, length: int, begin: Sequence[int]) -> list[list[int]]:

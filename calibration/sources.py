@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bluelm.errors import InputError, UnavailableError
+from bluelm.errors import InputError
+from bluelm.tokenizer import Tokenizer
+from calibration.rows import json_rows, parquet_rows
 
 BUNDLED = Path(__file__).parent / "data" / "default.jsonl"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -20,10 +21,14 @@ SHAPES = "`text`, `prompt` and `response`, or `messages` (a list of `role` and `
 
 @dataclass(frozen=True)
 class Document:
-    """Plain text, or the turns of a conversation as (role, content); one of the two is empty."""
+    """Plain text, or the turns of a conversation as (role, content); one of the two is empty.
+
+    `where` is the file it comes from, and the line or row.
+    """
 
     text: str = ""
     turns: tuple[tuple[str, str], ...] = ()
+    where: str = field(default="", compare=False)
 
     @property
     def content(self) -> str:
@@ -100,11 +105,12 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 def _read(file: Path, data: bytes) -> Iterable[Document]:
     match file.suffix.lower():
         case ".txt":
-            return [Document(text=_decode(file, data))]
+            return [Document(text=_decode(file, data), where=str(file))]
         case ".jsonl":
-            return _read_jsonl(file, _decode(file, data))
+            return (document(record, where) for where, record in json_rows(_decode(file, data), file))
         case _:
-            return _read_parquet(file)
+            rows = parquet_rows(file, COLUMNS, MOST_BYTES)
+            return (document({k: v for k, v in row.items() if v is not None}, where) for where, row in rows)
 
 
 def _decode(file: Path, data: bytes) -> str:
@@ -121,55 +127,38 @@ def _decode(file: Path, data: bytes) -> str:
     return text
 
 
-def _read_jsonl(file: Path, text: str) -> Iterator[Document]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not JSON: {error}", where=where, fix="one JSON object a line") from None
-        if not isinstance(record, dict):
-            raise InputError("not a JSON object", where=where, fix=f"give {SHAPES}")
-        yield _document(record, where)
+def document(record: object, where: str) -> Document:
+    """A record of one of the three shapes.
 
-
-def _read_parquet(file: Path) -> Iterator[Document]:
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise UnavailableError(
-            "reading .parquet needs pyarrow",
-            where=file,
-            fix="pip install 'bluelm-export[parquet]', or give .jsonl",
-        ) from None
-    try:
-        table = parquet.ParquetFile(file)
-        columns = [name for name in table.schema_arrow.names if name in COLUMNS]
-        rows = table.read(columns=columns).to_pylist()
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:  # its strings are checked as they are read
-        raise InputError(f"not a readable .parquet file: {error}", where=file) from None
-    if not columns:
-        raise InputError("the table has none of the columns that are known", where=file, fix=f"give {SHAPES}")
-    for number, row in enumerate(rows):
-        yield _document({key: value for key, value in row.items() if value is not None}, f"{file}, row {number}")
-
-
-def _document(record: Mapping[str, Any], where: str) -> Document:
-    """A record of one of the three shapes; others are refused, with the keys that were found."""
+    Raises:
+        InputError: of another; the keys that were found are named.
+    """
+    if not isinstance(record, Mapping):
+        raise InputError("not a JSON object", where=where, fix=f"give {SHAPES}")
     if "messages" in record:
-        return Document(turns=tuple(_turn(turn, where) for turn in _list(record["messages"], where)))
+        return Document(turns=tuple(_turn(turn, where) for turn in _list(record["messages"], where)), where=where)
     if "prompt" in record and "response" in record:
         prompt, response = _string(record, "prompt", where), _string(record, "response", where)
-        return (
-            Document(turns=(("user", prompt), ("assistant", response))) if (prompt + response).strip() else Document()
-        )
+        turns = (("user", prompt), ("assistant", response)) if (prompt + response).strip() else ()
+        return Document(turns=turns, where=where)
     if "text" in record:
-        return Document(text=_string(record, "text", where))
+        return Document(text=_string(record, "text", where), where=where)
     found = ", ".join(sorted(map(str, record))) or "nothing"
     raise InputError(f"no text in the record: found {found}", where=where, fix=f"give {SHAPES}")
+
+
+def check_roles(documents: Iterable[Document], tokenizer: Tokenizer) -> None:
+    """Make sure that the model's chat template can hold every conversation.
+
+    Raises:
+        InputError: a role that it lacks, with the file and the line.
+    """
+    for found in documents:
+        if found.turns:
+            try:
+                tokenizer.check_roles([role for role, _ in found.turns])
+            except InputError as error:
+                raise InputError(error.problem, where=found.where, fix=error.fix) from None
 
 
 def _turn(turn: object, where: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bluelm.checkpoint import model_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.progress import Progress
@@ -146,11 +147,7 @@ def allocate(sensitivities: Mapping[str, Sensitivity], config: ModelConfig, reci
     if recipe.max_kl is None:
         limit = recipe.size if recipe.size is not None else uniform_bytes(sensitivities, config, recipe)
         room = min(limit - fixed, most)
-        if room < least:
-            raise InputError(
-                f"{limit:,} bytes are too few: at the smallest widths this model takes {fixed + least:,}",
-                fix=f"give --size {(fixed + least) / 1e6:.1f}MB or more, or --embed-bits 4",
-            )
+        _check_limit(limit, fixed + least)
     widths = knapsack(sizes, losses, room, recipe.max_kl)
     if widths is None:
         lowest = sum(min(loss.values()) for loss in losses)
@@ -161,6 +158,36 @@ def allocate(sensitivities: Mapping[str, Sensitivity], config: ModelConfig, reci
     chosen = dict(zip(names, widths, strict=True))
     size = fixed + sum(size[width] for size, width in zip(sizes, widths, strict=True))
     return Allocation(chosen, size, sum(loss[width] for loss, width in zip(losses, widths, strict=True)))
+
+
+def check_room(config: ModelConfig, recipe: Recipe, allowed: Allowed) -> None:
+    """Whether the recipe's size can be kept: that takes the shapes of the linears alone.
+
+    Raises:
+        InputError: the smallest widths that are allowed take more.
+    """
+    if recipe.size is None:
+        return
+    least = fixed_bytes(config, recipe)
+    for name, shape in model_shapes(config).items():
+        head = name == f"{HEAD}.weight"
+        if (head and not config.shares_table) or name.endswith("_proj.weight"):
+            rows, columns = shape
+            fitting = [
+                linear_bytes((rows, columns), width)
+                for width in (allowed.head if head else allowed.blocks)
+                if width.group_size == -1 or columns % width.group_size == 0
+            ]
+            least += min(fitting, default=0)
+    _check_limit(recipe.size, least)
+
+
+def _check_limit(limit: int, least: int) -> None:
+    if limit < least:
+        raise InputError(
+            f"{limit:,} bytes are too few: at the smallest widths this model takes {least:,}",
+            fix=f"give --size {math.ceil(least / 1e5) / 10:.1f}MB or more, or --embed-bits 4",
+        )
 
 
 def knapsack(

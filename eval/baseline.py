@@ -1,7 +1,7 @@
 """A run held against an earlier one: what got worse beyond its error.
 
-Where both were judged on the same windows of the same text, the differences are taken window by window: what is hard
-in the text falls out, and a small regression shows that the errors of either run would hide.
+Where both were judged on the same tokens of the same text, the differences are taken document by document: what is
+hard in the text falls out, and a small regression shows that the errors of either run would hide.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 
 from eval.budget import Check
 from eval.confidence import multiplier
-from eval.judge import WindowSums
+from eval.judge import DocumentSums
 from eval.measurement import Measurement
+from eval.metrics import ratio_mean
 from eval.report import Report
 
 GROWTH = 0.01  # files of the same content differ by less from one compiler run to the next
@@ -24,16 +25,16 @@ Figures = Mapping[tuple[str, str], Measurement]
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean over tokens that two runs may be compared on window by window.
+    """A mean over tokens that two runs may be compared on document by document.
 
     Attributes:
-        of: its sums by window. worse: 1 if more is worse, -1 if less is.
+        of: its sums by document. worse: 1 if more is worse, -1 if less is.
     """
 
     figure: str
     unit: str
     worse: int
-    of: Callable[[WindowSums], tuple[float, ...]]
+    of: Callable[[DocumentSums], tuple[float, ...]]
 
 
 PAIRED = (
@@ -55,30 +56,28 @@ def regressions(now: Report, before: Report, confidence: float) -> list[Check]:
     for subject in now.artifacts:
         if subject not in before.artifacts:
             continue
-        pair = now.windows.get(subject), before.windows.get(subject)
+        pair = now.documents.get(subject), before.documents.get(subject)
         same_text = now.inputs.get("evaluation") == before.inputs.get("evaluation")
         if same_text and pair[0] and pair[1] and pair[0].tokens == pair[1].tokens and sum(pair[0].tokens) > 0:
             found = [paired(p, pair[0], pair[1], subject, confidence) for p in PAIRED]
             found += _unpaired(mine, theirs, subject, ALONE, confidence, "")
         else:
-            found = list(_unpaired(mine, theirs, subject, UNPAIRED, confidence, "; other text, so not paired"))
+            found = list(_unpaired(mine, theirs, subject, UNPAIRED, confidence, "; other text or sums, so not paired"))
         kl = mine.get(("mean_kl", subject))  # got as all of the artifact's answers were
         checks += found if kl is None else [replace(check, how=kl.how, by=kl.by) for check in found]
     return [*checks, *_sizes(mine, theirs), *_speeds(mine, theirs)]
 
 
-def paired(about: Paired, now: WindowSums, before: WindowSums, subject: str, confidence: float) -> Check:
-    """The mean difference a token, with the clustered error of a ratio (see `metrics.mean`)."""
+def paired(about: Paired, now: DocumentSums, before: DocumentSums, subject: str, confidence: float) -> Check:
+    """The mean difference a token, with the clustered error of a ratio (see `metrics.ratio_mean`)."""
     apart = np.array(about.of(now)) - np.array(about.of(before))
     tokens = np.array(now.tokens, dtype=np.float64)
-    groups, total = len(tokens), float(tokens.sum())
-    mean = float(apart.sum()) / total
-    error = None
-    if groups > 1:
-        residuals = apart - mean * tokens
-        error = math.sqrt(groups / (groups - 1) * float((residuals**2).sum())) / total
-    note = f"paired on {int(total):,} tokens"
-    return _difference(about.figure, subject, mean, error, about.unit, about.worse, confidence, groups, note)
+    found = ratio_mean(apart[tokens > 0], tokens[tokens > 0])
+    sample = now.samples[""]
+    note = f"paired on {found.n:,} tokens of {sample.documents} documents"
+    return _difference(
+        about.figure, subject, found.value, found.error, about.unit, about.worse, confidence, sample.freedom, note
+    )
 
 
 def _unpaired(
@@ -98,10 +97,10 @@ def _unpaired(
 
 def _difference(
     figure: str, subject: str, value: float, error: float | None, unit: str, worse: int, confidence: float,
-    samples: int | None, note: str,
+    freedom: float | None, note: str,
 ) -> Check:  # fmt: skip
     """Fails where the bound says that it is worse, and where the difference is no number."""
-    spread = math.inf if error is None else error and multiplier(confidence, samples) * error
+    spread = math.inf if error is None else error and multiplier(confidence, freedom) * error
     passed = math.isfinite(value) and not worse * value > spread
     told = note if passed else f"worse beyond its error; {note}"
     shown = f" ± {error:.2g}" if error is not None else ""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
-from eval.confidence import enough, multiplier
+from eval.confidence import LEAST_DOCUMENTS, Sample, enough, multiplier
 from eval.measurement import How, Measurement
 from export.artifact import Format
 
@@ -257,7 +257,7 @@ def judge(
     budget: Budget,
     measurements: Iterable[Measurement],
     artifacts: Sequence[str],
-    windows: Mapping[str, int] | None = None,
+    samples: Mapping[str, Mapping[str, Sample]] | None = None,
 ) -> Verdict:
     """Hold every limit of the budget against its figures.
 
@@ -266,10 +266,11 @@ def judge(
         measurements: the figures.
         artifacts: subjects that accuracy limits hold for, e.g. ("npu", "cpu"). Each must have been
             measured: a figure that is missing or not a number fails.
-        windows: by subject, how many windows of text stand behind its errors; many where it is not said.
+        samples: by subject and domain ("" is all the text), the documents behind its errors; many where it is not
+            said.
     """
     figures = {(m.name, m.subject): m for m in measurements}
-    samples = windows or {}
+    drawn_from = samples or {}
     checks: list[Check] = []
 
     def hold(key: str, limits: BaseModel, domain: str = "") -> None:
@@ -280,9 +281,9 @@ def judge(
                 checks.append(drawn(key + domain, subject, about, limit, figure))
 
     def drawn(key: str, subject: str, about: Limit, limit: float | _Bound, figure: Measurement | None) -> Check:
-        factor = multiplier(budget.confidence, _samples(figure, samples.get(subject)))
+        sample = _sample(figure, drawn_from.get(subject, {}))
         value, accept = _bound(limit, budget.accept)
-        return _check(key, subject, about, value, figure, factor, accept)
+        return _check(key, subject, about, value, figure, accept, budget.confidence, sample)
 
     for key in _LIMITS:
         hold(key, budget)
@@ -304,7 +305,7 @@ def judge(
         figure = figures.get(("decode_tokens_per_s", speed.where))
         checks.append(_check_speed(speed, figure))
     if budget.two_sided:
-        checks += [c for s in artifacts for c in _two_sided(s, figures, samples.get(s), budget.accept)]
+        checks += [c for s in artifacts for c in _two_sided(s, figures, drawn_from.get(s, {}).get(""), budget.accept)]
     if budget.structure:
         given = {"runtime_kl_excess"} if budget.max_runtime_kl is not None else set()
         checks += [c for s in artifacts for c in _structure(s, figures, given, budget.accept)]
@@ -313,9 +314,11 @@ def judge(
     return Verdict(tuple(checks))
 
 
-def _samples(figure: Measurement | None, windows: int | None) -> int | None:
-    """Independent samples behind a figure's error: each answer is one, else the windows are."""
-    return windows if figure is None or _drawn(figure) == "tokens" else figure.n
+def _sample(figure: Measurement | None, samples: Mapping[str, Sample]) -> Sample | None:
+    """What is independent behind an error: each answer is, else the documents are; None where it is not said."""
+    if figure is None or _drawn(figure) == "tokens":
+        return samples.get("" if figure is None else figure.name.partition("@")[2])
+    return None if figure.n is None else Sample(figure.n, figure.n - 1)
 
 
 def _drawn(figure: Measurement) -> str:
@@ -323,6 +326,11 @@ def _drawn(figure: Measurement) -> str:
     if figure.name.startswith("task_"):
         return "questions"
     return "answers" if figure.name == "first_divergence" else "tokens"
+
+
+def number_of(limit: float | _Bound) -> float:
+    """A limit's number, in whichever form it was given."""
+    return _bound(limit, ())[0]
 
 
 def _bound(limit: float | _Bound, accept: tuple[How, ...]) -> tuple[float, tuple[How, ...]]:
@@ -333,8 +341,8 @@ def _bound(limit: float | _Bound, accept: tuple[How, ...]) -> tuple[float, tuple
 
 
 def _check(
-    key: str, subject: str, about: Limit, limit: float, figure: Measurement | None, factor: float,
-    accept: tuple[How, ...],
+    key: str, subject: str, about: Limit, limit: float, figure: Measurement | None, accept: tuple[How, ...],
+    confidence: float = 0.5, sample: Sample | None = None,
 ) -> Check:  # fmt: skip
     """Three outcomes: the data show that the limit holds, that it does not, or neither."""
     problem = _unusable(figure, accept)
@@ -347,29 +355,36 @@ def _check(
         return Check(
             key, subject, value, about.unit, limit, margin, margin >= 0, figure.how, outcome=outcome, by=figure.by
         )  # fmt: skip
-    spread = math.inf if figure.error is None else figure.error and factor * figure.error
+    factor = multiplier(confidence, None if sample is None else sample.freedom)
+    if sample is not None and _drawn(figure) == "tokens" and sample.documents < LEAST_DOCUMENTS:
+        factor = math.inf
+    spread = math.inf if figure.error is None or math.isinf(factor) else factor * figure.error
     outcome = "passed" if margin >= spread else "failed" if margin < -spread else "undecided"
     needed, note = None, ""
     if outcome == "undecided":
-        needed, note = _too_few(figure, limit, factor)
-    low, high = (None, None) if figure.error is None else (value - spread, value + spread)
+        needed, note = _too_few(figure, limit, factor, sample)
+    low, high = (None, None) if not math.isfinite(spread) else (value - spread, value + spread)
     return Check(
         key, subject, value, about.unit, limit, margin, outcome == "passed", figure.how, figure.error, note, low, high,
         outcome, needed, figure.by,
     )  # fmt: skip
 
 
-def _too_few(figure: Measurement, limit: float, factor: float) -> tuple[int | None, str]:
+def _too_few(figure: Measurement, limit: float, factor: float, sample: Sample | None) -> tuple[int | None, str]:
     """How many would do, and the sentence that says so."""
     drawn = _drawn(figure)
+    if drawn == "tokens" and (figure.error is None or not math.isfinite(factor)):
+        there = "one" if sample is None else sample.documents
+        return None, f"too few documents to tell: {there} of at least {LEAST_DOCUMENTS}; judge on the text of more"
     if figure.error is None or not math.isfinite(factor):
-        fix = "one window has no error; judge on more text" if drawn == "tokens" else "one alone has no error"
-        return None, f"too few {drawn} to tell: {fix}"
+        return None, f"too few {drawn} to tell: one alone has no error"
     needed = enough(figure.value, figure.error, limit, factor, figure.n or 0)
     bounds = f"± {_quantity(factor * figure.error, figure.unit)}"
     if needed is None:
         return None, f"too few {drawn} to tell ({bounds}): the figure lies on the limit, no number would do"
-    return needed, f"too few {drawn} to tell ({bounds} on {figure.n:,} {drawn}); about {needed:,} would do"
+    of = "" if sample is None or drawn != "tokens" else f" of {sample.documents} documents"
+    more = " of as many more documents" if of else ""
+    return needed, f"too few {drawn} to tell ({bounds} on {figure.n:,} {drawn}{of}); about {needed:,}{more} would do"
 
 
 def _unusable(figure: Measurement | None, accept: Collection[How]) -> str:
@@ -413,7 +428,7 @@ def _is_number(error: float | None) -> TypeGuard[float]:
 
 
 def _two_sided(
-    subject: str, figures: Mapping[tuple[str, str], Measurement], windows: int | None, accept: Collection[How]
+    subject: str, figures: Mapping[tuple[str, str], Measurement], sample: Sample | None, accept: Collection[How]
 ) -> Iterable[Check]:
     """Quantization cannot make a model better, nor leave it as it was."""
     ratio, kl = figures.get(("perplexity_ratio", subject)), figures.get(("mean_kl", subject))
@@ -421,7 +436,7 @@ def _two_sided(
         if figure is not None and figure.how not in accept:
             yield _failed(key, subject, figure.unit, limit, figure, _unusable(figure, accept))
     if ratio is not None and ratio.how in accept and math.isfinite(ratio.value) and _is_number(ratio.error):
-        factor = multiplier(SURE, windows)
+        factor = multiplier(SURE, None if sample is None else sample.freedom)
         # a change of the size of the KL may turn out that much for the better by luck
         luck = kl.value if kl is not None and math.isfinite(kl.value) else 0.0
         high = ratio.value + factor * ratio.error if ratio.error else ratio.value
@@ -450,7 +465,7 @@ def _known(
     """What the files do not tell counts as not passed, but for the formats that may."""
     found = [m for (name, of), m in figures.items() if of == subject and name.startswith(f"{NOT_KNOWN}@")]
     figure = found[0] if len(found) == 1 else None
-    check = _check(f"max_{NOT_KNOWN}", subject, Limit(NOT_KNOWN, "items", drawn=False), 0, figure, 0.0, accept)
+    check = _check(f"max_{NOT_KNOWN}", subject, Limit(NOT_KNOWN, "items", drawn=False), 0, figure, accept)
     if figure is None or check.passed:
         return check
     if figure.name.partition("@")[2] in accepted:
@@ -467,6 +482,6 @@ def _structure(
         if name in given or (figure is None and not required):
             continue
         about = Limit(name, "" if figure is None else figure.unit, drawn=False)
-        check = _check(f"max_{name}", subject, about, limit, figure, 0.0, accept)
+        check = _check(f"max_{name}", subject, about, limit, figure, accept)
         note = figure.note if figure is not None and not check.passed and not check.note else check.note
         yield Check(**{**vars(check), "note": note})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from bluelm.errors import InputError
 from bluelm.files import sha256
 from bluelm.tokenizer import Message, Tokenizer
-from calibration.sources import Document, read_texts
+from calibration.rows import json_rows
+from calibration.sources import Document, check_roles, document, read_texts
 
 BUNDLED = Path(__file__).parent / "data" / "heldout.jsonl"
 LENGTH = 256
@@ -28,11 +28,13 @@ class Window:
         tokens: int64 [n]. Documents that share a window each begin with the token that begins a text.
         judged: bool [n], which of them count: all but those beginnings, which nothing announces.
         domain: what the text is: zh, en, code, math, or the name of the user's file.
+        documents: int64 [n], number of the document that each token stands in, over all domains.
     """
 
     tokens: NDArray[np.int64]
     judged: NDArray[np.bool_]
     domain: str
+    documents: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class HeldOut:
 
     Attributes:
         source: the files' names. digest: SHA-256 over their bytes. length: most tokens of a window.
-        judged: tokens that count, by domain.
+        judged: tokens that count, by domain. documents: how many there are, by domain.
         texts: the documents, chats as their contents.
     """
 
@@ -58,6 +60,13 @@ class HeldOut:
             count[window.domain] = count.get(window.domain, 0) + int(window.judged[1:].sum())
         return count
 
+    @property
+    def documents(self) -> Mapping[str, int]:
+        found: dict[str, set[int]] = {}
+        for window in self.windows:
+            found.setdefault(window.domain, set()).update(window.documents[window.judged].tolist())
+        return {domain: len(numbers) for domain, numbers in found.items()}
+
     def first(self, tokens: int) -> tuple[Window, ...]:
         """The fewest windows from the front in which so many tokens count; all if there are fewer."""
         taken, count = [], 0
@@ -69,6 +78,11 @@ class HeldOut:
         return tuple(taken)
 
 
+def domains(windows: Sequence[Window]) -> dict[int, str]:
+    """The domain of each document that stands in the windows."""
+    return {number: window.domain for window in windows for number in np.unique(window.documents).tolist()}
+
+
 def load(paths: Sequence[Path], tokenizer: Tokenizer, *, length: int = LENGTH, seed: int = 0) -> HeldOut:
     """The bundled set, or the user's texts, as windows of at most `length` tokens.
 
@@ -76,25 +90,30 @@ def load(paths: Sequence[Path], tokenizer: Tokenizer, *, length: int = LENGTH, s
     holds at least half of the length (or is the only one).
 
     Raises:
-        InputError: a file that is missing or cannot be read, or texts of fewer than two tokens.
+        InputError: a file that is missing or cannot be read, a role that the chat template lacks, or texts of fewer
+            than two tokens.
     """
-    domains, source, digest = _read(paths)
+    texts, source, digest = _read(paths)
     generator = np.random.default_rng(seed)
-    by_domain = {name: pack(domains[name], name, tokenizer, length) for name in sorted(domains)}
+    by_domain: dict[str, list[Window]] = {}
+    first = 0
+    for name in sorted(texts):
+        check_roles(texts[name], tokenizer)
+        by_domain[name] = pack(texts[name], name, tokenizer, length, first)
+        first += len(texts[name])
     windows = spread({n: [w[i] for i in generator.permutation(len(w))] for n, w in by_domain.items()})
     if not windows:
         raise InputError("the text to judge on is too short", where=source, fix="give some sentences")
-    texts = tuple(text for found in domains.values() for document in found for text in _texts(document))
-    return HeldOut(tuple(windows), source, digest, length, texts)
+    contents = tuple(text for found in texts.values() for one in found for text in _texts(one))
+    return HeldOut(tuple(windows), source, digest, length, contents)
 
 
 def _read(paths: Sequence[Path]) -> tuple[dict[str, list[Document]], str, str]:
     """Documents by domain, the source's name, and the digest of its bytes."""
     domains: dict[str, list[Document]] = {}
     if not paths:
-        for line in BUNDLED.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            domains.setdefault(record["domain"], []).append(Document(text=record["text"]))
+        for where, record in json_rows(BUNDLED.read_text(encoding="utf-8"), BUNDLED):
+            domains.setdefault(record["domain"], []).append(document(record, where))
         return domains, "bundled", sha256(BUNDLED)
     texts = [read_texts([path]) for path in paths]
     for path, found in zip(paths, texts, strict=True):
@@ -103,27 +122,31 @@ def _read(paths: Sequence[Path]) -> tuple[dict[str, list[Document]], str, str]:
     return domains, ", ".join(str(path) for path in paths), digest
 
 
-def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, length: int) -> list[Window]:
-    """Windows of `length` tokens of documents that follow one another."""
+def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, length: int, first: int = 0) -> list[Window]:
+    """Windows of `length` tokens of documents that follow one another, the first of them with the number `first`."""
     begin = list(tokenizer.front)
     tokens: list[int] = []
     judged: list[bool] = []
+    numbers: list[int] = []
     windows: list[Window] = []
 
     def close() -> None:
-        windows.append(Window(np.array(tokens, dtype=np.int64), np.array(judged), domain))
-        tokens.clear()
-        judged.clear()
+        windows.append(
+            Window(np.array(tokens, dtype=np.int64), np.array(judged), domain, np.array(numbers, dtype=np.int64))
+        )
+        for column in (tokens, judged, numbers):
+            column.clear()
 
-    for document in documents:
-        rest = _encode(document, tokenizer)
-        while rest:
+    for number, found in enumerate(documents, first):
+        encoded, start = _encode(found, tokenizer), 0
+        while start < len(encoded):
             if len(tokens) + len(begin) + 1 > length:
                 close()
-            room = length - len(tokens) - len(begin)
-            piece, rest = rest[:room], rest[room:]
+            piece = encoded[start : start + length - len(tokens) - len(begin)]
+            start += len(piece)
             tokens += begin + piece
             judged += [False] * len(begin) + [bool(begin)] + [True] * (len(piece) - 1)
+            numbers += [number] * (len(begin) + len(piece))
     if len(tokens) >= length / 2 or (not windows and len(tokens) >= 2):
         close()
     return windows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from queue import SimpleQueue
@@ -16,6 +16,7 @@ from bluelm.errors import TargetError
 from bluelm.progress import Progress, Silent
 from eval import metrics
 from eval.compare import Continuation, Divergence, divergence, greedy
+from eval.confidence import Sample, sample_of
 from eval.heldout import Window
 from eval.measurement import JSON_NUMBERS, Measurement
 from targets.runtime import Runtime
@@ -27,7 +28,7 @@ Job = Callable[[Runtime], T]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """One number a judged token, float64 [n] each; `cluster` int64 [n] is the window that it stands in."""
+    """One number a judged token, float64 [n] each; `cluster` int64 [n] is the document that it stands in."""
 
     nll: Float
     reference_nll: Float
@@ -38,22 +39,21 @@ class TokenScores:
 
     @classmethod
     def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
-        """The scores of several sets of windows, in the order of the windows."""
-        order = np.argsort(np.concatenate([p.cluster for p in parts]), kind="stable")
-        return cls(*(np.concatenate([getattr(p, f.name) for p in parts])[order] for f in fields(cls)))
+        """The scores of several windows, one behind the other."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
     def of(self, clusters: Sequence[int]) -> TokenScores:
-        """The tokens of some windows."""
+        """The tokens of some documents."""
         chosen = np.isin(self.cluster, clusters)
         return TokenScores(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
 
 @dataclass(frozen=True)
-class WindowSums:
-    """What each window adds up to: enough to hold two runs on the same text against each other in pairs.
+class DocumentSums:
+    """What each document adds up to: enough to hold two runs on the same text against each other in pairs.
 
     Attributes:
-        domain: of the window's text. tokens: how many were judged.
+        domain: of the document's text. tokens: how many were judged.
         nll, reference_nll, kl: nats. top1, top5: agreement with the float model, in tokens.
     """
 
@@ -69,7 +69,14 @@ class WindowSums:
     def __post_init__(self) -> None:
         """ValueError where a report's lists do not belong together."""
         if len({len(getattr(self, field.name)) for field in fields(self)}) > 1:
-            raise ValueError("the sums by window are not all of the same number of windows")
+            raise ValueError("the sums by document are not all of the same number of documents")
+
+    @property
+    def samples(self) -> dict[str, Sample]:
+        """What stands behind the errors: "" of all the text, else by domain."""
+        by_domain = {name: [n for n, d in zip(self.tokens, self.domain, strict=True) if d == name]
+                     for name in set(self.domain)}  # fmt: skip
+        return {"": sample_of(self.tokens), **{name: sample_of(sizes) for name, sizes in by_domain.items()}}
 
 
 class Reference:
@@ -91,14 +98,13 @@ class Reference:
             return greedy(self._runtime, prompt, length)
 
 
-def score_window(reference: Float, logits: NDArray, window: Window, cluster: int) -> TokenScores:
+def score_window(reference: Float, logits: NDArray, window: Window) -> TokenScores:
     """Scores of the tokens of one window that are judged.
 
     Args:
         reference: log-probabilities float64 [n, vocab] of the float model.
         logits: [n, vocab] of the artifact. Row i answers what comes behind token i.
         window: the n tokens, of which those that count as targets are marked.
-        cluster: number of the window.
     """
     rows = np.flatnonzero(window.judged[1:])  # row i is judged if token i + 1 is a target
     targets = window.tokens[1:][rows]
@@ -110,7 +116,7 @@ def score_window(reference: Float, logits: NDArray, window: Window, cluster: int
         kl=metrics.kl_divergence(reference, candidate),
         agreement=metrics.top1_agreement(reference, candidate),
         top5=metrics.top_k_overlap(reference, candidate),
-        cluster=np.full(len(rows), cluster, dtype=np.int64),
+        cluster=window.documents[1:][rows],
     )
 
 
@@ -141,7 +147,7 @@ def score(
                 logits = runtime.logits(window.tokens.tolist())
                 _check_shape(runtime, logits, expected)
                 task.advance(note=f"{len(window.tokens)} tokens a window")
-                return score_window(expected, logits, window, index)
+                return score_window(expected, logits, window)
 
             return work
 
@@ -177,11 +183,11 @@ def share(runtimes: Sequence[Runtime], jobs: Sequence[Job[T]], stop: threading.E
             raise
 
 
-def accuracy(scores: TokenScores, subject: str, domains: Sequence[str] = ()) -> list[Measurement]:
+def accuracy(scores: TokenScores, subject: str, domains: Mapping[int, str] | None = None) -> list[Measurement]:
     """The figures of one artifact against the reference, each with its clustered standard error.
 
     Args:
-        domains: of each window. Where they differ, the means come once more for each, as `<name>@<domain>`.
+        domains: of each document. Where they differ, the means come once more for each, as `<name>@<domain>`.
     """
     found = _means(scores, subject)
     found += [
@@ -191,10 +197,10 @@ def accuracy(scores: TokenScores, subject: str, domains: Sequence[str] = ()) -> 
             ("max_kl", metrics.maximum(scores.kl, scores.cluster)),
         )
     ]
-    present = {domains[int(i)] for i in np.unique(scores.cluster)} if domains else set[str]()
-    names = sorted(present)
+    present = {i: domains[i] for i in np.unique(scores.cluster).tolist()} if domains else {}
+    names = sorted(set(present.values()))
     for name in names if len(names) > 1 else ():
-        part = scores.of([i for i, domain in enumerate(domains) if domain == name])
+        part = scores.of([i for i, domain in present.items() if domain == name])
         found += [replace(m, name=f"{m.name}@{name}") for m in _means(part, subject)]
     return found
 
@@ -208,19 +214,20 @@ def _means(scores: TokenScores, subject: str) -> list[Measurement]:
         ("top1_agreement", metrics.mean(scores.agreement, scores.cluster), ""),
         ("top5_agreement", metrics.mean(scores.top5, scores.cluster), ""),
     ]
-    count = Measurement("tokens_judged", len(scores.kl), "tokens", "measured", subject=subject)
+    documents = len(np.unique(scores.cluster))
     return [
-        count,
+        Measurement("tokens_judged", len(scores.kl), "tokens", "measured", subject=subject),
+        Measurement("documents_judged", documents, "documents", "measured", subject=subject),
         *(Measurement(name, e.value, unit, "measured", e.error, e.n, subject=subject) for name, e, unit in figures),
     ]
 
 
-def window_sums(scores: TokenScores, domains: Sequence[str]) -> WindowSums:
-    """The scores added up by window."""
-    windows, index = np.unique(scores.cluster, return_inverse=True)
+def document_sums(scores: TokenScores, domains: Mapping[int, str]) -> DocumentSums:
+    """The scores added up by document."""
+    documents, index = np.unique(scores.cluster, return_inverse=True)
     columns = (scores.nll, scores.reference_nll, scores.kl, scores.agreement, scores.top5)
-    return WindowSums(
-        tuple(domains[int(i)] for i in windows),
+    return DocumentSums(
+        tuple(domains[i] for i in documents.tolist()),
         tuple(np.bincount(index).tolist()),
         *(tuple(np.bincount(index, weights=column).tolist()) for column in columns),
     )

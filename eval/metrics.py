@@ -1,7 +1,7 @@
 """How far one model's logits are from another's, with standard errors: pure functions on arrays.
 
-Tokens of one window or document resemble each other, so every standard error is clustered: the cluster
-(a window or a document), not the token, is what was drawn at random. All arithmetic is float64.
+Tokens of one document resemble each other, and so do its windows, so every standard error is clustered: the document,
+not the token or the window, is what was drawn at random. All arithmetic is float64.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eval.confidence import correction
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -55,27 +57,37 @@ def top_k_overlap(reference: NDArray, candidate: NDArray, k: int = 5) -> Float:
 
 
 def mean(values: Float, clusters: Int) -> Estimate:
-    """Mean over all tokens, with the clustered standard error of a ratio.
-
-    With S_c the sum and n_c the count of cluster c, m = sum S_c / N and
-    se^2 = G / (G - 1) * sum_c (S_c - m n_c)^2 / N^2 for G clusters and N tokens
-    (Cochran, Sampling Techniques, 3rd ed., 1977, eq. 6.9 and 9.29; the CR1 form of Liang and Zeger 1986).
+    """Mean over all tokens, with the clustered standard error of a ratio (`ratio_mean`).
 
     Args:
         values: float64 [n].
         clusters: int64 [n], which cluster each value belongs to.
     """
-    n = len(values)
-    if n == 0:
+    if len(values) == 0:
         raise ValueError("no values to average")
-    average = float(values.mean())
     _, index = np.unique(clusters, return_inverse=True)
-    residuals = np.bincount(index, weights=values - average)
-    groups = len(residuals)
-    if groups < 2:
-        return Estimate(average, None, n)
-    error = math.sqrt(groups / (groups - 1) * float((residuals**2).sum())) / n
-    return Estimate(average, error, n)
+    average = float(values.mean())
+    found = ratio_mean(np.bincount(index, weights=values - average), np.bincount(index))  # centred: no digits are lost
+    return Estimate(average, found.error, len(values))
+
+
+def ratio_mean(sums: NDArray, counts: NDArray) -> Estimate:
+    """Mean over all values of clusters that are known by their sums S_c and counts n_c alone.
+
+    m = sum S_c / N and se^2 = sum_c a_c (S_c - m n_c)^2 / N^2 for N values (Cochran, Sampling Techniques, 3rd ed.,
+    1977, eq. 6.9 and 9.29), where a_c makes up for clusters that draw the mean to themselves (`confidence.correction`;
+    G / (G - 1) for G clusters of one size, the CR1 form of Liang and Zeger 1986).
+
+    Args:
+        sums: float64 [clusters]. counts: values in each, [clusters], above zero.
+    """
+    total = float(counts.sum())
+    average = float(sums.sum()) / total
+    if len(counts) < 2:
+        return Estimate(average, None, int(total))
+    residuals = sums - average * counts
+    error = math.sqrt(float((correction(counts / total) * residuals**2).sum())) / total
+    return Estimate(average, error, int(total))
 
 
 def exp_mean(values: Float, clusters: Int) -> Estimate:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +17,8 @@ from rich.table import Table
 from bluelm.errors import InputError
 from bluelm.files import write_text
 from eval.budget import STRUCTURE, Check, Verdict
-from eval.judge import WindowSums
+from eval.confidence import Sample
+from eval.judge import DocumentSums
 from eval.measurement import Measurement
 
 FILE = "report.json"
@@ -51,6 +52,7 @@ SOUND = {  # checks that are told in one line where they pass
 PLACES = {"host": " (this machine)", "soc": " (phone)", "run": " (this run)"}
 LABELS = {
     "tokens_judged": "tokens judged",
+    "documents_judged": "documents judged",
     "reference_perplexity": "perplexity of the float32 model",
     "perplexity_ratio": "ratio of the two",
     "mean_kl": "mean KL, nats a token",
@@ -107,11 +109,17 @@ class Report(BaseModel):
     versions: dict[str, str]
     stages: tuple[Stage, ...]
     measurements: tuple[Measurement, ...]
-    windows: dict[str, WindowSums] = Field(default={}, description="by subject, scores added up by window of text")
+    documents: dict[str, DocumentSums] = Field(default={}, description="by subject, scores added up by document")
     budget: dict[str, Any]
     checks: tuple[Check, ...]
     details: dict[str, Any] = Field(default={}, description="what the stages say of themselves")
     warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_windows(cls, data: Any) -> Any:
+        """Earlier versions added scores up by window: there is nothing to pair them with."""
+        return {key: value for key, value in data.items() if key != "windows"} if isinstance(data, dict) else data
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -135,9 +143,9 @@ class Report(BaseModel):
             raise InputError("the report cannot be read", where=path, fix=fix) from error
 
     @property
-    def samples(self) -> dict[str, int]:
-        """By subject, how many windows of text stand behind the errors of its figures."""
-        return {name: len(sums.tokens) for name, sums in self.windows.items()}
+    def samples(self) -> dict[str, dict[str, Sample]]:
+        """By subject and domain, what stands behind the errors of its figures."""
+        return {name: sums.samples for name, sums in self.documents.items()}
 
     @property
     def not_known(self) -> list[str]:
@@ -245,13 +253,13 @@ def _domain_table(measurements: Sequence[Measurement]) -> Table | None:
     rows = [key for key in figures if key[1] == "tokens_judged" and key[2]]
     if not rows:
         return None
-    names = ("tokens_judged", "perplexity_ratio", "mean_kl", "top1_agreement", "top5_agreement")
+    names = ("tokens_judged", "documents_judged", "perplexity_ratio", "mean_kl", "top1_agreement", "top5_agreement")
     table = Table(title="By domain", title_justify="left")
     table.add_column("")
     for name in names:
         table.add_column(LABELS[name], justify="right")
     for subject, _, domain in rows:
-        cells = [cell(figures[subject, name, domain]) for name in names]
+        cells = [cell(m) if (m := figures.get((subject, name, domain))) else "" for name in names]
         table.add_row(f"{escape(domain)}, {SUBJECTS[subject]}", *cells)
     return table
 

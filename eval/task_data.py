@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
+from calibration.rows import json_rows, parquet_rows
 
 Rows = list[dict[str, Any]]
 LETTERS = "ABCD"
@@ -131,13 +132,11 @@ def _read(path: Path, layout: Layout) -> Rows:
     """Rows of a .csv, .jsonl or .parquet file, packed by gzip or not."""
     try:
         if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            return pyarrow.parquet.read_table(path).to_pylist()
+            return [row for _, row in parquet_rows(path)]
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode("utf-8-sig")
         if ".jsonl" in path.name:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [row for _, row in json_rows(text, path)]
         lines = list(csv.reader(io.StringIO(text)))
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise InputError(f"the task's data cannot be read: {error}", where=path, fix="fetch the file again") from error

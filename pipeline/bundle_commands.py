@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from bluelm.errors import InputError, TargetError, UnavailableError
+from pipeline.effects import refuse_if
 from pipeline.errors import leave
 from pipeline.progress import show_progress
 
@@ -128,6 +129,7 @@ def manifest(
 
 
 def verify(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(help="A checkpoint's folder, or a bundle: .apk, .ipa or folder.")],
     pinned: ManifestFile = None,
     signature: SignatureFile = None,
@@ -143,6 +145,8 @@ def verify(
     def work() -> int:
         if pinned is None and signature is None and public_key is None and not chain:
             return _verify_bundle(path, certificate, load)
+        for option in ("--certificate", "--load"):
+            refuse_if(True, context, option, "a checkpoint is checked, and that is asked of a bundle")
         return _verify_checkpoint(path, pinned, signature, trust_of(public_key, chain))
 
     leave(work)
@@ -197,6 +201,7 @@ def _verify_bundle(path: Path, certificate: str | None, load: bool) -> int:
 
 
 def bundle(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     format_: Annotated[
         BundleFormat | None,
@@ -239,6 +244,8 @@ def bundle(
         from pipeline.bundling import Choice
         from pipeline.bundling import bundle as make
 
+        no_key = "this machine's development key signs"
+        refuse_if(key is None, context, "--certificate", no_key, "add --key FILE, or leave it out")
         choice = Choice(
             format=None if format_ is None else format_.value,
             out=out,

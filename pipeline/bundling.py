@@ -75,6 +75,9 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
         raise BudgetError("the run failed its budget, so there is no bundle", where=run, fix=fix)
     artifact = find_artifact(run, report)
     format_ = choice.format or default_format(report, artifact)
+    if choice.runner is not None and format_ != "ipa":
+        fix = "add --format ipa, or leave --runner out"
+        raise InputError(f"--runner would change nothing: it is for an ipa, and this is a bundle of {format_}", fix=fix)
     check_app(Tokenizer.from_folder(artifact.folder), format_)
     draft = describe(run, report, artifact, format_, choice)
     out = choice.out or run / "bundle" / draft.name

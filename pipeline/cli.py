@@ -28,6 +28,7 @@ from pipeline import (
     target_commands,
 )
 from pipeline import options as o
+from pipeline.effects import given_options, refuse_if
 from pipeline.errors import INTERRUPTED, crash, leave
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def export(
     max_memory: o.MaxMemory = None,
     quantize_on: o.QuantizeOn = "cpu",
     version: o.Version = False,
+    shared_options: o.SharedOptions = False,
 ) -> None:
     """Quantize a BlueLM checkpoint, lower it to a phone, compile it, and judge the artifact itself.
 
@@ -167,18 +169,19 @@ def export(
             chosen=frozenset(key for key, value in chosen.items() if value is not None),
             max_memory=max_memory,
             quantize_on=quantize_on,
+            given=given_options(context),
+            shared_options=shared_options,
         )
         return run(request, dry_run=dry_run, output=Console(), messages=Console(stderr=True))
 
     leave(work)
 
 
-def _plan(**options: Any) -> None:
+def _plan(context: typer.Context, **options: Any) -> None:
     """What a run would take, before it begins: memory, disk, time, size of the artifact; nothing is written.
 
     Takes the options of a run. The same as `--dry-run`; the run says afterwards how far off the plan was.
     """
-    context = typer.Context(get_command(app))
     export(context, **{**options, "dry_run": True})
 
 
@@ -188,13 +191,14 @@ def _options_of(command: Callable[..., None], without: tuple[str, ...]) -> inspe
     return whole.replace(parameters=[p for name, p in whole.parameters.items() if name not in without])
 
 
-_plan.__signature__ = _options_of(export, ("context", "dry_run", "version"))  # pyright: ignore[reportFunctionMemberAccess]
+_plan.__signature__ = _options_of(export, ("dry_run", "version"))  # pyright: ignore[reportFunctionMemberAccess]
 _plan.__annotations__ = {name: p.annotation for name, p in inspect.signature(_plan).parameters.items()}
 app.command("plan")(_plan)
 
 
 @app.command()
 def generate(
+    context: typer.Context,
     run: RunFolder,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say to the model; - reads standard input.")],
     on: Annotated[
@@ -214,7 +218,8 @@ def generate(
     def work() -> int:
         from pipeline.generate import answer
 
-        text = sys.stdin.read() if prompt == "-" else prompt
+        refuse_if(temperature == 0, context, "--seed", "the likeliest token is always taken", "add --temperature 0.7")
+        text = _standard_input() if prompt == "-" else prompt
         answer(run, text, on=on, chat=not raw, max_tokens=max_tokens, temperature=temperature, seed=seed)
         return 0
 
@@ -284,10 +289,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.excepthook = crash
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # CI cancels with it: end as on Ctrl-C
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for argument in given:
+        if not _is_text(argument):
+            shown = argument.encode("utf-8", "backslashreplace").decode()
+            print(f"\nerror: not text in UTF-8: {shown}\n  fix:   write the argument in UTF-8", file=sys.stderr)
+            sys.exit(InputError.exit_code)
     try:
         sys.exit(get_command(app)(spread_lists(given), prog_name="bluelm-export"))
     except SystemExit as leaving:  # 130: typer's own answer to Ctrl-C before a command begins
         sys.exit(INTERRUPTED if leaving.code == 130 else leaving.code)
+
+
+def _is_text(argument: str) -> bool:
+    """Whether it can be written: bytes that are not UTF-8 come as lone surrogates (PEP 383)."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def spread_lists(arguments: Sequence[str]) -> list[str]:
@@ -324,16 +343,20 @@ def _task_request(
 
 def _refuse_options_before(context: typer.Context) -> None:
     """`bluelm-export --bits 4 generate …` would silently drop --bits."""
-    given: list[Any] = [p.opts[0] for p in context.command.params if _was_given(context, p.name)]
+    given = given_options(context)
     if given:
         command = context.invoked_subcommand
-        print(f"error: {', '.join(given)} cannot stand before the command {command}", file=sys.stderr)
+        print(f"error: {', '.join(sorted(given))} cannot stand before the command {command}", file=sys.stderr)
         raise typer.Exit(InputError.exit_code)
 
 
-def _was_given(context: typer.Context, name: str | None) -> bool:
-    source = context.get_parameter_source(name or "")
-    return source is not None and source.name == "COMMANDLINE"
+def _standard_input() -> str:
+    """All of it, as text; the locale's own encoding does not count."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fix = "convert it, for example: iconv -f gb18030 -t utf-8"
+        raise InputError(f"not text in UTF-8 (byte {error.start})", where="standard input", fix=fix) from None
 
 
 if __name__ == "__main__":

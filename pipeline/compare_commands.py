@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from bluelm.errors import InputError
+from pipeline.effects import refuse_if
 from pipeline.errors import leave
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
+    context: typer.Context,
     paths: Annotated[
         list[str],
         typer.Argument(
@@ -55,6 +57,7 @@ def compare(
     """Hold artifacts of any runtimes against each other: KL, top-1, greedy tokens, and block by block."""
 
     def work() -> int:
+        refuse_if(prompts == 0, context, "--length", "no prompt is continued", "give --prompts 1 or more")
         if len(paths) < 2:
             raise InputError("compare needs two folders or more", fix="bluelm-export compare dist/a dist/b")
         with tempfile.TemporaryDirectory(prefix="bluelm-compare-") as scratch, ExitStack() as stack:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bluelm.errors import InputError, UnavailableError
+from pipeline.effects import refuse_if
 from pipeline.errors import leave
 
 NOT_KNOWN = "not known"  # in place of a speed that nothing published speaks for
@@ -91,6 +92,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def estimate(
+    command: typer.Context,
     soc: Annotated[list[str] | None, typer.Option(help="Chip, may be given again. Default: the device table.")] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Model, may be given again. Default: BlueLM 1B, 3B, 7B, 13B.")
@@ -114,7 +116,13 @@ def estimate(
 
     Each figure comes with the interval that held 80 % of the published ones left out in the same way.
     """
-    leave(lambda: show_estimates(soc, model, bits, context, on, prompt, artifact))
+
+    def work() -> int:
+        for option in ("--model", "--bits", "--context"):
+            refuse_if(artifact is not None, command, option, "the artifact's own counts")
+        return show_estimates(soc, model, bits, context, on, prompt, artifact)
+
+    leave(work)
 
 
 def show_estimates(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import options as o
+from pipeline.effects import given_options
 from pipeline.errors import leave
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(help="Folder of an artifact, or of a run: then each of its artifacts.")],
     reference: Annotated[
         Path | None,
@@ -65,7 +67,7 @@ def evaluate(
 
         asked = Asked(
             path, reference, quantized, tuple(map(parse_adapter, adapter or ())) if adapter else None, target, soc,
-            budget, tuple(eval_text or ()), eval_tokens, npu_tokens, report,
+            budget, tuple(eval_text or ()), eval_tokens, npu_tokens, report, given_options(context),
         )  # fmt: skip
         return _judge(asked, Console(), Console(stderr=True))
 

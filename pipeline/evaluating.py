@@ -17,10 +17,12 @@ from eval import heldout, structure
 from eval.budget import Budget
 from eval.heldout import HeldOut
 from eval.report import FILE, Built, Report, tool_versions
+from eval.sufficient import check_text
 from export.artifact import MANIFEST, Artifact
 from pipeline import judging, layout
 from pipeline.binding import seal
 from pipeline.compare_commands import NATURAL
+from pipeline.effects import EVALUATE, EvaluateFacts, refuse_idle
 from pipeline.inspecting import Inspector
 from pipeline.judging import Subject
 from pipeline.plan import budget_for
@@ -49,6 +51,7 @@ class Asked:
     eval_tokens: int | None = None
     npu_tokens: int | None = None
     report: Path | None = None
+    given: frozenset[str] = frozenset()  # options on the command line
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,19 @@ def open_all(asked: Asked) -> Opened:
     if known is None:
         fix = "name the float checkpoint with --reference, the quantized one with --quantized, or both"
         raise InputError("there is nothing to compare the artifact with", where=asked.path, fix=fix)
+    refuse_idle(asked.given, EVALUATE, EvaluateFacts(reference is not None, frozenset(s.name for s in subjects)))
     target = _target(asked, earlier, artifact)
     context = min(subject.artifact.context for subject in subjects)
     held_out = heldout.load(asked.eval_texts, known.tokenizer(), length=min(heldout.LENGTH, context))
     warnings = ()
     if reference is None:
         warnings = ("no float checkpoint is named: accuracy is not measured; add --reference CHECKPOINT",)
-    return Opened(
-        asked, earlier, subjects, reference, quantized, target, _budget(asked, earlier, target, artifact, reference),
-        held_out, warnings,
-    )  # fmt: skip
+    budget = _budget(asked, earlier, target, artifact, reference)
+    if reference is not None:
+        check_text(
+            held_out, budget, {"--npu-tokens" if s.name == "npu" else "--eval-tokens": s.tokens for s in subjects}
+        )
+    return Opened(asked, earlier, subjects, reference, quantized, target, budget, held_out, warnings)
 
 
 def judge_all(opened: Opened, progress: Progress) -> Report:
@@ -144,7 +150,7 @@ def judge_all(opened: Opened, progress: Progress) -> Report:
             "measurements": tuple(figures),
             "budget": opened.budget.model_dump(mode="json", exclude_none=True),
             "checks": verdict.checks,
-            "windows": judged.windows,
+            "documents": judged.documents,
             "details": {
                 **base.details,
                 "model": asdict(subjects[0].artifact.model),

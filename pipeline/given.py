@@ -44,6 +44,6 @@ def check_foresees(checkpoint: Checkpoint, held_out: HeldOut, rows: int, progres
         raise InputError(
             f"the checkpoint foresees text no better than a guess ({found.note}): its codes are misread, or of no use",
             where=checkpoint.folder,
-            fix="check its quantization settings and tokenizer, try --eval-text in its language, "
+            fix="check its quantization settings and tokenizer, try --eval with text in its language, "
             "or give the float checkpoint",
         )

@@ -9,6 +9,7 @@ import typer
 
 from bluelm.errors import InputError
 from pipeline.device_commands import table
+from pipeline.effects import refuse_if
 from pipeline.errors import leave
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def history(
+    context: typer.Context,
     metric: Annotated[
         str | None, typer.Option(help="List this figure over the runs, e.g. decode_tokens_per_s.")
     ] = None,
@@ -47,7 +49,12 @@ def history(
     path: HistoryFile = None,
 ) -> None:
     """List earlier runs, or one figure over them; every run is kept on this machine."""
-    leave(lambda: show(metric, subject, title, last, plot, accept, reject, path))
+
+    def work() -> int:
+        refuse_if(metric is None, context, "--subject", "no figure is listed", "add --metric NAME")
+        return show(metric, subject, title, last, plot, accept, reject, path)
+
+    leave(work)
 
 
 def show(

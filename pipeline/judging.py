@@ -17,9 +17,10 @@ from pydantic import TypeAdapter
 from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress
-from eval import estimate, judge, sanity, structure
+from eval import estimate, heldout, judge, sanity, structure
+from eval.confidence import Sample
 from eval.heldout import HeldOut
-from eval.judge import WindowSums
+from eval.judge import DocumentSums
 from eval.measurement import JSON_NUMBERS, Measurement
 from eval.origin import origin
 from eval.report import tool_versions
@@ -41,19 +42,19 @@ class Judged:
     """What judging found.
 
     Attributes:
-        windows: by subject, the scores added up by window.
+        documents: by subject, the scores added up by document.
         runtimes: by subject, what ran it, with its version.
     """
 
     __pydantic_config__: ClassVar[Any] = JSON_NUMBERS
     figures: tuple[Measurement, ...] = ()
-    windows: dict[str, WindowSums] = field(default_factory=dict)
+    documents: dict[str, DocumentSums] = field(default_factory=dict)
     runtimes: dict[str, str] = field(default_factory=dict)
 
     @property
-    def samples(self) -> dict[str, int]:
-        """How many windows stand behind a subject's errors."""
-        return {name: len(sums.tokens) for name, sums in self.windows.items()}
+    def samples(self) -> dict[str, dict[str, Sample]]:
+        """What stands behind a subject's errors, by domain."""
+        return {name: sums.samples for name, sums in self.documents.items()}
 
 
 JUDGED = TypeAdapter(Judged)
@@ -62,7 +63,7 @@ JUDGED = TypeAdapter(Judged)
 @dataclass(frozen=True)
 class _JudgedOne:
     figures: list[Measurement]
-    windows: WindowSums | None
+    documents: DocumentSums | None
     runtime: str
 
 
@@ -149,7 +150,7 @@ def judge_artifacts(
     found = {s.name: future.result() for s, future in zip(subjects, futures, strict=True)}
     return Judged(
         (*(figure for one in found.values() for figure in one.figures), *figures),
-        {name: one.windows for name, one in found.items() if one.windows is not None},
+        {name: one.documents for name, one in found.items() if one.documents is not None},
         {name: one.runtime for name, one in found.items()},
     )
 
@@ -174,7 +175,7 @@ def _judge_one(
         if reference is None:
             return _JudgedOne(answered.mark(running(runtime)), None, told)
         windows = inspector.held_out.first(subject.tokens)
-        domains = [window.domain for window in windows]
+        domains = heldout.domains(windows)
         longest = max(windows, key=lambda window: len(window.tokens))
         tokens = longest.tokens.tolist()[: artifact.chunk + DECODED // 2]
         steps = min(DECODED, len(tokens) - 1)
@@ -195,7 +196,7 @@ def _judge_one(
         length = min(GREEDY_TOKENS, artifact.context - PROMPT_TOKENS)
         if length > 0:
             figures.append(judge.first_divergence(reference, runtimes, prompts, length, subject.name))
-        return _JudgedOne(answered.mark(figures), judge.window_sums(scores, domains), told)
+        return _JudgedOne(answered.mark(figures), judge.document_sums(scores, domains), told)
 
 
 def speed(subject: Subject, held_out: HeldOut, progress: Progress) -> list[Measurement]:

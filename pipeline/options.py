@@ -115,6 +115,9 @@ DryRun = Annotated[
     typer.Option("--dry-run", help="Check all input, print the plan, write nothing.", rich_help_panel=WHERE),
 ]
 
+SharedOptions = Annotated[
+    bool, typer.Option("--shared-options", hidden=True, help="Options are those of many runs: warn, do not refuse.")
+]
 Version = Annotated[
     bool,
     typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),

@@ -16,13 +16,16 @@ from eval import budget_file, estimate, heldout
 from eval.budget import Budget
 from eval.budget_file import DEFAULT_BUDGET
 from eval.heldout import HeldOut
-from eval.tasks import TaskRequest, TaskSet
+from eval.sufficient import check_text
+from eval.tasks import CODE_TASKS, TaskRequest, TaskSet
 from eval.tasks import load as load_tasks
 from export.package import parameter_count
+from pipeline.effects import RUN, RunFacts, refuse_idle
 from pipeline.identity import check_settings, slug, unusual
 from pipeline.provenance import admit
 from pipeline.resources import Resources, plan_run
 from pipeline.source import Source, open_source
+from pipeline.widths import check_size
 from targets.registry import find
 from targets.target import Target
 
@@ -64,6 +67,8 @@ class Request:
     tasks: TaskRequest | None = None
     adapters: tuple[tuple[Path, float], ...] = ()
     chosen: frozenset[str] = frozenset()  # values of the recipe that were given as options
+    given: frozenset[str] = frozenset()  # options on the command line
+    shared_options: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Plan:
     settings: dict[str, Any]
     tasks: TaskSet | None = None
     resources: Resources | None = None
+    idle: tuple[str, ...] = ()  # warnings of options that change nothing
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -107,7 +113,7 @@ class Plan:
         """What the user should know before believing the result."""
         both = {p.resolve() for p in self.request.calibration} & {p.resolve() for p in self.request.eval_texts}
         leak = (f"judged on text that it was calibrated with: {', '.join(sorted(p.name for p in both))}",)
-        return self.source.warnings + self.samples.report.warnings + (leak if both else ())
+        return self.source.warnings + self.samples.report.warnings + (leak if both else ()) + self.idle
 
     @property
     def title(self) -> str:
@@ -140,14 +146,25 @@ def make_plan(request: Request) -> Plan:
         raise InputError("3 bits are for comparing quantizers; no target takes them", fix="choose 4 or 8 bits")
     if request.activation_bits == 32 and target.needs_ranges:
         raise InputError(f"{target.runtime} has no 32-bit activations", fix="use --activation-bits 8 or 16")
+    idle = refuse_idle(request.given, RUN, _facts(request, target, source), shared=request.shared_options)
+    if "--chunk" in request.given and request.chunk > context:
+        problem = f"--chunk {request.chunk} is more than --context {context} holds"
+        raise InputError(problem, fix=f"give --chunk {context} or less, or a larger --context")
     source.check_runtime(target.runtime)
     for one in (recipe.own_widths(), *(same for _, same in recipe.uniform())):
         target.check(checkpoint.config, one, context=context, chunk=min(request.chunk, context))
+    if recipe.auto:
+        check_size(target, checkpoint.config, recipe, context=context, chunk=min(request.chunk, context))
     trusted = Trust(request.public_key, request.certificate_chain)
     named = request.public_key or request.certificate_chain
     provenance = admit(checkpoint.folder, trusted if named else None, required=request.require_signature)
     samples = load_samples(request.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
     held_out = heldout.load(request.eval_texts, tokenizer, length=min(heldout.LENGTH, context))
+    judged_on = {"--eval-tokens": request.eval_tokens}
+    if target.default_on != "cpu":
+        judged_on["--npu-tokens"] = request.npu_tokens
+    if target.default_on != "device":
+        check_text(held_out, budget, judged_on)
     name = request.name or default_name(request, target, recipe, samples)
     if Path(name).name != name:
         raise InputError(f"--name {name!r} is not the name of a folder", fix="give the place with --out")
@@ -166,8 +183,20 @@ def make_plan(request: Request) -> Plan:
         npu_tokens=request.npu_tokens if target.default_on == "htp" else 0,
     )
     return Plan(
-        request, target, source, tokenizer, samples, held_out, budget, folder, provenance, settings, tasks, resources
+        request, target, source, tokenizer, samples, held_out, budget, folder, provenance, settings, tasks, resources,
+        idle,
     )  # fmt: skip
+
+
+def _facts(request: Request, target: Target, source: Source) -> RunFacts:
+    return RunFacts(
+        recipe=source.recipe,
+        place=target.default_on,
+        ranges=target.needs_ranges,
+        given=source.given is not None,
+        phone=request.device is not None,
+        runs_code=request.tasks is not None and any(name in CODE_TASKS for name in request.tasks.names),
+    )
 
 
 def budget_for(path: Path | None, target: Target, parameters: int) -> Budget:

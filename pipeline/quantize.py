@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bluelm.progress import Progress
     from calibration.ranks import Ranks
     from calibration.samples import Samples
+    from compress.allocate import Allowed
     from compress.formats.write import Kind
     from compress.recipe import Recipe
     from compress.store import QuantizedCheckpoint
@@ -50,6 +51,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quantize(
+    context: typer.Context,
     model: ModelFolder,
     out: OutFolder,
     recipe: o.RecipeName = "w4-g32",
@@ -87,6 +89,7 @@ def quantize(
     def work() -> int:
         from bluelm.adapters import parse_adapter
         from compress.recipe import Recipe
+        from pipeline.effects import given_options
 
         chosen = {
             "method": method,
@@ -117,6 +120,7 @@ def quantize(
             device=device,
             overwrite=overwrite,
             dry_run=dry_run,
+            given=given_options(context),
         )
         return run(job, Console(), Console(stderr=True))
 
@@ -138,6 +142,7 @@ class Job:
     device: str
     overwrite: bool
     dry_run: bool
+    given: frozenset[str] = frozenset()  # options on the command line
 
     @property
     def codes(self) -> Path:
@@ -149,17 +154,24 @@ def run(job: Job, output: Console, messages: Console) -> int:
     """Open everything, say what it takes, quantize, say where it lies and what it took."""
     from bluelm.progress import Silent
     from calibration.ranks import join
+    from compress.allocate import check_room
     from compress.formats.write import check_out, check_recipe
     from pipeline import resources
+    from pipeline.effects import QUANTIZE, QuantizeFacts, refuse_idle
     from pipeline.progress import show_progress
     from pipeline.source import open_source
 
     device = resources.compute_device(job.device)
     with join(device) as ranks:
         source = open_source(job.model, job.adapters, job.recipe, job.chosen)
+        facts = QuantizeFacts(source.recipe, source.given is not None, job.format is not None)
+        for warning in refuse_idle(job.given, QUANTIZE, facts):
+            _tell(messages, f"warning: {warning}")
         if job.format is not None:
             check_out(job.out)
             check_recipe(source.checkpoint.config, source.recipe, job.format)
+        if source.recipe.auto:
+            check_room(source.checkpoint.config, source.recipe, _allowed(job, source.recipe))
         samples, planned = _samples(job, source), None
         if source.given is None:
             planned = ranks.shared(
@@ -199,6 +211,18 @@ def _samples(job: Job, source: Source) -> Samples | None:
     return load_samples(job.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
 
 
+def _allowed(job: Job, recipe: Recipe) -> Allowed:
+    """The widths that `--bits auto` chooses from."""
+    from compress.allocate import Allowed
+    from compress.recipe import HEAD
+
+    allowed = Allowed.all(recipe)
+    if job.format is None:
+        return allowed
+    # there the head is float16 whatever is chosen: nothing to take from it or give it
+    return Allowed(allowed.blocks, (recipe.own_widths().widths(HEAD),))
+
+
 def _choose_codes(
     job: Job,
     source: Source,
@@ -210,15 +234,11 @@ def _choose_codes(
 ) -> QuantizedCheckpoint:
     """Our own folder of a float checkpoint, the widths chosen first where the recipe leaves that to us."""
     from compress import engine
-    from compress.allocate import Allowed
-    from compress.recipe import HEAD
     from pipeline import widths
 
     recipe, chosen = source.recipe, None
     if recipe.auto and samples is not None:
-        tokens, allowed = samples.tokens, Allowed.all(recipe)
-        if job.format is not None:  # there the head is float16 whatever is chosen: nothing to take from it or give it
-            allowed = Allowed(allowed.blocks, (recipe.own_widths().widths(HEAD),))
+        tokens, allowed = samples.tokens, _allowed(job, recipe)
         chosen = ranks.shared(lambda: widths.choose_widths(source.checkpoint, tokens, source.recipe, allowed, progress))
         recipe = chosen.recipe
         if ranks.leads:

@@ -169,7 +169,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         measurements=tuple(figures),
         budget=plan.budget.model_dump(mode="json", exclude_none=True),
         checks=verdict.checks,
-        windows=judged.windows,
+        documents=judged.documents,
         details={**_details(plan, quantized, subjects, figures), **chosen, "runtimes": judged.runtimes},
         warnings=(*plan.warnings, *([no_room] if no_room else [])),
     )
@@ -334,7 +334,7 @@ def _details(
         "model": asdict(plan.checkpoint.config),
         "provenance": plan.provenance,
         "calibration": plan.samples.report.to_json(),
-        "evaluation": {"tokens": dict(plan.held_out.judged)},
+        "evaluation": {"tokens": dict(plan.held_out.judged), "documents": dict(plan.held_out.documents)},
         "quantized": quantized.info,
         "artifacts": {s.name: s.artifact.model_dump(mode="json") for s in subjects},
         "not_known": _not_known(subjects, figures),

@@ -74,6 +74,9 @@ def measure(
         report = open_run(run)
         artifact = phone_artifact(run, report)
         soc = find(report.target.split()[0], artifact.soc).soc
+        if allow_other_soc and soc.dram_gb_s is None:
+            fix = "leave --allow-other-soc out"
+            raise InputError(f"--allow-other-soc would change nothing: {soc.name} stands for any chip", fix=fix)
         phone = choose(device, artifact.format, soc, runner_config, allow_other_soc)
         protocol = Protocol(repeats=repeats, hottest=hottest, cooling_limit_s=cooling_limit)
         logs = run / "device" / device.replace(":", "_")

@@ -28,6 +28,7 @@ import typer
 from bluelm.errors import BudgetError, InputError, UnavailableError
 from bluelm.files import write_text
 from pipeline import layout
+from pipeline.effects import refuse_if
 from pipeline.errors import INTERRUPTED, leave
 from pipeline.sweep_results import Row, lines, mark_pareto, write_results
 
@@ -86,7 +87,12 @@ def sweep(
     Every other option is given to each run as it is, e.g. --model FOLDER --eval-tokens 4096. Start it again
     to go on where it stopped. Exit code 3: no variant holds the budget.
     """
-    leave(lambda: run_sweep(targets, methods, bits, group_size, out, jobs, ray, context.args))
+
+    def work() -> int:
+        refuse_if(ray is not None, context, "--jobs", "the Ray cluster decides how many run at a time")
+        return run_sweep(targets, methods, bits, group_size, out, jobs, ray, context.args)
+
+    leave(work)
 
 
 def run_sweep(
@@ -219,7 +225,7 @@ def do_group(work: Group) -> list[Row]:
 
 def do_variant(variant: Variant, out: Path, rest: Sequence[str]) -> Row:
     """Run one variant, or take it as an earlier sweep left it."""
-    arguments = [*variant.arguments(out), "--no-bundle", *rest]
+    arguments = [*variant.arguments(out), "--no-bundle", "--shared-options", *rest]
     record = out / variant.name / DONE
     wanted = {"arguments": arguments, "code": code_digest()}
     found = _read(record)

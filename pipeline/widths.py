@@ -13,7 +13,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.files import write_text
 from bluelm.progress import Progress
-from compress.allocate import WIDTHS, Allowed, Chosen, choose
+from compress.allocate import WIDTHS, Allowed, Chosen, check_room, choose
 from compress.recipe import Recipe, Widths
 from compress.rotate import Rotated
 from targets.target import Target
@@ -32,6 +32,15 @@ def save(chosen: Chosen, folder: Path) -> None:
     """Write the recipe, to be fed back with --recipe, and the table behind it."""
     write_text(folder / RECIPE, f"# {chosen.summary}\n{chosen.recipe.to_yaml()}")
     write_text(folder / TABLE, json.dumps(chosen.to_json(), indent=1) + "\n")
+
+
+def check_size(target: Target, config: ModelConfig, recipe: Recipe, *, context: int, chunk: int) -> None:
+    """Whether `--size` can be kept at all, before anything is measured.
+
+    Raises:
+        InputError: it cannot. TargetError: as `held_by`.
+    """
+    check_room(config, recipe, held_by(target, config, recipe, context=context, chunk=chunk))
 
 
 def held_by(target: Target, config: ModelConfig, recipe: Recipe, *, context: int, chunk: int) -> Allowed:

@@ -26,7 +26,7 @@ from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
 from eval.history import History, Run
-from eval.judge import WindowSums
+from eval.judge import DocumentSums
 from eval.measurement import Measurement
 from eval.report import Report
 from export.artifact import Artifact
@@ -336,15 +336,15 @@ def read_history(folder: Path) -> None:
 
 
 def baseline_report() -> Report:
-    """A report whose scores lie there window by window."""
+    """A report whose scores lie there document by document."""
     ones = (1.0, 2.0)
-    sums = WindowSums(("en", "en"), (3, 4), ones, ones, ones, ones, ones)
+    sums = DocumentSums(("en", "en"), (3, 4), ones, ones, ones, ones, ones)
     figures = tuple(
         Measurement(name, 0.5, "", "measured", 0.1, 2, "", "cpu") for name in ("mean_kl", "p99_kl", "perplexity_ratio")
     )
     whole = json.loads(run_files()["report.json"])
     made = Report.model_validate(whole | {"artifacts": {"cpu": {"folder": "a", "on": "cpu"}}})
-    return made.model_copy(update={"windows": {"cpu": sums}, "measurements": figures, "inputs": {"evaluation": "e"}})
+    return made.model_copy(update={"documents": {"cpu": sums}, "measurements": figures, "inputs": {"evaluation": "e"}})
 
 
 def ranges_bytes() -> bytes:

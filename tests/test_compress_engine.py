@@ -21,6 +21,7 @@ from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
 from bluelm.weights import Weights
 from calibration.samples import Samples, load_samples
+from calibration.sources import read_texts
 from calibration.walk import Hessian
 from compress.engine import quantize
 from compress.gptq import objective
@@ -209,7 +210,7 @@ def test_gptq_and_awq_beat_rounding_on_held_out_text(tmp_path: Path) -> None:
     """A small edition of benchmarks/quality.py: fewer calibration and held-out tokens, the same order."""
     checkpoint = Checkpoint.open(demo_checkpoint())
     tokenizer = checkpoint.tokenizer()
-    text = [json.loads(line)["text"] for line in HELDOUT.read_text(encoding="utf-8").splitlines()]
+    text = [found.content for found in read_texts([HELDOUT]).documents]
     stream = [token for part in text for token in tokenizer.encode(part, bos=True, marks=True)]
     windows = torch.tensor(stream[: len(stream) // 128 * 128]).view(-1, 128)[::20]
     exact = log_probabilities(checkpoint, windows)

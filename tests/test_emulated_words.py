@@ -164,7 +164,7 @@ def test_a_stream_beyond_float16_fails_its_figures_and_names_the_remedy(beyond: 
     report = Report.open(run)
     kl = next(m for m in report.measurements if (m.name, m.subject) == ("mean_kl", "npu"))
     assert math.isnan(kl.value) and any(m["value"] == "NaN" for m in told["measurements"])
-    assert any(math.isnan(value) for value in report.windows["npu"].kl)
+    assert any(math.isnan(value) for value in report.documents["npu"].kl)
     for page in ("report.html", "summary.md", "junit.xml"):
         assert "the figure is nan" in (run / page).read_text()
 

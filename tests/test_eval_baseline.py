@@ -15,38 +15,38 @@ from bluelm.errors import InputError
 from eval import baseline
 from eval.baseline import regressions
 from eval.budget import Check
-from eval.judge import TokenScores, WindowSums, window_sums
+from eval.judge import DocumentSums, TokenScores, document_sums
 from eval.measurement import Measurement
 from eval.metrics import mean
 from eval.report import Report
 from pipeline.cli import app
 from tests.reports import example
 
-WINDOWS, LENGTH = 30, 40
+DOCUMENTS, LENGTH = 30, 40
 
 
 def scores(seed: int, more_kl: float = 0.0) -> TokenScores:
-    """Windows of very different difficulty, the same for every seed; a little noise of each run's own."""
-    hard = np.repeat(np.random.default_rng(0).exponential(3, WINDOWS), LENGTH)
+    """Documents of very different difficulty, the same for every seed; a little noise of each run's own."""
+    hard = np.repeat(np.random.default_rng(0).exponential(3, DOCUMENTS), LENGTH)
     generator = np.random.default_rng(seed)
-    noise = [generator.normal(0, 0.01, WINDOWS * LENGTH) for _ in range(2)]
-    agreement = (generator.random(WINDOWS * LENGTH) < 0.97).astype(float)
-    cluster = np.repeat(np.arange(WINDOWS), LENGTH)
+    noise = [generator.normal(0, 0.01, DOCUMENTS * LENGTH) for _ in range(2)]
+    agreement = (generator.random(DOCUMENTS * LENGTH) < 0.97).astype(float)
+    cluster = np.repeat(np.arange(DOCUMENTS), LENGTH)
     return TokenScores(
         hard + noise[0] + more_kl, hard, 0.01 * hard + abs(noise[1]) + more_kl, agreement, agreement, cluster
     )
 
 
-def sums(scores: TokenScores) -> WindowSums:
-    return window_sums(scores, ["en"] * WINDOWS)
+def sums(scores: TokenScores) -> DocumentSums:
+    return document_sums(scores, dict.fromkeys(range(DOCUMENTS), "en"))
 
 
-def report(windows: WindowSums | None = None, *more: Measurement, text: str = "a") -> Report:
+def report(documents: DocumentSums | None = None, *more: Measurement, text: str = "a") -> Report:
     made = example(passed=True)
-    held = {} if windows is None else {"npu": windows}
+    held = {} if documents is None else {"npu": documents}
     names = {(m.name, m.subject) for m in more}
     kept = tuple(m for m in made.measurements if (m.name, m.subject) not in names)
-    return made.model_copy(update={"windows": held, "measurements": (*kept, *more), "inputs": {"evaluation": text}})
+    return made.model_copy(update={"documents": held, "measurements": (*kept, *more), "inputs": {"evaluation": text}})
 
 
 def failed(now: Report, before: Report) -> dict[tuple[str, str], Check]:
@@ -67,7 +67,7 @@ def test_a_regression_that_only_pairs_show() -> None:
     assert alone.error > 0.002
     found = failed(report(sums(now)), report(sums(before)))
     assert set(found) == {("not_worse_log_perplexity", "npu"), ("not_worse_mean_kl", "npu")}
-    assert "worse beyond its error; paired on 1,200 tokens" in str(found["not_worse_mean_kl", "npu"])
+    assert "worse beyond its error; paired on 1,200 tokens of 30 documents" in str(found["not_worse_mean_kl", "npu"])
     assert not failed(report(sums(before)), report(sums(now)))  # better is no regression
 
 
@@ -135,9 +135,19 @@ def test_the_command_takes_a_run_or_its_report(tmp_path: Path) -> None:
         assert problem in wrong.output
 
 
+def test_a_baseline_of_an_earlier_version_is_read_and_not_paired(tmp_path: Path) -> None:
+    """It added scores up by window."""
+    whole = json.loads(report(sums(scores(1))).model_dump_json())
+    whole["windows"] = whole.pop("documents")
+    (tmp_path / "report.json").write_text(json.dumps(whole))
+    before = Report.open(tmp_path)
+    checks = {c.name: c for c in regressions(report(sums(scores(1))), before, 0.95)}
+    assert "not paired" in checks["not_worse_mean_kl"].note
+
+
 def test_sums_that_do_not_belong_together_are_bad_input(tmp_path) -> None:
     whole = json.loads(report(sums(scores(1))).model_dump_json())
-    whole["windows"]["npu"]["kl"].append(0.1)
+    whole["documents"]["npu"]["kl"].append(0.1)
     (tmp_path / "report.json").write_text(json.dumps(whole))
     with pytest.raises(InputError, match="cannot be read"):
         Report.open(tmp_path)

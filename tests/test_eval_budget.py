@@ -1,6 +1,7 @@
 """Budgets: each kind of failure names the figure, the limit and by how much; bounds decide, or say that they cannot."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 from eval import budget_file
 from eval.budget import STRUCTURE, Budget, Check, judge
 from eval.budget_file import DEFAULT_BUDGET
-from eval.confidence import enough, multiplier, student_quantile
+from eval.confidence import (
+    LEAST_DOCUMENTS,
+    correction,
+    enough,
+    multiplier,
+    sample_of,
+    student_quantile,
+)
 from eval.measurement import Measurement
 
 GOOD = [
@@ -193,9 +201,10 @@ def one(name: str, value: float, error: float | None, n: int = 4000) -> list[Mea
     return [Measurement(name, value, "", "measured", error, n, subject="npu")]
 
 
-def hold(key: str, limit: float, figures: list[Measurement], windows: int | None = None) -> Check:
+def hold(key: str, limit: float, figures: list[Measurement], sizes: Sequence[float] = ()) -> Check:
     budget = Budget.model_validate({key: limit, "structure": False, "two_sided": False})
-    (check,) = judge(budget, figures, ("npu",), None if windows is None else {"npu": windows}).checks
+    samples = {"npu": {"": sample_of(sizes)}} if sizes else None
+    (check,) = judge(budget, figures, ("npu",), samples).checks
     return check
 
 
@@ -228,17 +237,43 @@ def test_how_many_tokens_would_do_do() -> None:
 
 def test_what_no_number_of_tokens_tells_is_said() -> None:
     assert "no number would do" in str(hold("max_perplexity_ratio", 1.02, one("perplexity_ratio", 1.02, 0.001)))
-    one_window = hold("max_perplexity_ratio", 1.02, one("perplexity_ratio", 1.001, None))
-    assert (one_window.outcome, one_window.passed) == ("undecided", False)
-    assert "judge on more text" in str(one_window)
+    alone = hold("max_perplexity_ratio", 1.02, one("perplexity_ratio", 1.001, None), [4000])
+    assert (alone.outcome, alone.passed) == ("undecided", False)
+    assert "too few documents to tell: 1 of at least 4" in str(alone)
     assert enough(1, 1, 1 + 1e-12, 1.6, 100) is None
 
 
-def test_few_windows_widen_the_bounds() -> None:
-    """Two errors inside the limit are enough of many windows, not of three."""
-    figure = one("mean_kl", 0.008, 0.001)
+def test_few_documents_and_one_that_outweighs_the_others_widen_the_bounds() -> None:
+    """1.8 errors inside are enough of many documents, not of 8, nor where one of 40 holds half of the text."""
+    figure = one("mean_kl", 0.0082, 0.001)
     assert hold("max_mean_kl", 0.01, figure).passed
-    assert hold("max_mean_kl", 0.01, figure, 3).outcome == "undecided"
+    assert hold("max_mean_kl", 0.01, figure, [100.0] * 40).passed
+    few = hold("max_mean_kl", 0.01, figure, [500.0] * 8)
+    assert few.outcome == "undecided"
+    assert "on 4,000 tokens of 8 documents" in str(few)
+    assert hold("max_mean_kl", 0.01, figure, [3900.0] + [100.0] * 39).outcome == "undecided"
+
+
+def test_fewer_documents_than_a_bound_takes_decide_nothing() -> None:
+    for error in (0.0, 1e-9):
+        check = hold("max_mean_kl", 0.01, one("mean_kl", 0.001, error), [500.0] * (LEAST_DOCUMENTS - 1))
+        assert (check.outcome, check.low, check.high) == ("undecided", None, None)
+        assert "too few documents to tell: 3 of at least 4" in str(check)
+
+
+def test_degrees_of_freedom() -> None:
+    """Equal documents are worth one less than they are; the formula equals the matrices that it stands for."""
+    assert sample_of([7] * 12).documents == 12
+    assert sample_of([7] * 12).freedom == pytest.approx(11)
+    assert sample_of([5]).freedom == 0
+    assert 1 <= sample_of([1e6, *[1] * 50]).freedom < 1.001
+    sizes = np.random.default_rng(0).integers(1, 400, 17).astype(float)
+    w = sizes / sizes.sum()
+    m = np.eye(17) - np.outer(np.ones(17), w)
+    b = m.T @ np.diag(correction(w) * w**2) @ m
+    assert sample_of(sizes).freedom == pytest.approx(np.trace(b) ** 2 / np.trace(b @ b))
+    for level, freedom, table in ((0.95, 2.5, 2.92), (0.95, 1.2, 6.314), (0.95, 10.5, 1.804)):
+        assert student_quantile(level, freedom) == pytest.approx(table, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +283,16 @@ def test_few_windows_widen_the_bounds() -> None:
 def test_quantiles_are_those_of_the_printed_table(level: float, freedom: int, table: float) -> None:
     assert student_quantile(level, freedom) == pytest.approx(table, rel=0.01)
     assert multiplier(0.95) == pytest.approx(1.645, abs=1e-3)
-    assert multiplier(0.95, 1) == math.inf
+    assert multiplier(0.95, 0) == math.inf
 
 
 def test_the_gate_errs_as_rarely_as_it_says() -> None:
     """Of figures drawn around a truth that lies on the limit, 5 % pass and 5 % fail."""
     generator = np.random.default_rng(0)
     outcomes = [
-        hold("max_mean_kl", 1.0, one("mean_kl", values.mean(), values.std(ddof=1) / math.sqrt(12)), 12).outcome
+        hold(
+            "max_mean_kl", 1.0, one("mean_kl", values.mean(), values.std(ddof=1) / math.sqrt(12)), [300.0] * 12
+        ).outcome
         for values in generator.normal(1.0, 0.2, (3000, 12))
     ]
     assert outcomes.count("passed") / 3000 == pytest.approx(0.05, abs=0.015)

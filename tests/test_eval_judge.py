@@ -1,12 +1,13 @@
 """Judging against models whose answers can be worked out by hand: tables of what follows two tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bluelm.errors import TargetError
-from eval import judge
+from eval import judge, metrics
 from eval.heldout import Window
 from targets.runtime import RuntimeBase
 
@@ -44,7 +45,9 @@ def table(seed: int) -> np.ndarray:
 def windows(count: int, length: int, seed: int = 0) -> list[Window]:
     generator = np.random.default_rng(seed)
     judged = np.array([False] + [True] * (length - 1))
-    return [Window(generator.integers(0, VOCAB, length), judged, "en") for _ in range(count)]
+    return [
+        Window(generator.integers(0, VOCAB, length), judged, "en", np.full(length, number)) for number in range(count)
+    ]
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -110,7 +113,7 @@ def test_tokens_that_begin_a_text_are_not_judged() -> None:
     (window,) = windows(1, 10)
     judged = window.judged.copy()
     judged[[4, 7]] = False
-    scores = judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(q)], [Window(window.tokens, judged, "en")])
+    scores = judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(q)], [replace(window, judged=judged)])
     whole = judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(q)], [window])
     np.testing.assert_array_equal(scores.kl, np.delete(whole.kl, [3, 6]))
 
@@ -133,9 +136,24 @@ def test_a_decode_that_forgets_the_cache_is_seen() -> None:
     assert largest.value > 1
 
 
-def test_domains_are_judged_apart_and_windows_add_up() -> None:
+def test_a_token_belongs_to_its_document_not_to_its_window() -> None:
+    """A long document over several windows, short ones that share one: the error is that of documents."""
+    p, q = table(1), table(2)
+    numbers = [[0] * 20, [0] * 20, [0] * 8 + [1] * 12, [2] * 10 + [3] * 10]
+    text = [replace(w, documents=np.array(n)) for w, n in zip(windows(4, 20), numbers, strict=True)]
+    scores = judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(q)], text)
+    np.testing.assert_array_equal(scores.cluster, np.concatenate([n[1:] for n in numbers]))
+    figures = {m.name: m for m in judge.accuracy(scores, "cpu")}
+    assert figures["documents_judged"].value == 4
+    assert figures["mean_kl"].error == metrics.mean(scores.kl, scores.cluster).error
+    sums = judge.document_sums(scores, dict.fromkeys(range(4), "en"))
+    assert sums.tokens == (45, 12, 9, 10)
+    assert sums.kl == pytest.approx([scores.kl[scores.cluster == i].sum() for i in range(4)])
+
+
+def test_domains_are_judged_apart_and_documents_add_up() -> None:
     p, q, text = table(1), table(2), windows(6, 20)
-    domains = ["en", "zh"] * 3
+    domains = dict(enumerate(["en", "zh"] * 3))
     scores = judge.score(judge.Reference(TableRuntime(p)), [TableRuntime(q)], text)
     figures = {m.name: m for m in judge.accuracy(scores, "cpu", domains)}
     for first, domain in enumerate(("en", "zh")):
@@ -146,10 +164,12 @@ def test_domains_are_judged_apart_and_windows_add_up() -> None:
                 assert (named.value, named.n) == (pytest.approx(m.value), m.n)
                 assert named.error == pytest.approx(m.error)
     assert figures["max_kl"].value == scores.kl.max()
-    assert not any("@" in m.name for m in judge.accuracy(scores, "cpu", ["en"] * 6))  # one domain: nothing twice
+    assert not any(
+        "@" in m.name for m in judge.accuracy(scores, "cpu", dict.fromkeys(range(6), "en"))
+    )  # one domain: nothing twice
 
-    sums = judge.window_sums(scores, domains)
-    assert sums.domain == tuple(domains)
+    sums = judge.document_sums(scores, domains)
+    assert sums.domain == tuple(domains.values())
     assert sums.tokens == (19,) * 6
     assert sum(sums.kl) / sum(sums.tokens) == pytest.approx(figures["mean_kl"].value)
     ratio = np.exp((sum(sums.nll) - sum(sums.reference_nll)) / sum(sums.tokens))

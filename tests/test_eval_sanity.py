@@ -112,6 +112,6 @@ def test_the_unigram_guess_is_its_formula() -> None:
 
 def test_on_a_short_text_the_uniform_guess_is_the_better_one() -> None:
     text = heldout.load([], Checkpoint.open(demo_checkpoint()).tokenizer())
-    window = heldout.Window(np.arange(10), np.ones(10, dtype=bool), "a")
+    window = heldout.Window(np.arange(10), np.ones(10, dtype=bool), "a", np.zeros(10, dtype=np.int64))
     assert "uniform guess" in reference_to_guess(np.ones(9), [window], 10, "cpu").note
     assert "unigram guess" in reference_to_guess(np.ones(9), text.windows, 6144, "cpu").note

@@ -150,7 +150,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], int, list[str]]] = {
     "unknown key": (["--target", "generic-arm64", "--recipe", str(TYPO)], 2, ["group_sise", "group_size"]),
     "bad width": (["--target", "generic-arm64", "--bits", "5"], 2, ["5"]),
     "option before command": (["--bits", "4", "targets"], 2, ["--bits", "targets"]),
-    "dry run, no runner": ([*DRY, "--runner-config", "none.yaml"], 2, ["none.yaml"]),
+    "dry run, no runner": ([*DRY, "--device", "X1", "--runner-config", "none.yaml"], 2, ["none.yaml"]),
     "dry run, no history": ([*DRY, "--history", str(TYPO)], 2, ["history", "typo.yaml"]),
     "dry run, history below a file": ([*DRY, "--history", f"{TYPO}/h.sqlite"], 2, ["history", "typo.yaml"]),
     "dry run, no phone": ([*DRY, "--device", "X1"], 5, ["fix:"]),

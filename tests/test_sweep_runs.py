@@ -31,7 +31,7 @@ def sweep(out: Path, model: Path, *arguments: str) -> subprocess.CompletedProces
         "--length",
         "16",
         "--eval-tokens",
-        "256",
+        "512",
         "--runtime",
         "onnx-cpu",
     ]

@@ -1,10 +1,9 @@
-"""Make the bundled texts: calibration/data/default.jsonl and eval/data/heldout.jsonl.
+"""Make the bundled calibration set, calibration/data/default.jsonl.
 
     python calibration/data/make.py FOLDER
 
-FOLDER holds corpus_train.jsonl.gz and corpus_heldout.jsonl.gz (`source`, `text`). Only sources that may be
-redistributed are taken (see NOTICE beside each file); calibration comes from the training documents alone,
-evaluation from the held-out documents alone. The same input gives the same bytes.
+FOLDER holds corpus_train.jsonl.gz (`source`, `text`), which the demo was trained on too. Only sources that may be
+redistributed are taken (see NOTICE beside the file). The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,10 +19,6 @@ from pathlib import Path
 Record = dict[str, str]
 HERE = Path(__file__).parent
 CALIBRATION = HERE / "default.jsonl"
-HELDOUT = HERE.parent.parent / "eval" / "data" / "heldout.jsonl"
-
-DOCUMENTATION = ("d2l_zh", "rust_zh", "vue_zh")
-HELDOUT_DOMAIN = {"poetry": "zh", "gsm8k": "math", "shakespeare": "en", **dict.fromkeys(DOCUMENTATION, "zh")}
 FENCE = re.compile(r"^[ \t]*```.*?^[ \t]*```[ \t]*\n?", re.DOTALL | re.MULTILINE)
 PASSAGE = 4000  # characters of one plain document, cut at a blank line
 
@@ -37,7 +32,6 @@ def main(folder: Path) -> None:
         for record in take(shuffled(train[source], rng), form, budget, source)
     ]
     write_jsonl(CALIBRATION, calibration)
-    write_jsonl(HELDOUT, heldout(folder / "corpus_heldout.jsonl.gz"))
 
 
 def calibration_plan() -> list[tuple[str, Callable[[str], Iterator[Record]], int]]:
@@ -109,21 +103,6 @@ def take(texts: Iterable[str], form: Callable[[str], Iterator[Record]], budget: 
             size += sum(len(part.encode()) for part in record.values())
         if size >= budget:
             break
-    return records
-
-
-def heldout(path: Path) -> list[Record]:
-    """Held-out documents by domain; fenced code of the documentation goes to documents of its own."""
-    records: list[Record] = []
-    for source, texts in read_corpus(path).items():
-        if source not in HELDOUT_DOMAIN:
-            continue
-        for text in texts:
-            code = "\n".join(match[0].strip() for match in FENCE.finditer(text))
-            prose = FENCE.sub("", text) if source in DOCUMENTATION else text
-            records.append({"source": source, "domain": HELDOUT_DOMAIN[source], "text": prose})
-            if source in DOCUMENTATION and code:
-                records.append({"source": source, "domain": "code", "text": code})
     return records
 
 
