@@ -9,7 +9,7 @@ Where a weight's columns are in another order than its inputs, a Gather puts the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,21 +68,34 @@ def export(
             8 bits in blocks (5e-3) and is several times faster.
         kv_bits: width of the KV cache's numbers; 8 bits take their scales from `ranges`.
     """
-    linears: dict[str, BlockLinear] = {}
-    orders: dict[str, np.ndarray] = {}
-    cache = CacheCodec(kv_bits, ranges, quantized)
     with atomic_folder(folder) as temporary:
+        if kv_bits == 8 and ranges is not None:
+            ranges.save(temporary / "ranges.json")  # what the scales of the cache are held against
         write_graphs(
             temporary,
             quantized.config,
             context,
             chunk,
             MASK_VALUE,
-            lambda graph: CpuOps(graph, quantized, accuracy_level, linears, orders, cache),
+            backend(quantized, accuracy_level, kv_bits, ranges),
             progress or Silent(),
         )
         describe(temporary, "onnx-cpu", quantized, context, chunk, MASK_VALUE, cache=CACHES[kv_bits])
     return Artifact.open(folder)
+
+
+def backend(
+    quantized: QuantizedCheckpoint, accuracy_level: int, kv_bits: KvBits, ranges: Ranges | None
+) -> Callable[[OnnxGraph], OnnxOps]:
+    """Operations of both graphs, which share weights.
+
+    Raises:
+        InputError: 8 bits without ranges, or with another checkpoint's.
+    """
+    linears: dict[str, BlockLinear] = {}
+    orders: dict[str, np.ndarray] = {}
+    cache = CacheCodec(kv_bits, ranges, quantized)
+    return lambda graph: CpuOps(graph, quantized, accuracy_level, linears, orders, cache)
 
 
 class CpuOps(OnnxOps):

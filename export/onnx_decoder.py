@@ -21,7 +21,7 @@ carries. The last T columns of the mask are the step's own tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from onnx import TensorProto
@@ -56,12 +56,26 @@ def write_graphs(
     with progress.task("lower to ONNX", len(GRAPHS) * len(parts)) as task:
         for index, part in enumerate(parts):
             with WeightFile(folder / part_file(WEIGHTS, index, len(parts))) as weights:
-                for name, tokens in zip(GRAPHS, (chunk, 1), strict=True):
-                    file = part_file(f"{name}.onnx", index, len(parts))
+                for graph in emitted(weights, config, part, context, chunk, mask_value, backend):
+                    file = part_file(f"{graph.name}.onnx", index, len(parts))
                     task.advance(note=file)
-                    graph = OnnxGraph(name, weights)
-                    _emit(backend(graph), config, part, tokens, context, mask_value)
                     graph.save(folder / file, OPSETS, IR_VERSION)
+
+
+def emitted(
+    weights: WeightFile,
+    config: ModelConfig,
+    part: Part,
+    context: int,
+    chunk: int,
+    mask_value: float,
+    backend: Callable[[OnnxGraph], OnnxOps],
+) -> Iterator[OnnxGraph]:
+    """Prefill and decode of one part; both point into `weights`."""
+    for name, tokens in zip(GRAPHS, (chunk, 1), strict=True):
+        graph = OnnxGraph(name, weights)
+        _emit(backend(graph), config, part, tokens, context, mask_value)
+        yield graph
 
 
 def part_file(name: str, index: int, parts: int) -> str:

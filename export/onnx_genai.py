@@ -12,6 +12,7 @@ B sequences, S new tokens, P cached ones, both free. Inputs and outputs have the
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -72,23 +73,23 @@ def export(
     """
     cache = CacheCodec(kv_bits, ranges, quantized)
     with atomic_folder(folder) as temporary:
-        with (progress or Silent()).task("lower to ONNX for genai", quantized.config.num_layers + 1) as task:
-            with WeightFile(temporary / WEIGHTS) as weights:
-                graph = GenaiGraph(quantized, weights, context, accuracy_level, cache)
-                graph.begin()
-                for layer in range(quantized.config.num_layers):
-                    graph.block(layer)
-                    task.advance(note=f"block {layer}")
-                graph.end()
-                graph.save(temporary / MODEL, OPSETS, IR_VERSION)
-            task.advance(note="head")
+        steps = (progress or Silent()).task("lower to ONNX for genai", quantized.config.num_layers + 1)
+        with steps as task, WeightFile(temporary / WEIGHTS) as weights:
+            graph = GenaiGraph(quantized, weights, context, accuracy_level, cache)
+            for place in graph.emit():
+                task.advance(note=place)
+            graph.save(temporary / MODEL, OPSETS, IR_VERSION)
+        roles = {MODEL: "model", WEIGHTS: "weights", CONFIG: "genai"}
+        if kv_bits == 8 and ranges is not None:
+            ranges.save(temporary / "ranges.json")  # what the scales of the cache are held against
+            roles["ranges.json"] = "ranges"
         config = json.dumps(genai_config(quantized.config, context, chunk), indent=1) + "\n"
         (temporary / CONFIG).write_text(config, encoding="utf-8")
         describe(
             temporary,
             "onnx-genai",
             quantized,
-            {MODEL: "model", WEIGHTS: "weights", CONFIG: "genai"},
+            roles,
             context=context,
             chunk=chunk,
             kv_bits=kv_bits,
@@ -150,6 +151,15 @@ class GenaiGraph(OnnxGraph):
         self._quantized, self._config, self._context = quantized, quantized.config, context
         self._accuracy_level = accuracy_level
         self._stream, self._branch = "", ""
+
+    def emit(self) -> Iterator[str]:
+        """All of it; the place after each step."""
+        self.begin()
+        for layer in range(self._config.num_layers):
+            self.block(layer)
+            yield f"block {layer}"
+        self.end()
+        yield "head"
 
     def begin(self) -> None:
         """Inputs, embedding rows, lengths for attention, rope tables."""

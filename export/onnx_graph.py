@@ -69,6 +69,16 @@ class WeightFile:
         return proto
 
 
+class NoFile(WeightFile):
+    """A table of weights alone, for who wants to know the graph: nothing is written."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, name: str, data: np.ndarray, dtype: int, shape: Sequence[int]) -> None:
+        self.tensors[name] = Stored(dtype, tuple(shape), 0, data.nbytes)
+
+
 class OnnxGraph:
     """One graph under construction. Names are the caller's, so equal input gives equal bytes."""
 
@@ -119,15 +129,18 @@ class OnnxGraph:
                     if name == old:
                         names[index] = new
 
-    def save(self, path: Path, opsets: dict[str, int], ir_version: int) -> None:
-        """Write the graph; its weights lie in the weight file beside it."""
+    def model(self, opsets: dict[str, int], ir_version: int) -> onnx.ModelProto:
+        """The graph as it is saved; its weights lie in the weight file."""
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values())
         )
-        model = helper.make_model(
+        return helper.make_model(
             graph,
             producer_name="bluelm-export",
             ir_version=ir_version,
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
         )
-        path.write_bytes(model.SerializeToString(deterministic=True))
+
+    def save(self, path: Path, opsets: dict[str, int], ir_version: int) -> None:
+        """Write the model; its weights lie in the weight file beside it."""
+        path.write_bytes(self.model(opsets, ir_version).SerializeToString(deterministic=True))

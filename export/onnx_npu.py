@@ -11,7 +11,7 @@ activations together, so it gets a gamma of ones and a multiplication by the rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,6 @@ def export(
         TargetError: a weight has zero points, or a block or the head alone is larger than `part_bytes`.
     """
     ranges.check(quantized)
-    linears: dict[str, DequantizedLinear] = {}
     parts = [whole(quantized.config.num_layers)]
     if part_bytes is not None:
         parts = split(0, *weight_sizes(quantized), part_bytes)
@@ -85,7 +84,7 @@ def export(
             context,
             chunk,
             ranges.mask_value,
-            lambda graph: NpuOps(graph, quantized, ranges, linears),
+            backend(quantized, ranges),
             progress or Silent(),
             parts,
         )
@@ -93,6 +92,12 @@ def export(
         cache = "int16" if ranges.cache_bits == 16 else "int8"
         describe(temporary, "onnx-npu", quantized, context, chunk, ranges.mask_value, len(parts), cache)
     return Artifact.open(folder)
+
+
+def backend(quantized: QuantizedCheckpoint, ranges: Ranges) -> Callable[[OnnxGraph], OnnxOps]:
+    """Operations of all graphs, which share weights."""
+    linears: dict[str, DequantizedLinear] = {}
+    return lambda graph: NpuOps(graph, quantized, ranges, linears)
 
 
 class NpuOps(OnnxOps):

@@ -1,14 +1,16 @@
-"""Reading an ONNX artifact's quantized weights back: codes, scales and zero points of every linear, by name."""
+"""Reading an ONNX artifact back: its nodes, its constants, and the quantized weights by name; one tensor at a time."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from bluelm.errors import InputError
 from export.packing import unpack
@@ -18,6 +20,10 @@ _WIDTHS: dict[int, type[np.generic]] = {
     TensorProto.FLOAT16: np.float16,
     TensorProto.INT8: np.int8,
     TensorProto.UINT8: np.uint8,
+    TensorProto.INT16: np.int16,
+    TensorProto.UINT16: np.uint16,
+    TensorProto.INT32: np.int32,
+    TensorProto.INT64: np.int64,
 }
 _CODES = (TensorProto.INT4, TensorProto.INT8)
 
@@ -30,55 +36,82 @@ class Stored:
         codes: uint8 [out, in], as in the checkpoint.
         scales: [out, blocks], float16 or float32.
         zeros: uint8 [out, blocks]; None: the middle code.
+        spare: codes behind the last column, which fill up a block, stand for something else than 0.
     """
 
     codes: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray | None
     bits: int
+    spare: bool = False
 
 
-class OnnxWeights:
-    """The quantized weights of one graph; each is read from its file when it is asked for."""
+class OnnxFile:
+    """One graph; a tensor is read from its file when it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        """Read the graph.
+
+        Raises:
+            InputError: it is none.
+        """
+        self.path = path
         try:
-            self._graph: GraphProto = onnx.load(path, load_external_data=False).graph
+            self.model: ModelProto = onnx.load(path, load_external_data=False)
         except (OSError, ValueError) as error:  # protobuf's DecodeError is a ValueError
             raise InputError(f"not an ONNX file: {error}", where=path, fix="export it again") from None
-        self._tensors = {tensor.name: tensor for tensor in self._graph.initializer}
-        self._sources = {node.output[0]: node.input[0] for node in self._graph.node if node.op_type == "Cast"}
-        self._nodes = dict(self._weights())
+        self.graph: GraphProto = self.model.graph
+        self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
 
     def __contains__(self, name: object) -> bool:
-        return name in self._nodes
+        return name in self.weights
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._nodes)
+    @cached_property
+    def weights(self) -> dict[str, NodeProto]:
+        """The node that holds each quantized weight, by the weight's name."""
+        return dict(self._weights())
 
     def place(self, name: str) -> tuple[str, ...]:
-        """Where codes and scales lie, the same for two graphs that share them."""
-        tensors = [self._tensors[self._sources.get(n, n)] for n in self._inputs(self._nodes[name])]
-        return tuple(",".join(f"{e.key}={e.value}" for e in t.external_data) or t.raw_data.hex() for t in tensors)
+        """Where codes and scales of a weight lie, the same for two graphs that share them."""
+        tensors = [self.tensors.get(self._sources.get(n, n)) for n in self._inputs(self.weights[name])]
+        return tuple(t.SerializeToString(deterministic=True).hex() if t is not None else "" for t in tensors)
 
-    def read(self, name: str) -> Stored:
-        """One weight."""
-        node = self._nodes[name]
+    def weight(self, name: str) -> Stored:
+        """One weight.
+
+        Raises:
+            InputError: the file does not hold it whole.
+        """
+        node = self.weights[name]
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        return self._nbits(node, attributes) if node.op_type == "MatMulNBits" else self._dequantized(node)
+        try:
+            return self._nbits(node, attributes) if node.op_type == "MatMulNBits" else self._dequantized(node)
+        except (ValueError, KeyError, IndexError) as error:
+            raise InputError(f"{name} cannot be read: {error}", where=self.path, fix="export it again") from None
 
-    def initializer(self, name: str) -> np.ndarray:
-        """An initializer by its name."""
-        tensor = self._tensors[name]
-        return self._raw(name).view(_WIDTHS[tensor.data_type]).reshape(tensor.dims)
+    def array(self, name: str) -> np.ndarray:
+        """A constant by its name, in its own type and shape.
+
+        Raises:
+            InputError: the file does not hold it whole.
+        """
+        tensor = self.tensors[name]
+        kind = _WIDTHS.get(tensor.data_type)
+        raw = self._raw(name)
+        if kind is None or raw.nbytes != np.dtype(kind).itemsize * math.prod(tensor.dims):
+            raise InputError(f"{name} is of another type or size than it says", where=self.path, fix="export it again")
+        return raw.view(kind).reshape(tensor.dims)
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        return {node.output[0]: node.input[0] for node in self.graph.node if node.op_type == "Cast"}
 
     def _weights(self) -> Iterator[tuple[str, NodeProto]]:
-        for node in self._graph.node:
-            if node.op_type == "MatMulNBits":
+        for node in self.graph.node:
+            if node.op_type == "MatMulNBits" and len(node.input) > 2:
                 yield node.input[1].removesuffix(".codes"), node
             elif node.op_type == "DequantizeLinear":
-                tensor = self._tensors.get(node.input[0])
+                tensor = self.tensors.get(node.input[0])
                 if tensor is not None and tensor.data_type in _CODES:
                     yield node.output[0], node
 
@@ -88,34 +121,38 @@ class OnnxWeights:
 
     def _raw(self, name: str) -> np.ndarray:
         """uint8 [bytes] of an initializer, mapped where it is external."""
-        tensor = self._tensors[name]
+        tensor = self.tensors[name]
         if tensor.data_location != TensorProto.EXTERNAL:
             return np.frombuffer(tensor.raw_data, np.uint8)
         where = {entry.key: entry.value for entry in tensor.external_data}
-        length, offset = int(where["length"]), int(where.get("offset", 0))
         try:
-            return np.memmap(self._path.parent / where["location"], np.uint8, "r", offset, (length,))
-        except (OSError, ValueError) as error:
-            raise InputError(f"the weights of {name} cannot be read: {error}", where=self._path) from None
+            length, offset = int(where["length"]), int(where.get("offset", 0))
+            return np.memmap(self.path.parent / where["location"], np.uint8, "r", offset, (length,))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"the numbers of {name} cannot be read: {error}", where=self.path) from None
 
     def _floats(self, name: str) -> np.ndarray:
         name = self._sources.get(name, name)
-        return self._raw(name).view(_WIDTHS[self._tensors[name].data_type])
+        return self._raw(name).view(_WIDTHS[self.tensors[name].data_type])
 
     def _nbits(self, node: NodeProto, attributes: dict[str, int]) -> Stored:
         rows, columns, bits, size = (attributes[key] for key in ("N", "K", "bits", "block_size"))
         blocks = -(-columns // size)
-        codes = unpack(self._raw(node.input[1]).reshape(rows, -1), bits, columns)
+        whole = unpack(self._raw(node.input[1]).reshape(rows, -1), bits, blocks * size)
         scales = self._floats(node.input[2]).reshape(rows, blocks)
         zeros = None
         if len(node.input) > 3:
             zeros = unpack(self._raw(node.input[3]).reshape(rows, -1), bits, blocks)
-        return Stored(codes, scales, zeros, bits)
+        nothing = 2 ** (bits - 1) if zeros is None else zeros[:, -1:]
+        return Stored(whole[:, :columns], scales, zeros, bits, bool((whole[:, columns:] != nothing).any()))
 
     def _dequantized(self, node: NodeProto) -> Stored:
-        tensor = self._tensors[node.input[0]]
+        tensor = self.tensors[node.input[0]]
         columns, rows = tensor.dims
         raw, bits = self._raw(node.input[0]), 4 if tensor.data_type == TensorProto.INT4 else 8
         codes = unpack(raw, bits, rows * columns).reshape(columns, rows) ^ (8 if bits == 4 else 128)
+        zeros = None
+        if len(node.input) > 2:  # NPUs would compute wrongly with them, so none is right
+            zeros = self.array(node.input[2]).reshape(-1, rows).T
         scales = self._floats(node.input[1])
-        return Stored(codes.T, scales.reshape(-1, rows).T, None, bits)
+        return Stored(codes.T, scales.reshape(-1, rows).T, zeros, bits)

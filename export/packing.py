@@ -17,6 +17,6 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     """The first `count` codes of the last axis."""
     if bits == 8:
-        return packed
+        return packed[..., :count]
     codes = np.stack([packed & 15, packed >> 4], axis=-1)
     return codes.reshape(*packed.shape[:-1], -1)[..., :count]

@@ -162,7 +162,7 @@ class Bisection:
     def _rounded(self, layer: int, value: str, expected: dict[str, np.ndarray]) -> float | None:
         """The error that rounding activations alone gives a value."""
         held = self._shown
-        if not held.paths("ranges"):
+        if held.format != "onnx-npu":
             return None
         ranges = Ranges.load(held.path("ranges"))
         there = block_values(self.quantized, layer, self._stream[layer], self.artifact.context, ranges)

@@ -97,9 +97,9 @@ def _compiled(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fi
 
 
 _READERS: dict[Format, Reader] = {
-    "onnx-cpu": _weights(onnx.faults),
-    "onnx-npu": _weights(onnx.faults),
-    "onnx-genai": _weights(genai.faults),
+    "onnx-cpu": onnx.findings,
+    "onnx-npu": onnx.findings,
+    "onnx-genai": genai.findings,
     "litert": _weights(litert.faults),
     "executorch-xnnpack": _weights(executorch.xnnpack),
     "executorch-coreml": _weights(executorch.coreml),

@@ -12,6 +12,7 @@ from export.artifact import Artifact
 from export.embedding import EmbeddingTable
 from export.onnx_reader import Stored
 from export.packing import unpack
+from export.readback.items import Finding, checked
 
 
 def listed(names: Sequence[str]) -> str:
@@ -21,25 +22,39 @@ def listed(names: Sequence[str]) -> str:
 
 def same(wanted: QuantizedTensor, found: Stored) -> bool:
     """Equal codes, zero points and scales; a scale may be repeated over smaller blocks, exactly."""
-    if found.bits != wanted.bits or found.codes.shape != wanted.shape or found.scales.shape[1] % wanted.groups:
-        return False
+    return not faults(wanted, found)
+
+
+def faults(wanted: QuantizedTensor, found: Stored) -> list[str]:
+    """What is another: `codes`, `scales`, `zero points`, or their layout."""
+    if found.bits != wanted.bits or found.codes.shape != wanted.shape:
+        return [f"{found.bits} bits {found.codes.shape} instead of {wanted.bits} bits {wanted.shape}"]
+    if found.scales.shape[1] % wanted.groups:
+        return [f"{found.scales.shape[1]} scales a row instead of {wanted.groups}"]
     repeat = found.scales.shape[1] // wanted.groups
     scales = wanted.scales.float().numpy().repeat(repeat, axis=1)
     zeros = wanted.zeros.numpy().repeat(repeat, axis=1)
     held = np.full(zeros.shape, 2 ** (wanted.bits - 1)) if found.zeros is None else found.zeros
-    return (
-        np.array_equal(found.codes, wanted.codes.numpy())
-        and np.array_equal(found.scales.astype(np.float32), scales)
-        and np.array_equal(held, zeros)
-    )
+    wrong = {
+        "codes": not np.array_equal(found.codes, wanted.codes.numpy()),
+        "scales": not np.array_equal(found.scales.astype(np.float32), scales),
+        "zero points": not np.array_equal(held, zeros),
+        "codes behind the last column": found.spare,
+    }
+    return [name for name, is_wrong in wrong.items() if is_wrong]
 
 
 def table_faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
+    """EMBED where the file of embedding rows holds others."""
+    if any(finding.state == "wrong" for finding in table(artifact, quantized)):
+        yield EMBED
+
+
+def table(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
     """The file of embedding rows."""
     wanted, found = quantized.embed(), EmbeddingTable.open(artifact.path("embedding"))
     codes = unpack(np.asarray(found.codes[:]), found.bits, found.hidden)
-    if not same(wanted, Stored(codes, found.scales, found.zeros, found.bits)):
-        yield EMBED
+    yield from checked(EMBED, faults(wanted, Stored(codes, found.scales, found.zeros, found.bits)))
 
 
 def stored(tensor: QuantizedTensor) -> Stored:
