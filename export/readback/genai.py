@@ -41,7 +41,7 @@ from export.readback.items import (
     untold,
     vector_names,
 )
-from export.readback.onnx import TYPES, accuracy_level, attributes
+from export.readback.onnx import TYPES, accuracy_level, attributes, told
 from export.readback.onnx_constants import HEADROOM_8_BITS, around
 from export.readback.onnx_structure import structure_faults
 
@@ -171,7 +171,7 @@ def _attributes(quantized: QuantizedCheckpoint, file: OnnxFile) -> Iterator[Find
     for norm in norm_names(quantized):
         found = nodes.get(f"{norm.removesuffix('.weight')}.out", {}).get("epsilon", "nothing")
         wanted = np.float32(config.rms_norm_eps)
-        yield from checked(eps(norm), [] if found == wanted else [f"{found} instead of {wanted}"])
+        yield from checked(eps(norm), [] if found == wanted else [f"{told(found)} instead of {told(wanted)}"])
     wanted = {
         "scale": np.float32(config.head_dim**-0.5),
         "num_heads": config.num_heads,
@@ -183,7 +183,7 @@ def _attributes(quantized: QuantizedCheckpoint, file: OnnxFile) -> Iterator[Find
     for layer in range(config.num_layers):
         held_there = {"local_window_size": -1} | nodes.get(f"model.layers.{layer}.self_attn.mixed", {})
         faults = [
-            f"{name} is {held_there.get(name, 'nothing')} instead of {value}"
+            f"{name} is {told(held_there.get(name, 'nothing'))} instead of {told(value)}"
             for name, value in wanted.items()
             if held_there.get(name) != value
         ]

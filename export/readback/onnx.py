@@ -160,13 +160,18 @@ def _epsilons(files: Files, constants: Constants) -> Iterator[Finding]:
             ]
             found = [attributes(node).get("epsilon", "nothing") for node in nodes]
             if found != [wanted]:
-                faults.append(f"{', '.join(map(str, found)) or 'none'} in {role} instead of {wanted}")
+                faults.append(f"{', '.join(map(told, found)) or 'none'} in {role} instead of {told(wanted)}")
         yield from checked(eps(norm), faults)
 
 
 def attributes(node: NodeProto) -> dict[str, object]:
     """A node's attributes by name."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def told(value: object) -> str:
+    """A float in six digits."""
+    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _border(artifact: Artifact, files: Files) -> Iterator[Finding]:

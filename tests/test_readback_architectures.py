@@ -1,0 +1,105 @@
+"""Every architecture in every format: nothing that lies in a sound artifact is called wrong, and all of it is read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.errors import TargetError
+from bluelm.files import demo_checkpoint
+from compress.store import QuantizedCheckpoint
+from eval import size_plan
+from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
+from export.artifact import Artifact
+from export.ranges import calibrate
+from export.readback import read_back
+from tests import lowering
+from tests.checkpoints import write_checkpoint
+from tests.coreml_artifacts import quantized
+from tests.test_compare_architectures import baichuan, glm, llama, qwen2
+
+CONTEXT, CHUNK = 64, 16
+Make = Callable[[QuantizedCheckpoint, Path], Artifact]
+
+
+def _npu(source: QuantizedCheckpoint, folder: Path) -> Artifact:
+    tokens = torch.arange(5, 45).unsqueeze(0)
+    return onnx_npu.export(source, calibrate(source, tokens), folder, context=CONTEXT, chunk=CHUNK)
+
+
+def _steps(export: Callable[..., Artifact], **options: Any) -> Make:
+    return lambda source, folder: export(source, folder, context=CONTEXT, chunk=CHUNK, **options)
+
+
+EXPORTERS: dict[str, Make] = {
+    "onnx-cpu": _steps(onnx_cpu.export),
+    "onnx-npu": _npu,
+    "onnx-genai": _steps(onnx_genai.export),
+    "gguf": lambda source, folder: gguf_file.export(source, folder, context=CONTEXT),
+    "litert": _steps(litert.export),
+    "coreml": _steps(coreml.export),
+    "coreml-float32": _steps(coreml.export, activations="float32"),
+    "executorch-xnnpack": _steps(executorch.export),
+    "executorch-coreml": _steps(executorch_coreml.export),
+}
+NOT_READ_YET = ("litert", "coreml", "coreml-float32", "executorch-xnnpack", "executorch-coreml")
+
+
+def bluelm(folder: Path) -> Path:
+    return write_checkpoint(folder, vocab=96, tokenizer=False)
+
+
+def tied(folder: Path) -> Path:
+    return write_checkpoint(
+        folder, vocab=96, tokenizer=False, architecture="LlamaForCausalLM", layer_norm=False, tied=True
+    )
+
+
+def inner_172(folder: Path) -> Path:
+    return write_checkpoint(folder, vocab=96, tokenizer=False, inner=172)
+
+
+MODELS = {make.__name__: make for make in (llama, bluelm, qwen2, baichuan, glm, tied, inner_172)}
+WIDTHS: dict[str, dict[str, Any]] = {
+    "w4-g32": {"bits": 4, "group_size": 32},
+    "w4-g32-asymmetric": {"bits": 4, "group_size": 32, "symmetric": False},
+    "w8-g32": {"bits": 8, "group_size": 32},
+    "w8-row": {"bits": 8, "group_size": -1},
+}
+CASES = [
+    *((model, "w8-row") for model in MODELS),
+    *((model, width) for model in ("bluelm", "glm") for width in WIDTHS if width != "w8-row"),
+]
+
+
+@cache
+def source(model: str, width: str) -> QuantizedCheckpoint:
+    home = lowering.folder() / f"architectures-{model}-{width}"
+    found = quantized(MODELS[model](home / "float"), home / "quantized", **WIDTHS[width])
+    shutil.copyfile(demo_checkpoint() / "tokenizer.model", found.folder / "tokenizer.model")
+    return found
+
+
+@pytest.mark.parametrize("kind", EXPORTERS)
+@pytest.mark.parametrize(("model", "width"), CASES)
+def test_a_sound_artifact_has_no_fault(model: str, width: str, kind: str, tmp_path: Path) -> None:
+    held = source(model, width)
+    assert held.config == Checkpoint.open(held.folder.parent / "float").config
+    try:
+        artifact = EXPORTERS[kind](held, tmp_path / "a")
+    except TargetError as error:  # the format cannot hold it, and says so
+        pytest.skip(str(error))
+    found = read_back(artifact, held)
+    assert not [str(finding) for finding in found.wrong]
+    if kind not in NOT_READ_YET:
+        assert not found.sentences
+    parts = size_plan.planned_parts(held, artifact)
+    if parts is not None:
+        assert size_plan.deviation(sum(parts.values()), artifact) < 0.02
