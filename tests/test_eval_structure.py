@@ -17,6 +17,7 @@ from eval.budget import Budget, Verdict, judge
 from export import coreml, gguf_file, litert, onnx_cpu, onnx_genai
 from export.artifact import Artifact, Format
 from export.readback import differing, linear_names
+from export.readback.items import GRAPH
 from pipeline import judging
 from pipeline.inspecting import Inspector
 from pipeline.judging import Subject
@@ -98,7 +99,8 @@ def test_every_damaged_weight_is_named_and_a_forgotten_cache_seen_in_every_forma
     artifact = bench.artifact(kind, hurt, "hurt")
     block = [name for name in linear_names(bench.quantized) if name.startswith("model.layers.1.")]
     wrong = [*block, "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", EMBED]
-    assert sorted(differing(artifact, bench.quantized) or []) == sorted(wrong)
+    held = set(differing(artifact, bench.quantized))
+    assert held - {GRAPH} == set(wrong)  # a matrix of another width is another graph, too
     with judged_as(Damage("cache", (), run=damage.Forgetful)):
         failed = names(bench.judge(artifact))
     assert {"max_weight_mismatches", "max_runtime_kl_excess", "max_prefill_decode_kl"} <= failed
