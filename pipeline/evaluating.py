@@ -13,7 +13,7 @@ from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
-from eval import heldout, structure
+from eval import heldout
 from eval.budget import Budget
 from eval.heldout import HeldOut
 from eval.report import FILE, Built, Report, tool_versions
@@ -118,7 +118,7 @@ def judge_all(opened: Opened, progress: Progress) -> Report:
     figures = [*judged.figures, *judging.speed(subjects[-1], opened.held_out, progress)]
     figures += judging.sizes(subjects[0].artifact, opened.target)
     verdict = budgets.judge(opened.budget, figures, [s.name for s in subjects], judged.samples)
-    not_known = {s.name: structure.not_known(s.artifact, [f for f in figures if f.subject == s.name]) for s in subjects}
+    not_known = judging.not_known(subjects, figures)
     title = " + ".join(subject.artifact.format for subject in subjects)
     base = opened.earlier or Report(
         passed=False,

@@ -220,3 +220,13 @@ def sizes(artifact: Artifact, target: Target) -> list[Measurement]:
     found = [size, estimate.memory(artifact)]
     soc = estimate.chip(target.soc.name)
     return found if soc is None else [*found, *estimate.speed(artifact, soc)]
+
+
+def not_known(subjects: Sequence[Subject], figures: Sequence[Measurement]) -> dict[str, list[str]]:
+    """By subject, what was not checked; of the artifact that ships, also why its speed is not estimated."""
+    found = {s.name: structure.not_known(s.artifact, [f for f in figures if f.subject == s.name]) for s in subjects}
+    shipped = subjects[0]
+    why = estimate.not_known(shipped.artifact)
+    if why is not None and not any(m.subject == "soc" and m.unit == "tokens/s" for m in figures):
+        found[shipped.name].append(f"{why}; the default budget's limit does not hold for it")
+    return found

@@ -19,7 +19,6 @@ from bluelm.progress import Progress
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
-from eval import estimate, structure
 from eval.budget_file import DEFAULT_BUDGET
 from eval.history import History
 from eval.measurement import Measurement
@@ -337,18 +336,8 @@ def _details(
         "evaluation": {"tokens": dict(plan.held_out.judged), "documents": dict(plan.held_out.documents)},
         "quantized": quantized.info,
         "artifacts": {s.name: s.artifact.model_dump(mode="json") for s in subjects},
-        "not_known": _not_known(subjects, figures),
+        "not_known": judging.not_known(subjects, figures),
     }
-
-
-def _not_known(subjects: Sequence[Subject], figures: Sequence[Measurement]) -> dict[str, list[str]]:
-    """By subject, what was not checked; of the artifact that ships, also why its speed is not estimated."""
-    found = {s.name: structure.not_known(s.artifact, [f for f in figures if f.subject == s.name]) for s in subjects}
-    shipped = subjects[0]
-    why = estimate.not_known(shipped.artifact)
-    if why is not None and not any(m.subject == "soc" and m.unit == "tokens/s" for m in figures):
-        found[shipped.name].append(f"{why}; the default budget's limit does not hold for it")
-    return found
 
 
 @contextmanager
