@@ -2,8 +2,9 @@
 
     python -m benchmarks.runtimes OUT [--busy] [runtime ...]
 
-The reference is the dequantized torch model. Speed is of this machine. A call without names writes the parts "demo" and
-"speed" of results/runtimes.json and the page; "speed" not with `--busy`, on a machine with other work. `benchmarks/peer_exports.py` runs the runtimes' own exporters beside ours.
+The reference is the dequantized torch model. A call without names writes the parts "demo" and "speed" of
+results/runtimes.json and the page; with `--busy`, on a machine with other work, "speed" stays.
+`benchmarks/peer_exports.py` runs the runtimes' own exporters beside ours.
 """
 
 from __future__ import annotations

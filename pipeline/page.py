@@ -184,7 +184,7 @@ def size(report: Report) -> Section:
     parts = {
         m.name.partition("@")[2]: m.value / 1e6
         for m in report.measurements
-        if m.name.startswith("part_bytes@") and m.subject == subject
+        if m.name.startswith("part_bytes@") and m.subject == subject and _finite(m)
     }
     bits = next((m for m in report.measurements if m.name == "bits_per_weight" and m.subject == subject), None)
     note = f"{SUBJECTS.get(subject, '')}: {bits.value:.2f} bits a weight in its files." if bits else ""

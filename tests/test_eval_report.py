@@ -86,6 +86,12 @@ def test_the_terminal_shows_the_verdict_first(report: Report) -> None:
         (7_100_000, None, "bytes", "7.1 MB"),
         (2048, None, "tokens", "2,048"),
         (0.0000123, None, "", "1.23e-05"),
+        (math.nan, None, "", "nan"),
+        (math.nan, 1e-12, "", "nan"),
+        (0.5, math.nan, "", "0.5"),
+        (-math.inf, 2, "", "-inf"),
+        (math.inf, math.inf, "nats/token", "inf"),
+        (math.nan, None, "bytes", "nan MB"),
     ],
 )
 def test_figures_read_well(value: float, error: float | None, unit: str, shown: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_lists_and_plots_a_figure(path, tmp_path):
     for drawn in (first, second):
         ask("--history", str(path), "--metric", "decode_tokens_per_s", "--plot", str(drawn))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_figure_that_is_no_number_is_listed_and_not_drawn(path, tmp_path):
+    for value in (math.nan, math.inf):
+        figure = Measurement("decode_tokens_per_s", value, "tokens/s", "measured", subject="host", low=1, high=2)
+        History(path).append(Run("demo w4", "snapdragon (sm8650)", False, (figure,), {"details": [math.nan]}))
+    drawn = tmp_path / "speed.svg"
+    result = ask("--history", str(path), "--metric", "decode_tokens_per_s", "--plot", str(drawn))
+    assert result.exit_code == 0 and "  nan  " in result.output and "  inf  " in result.output
+    assert "▁█▅??" in result.output and drawn.stat().st_size > 1000
+    assert History(path).runs()[-1].facts == {"details": ["NaN"]}
 
 
 def test_last_and_accept(path):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
+import math
 import xml.etree.ElementTree as Xml
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bluelm.errors import InputError
-from eval.report import Report
+from bluelm.files import json_text
+from eval.budget import Budget, judge
+from eval.report import Report, show
 from pipeline.ci_outputs import announce, summary, write_junit
 from pipeline.errors import guard
 from pipeline.report_commands import write_all
@@ -99,3 +105,27 @@ def test_a_finished_run_is_written_again(tmp_path: Path) -> None:
     names = sorted(path.name for path in write_all(Report.open(tmp_path), tmp_path / "again"))
     assert names == ["junit.xml", "report.html", "summary.md"]
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == names
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_every_page_stands_figures_that_are_no_numbers(tmp_path: Path, value: float) -> None:
+    report = example()
+    broken = tuple(dataclasses.replace(m, value=value, error=value, low=value, high=value) for m in report.measurements)
+    checks = judge(Budget.model_validate(report.budget), broken, ["npu", "cpu"]).checks
+    assert not any(check.passed for check in checks if check.value is None)
+    report = report.model_copy(update={"measurements": broken, "checks": checks})
+    report.save(tmp_path)
+    write_all(report, tmp_path)
+    again = Report.open(tmp_path)
+    assert repr(again.measurements) == repr(broken)
+    for page in ("report.html", "summary.md", "junit.xml"):
+        assert f"the figure is {value}" in (tmp_path / page).read_text()
+    show(report, Console(file=io.StringIO()))
+
+
+def test_json_without_numbers_that_it_has_not() -> None:
+    value = {"a": [math.nan, (1.5, math.inf)], "b": {"c": -math.inf, "d": None, "e": "NaN"}}
+    assert json.loads(json_text(value), parse_constant=pytest.fail) == {
+        "a": ["NaN", [1.5, "Infinity"]],
+        "b": {"c": "-Infinity", "d": None, "e": "NaN"},
+    }
