@@ -29,12 +29,11 @@ LAX = "max_perplexity_ratio: 2\nmax_mean_kl: 1\nmax_artifact_bytes: 50 MB\nmax_m
 SMALL = [word for word in QUICK if word != "--no-bundle"]
 SIMULATOR = f"Qualcomm's HTP simulator on x86, onnxruntime-qnn {version('onnxruntime-qnn')}"
 INTERPRETER = f"our interpreter of Core ML programs in NumPy, bluelm-export {version('bluelm-export')}"
-# figures of an NPU subject that nothing had to run for, and those of the float model beside it
-OF_FILES = {
-    "tokenizer_mismatches", "chat_template_mismatches", "versions_missing", "weight_mismatches", "not_known",
-    "bits_per_weight", "bits_per_weight_deviation", "part_bytes", "npu_node_share", "npu_mac_share",
-    "delegated_share", "tokens_judged", "reference_perplexity",
-}  # fmt: skip
+# what an artifact's answers give, and what its files alone tell
+ANSWERS = re.compile("^(perplexity|p99|.*(_kl|kl_|agreement|divergence|difference|block_|coverage|end_token|position))")
+OF_FILES = re.compile(
+    "^(tokens_judged|reference_|.*_mismatches|versions_|not_known|bits_per|part_bytes|npu_|delegated)"
+)
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,10 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def test_every_figure_says_whether_the_phone_s_runtime_answered(ran: Ran) -> None:
     figures = Report.open(ran.run).measurements
     of_npu = [m for m in figures if m.subject == "npu"]
-    files = [m for m in of_npu if m.name.partition("@")[0] in OF_FILES]
-    running = [m for m in of_npu if m not in files]
-    assert len(running) >= 20
+    running = [m for m in of_npu if ANSWERS.match(m.name)]
+    files = [m for m in of_npu if OF_FILES.match(m.name)]
+    assert len(running) >= 20 and {m.name for m in of_npu} == {m.name for m in running} | {m.name for m in files}
+    assert not {m.name for m in running} & {m.name for m in files}
     assert all((m.how, m.by) == ("emulated", ran.by) for m in running)
     assert all((m.how, m.by) == ("measured", "") for m in files)
     of_cpu = [m for m in figures if m.subject == "cpu" and m.name == "mean_kl"]
