@@ -22,10 +22,11 @@ from pathlib import Path
 
 from benchmarks.gate_bench import CONTEXT, PLACES, Bench, Results, timed, told
 from bluelm.errors import ExportError
-from eval import heldout, size_plan
-from eval.structure import runtime_kl
-from export.artifact import Format
+from eval import size_plan
+from eval.arithmetic import expected_runtime_kl
+from export.artifact import Artifact, Format
 from targets import runtime as runtimes
+from targets.runtime import Place, Runtime
 from targets.torch_runtime import TorchRuntime
 from tests import damage
 from tests.damages import ALL, DAMAGES, Damage, damaged, judged_as, sound
@@ -81,21 +82,25 @@ def run_size(bench: Bench, kinds: Sequence[Format]) -> None:
 
 
 def run_arithmetic(bench: Bench, kinds: Sequence[Format]) -> None:
-    """What a format's arithmetic costs, beside what one block's scales times 1.05 cost in float32."""
-    results = Results(bench.out / "arithmetic.jsonl", ("what",))
-    windows = [w.tokens.tolist() for w in heldout.load([], bench.checkpoint.tokenizer()).windows[:2]]
-    own = TorchRuntime(bench.quantized, CONTEXT)
-    expected = [own.logits(window) for window in windows]
+    """What a format's arithmetic costs, beside damage in torch: the worst eighth of the context, and one answer."""
+    results = Results(bench.out / "arithmetic.jsonl", ("what", "blocks"))
+    artifacts: list[tuple[Artifact, Place]] = [(sound(bench, kind), PLACES.get(kind, "cpu")) for kind in kinds]
+    bench.inspector.expect(artifacts)
 
-    def add(what: str, runtime: runtimes.Runtime) -> None:
-        kl, _ = runtime_kl(expected, [runtime.logits(window) for window in windows], 1.0, "")
-        results.add({"what": what, "kl": kl.value})
+    def add(what: str, artifact: Artifact, place: Place, runtime: Runtime) -> None:
+        figures = {m.name: m for m in bench.inspector.positions(artifact, place, runtime, "")}
+        limit = expected_runtime_kl(artifact)
+        found = {name: figures[name].value for name in ("runtime_kl", "prefill_decode_kl", "position_kl_excess")}
+        results.add({"what": what, "blocks": artifact.model.num_layers, "limit": limit, **found})
 
-    for layer in (0, 3, 5):
-        add(f"scales of block {layer} times 1.05, in torch", TorchRuntime(damage.scales(bench.quantized, layer)))
-    for kind in kinds:
-        with runtimes.open_runtime(sound(bench, kind).folder, PLACES.get(kind, "cpu")) as runtime:
-            add(kind, runtime)
+    for artifact, place in artifacts:
+        with runtimes.open_runtime(artifact.folder, place) as runtime:
+            add(artifact.format, artifact, place, runtime)
+    artifact, place = artifacts[0]
+    hurt = {f"scales of block {n} times 1.05": damage.scales(bench.quantized, n) for n in (0, 1)}
+    hurt["rope base times 1.05"] = damage.rope(bench.quantized, 1.05)
+    for name, weights in hurt.items():
+        add(f"{name}, in torch", artifact, place, TorchRuntime(weights, CONTEXT))
 
 
 def main() -> None:

@@ -26,22 +26,27 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, capacity: int, batch: int = 1) -> None:
         self.capacity = capacity
-        self.length = 0  # tokens held; the decoder advances it when all layers are done
+        self.first = 0  # slots before it are empty, and nothing sees them
+        self.length = 0  # slots up to the newest token; the decoder advances it when all layers are done
         self._store = torch.zeros(config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [B, K, T, D] behind `length` tokens; returns everything, [B, K, S, D] each."""
+        """Append [B, K, T, D] behind `length` slots; returns all that are filled, [B, K, S, D] each."""
         stop = self.length + keys.shape[2]
         if stop > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, {stop} are needed")
         store = self._store[layer]
         store[0, :, :, self.length : stop] = keys
         store[1, :, :, self.length : stop] = values
-        return store[0, :, :, :stop], store[1, :, :, :stop]
+        return store[0, :, :, self.first : stop], store[1, :, :, self.first : stop]
 
     def reset(self) -> None:
         """Forget everything."""
-        self.length = 0
+        self.seek(0)
+
+    def seek(self, position: int) -> None:
+        """Forget everything; the next token stands at `position`."""
+        self.first = self.length = position
 
 
 class RMSNorm(nn.Module):

@@ -121,6 +121,8 @@ class Budget(DomainLimits):
     max_memory_bytes: MostBytes | None = None
     min_npu_node_share: LeastShare | None = None
     min_npu_mac_share: LeastShare | None = None
+    min_prefill_coverage: Annotated[LeastShare | None, Field(description="of the context's positions")] = None
+    min_decode_coverage: Annotated[LeastShare | None, Field(description="of the context's positions")] = None
     min_task_recovery: Annotated[
         LeastShare | None, Field(description="score of the artifact / score of the float model, in every task")
     ] = None
@@ -231,6 +233,8 @@ _LIMITS: dict[str, Limit] = {
     "min_first_divergence": Limit("first_divergence", "tokens"),
     "max_prefill_decode_kl": Limit("prefill_decode_kl", "nats/token", drawn=False),
     "max_runtime_kl": Limit("runtime_kl", "nats/token", drawn=False),
+    "min_prefill_coverage": Limit("prefill_coverage", drawn=False),
+    "min_decode_coverage": Limit("decode_coverage", drawn=False),
     "max_artifact_bytes": Limit("artifact_bytes", "bytes", "files", drawn=False),
     "max_memory_bytes": Limit("memory_bytes", "bytes", "soc", drawn=False),
     "min_npu_node_share": Limit("npu_node_share", "", "npu", drawn=False),
@@ -247,6 +251,7 @@ STRUCTURE: dict[str, tuple[float, bool]] = {
     "bits_per_weight_deviation": (0.02, False),
     "block_error_excess": (1, False),
     "runtime_kl_excess": (1, False),
+    "position_kl_excess": (1, False),
     "reference_to_guess": (1, False),  # of codes that came with the checkpoint: eval/sanity.py
 }
 BETTER, SAME = "not_better_than_float", "not_identical_to_float"

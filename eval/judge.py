@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from queue import SimpleQueue
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,9 +138,33 @@ def score(
         TargetError: the artifact answers with another number of rows or another vocabulary.
         CancelledError: it was stopped.
     """
-    with (progress or Silent()).task(name, total=len(windows)) as task:
+    _, scores = score_beside((), reference, runtimes, windows, name=name, progress=progress, stop=stop)
+    assert scores is not None
+    return scores
 
-        def one(index: int) -> Job[TokenScores]:
+
+def score_beside(
+    jobs: Sequence[Job[T]],
+    reference: Reference | None,
+    runtimes: Sequence[Runtime],
+    windows: Sequence[Window],
+    *,
+    name: str = "judge",
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[list[T], TokenScores | None]:
+    """What other jobs give, which are begun first, and `score`; None without a reference or without windows."""
+    with (progress or Silent()).task(name, total=len(jobs) + len(windows)) as task:
+
+        def other(job: Job[T]) -> Job[T]:
+            def work(runtime: Runtime) -> T:
+                found = job(runtime)
+                task.advance()
+                return found
+
+            return work
+
+        def one(index: int, reference: Reference) -> Job[TokenScores]:
             def work(runtime: Runtime) -> TokenScores:
                 window = windows[index]
                 expected = reference.log_probabilities(window.tokens.tolist())
@@ -151,7 +175,10 @@ def score(
 
             return work
 
-        return TokenScores.join(share(runtimes, [one(index) for index in range(len(windows))], stop))
+        scoring = [] if reference is None else [one(index, reference) for index in range(len(windows))]
+        found = share(runtimes, [*(other(job) for job in jobs), *scoring], stop)
+    scores = cast(list[TokenScores], found[len(jobs) :])
+    return cast(list[T], found[: len(jobs)]), TokenScores.join(scores) if scores else None
 
 
 def share(runtimes: Sequence[Runtime], jobs: Sequence[Job[T]], stop: threading.Event | None = None) -> list[T]:

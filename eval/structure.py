@@ -7,29 +7,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError
 from bluelm.files import sha256
 from bluelm.tokenizer import Message, Tokenizer
 from compress.store import QuantizedCheckpoint
-from eval import metrics, size_plan
+from eval import size_plan
 from eval.budget import NOT_KNOWN
 from eval.compare import BlockErrors
 from eval.measurement import Measurement
-from export.artifact import Artifact, Format
+from export.artifact import Artifact
 from export.readback import config_faults, read_back
 from targets.generation import ends, generate, until
 from targets.runtime import Runtime
 
 DATA = Path(__file__).parent / "data"
-GOLDEN, RUNTIME_KL = DATA / "chat_golden.json", DATA / "runtime_kl.yaml"
+GOLDEN = DATA / "chat_golden.json"
 # texts on which tokenizers differ: spaces, digits, other scripts, joined emoji, marks that a user typed
 ODD = (
     "",
@@ -115,38 +113,6 @@ def end_token(
     elif not stops:
         faults.append("no end token is known")
     return _faults("end_token_faults", faults, subject, "places")
-
-
-@cache
-def _runtime_kls() -> dict[str, float]:
-    return yaml.safe_load(RUNTIME_KL.read_text(encoding="utf-8"))
-
-
-def expected_runtime_kl(kind: Format) -> float | None:
-    """The most that a format may cost, in nats a token; None where nobody knows."""
-    return _runtime_kls().get(kind)
-
-
-def runtime_kl(
-    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], limit: float, subject: str
-) -> list[Measurement]:
-    """KL of the artifact to its own weights in float32: what the runtime and its activations cost.
-
-    Args:
-        expected, found: logits [n, vocab] of the dequantized weights and of the artifact, by window.
-        limit: the most that the format may cost.
-    """
-    kl = [
-        metrics.kl_divergence(metrics.log_softmax(e), metrics.log_softmax(f))
-        for e, f in zip(expected, found, strict=True)
-    ]
-    mean = float(np.concatenate(kl).mean())
-    note = f"to its own weights in float32; {mean / limit:.2g} of the {limit:g} that is expected at most"
-    n = sum(len(k) for k in kl)
-    return [
-        Measurement("runtime_kl", mean, "nats/token", "measured", n=n, note=note, subject=subject),
-        Measurement("runtime_kl_excess", mean / limit, "", "measured", n=n, note=note, subject=subject),
-    ]
 
 
 def block_figures(to_float: BlockErrors | None, to_quantized: BlockErrors, subject: str) -> list[Measurement]:

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.tokenizer import Tokenizer
 from compress.rotate import Rotated
 from compress.store import QuantizedCheckpoint
-from eval import structure
+from eval import positions, structure
+from eval.arithmetic import expected_runtime_kl
 from eval.compare import local_errors
 from eval.heldout import HeldOut
 from eval.measurement import Measurement
+from eval.positions import Plan, Rows
 from export.artifact import SOURCES, Artifact
 from targets.block_outputs import open_blocks
 from targets.runtime import Place, Runtime
 from targets.torch_runtime import TorchRuntime
 
-WINDOWS = 2  # of held-out text, for the KL to the artifact's own weights
 BLOCK_TOKENS = 64
 # formats that show their blocks at little cost
 SHOWN = ("onnx-cpu", "onnx-npu", "onnx-genai", "litert", "gguf", "coreml", "executorch-coreml", *SOURCES)
+SLOW: tuple[Place, ...] = ("htp", "interpreter", "arm64")
+PREFILLED, DECODED = 4096, 256  # tokens of the context that are prefilled at most, and decoded
+SLOWLY_PREFILLED, SLOWLY_DECODED = 1024, 16  # where a step takes a second
+SEEKING = ("onnx-cpu", "onnx-npu", "litert", "gguf", "executorch-coreml", *SOURCES)
+"""Formats whose cache this side keeps: their runtimes can stand behind empty slots."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +51,30 @@ class Inspector:
     context: int
     room: bool = True
     coarse: bool = False
+    _expected: dict[Plan, Rows] = field(default_factory=dict[Plan, Rows], init=False, repr=False, compare=False)
 
     def files(self, artifact: Artifact, subject: str) -> list[Measurement]:
         """What the files tell."""
         config, texts = self._model.config, self.held_out.texts
         return structure.files(artifact, config, self.tokenizer, self.quantized, texts, subject)
 
-    def running(self, artifact: Artifact, runtime: Runtime, subject: str) -> list[Measurement]:
-        """What the artifact's answers tell: the end token, and the KL to its own weights."""
-        tokens = self._texts[0][: max(2, min(16, runtime.context // 2))]
-        found = [structure.end_token(artifact, self._model.config, runtime, tokens, subject)]
-        limit = structure.expected_runtime_kl(artifact.format)
-        if self._compares and limit is not None and not self._too_coarse(artifact):
-            answers = [runtime.logits(text) for text in self._texts]
-            found += structure.runtime_kl(self._expected, answers, limit, subject)
-        return found
+    def ending(self, artifact: Artifact, runtime: Runtime, subject: str) -> list[Measurement]:
+        """Whether the end token ends an answer."""
+        tokens = self._text(runtime.context)[: max(2, min(16, runtime.context // 2))]
+        return [structure.end_token(artifact, self._model.config, runtime, tokens, subject)]
+
+    def positions(self, artifact: Artifact, on: Place, runtime: Runtime, subject: str) -> list[Measurement]:
+        """Answers over the whole context, in prefill and in decode, against the artifact's own weights."""
+        plan = plan_positions(artifact, on)
+        found = positions.run(runtime, self._text(artifact.context), plan, self._expected.get(plan))
+        limit = None if self._too_coarse(artifact) else expected_runtime_kl(artifact)
+        return positions.figures(found, limit, subject)
 
     def blocks(self, artifact: Artifact, on: Place, subject: str) -> list[Measurement]:
         """Errors of blocks; [] where showing them would take long (`bluelm-export bisect` does)."""
         if self.quantized is None or artifact.format not in SHOWN or on == "arm64" or self._too_coarse(artifact):
             return []
-        tokens = self._texts[0][:BLOCK_TOKENS]
+        tokens = self._text(BLOCK_TOKENS)
         with (
             tempfile.TemporaryDirectory(prefix="bluelm-blocks-") as scratch,
             open_blocks(artifact, on, Path(scratch)) as runtime,
@@ -79,20 +87,21 @@ class Inspector:
             to_float = local_errors(exact, stream, self.context, (artifact.format, "float"), False)
         return structure.block_figures(to_float, own, subject)
 
-    def expect(self) -> None:
-        """Work out what the artifacts' own weights answer in float32; the model is let go behind it."""
-        if self._compares:
-            _ = self._expected
+    def expect(self, subjects: Sequence[tuple[Artifact, Place]]) -> None:
+        """Work out once what the artifacts' own weights answer in float32; the model is let go behind it."""
+        plans = {plan_positions(artifact, on) for artifact, on in subjects} - set(self._expected)
+        if not self.room or self.quantized is None:
+            return
+        for context in {plan.context for plan in plans}:
+            runtime = TorchRuntime(self.quantized, context)
+            of_it = [plan for plan in plans if plan.context == context]
+            rows = positions.reference(runtime, self._text(context), of_it)
+            self._expected.update((plan, rows[plan.pieces]) for plan in of_it)
 
     @property
     def given(self) -> bool:
         """Whether the codes came with the checkpoint, so that artifact and float model are read from the same."""
         return self.quantized is not None and self.quantized.recipe.method == "given"
-
-    @property
-    def _compares(self) -> bool:
-        """Whether answers are compared with the dequantized weights'."""
-        return self.room and self.quantized is not None
 
     @property
     def _model(self) -> Checkpoint | QuantizedCheckpoint:
@@ -110,13 +119,16 @@ class Inspector:
         """The checkpoint's."""
         return self._model.tokenizer()
 
-    @cached_property
-    def _texts(self) -> Sequence[list[int]]:
-        return [window.tokens.tolist() for window in self.held_out.windows[:WINDOWS]]
+    def _text(self, length: int) -> list[int]:
+        """So many tokens of held-out text, its windows one behind another (again from the first where they end)."""
+        windows = itertools.cycle(self.held_out.windows)
+        return list(itertools.islice((int(t) for window in windows for t in window.tokens), length))
 
-    @cached_property
-    def _expected(self) -> list[np.ndarray]:
-        """Logits [n, vocab] of the dequantized weights, by window."""
-        assert self.quantized is not None
-        runtime = TorchRuntime(self.quantized, self.context)
-        return [runtime.logits(text) for text in self._texts]
+
+def plan_positions(artifact: Artifact, on: Place) -> Plan:
+    """Which positions of an artifact are judged, for how long a step takes there."""
+    slow = on in SLOW
+    prefilled, decoded = (SLOWLY_PREFILLED, SLOWLY_DECODED) if slow else (PREFILLED, DECODED)
+    return positions.plan(
+        artifact.context, artifact.chunk, prefilled, decoded, seeks=artifact.format in SEEKING, brief=slow
+    )

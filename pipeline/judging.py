@@ -33,7 +33,6 @@ from targets.runtime import Place, Runtime, open_runtime
 from targets.target import Target
 from targets.torch_runtime import TorchRuntime
 
-DECODED = 8  # tokens that prefill-then-decode decodes one by one
 PROMPTS, PROMPT_TOKENS, GREEDY_TOKENS = 8, 32, 64  # that the artifact continues as the float model does, or not
 
 
@@ -126,7 +125,7 @@ def judge_artifacts(
     inspector: Inspector, subjects: Sequence[Subject], progress: Progress, reference: bool = True
 ) -> Judged:
     """`judged` without a stage around it."""
-    inspector.expect()
+    inspector.expect([(subject.artifact, subject.on) for subject in subjects])
     with progress.task("inspect the artifacts", total=len(subjects)) as task:
         figures = []
         for subject in subjects:  # one after another: showing blocks may compile once more
@@ -166,27 +165,23 @@ def _judge_one(
     answered = origin(artifact, subject.on)
     with ExitStack() as stack:
         runtimes = [stack.enter_context(open_runtime(artifact.folder, on=subject.on)) for _ in range(subject.sessions)]
-        runtime = runtimes[0]
-        told = f"{runtime.name} ({structure.runtime_version(artifact)})"
+        told = f"{runtimes[0].name} ({structure.runtime_version(artifact)})"
 
-        def running(one: Runtime) -> list[Measurement]:
-            return inspector.running(artifact, one, subject.name)
+        def positions(one: Runtime) -> list[Measurement]:
+            return inspector.positions(artifact, subject.on, one, subject.name)
 
-        if reference is None:
-            return _JudgedOne(answered.mark(running(runtime)), None, told)
-        windows = inspector.held_out.first(subject.tokens)
+        def ending(one: Runtime) -> list[Measurement]:
+            return inspector.ending(artifact, one, subject.name)
+
+        own: list[judge.Job[list[Measurement]]] = [positions, ending]
+        windows = inspector.held_out.first(subject.tokens) if reference is not None else ()
         domains = heldout.domains(windows)
-        longest = max(windows, key=lambda window: len(window.tokens))
-        tokens = longest.tokens.tolist()[: artifact.chunk + DECODED // 2]
-        steps = min(DECODED, len(tokens) - 1)
-
-        def decoding(one: Runtime) -> list[Measurement]:
-            return judge.prefill_decode(one, tokens, steps, subject.name)
-
-        own, decoded = judge.share(runtimes, [running, decoding], stop)
         name = f"judge the {subject.name.upper()} artifact"
-        scores = judge.score(reference, runtimes, windows, name=name, progress=progress, stop=stop)
-        figures = [*judge.accuracy(scores, subject.name, domains), *own, *decoded]
+        found, scores = judge.score_beside(own, reference, runtimes, windows, name=name, progress=progress, stop=stop)
+        figures = [figure for part in found for figure in part]
+        if reference is None or scores is None:
+            return _JudgedOne(answered.mark(figures), None, told)
+        figures = [*judge.accuracy(scores, subject.name, domains), *figures]
         if inspector.given:
             rows = inspector.tokenizer.vocab_size
             figures.append(

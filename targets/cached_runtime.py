@@ -46,6 +46,7 @@ class CachedRuntime(RuntimeBase):
         self._embedding = EmbeddingTable.open(artifact.path("embedding"))
         self._steps = {artifact.chunk: prefill, 1: decode}
         self._tokens: list[int] = []
+        self._first = 0  # slots before it are empty, and the mask hides them
         self._stream: list[np.ndarray] | None = None  # what `blocks` collects
         model, dtype = artifact.model, np.dtype(artifact.cache)
         heads, size = model.num_kv_heads, model.head_dim
@@ -53,7 +54,11 @@ class CachedRuntime(RuntimeBase):
         self._values = [np.zeros((1, heads, self.context, size), dtype) for _ in range(model.num_layers)]
 
     def reset(self) -> None:
-        self._tokens.clear()
+        self.seek(0)
+
+    def seek(self, position: int) -> None:
+        """Forget all tokens; the next stands at `position`, and sees none before it."""
+        self._first, self._tokens = position, [0] * position
 
     def rewind(self, held: int) -> None:
         del self._tokens[held:]
@@ -127,7 +132,7 @@ class CachedRuntime(RuntimeBase):
         feeds: Feeds = {
             "hidden": hidden,
             "positions": np.minimum(np.arange(start, start + width), self.context - 1).astype(np.int32),
-            "mask": step_mask(start, width, self.context, self._artifact.mask_value),
+            "mask": step_mask(start, width, self.context, self._artifact.mask_value, self._first),
         }
         for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
             if slots == 0:
@@ -137,9 +142,16 @@ class CachedRuntime(RuntimeBase):
         return feeds
 
 
-def step_mask(past: int, width: int, context: int, hidden: float) -> np.ndarray:
-    """Additive float32 [1, 1, width, context]: `past` filled slots, empty ones, the step's own tokens."""
+def step_mask(past: int, width: int, context: int, hidden: float, first: int = 0) -> np.ndarray:
+    """Additive float32 [1, 1, width, context]: `past` filled slots, empty ones, the step's own tokens.
+
+    Args:
+        first: position of the first token that there is; what stands before it is hidden from it and those behind.
+    """
     mask = np.full((width, context), hidden, np.float32)
-    mask[:, :past] = 0
-    mask[:, context - width :] = np.triu(np.full((width, width), hidden, np.float32), 1)
+    mask[:, first:past] = 0
+    own = mask[:, context - width :]
+    own[:] = np.triu(np.full((width, width), hidden, np.float32), 1)
+    absent = max(0, first - past)
+    own[absent:, :absent] = hidden
     return mask[None, None]

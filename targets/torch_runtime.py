@@ -33,6 +33,10 @@ class TorchRuntime(RuntimeBase):
     def rewind(self, held: int) -> None:
         self._cache.length = held
 
+    def seek(self, position: int) -> None:
+        """Forget all tokens; the next stands at `position`, and sees none before it."""
+        self._cache.seek(position)
+
     @torch.no_grad()
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         self.check_tokens(tokens, self._cache.length)
