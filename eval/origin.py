@@ -40,7 +40,8 @@ OVERFLOWS = {  # by an artifact's note or the type of its cache: what to do wher
     "float16 activations": "beyond float16's 65,504? Export with --activation-bits 32, which computes in float32",
     "float16": "beyond float16's 65,504? Export with --kv-bits 32, a cache in float32",
 }
-NOT_THE_ARTIFACT = ("tokens_judged", "reference_perplexity", "task_reference")  # a count, and the float model's figures
+# counts, and figures of the float model
+NOT_THE_ARTIFACT = ("tokens_judged", "documents_judged", "reference_perplexity", "task_reference")
 
 
 @dataclass(frozen=True)

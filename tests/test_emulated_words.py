@@ -26,13 +26,14 @@ from tests.test_pipeline_cli import QUICK, bluelm
 from tests.tiny import tiny_checkpoint
 
 LAX = "max_perplexity_ratio: 2\nmax_mean_kl: 1\nmax_artifact_bytes: 50 MB\nmax_memory_bytes: 1 GB\nstructure: false\n"
-SMALL = [word for word in QUICK if word != "--no-bundle"]
+SMALL = [word for word in (*QUICK, "--npu-tokens", "512") if word != "--no-bundle"]
+NPU = [*QUICK, "--npu-tokens", "512"]
 SIMULATOR = f"Qualcomm's HTP simulator on x86, onnxruntime-qnn {version('onnxruntime-qnn')}"
 INTERPRETER = f"our interpreter of Core ML programs in NumPy, bluelm-export {version('bluelm-export')}"
 # what an artifact's answers give, and what its files alone tell
 ANSWERS = re.compile("^(perplexity|p99|.*(_kl|kl_|agreement|divergence|difference|block_|coverage|end_token|position))")
 OF_FILES = re.compile(
-    "^(tokens_judged|reference_|.*_mismatches|versions_|not_known|bits_per|part_bytes|npu_|delegated)"
+    "^((tokens|documents)_judged|files_changed|reference_|.*_mismatches|versions_|not_known|bits_per|part_bytes|npu_|delegated)"
 )
 
 
@@ -148,7 +149,7 @@ def beyond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_a_stream_beyond_float16_fails_its_figures_and_names_the_remedy(beyond: Path) -> None:
-    words = ["--target", "apple", "--model", "model", "--budget", "lax.yaml", "--name", "narrow", *QUICK]
+    words = ["--target", "apple", "--model", "model", "--budget", "lax.yaml", "--name", "narrow", *NPU]
     done = bluelm(*words, cwd=beyond)
     assert done.returncode == 3, done.stderr
     lines = done.stdout.splitlines()
@@ -175,7 +176,7 @@ def test_a_stream_beyond_float16_fails_its_figures_and_names_the_remedy(beyond: 
     shown = bluelm("history", "--metric", "mean_kl", cwd=beyond)
     assert shown.returncode == 0 and "nan" in shown.stdout, shown.stderr
 
-    wide = bluelm(*words[: -len(QUICK) - 1], "wide", *QUICK, "--activation-bits", "32", cwd=beyond)
+    wide = bluelm(*words[: -len(NPU) - 1], "wide", *NPU, "--activation-bits", "32", cwd=beyond)
     assert wide.returncode == 0, wide.stdout + wide.stderr
 
 
