@@ -6,6 +6,7 @@ embedded tokens, positions, mask and past keys and values in; logits and the ste
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.embedding import write_embedding
+from export.encoding import Encoding
 from export.litert_file import LitertModel, Type
 from export.litert_ops import LitertOps, Symbol
 from export.lowered import KeysValues, decoder
@@ -85,23 +87,40 @@ def write(
     progress: Progress | None = None,
 ) -> None:
     """Write the file `path`; both signatures share every weight."""
+    encoding = int8_cache(ranges, quantized) if kv_bits == 8 else None
+    model = LitertModel("bluelm-export")
+    with (progress or Silent()).task("lower to LiteRT", 2) as task:
+        for name in lower(model, quantized, context, chunk, kv_bits, encoding):
+            task.advance(note=name)
+        model.save(path)
+
+
+def lower(
+    model: LitertModel,
+    quantized: QuantizedCheckpoint,
+    context: int,
+    chunk: int,
+    kv_bits: KvBits,
+    encoding: Callable[[str], Encoding] | None,
+) -> Iterator[str]:
+    """Put both signatures into `model`; gives the name of each before it is made.
+
+    Args:
+        encoding: of the cached keys and values of an 8-bit cache, by their names.
+    """
 
     def linear(name: str) -> QuantizedTensor:
         weight = quantized.linear(name)
         check_weight(weight, name)
         return weight
 
-    encoding = int8_cache(ranges, quantized) if kv_bits == 8 else None
-    model = LitertModel("bluelm-export")
-    with (progress or Silent()).task("lower to LiteRT", 2) as task:
-        for name, tokens in (("prefill", chunk), ("decode", 1)):
-            task.advance(note=name)
-            graph = model.subgraph(name)
-            epsilon = quantized.config.rms_norm_eps
-            ops = LitertOps(graph, linear, quantized.vector, epsilon, CACHE_TYPES[kv_bits], encoding)
-            inputs, outputs = _emit(ops, quantized, tokens, context)
-            model.signature(name, graph, inputs, outputs)
-        model.save(path)
+    for name, tokens in (("prefill", chunk), ("decode", 1)):
+        yield name
+        graph = model.subgraph(name)
+        epsilon = quantized.config.rms_norm_eps
+        ops = LitertOps(graph, linear, quantized.vector, epsilon, CACHE_TYPES[kv_bits], encoding)
+        inputs, outputs = _emit(ops, quantized, tokens, context)
+        model.signature(name, graph, inputs, outputs)
 
 
 def check_weight(weight: QuantizedTensor, name: str) -> None:

@@ -110,6 +110,24 @@ class LitertModel:
         return bytes(builder.Output())
 
 
+class Outline(LitertModel):
+    """The tables of a model without a byte of its constants."""
+
+    def buffer(self, name: str, array: np.ndarray | None = None) -> int:
+        if name not in self._buffers:
+            self._model.buffers.append(schema.BufferT())
+            self._buffers[name] = len(self._model.buffers) - 1
+        return self._buffers[name]
+
+    def holds(self, name: str) -> bool:
+        return True
+
+    def tables(self) -> Any:
+        """`ModelT` as it is read from a file."""
+        self._weights.close()
+        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(self._pack()))
+
+
 class Subgraph:
     """One graph: tensors by index, operators in order."""
 

@@ -100,11 +100,11 @@ _READERS: dict[Format, Reader] = {
     "onnx-cpu": onnx.findings,
     "onnx-npu": onnx.findings,
     "onnx-genai": genai.findings,
-    "litert": _weights(litert.faults),
+    "litert": litert.findings,
     "executorch-xnnpack": _weights(executorch.xnnpack),
     "executorch-coreml": _weights(executorch.coreml),
     "executorch-qnn": _compiled,
     "qnn-context": _compiled,
     "gguf": gguf.findings,
-    "coreml": _weights(coreml.faults),
+    "coreml": coreml.findings,
 }
