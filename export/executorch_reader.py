@@ -4,6 +4,7 @@ scales."""
 from __future__ import annotations
 
 import json
+import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from executorch.exir._serialize._flatbuffer import _flatc_decompile
 from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
 from executorch.exir.schema import DelegateCall, Int
 
+from bluelm.errors import InputError
 from compress.quantized import QuantizedTensor
 
+IDENTIFIER = b"ET12"  # of the flatbuffer
 BLOCKWISE, CHANNELWISE = "xnn_datatype_qbint4", ("xnn_datatype_qcint8", "xnn_datatype_qcint4")
 
 
@@ -49,6 +52,31 @@ def read(path: Path) -> Contents:
 def read_file(path: Path) -> PTEFile:
     """The program of the file `path` as ExecuTorch's schema has it."""
     return deserialize_pte_binary(path.read_bytes())
+
+
+def read_program(path: Path) -> PTEFile:
+    """As `read_file`.
+
+    Raises:
+        InputError: no .pte, or a damaged one.
+    """
+    content = path.read_bytes()
+    if content[4:8] != IDENTIFIER:
+        raise InputError("this is no ExecuTorch program", where=path, fix="export it again")
+    try:
+        return deserialize_pte_binary(content)
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError, struct.error, OSError) as error:
+        raise InputError(f"the ExecuTorch program is damaged: {error!r}", where=path, fix="export it again") from None
+
+
+def constants(file: PTEFile) -> dict[str, list[Any]]:
+    """What each method without instructions answers: whole numbers and truth values."""
+    found: dict[str, list[Any]] = {}
+    for plan in file.program.execution_plan:
+        if not any(chain.instructions for chain in plan.chains):
+            values: list[Any] = [plan.values[index].val for index in plan.outputs]
+            found[plan.name] = [next(iter(vars(value).values()), None) for value in values]
+    return found
 
 
 def constant(file: PTEFile, method: str) -> list[int] | None:
@@ -83,7 +111,7 @@ def _linears(blob: bytes, file: PTEFile) -> Iterator[QuantizedTensor]:
         if node["xnode_union_type"] == "XNNFullyConnected":
             weight = values[node["xnode_union"]["filter_id"]]
             if "quant_params" in weight:  # others are the mean of a norm and the turn of the rotary embedding
-                yield _weight(weight, graph, file)
+                yield quantized_weight(weight, graph, file)
 
 
 def xnnpack_graph(blob: bytes) -> dict[str, Any]:
@@ -105,16 +133,22 @@ def _tensor(value: dict[str, Any]) -> dict[str, Any]:
     return union.get("tensor_value", union)
 
 
-def _weight(value: dict[str, Any], graph: dict[str, Any], file: PTEFile) -> QuantizedTensor:
+def quantized_weight(value: dict[str, Any], graph: dict[str, Any], file: PTEFile) -> QuantizedTensor:
+    """A weight of an XNNPACK graph as codes and scales; scales that are no float16s stay float32.
+
+    Raises:
+        ValueError: a kind of number, or an axis, that this exporter never writes.
+    """
     tensor, how = value["tensor_value"], value["quant_params"]
     rows, columns = tensor["dims"]
-    data = np.frombuffer(_constant(graph, file, tensor["constant_buffer_idx"]), np.uint8)
-    scale_bytes = _constant(graph, file, how["scale_buffer_idx"])
+    data = np.frombuffer(constant_bytes(graph, file, tensor["constant_buffer_idx"]), np.uint8)
+    scale_bytes = constant_bytes(graph, file, how["scale_buffer_idx"])
+    if tensor["datatype"] not in (BLOCKWISE, *CHANNELWISE) or how["channel_dim"] != 0:
+        raise ValueError(f"a weight of {tensor['datatype']} with scales along axis {how['channel_dim']}")
     if tensor["datatype"] == BLOCKWISE:
-        scales = torch.frombuffer(bytearray(scale_bytes), dtype=torch.bfloat16).view(rows, -1)
+        scales = torch.frombuffer(bytearray(scale_bytes), dtype=torch.bfloat16).view(rows, -1).float()
         group = how["group_size"]
     else:
-        assert tensor["datatype"] in CHANNELWISE, tensor["datatype"]
         scales = torch.frombuffer(bytearray(scale_bytes), dtype=torch.float32).view(rows, 1)
         group = -1
     bits = 8 if tensor["datatype"] == "xnn_datatype_qcint8" else 4
@@ -123,12 +157,13 @@ def _weight(value: dict[str, Any], graph: dict[str, Any], file: PTEFile) -> Quan
     else:
         codes = data.reshape(rows, columns) ^ 128  # signed -> unsigned
     exact = scales.to(torch.float16)
-    assert bool((exact.float() == scales.float()).all()), "a scale is not a float16"
-    zeros = torch.full(exact.shape, 2 ** (bits - 1), dtype=torch.uint8)
-    return QuantizedTensor(torch.from_numpy(codes.copy()), exact, zeros, bits, group)
+    kept = exact if bool((exact.float() == scales).all()) else scales
+    zeros = torch.full(kept.shape, 2 ** (bits - 1), dtype=torch.uint8)
+    return QuantizedTensor(torch.from_numpy(codes.copy()), kept, zeros, bits, group)
 
 
-def _constant(graph: dict[str, Any], file: PTEFile, index: int) -> bytes:
+def constant_bytes(graph: dict[str, Any], file: PTEFile, index: int) -> bytes:
+    """A constant of an XNNPACK graph, which lies in the program's named data."""
     key = graph["constant_data"][index]["named_key"]
     assert file.named_data is not None
     return file.named_data.buffers[file.named_data.pte_data[key].buffer_index]

@@ -1,0 +1,49 @@
+"""What is seen while a program is followed backwards from its outputs to its inputs, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from compress.quantized import QuantizedTensor
+from compress.store import QuantizedCheckpoint
+from export.artifact import Artifact
+from export.readback.held import faults, stored
+from export.readback.items import GRAPH, Finding, inventory
+from export.readback.numbers import array_fault
+
+BEHIND = "it lies behind the place from which on the operations are others"
+
+
+class OtherProgramError(Exception):
+    """The program does something else here; says what."""
+
+
+class Trail:
+    """Items that were met, with what was wrong."""
+
+    def __init__(self) -> None:
+        self._faults: dict[str, list[str]] = {}
+
+    def see(self, item: str, fault: str = "") -> None:
+        """The item was met; `fault` says what is wrong, if anything is."""
+        faults = self._faults.setdefault(item, [])
+        if fault and fault not in faults:
+            faults.append(fault)
+
+    def array(self, item: str, found: np.ndarray | None, wanted: np.ndarray) -> None:
+        """Type, shape and every bit must be the same."""
+        self.see(item, array_fault(found, wanted))
+
+    def weight(self, name: str, found: QuantizedTensor, wanted: QuantizedTensor) -> None:
+        """Codes, scales and zero points must be the same."""
+        self.see(name, ", ".join(faults(wanted, stored(found))))
+
+    def findings(self, artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+        """Of all that was met; where operations are others, of what lies behind them nothing is known."""
+        for item, told in self._faults.items():
+            yield from [Finding(item, "wrong", fault) for fault in told[:3]] or [Finding(item)]
+        if self._faults.get(GRAPH):
+            rest = [item for item in inventory(artifact, quantized) if item not in self._faults]
+            yield from (Finding(item, "untold", BEHIND) for item in rest)
