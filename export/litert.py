@@ -25,7 +25,7 @@ from export.mobile_package import KvBits, describe
 from export.ranges import Ranges, int8_cache
 
 MODEL = "model.tflite"
-EMBEDDING = "embedding.safetensors"
+EMBEDDING, RANGES = "embedding.safetensors", "ranges.json"
 MASK_VALUE = -10000.0
 CACHE_TYPES = {32: Type.FLOAT32, 16: Type.FLOAT16, 8: Type.INT8}
 
@@ -62,11 +62,15 @@ def export(
             progress=progress,
         )
         write_embedding(temporary / EMBEDDING, quantized.embed())
+        roles = {MODEL: "model", EMBEDDING: "embedding"}
+        if kv_bits == 8 and ranges is not None:
+            ranges.save(temporary / RANGES)  # what the scales of the cache are held against
+            roles[RANGES] = "ranges"
         describe(
             temporary,
             "litert",
             quantized,
-            {MODEL: "model", EMBEDDING: "embedding"},
+            roles,
             context=context,
             chunk=chunk,
             kv_bits=kv_bits,

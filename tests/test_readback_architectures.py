@@ -49,7 +49,7 @@ EXPORTERS: dict[str, Make] = {
     "executorch-xnnpack": _steps(executorch.export),
     "executorch-coreml": _steps(executorch_coreml.export),
 }
-NOT_READ_YET = ("executorch-xnnpack", "executorch-coreml")
+NOT_READ_YET = ("executorch-coreml",)
 
 
 def bluelm(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 import pytest
+import torch
 from ai_edge_litert import schema_py_generated
 
 from compress.store import QuantizedCheckpoint
@@ -17,11 +18,12 @@ from export import litert
 from export.artifact import Artifact
 from export.litert_file import ALIGNMENT, IDENTIFIER
 from export.litert_reader import LitertFile
+from export.ranges import calibrate
 from export.readback import read_back
 from tests.checkpoints import write_checkpoint
 from tests.coreml_artifacts import quantized
 from tests.rounded import rounded
-from tests.test_compare_architectures import glm, llama, qwen2
+from tests.test_compare_architectures import glm
 
 schema: Any = schema_py_generated
 Op = schema.BuiltinOperator
@@ -205,16 +207,26 @@ def test_a_file_that_is_written_again_is_the_same_to_the_reader(
     assert not read_back(damaged(sound, tmp_path / "a", lambda *_: None), model).wrong
 
 
-@pytest.mark.parametrize("make", [llama, qwen2, glm], ids=lambda make: make.__name__)
-@pytest.mark.parametrize("widths", [{"bits": 8, "group_size": -1}, {"bits": 4, "group_size": 32}], ids=["w8", "w4"])
-def test_nothing_differs_in_a_sound_file_of_any_architecture(
-    make: Callable[[Path], Path], widths: dict[str, int], tmp_path: Path
-) -> None:
-    made = quantized(make(tmp_path / "float"), tmp_path / "quantized", **widths)
-    artifact = litert.export(made, tmp_path / "a", context=64, chunk=16)
-    found = read_back(artifact, made)
+@pytest.mark.parametrize("kv_bits", [16, 8])
+def test_narrow_caches_are_held_against_their_ranges(model: QuantizedCheckpoint, kv_bits: Any, tmp_path: Path) -> None:
+    ranges = calibrate(model, torch.arange(5, 37)[None])
+    made = litert.export(model, tmp_path / "a", context=32, chunk=8, kv_bits=kv_bits, ranges=ranges)
+    found = read_back(made, model)
     assert not found.wrong and not found.untold
-    if made.config.qkv_bias:
-        name = "model.layers.1.self_attn.v_proj.bias"
-        one = damaged(artifact, tmp_path / "bias", number(name, 2, lambda x: x + 0.5))
-        assert {finding.item for finding in read_back(one, made).wrong} == {name}
+
+    def rescaled(tables: Any, contents: list[bytearray]) -> None:
+        for name in ("past_keys.1", "keys.1", "layers.1.keys.stored"):
+            for tensor in tensors(tables, name):
+                tensor.quantization.scale = [2 * tensor.quantization.scale[0]]
+
+    if kv_bits == 8:
+        hurt = read_back(damaged(made, tmp_path / "b", rescaled), model)
+        assert "activation encodings" in {finding.item for finding in hurt.wrong}
+
+
+def test_biases_are_held_too(tmp_path: Path) -> None:
+    made = quantized(glm(tmp_path / "float"), tmp_path / "quantized", bits=8, group_size=-1)
+    artifact = litert.export(made, tmp_path / "a", context=64, chunk=16)
+    name = "model.layers.1.self_attn.v_proj.bias"
+    one = damaged(artifact, tmp_path / "bias", number(name, 2, lambda x: x + 0.5))
+    assert {finding.item for finding in read_back(one, made).wrong} == {name}

@@ -24,9 +24,7 @@ from export.artifact import Artifact
 from export.executorch_reader import read_program, xnnpack_graph
 from export.readback import read_back
 from tests.checkpoints import write_checkpoint
-from tests.coreml_artifacts import quantized
 from tests.rounded import rounded
-from tests.test_compare_architectures import glm
 
 Change = Callable[[PTEFile], None]
 HEADER = 64
@@ -90,19 +88,19 @@ def number(fits: Callable[[np.ndarray], bool], edit: Callable[[np.ndarray], None
 
     def change(file: PTEFile) -> None:
         assert file.named_data is not None
-        for buffers in (file.program.constant_buffer, file.named_data.buffers):
-            for index, held in enumerate(buffers):
-                data = bytes(getattr(held, "storage", held))
-                if len(data) % np.dtype(kind).itemsize:
-                    continue
-                values = np.frombuffer(data, kind).copy()
-                if fits(values):
-                    edit(values)
-                    if hasattr(held, "storage"):
-                        held.storage = values.tobytes()
-                    else:
-                        file.named_data.buffers[index] = values.tobytes()
-                    return
+        apart: list[Any] = file.named_data.buffers  # pyright: ignore[reportAssignmentType]
+        for held in [*file.program.constant_buffer, *range(len(apart))]:
+            data = bytes(apart[held] if isinstance(held, int) else held.storage)
+            if len(data) % np.dtype(kind).itemsize:
+                continue
+            values = np.frombuffer(data, kind).copy()
+            if fits(values):
+                edit(values)
+                if isinstance(held, int):
+                    apart[held] = values.tobytes()
+                else:
+                    held.storage = values.tobytes()
+                return
         raise AssertionError("there is no such constant")
 
     return change
@@ -190,7 +188,7 @@ def wrong(artifact: Artifact, model: QuantizedCheckpoint) -> list[str]:
     return sorted({finding.item for finding in read_back(artifact, model).wrong})
 
 
-BLOCK = "model.layers.1"
+BLOCK, FIRST = "model.layers.1", "model.layers.0"
 EPSILONS = [f"{BLOCK}.post_attention_layernorm epsilon", f"{BLOCK}.input_layernorm epsilon"]
 STRUCTURE: dict[str, tuple[Change, str]] = {
     "vocabulary": (answer("get_vocab_size", 383), "metadata"),
@@ -242,7 +240,7 @@ def test_what_was_changed_in_its_numbers_is_named(model: QuantizedCheckpoint, so
                                 ["model.embed_tokens"]),
         "a scale of the table": (number(like(table.scales.float().numpy()), at(9, lambda x: x * 2)),
                                  ["model.embed_tokens"]),
-        "weights exchanged": (inside(1, weights_crossed), [f"{BLOCK[:-1]}0.mlp.gate_proj", f"{BLOCK[:-1]}0.mlp.up_proj"]),
+        "weights exchanged": (inside(1, weights_crossed), [f"{FIRST}.mlp.gate_proj", f"{FIRST}.mlp.up_proj"]),
     }  # fmt: skip
     for name, (change, items) in found.items():
         missing = set(items) - set(wrong(damaged(sound, tmp_path / name, change), model))
@@ -258,12 +256,12 @@ def test_a_program_that_is_written_again_is_the_same_to_the_reader(
     assert not found.wrong and not found.untold
 
 
-@pytest.mark.parametrize("kv_bits", [16, 8])
-def test_narrow_caches_and_biases_are_followed_too(kv_bits: Any, tmp_path: Path) -> None:
-    source = quantized(glm(tmp_path / "float"), tmp_path / "quantized", bits=8, group_size=-1)
-    made = executorch.export(source, tmp_path / "a", context=32, chunk=8, kv_bits=kv_bits)
+@pytest.mark.parametrize(("kv_bits", "chunk"), [(16, 1), (8, 8)])
+def test_narrow_caches_and_single_tokens_are_followed_too(kv_bits: Any, chunk: int, tmp_path: Path) -> None:
+    source = rounded(tmp_path / "q", source=write_checkpoint(tmp_path / "float", vocab=384, layers=1))
+    made = executorch.export(source, tmp_path / "a", context=32, chunk=chunk, kv_bits=kv_bits)
     found = read_back(made, source)
     assert not found.wrong and not found.untold
-    bias = source.vector("model.layers.1.self_attn.v_proj.bias").numpy()
-    one = damaged(made, tmp_path / "bias", number(like(bias), at(2, lambda x: x + 0.5)))
-    assert wrong(one, source) == ["model.layers.1.self_attn.v_proj.bias"]
+    if kv_bits == 8:
+        ranges = crossed("custom_quantized_sdpa", 11, 13)  # scales of values for those of keys
+        assert wrong(damaged(made, tmp_path / "b", ranges), source) == ["operations"]

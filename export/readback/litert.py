@@ -6,6 +6,7 @@ against the checkpoint and formulas alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.encoding import Encoding
 from export.mobile_package import KvBits
+from export.ranges import Ranges
 from export.readback.held import faults, stored, table
 from export.readback.items import (
     CACHE,
@@ -33,13 +35,14 @@ from export.readback.items import (
     weight_names,
 )
 from export.readback.numbers import array_fault
-from export.readback.onnx_constants import HIDDEN_SCORE, Constants
+from export.readback.onnx_constants import HEADROOM_8_BITS, HIDDEN_SCORE, Constants, around
 
 if TYPE_CHECKING:
     from export.litert_reader import LitertFile
 
 BITS: dict[str, KvBits] = {"float32": 32, "float16": 16, "int8": 8}
-FROM_CALIBRATION = "scales of an int8 cache come from calibration, which the quantized checkpoint does not hold"
+CACHED = re.compile(r"(?:past_)?(?P<kind>keys|values)\.(?P<layer>\d+)|layers\.(?P<of>\d+)\.(?P<name>keys|values)")
+FROM_CALIBRATION = "scales of an int8 cache come from ranges of activations, which do not lie beside it"
 
 
 def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
@@ -55,7 +58,9 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
         yield from checked(item, found)
     yield from table(artifact, quantized)
     yield from equal(MASK, artifact.mask_value, HIDDEN_SCORE)
-    if artifact.cache == "int8":
+    if artifact.cache == "int8" and artifact.paths("ranges"):
+        yield from checked(ENCODINGS, _scale_faults(file, Ranges.load(artifact.path("ranges"))))
+    elif artifact.cache == "int8":
         yield from untold(FROM_CALIBRATION, ENCODINGS)
 
 
@@ -85,6 +90,18 @@ def _told(artifact: Artifact, quantized: QuantizedCheckpoint) -> dict[str, list[
     for path, fault in _differences(_bare(file.model), _bare(model.tables()), ""):
         found[TELLS if path.startswith(("signature", "description", "metadata")) else GRAPH].append(f"{path}: {fault}")
     return {item: faults[:3] for item, faults in found.items()}
+
+
+def _scale_faults(file: LitertFile, ranges: Ranges) -> Iterator[str]:
+    """Scales of the int8 cache that are not those of the ranges beside it."""
+    for tensor in (tensor for graph in file.model.subgraphs for tensor in graph.tensors):
+        match, how = CACHED.match(tensor.name.decode()), tensor.quantization
+        if match is None or how is None or how.scale is None:
+            continue
+        low, high = ranges.values[f"layers.{match['layer'] or match['of']}.{match['kind'] or match['name']}"]
+        wanted = around(low * HEADROOM_8_BITS, high * HEADROOM_8_BITS, np.int8)
+        if [np.float32(scale) for scale in how.scale] != [wanted.scale] or np.any(how.zeroPoint):
+            yield f"{match[0]} has the scale {float(how.scale[0]):.9g} instead of {wanted.scale:.9g}"
 
 
 def _encodings(file: LitertFile) -> Any:

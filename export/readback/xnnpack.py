@@ -22,6 +22,7 @@ from export.readback.held import faults
 from export.readback.items import (
     CACHE,
     CONTEXT,
+    ENCODINGS,
     GRAPH,
     MASK,
     ROPE,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from export.executorch_graph import Node
 
 CASTS = ("dim_order_ops::_to_dim_order_copy.out", "aten::_to_copy.out", "aten::to.dtype_out")
+RANGES = "quantized_decomposed::choose_qparams_per_token_asymmetric.out"
 FLOATS = ("xnn_datatype_fp32", "xnn_datatype_fp16")
 CACHES = {"float32": 6, "float16": 5, "int8": 1}  # ExecuTorch's ScalarType
 
@@ -126,29 +128,45 @@ class Walk:
     def attention(self, node: Any, layer: int) -> Iterator[tuple[Node, str, int]]:
         """Queries, keys and values behind their linears, with the linear's name and the heads."""
         node, at = self.uncast(node), f"model.layers.{layer}.self_attn"
-        if self._artifact.cache == "int8":
-            query, keys, values, *rest = self.take(node, "llama::custom_quantized_sdpa.out", 14)
-            start, mask, dropout, causal, factor = rest[:5]
-        else:
-            query, keys, values, start, mask, dropout, causal, factor = self.take(node, "llama::custom_sdpa.out", 8)
-        if mask is not None or dropout != 0.0 or causal is not True:
+        int8 = self._artifact.cache == "int8"
+        name, count = ("llama::custom_quantized_sdpa.out", 15) if int8 else ("llama::custom_sdpa.out", 8)
+        query, keys, values, start, mask, dropout, causal, factor, *codes = self.take(node, name, count)
+        if mask is not None or dropout != 0.0 or causal is not True or any(codes[6:]):
             raise OtherProgramError(f"attention of layer {layer} has mask {mask}, dropout {dropout}, causal {causal}")
         self.trail.see(attention_scale(layer), "" if factor is None else f"{factor} instead of head_dim**-0.5")
         self.position(start)
-        kept = [self.written(cache, start) for cache in (keys, values)]
-        rotated = (self.rotated(self.uncast(part)) for part in (query, kept[0]))
+        parts = [query, *(self.written(cache, start, self._artifact.cache) for cache in (keys, values))]
+        if int8:
+            kinds = ["int8", "float32"] * 2  # zero points, scales
+            kept = [self.written(cache, start, kind) for cache, kind in zip(codes[2:6], kinds, strict=True)]
+            ranges = [codes[:2], kept[:2], kept[2:]]
+            parts = [self.rounded(part, *told) for part, told in zip(parts, ranges, strict=True)]
+            self.trail.see(ENCODINGS)  # of each token, when it comes
+        query, keys, values = map(self.uncast, parts)
         heads = (self._config.num_heads, *[self._config.num_kv_heads] * 2)
-        yield from zip((*rotated, self.uncast(kept[1])), (f"{at}.{kind}_proj" for kind in "qkv"), heads, strict=True)
+        places = (f"{at}.{kind}_proj" for kind in "qkv")
+        yield from zip((self.rotated(query), self.rotated(keys), values), places, heads, strict=True)
 
-    def written(self, cache: Any, start: Any) -> Node:
+    def rounded(self, codes: Any, zeros: Any, scales: Any) -> Node:
+        """What was rounded to int8 codes, a scale and a zero point a token."""
+        x, scale, zero, *bounds = self.take(codes, "quantized_decomposed::quantize_per_token.out", 6)
+        for found, made in ((scales, scale), (zeros, zero)):
+            self.alike(self.uncast(found), made, "a token's range")
+            if not self._is(made, RANGES) or made.inputs[0] is not x:
+                raise OtherProgramError("a token's range is that of another value")
+        if (bounds, scale.extra["result"], zero.extra["result"]) != ([-128, 127, 1], 0, 1):
+            raise OtherProgramError(f"a token is rounded to {bounds}")
+        return x
+
+    def written(self, cache: Any, start: Any, kind: str) -> Node:
         """What a cache holds last: update_cache(value, cache, start)."""
         value, held, place = self.take(cache, "llama::update_cache.out", 3)
         self.alike(place, start, "the slot of keys and values")
         if not self._is(held, "cache"):
             raise OtherProgramError("keys and values are written twice")
-        sizes, kind = held.extra["sizes"], CACHES[self._artifact.cache]
+        sizes, found = held.extra["sizes"], held.extra["type"]
         self.trail.see(CONTEXT, "" if sizes[1] == self._artifact.context else f"{sizes[1]} slots in a cache")
-        self.trail.see(CACHE, "" if held.extra["type"] == kind else f"type {held.extra['type']} instead of {kind}")
+        self.trail.see(CACHE, "" if found == CACHES[kind] else f"type {found} instead of {CACHES[kind]}")
         return value
 
     def rotated(self, node: Any) -> Node:
@@ -175,8 +193,9 @@ class Walk:
         first, count = self.take(stop, "executorch_prim::add.Scalar", 2)
         self.position(start)
         self.alike(first, start, "the last row of a step")
-        tokens, dimension = self.take(count, "aten::sym_size.int", 2)
-        if (axis, stride, dimension) != (0, 1, 1) or not self._is(tokens, "input", 0):
+        counted = getattr(count, "inputs", ()) if self._is(count, "aten::sym_size.int") else ()
+        free = len(counted) == 2 and self._is(counted[0], "input", 0) and counted[1] == 1
+        if (axis, stride) != (0, 1) or not (free or (self._artifact.chunk == 1 and count == 1)):
             raise OtherProgramError("a step takes other rows of a table than those of its tokens")
         return table
 
@@ -244,15 +263,14 @@ class Walk:
     def reshaped(self, node: Any, shape: list[int]) -> Node:
         (x,) = self.take(self.uncast(node), "XNNStaticReshape", 1)
         found = self.uncast(node).extra["new_shape"]
-        if list(found) != shape:
+        if list(found) not in (shape, [1, 1, *shape[2:]] if self._artifact.chunk == 1 else shape):
             raise OtherProgramError(f"a shape {found} instead of {shape}")
         return x
 
     def uncast(self, node: Any) -> Any:
-        """Before changes of type alone, which a cache that is not float32 needs, and before rounding to its codes."""
+        """Before changes of type alone, which a cache that is not float32 needs."""
         while self._artifact.cache != "float32" and hasattr(node, "op"):
-            narrow = node.op == "XNNConvert" and node.extra["to"] in FLOATS
-            if not (narrow or node.op in CASTS or node.op.startswith("quantized_decomposed::quantize_per_token")):
+            if node.op not in CASTS and not (node.op == "XNNConvert" and node.extra["to"] in FLOATS):
                 break
             node = node.inputs[0]
         return node
