@@ -17,6 +17,7 @@ from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.errors import InputError, UnavailableError
 from compress.cost import Cost, cost, matmul_rate
 from compress.recipe import Recipe, parse_size
+from eval.positions import ROWS
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ RUNTIMES = 0.6e9  # bytes of a runtime with its process, and of the exporters
 BESIDE_SECONDS = 10.0  # inspecting the artifacts, measuring the speed, writing the pages
 LOWERED_BYTES_PER_SECOND = 50e6  # through exporter and compiler, beyond LOWERING
 SIMULATOR_RATE = 0.6e9  # operations a second of the NPU's simulator, which runs whole chunks
-SIMULATED_CHUNKS = 20  # beside the judged text: the weights' own answers, decoding behind prefill, what it continues
+SIMULATED_CHUNKS = 22  # beside the judged text: the positions of the context, decoding among them, what it continues
 SMALL_PRODUCTS = 3.0  # how much slower judging is than the rate of large products
 LOWERING = Path(__file__).parent / "data" / "lowering.yaml"
 
@@ -108,7 +109,8 @@ def plan_run(
     artifact = row.get("copies", 1) * size + 2 * GRAPH_BYTES * config.num_layers
     weights = sum(math.prod(shape) for shape in file_shapes(config).values())
     processes = 2 * (RUNTIMES / 2 + row.get("process", 0)) if npu_tokens else 0.0
-    judging = RUNTIMES + processes + artifact + 4 * weights
+    answers = 4 * ROWS * config.vocab_size  # of the weights in float32, which the artifacts' are held against
+    judging = RUNTIMES + processes + artifact + 4 * weights + answers
     room = psutil.virtual_memory().available if limit is None else limit
     if judging > room:  # it is then left out, and said so
         judging = RUNTIMES + artifact
