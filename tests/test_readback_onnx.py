@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto
 from sentencepiece import sentencepiece_model_pb2
 
 from compress.store import EMBED
@@ -24,11 +23,22 @@ from export.readback import items
 from export.readback.onnx_constants import around, span
 from tests import lowering
 from tests.damage import again
+from tests.damages.onnx_edits import (
+    Edit,
+    add_constant,
+    add_node,
+    attribute,
+    bump,
+    cut_weights,
+    edited,
+    other_opset,
+    quiet_border,
+    rewire,
+)
 from tests.damages.record import copied
 
 QWEN = {"architecture": "Qwen2ForCausalLM", "layer_norm": False}
 NORM, BIAS = "model.layers.1.post_attention_layernorm", "model.layers.1.self_attn.k_proj.bias"
-Edit = Callable[[ModelProto, Path], None]
 
 
 @cache
@@ -46,86 +56,6 @@ def wrong(artifact: Artifact, asymmetric: bool = False) -> list[str]:
     """What is wrong in it, in words."""
     quantized = lowering.quantized("w4-g32-asymmetric" if asymmetric else lowering.PLAIN, **QWEN)
     return [str(finding) for finding in readback.read_back(artifact, quantized).wrong]
-
-
-def edited(artifact: Artifact, folder: Path, role: str, edit: Edit) -> Artifact:
-    """A copy whose graph of this role is another."""
-    made = copied(artifact, folder / "damaged")
-    path = made.path(role)
-    model = onnx.load(path, load_external_data=False)
-    edit(model, made.folder)
-    onnx.save(model, path)
-    return again(made)
-
-
-def tensor(model: ModelProto, name: str) -> TensorProto:
-    return next(t for t in model.graph.initializer if t.name == name)
-
-
-def bump(name: str, at: int = 0) -> Edit:
-    """Another bit in one byte of a constant, wherever it lies."""
-
-    def edit(model: ModelProto, folder: Path) -> None:
-        found = tensor(model, name)
-        if found.data_location != TensorProto.EXTERNAL:
-            data = bytearray(found.raw_data)
-            data[at] ^= 1
-            found.raw_data = bytes(data)
-            return
-        where = {entry.key: entry.value for entry in found.external_data}
-        place = folder / where["location"]
-        data = bytearray(place.read_bytes())
-        data[int(where["offset"]) + at % int(where["length"])] ^= 1
-        place.write_bytes(bytes(data))
-
-    return edit
-
-
-def attribute(node: str, name: str, value: Any) -> Edit:
-    def edit(model: ModelProto, folder: Path) -> None:
-        found = next(n for n in model.graph.node if n.name == node)
-        kept = [a for a in found.attribute if a.name != name]
-        del found.attribute[:]
-        found.attribute.extend([*kept, helper.make_attribute(name, value)])
-
-    return edit
-
-
-def rewire(node: str, index: int, source: str) -> Edit:
-    def edit(model: ModelProto, folder: Path) -> None:
-        next(n for n in model.graph.node if n.name == node).input[index] = source
-
-    return edit
-
-
-def add_constant(model: ModelProto, folder: Path) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "more"))
-
-
-def add_node(model: ModelProto, folder: Path) -> None:
-    """The stream behind block 0 through one more operation."""
-    for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            if name == "layers.0.output":
-                node.input[index] = "turned"
-    model.graph.node.append(helper.make_node("Neg", ["layers.0.output"], ["turned"], name="turned"))
-
-
-def other_opset(model: ModelProto, folder: Path) -> None:
-    model.opset_import[0].version = 21
-
-
-def cut_weights(model: ModelProto, folder: Path) -> None:
-    """One matrix of each graph points beyond the end of the file."""
-    entry = next(e for e in tensor(model, "lm_head.codes").external_data if e.key == "offset")
-    entry.value = str(10**9)
-
-
-def quiet_border(model: ModelProto, folder: Path) -> None:
-    """A cache of fewer slots."""
-    for value in model.graph.input:
-        if value.name == "past_values.0":
-            value.type.tensor_type.shape.dim[2].dim_value = 7
 
 
 @pytest.mark.parametrize("kind", ["onnx-cpu", "onnx-npu", "onnx-genai"])
@@ -175,7 +105,7 @@ INTEGER = [
     [*(("onnx-cpu", *row) for row in FLOAT), *(("onnx-npu", *row) for row in INTEGER)],
 )
 def test_each_damage_is_named_in_both_graphs(kind: str, edit: Edit, told: str, role: str, tmp_path: Path) -> None:
-    found = wrong(edited(made(kind), tmp_path, role, edit))
+    found = wrong(edited(copied(made(kind), tmp_path / "a"), role, edit))
     assert any(told.replace("ROLE", role) in line for line in found), found
 
 
@@ -203,7 +133,7 @@ def test_each_damage_is_named_in_both_graphs(kind: str, edit: Edit, told: str, r
     ],
 )  # fmt: skip
 def test_each_damage_of_genais_graph_is_named(edit: Edit, told: str, tmp_path: Path) -> None:
-    found = wrong(edited(made("onnx-genai"), tmp_path, "model", edit))
+    found = wrong(edited(copied(made("onnx-genai"), tmp_path / "a"), "model", edit))
     assert any(told in line for line in found), found
 
 
@@ -212,7 +142,7 @@ def test_a_zero_point_of_a_group_is_read_back(kind: str, tmp_path: Path) -> None
     assert not wrong(made(kind, asymmetric=True), asymmetric=True)
     role = "model" if kind == "onnx-genai" else "prefill"
     name = "model.layers.1.mlp.down_proj"
-    hurt = edited(made(kind, asymmetric=True), tmp_path, role, bump(f"{name}.zeros", 11))
+    hurt = edited(copied(made(kind, asymmetric=True), tmp_path / "a"), role, bump(f"{name}.zeros", 11))
     found = wrong(hurt, asymmetric=True)
     assert f"{name}: zero points" in found
 
@@ -240,7 +170,7 @@ def test_narrow_caches_are_read_back(kind: str, kv_bits: int, tmp_path: Path) ->
             if initializer.name.startswith("scale.") or initializer.name.endswith(".keys.scale"):
                 initializer.raw_data = (2 * np.frombuffer(initializer.raw_data, np.float32)).tobytes()
 
-    hurt = wrong(edited(artifact, tmp_path, role, widen))
+    hurt = wrong(edited(copied(artifact, tmp_path / "wide"), role, widen))
     assert any(line.startswith("activation encodings: ") for line in hurt), hurt
 
 

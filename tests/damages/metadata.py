@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from gguf import GGUFReader, ReaderField
+from sentencepiece import sentencepiece_model_pb2
 
 from export.artifact import Artifact
 from tests import damage
@@ -60,6 +61,21 @@ def described(**values: Any) -> Callable[[Artifact], Artifact]:
         table["model"].update(values)
         path.write_text(json.dumps(table), encoding="utf-8")
         return Artifact.open(artifact.folder)
+
+    return files
+
+
+def piece(**values: Any) -> Callable[[Artifact], Artifact]:
+    """tokenizer.model with another score or kind of one piece."""
+
+    def files(artifact: Artifact) -> Artifact:
+        path = artifact.folder / "tokenizer.model"
+        table: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+        table.ParseFromString(path.read_bytes())
+        for name, value in values.items():
+            setattr(table.pieces[3000], name, value)
+        path.write_bytes(table.SerializeToString())
+        return damage.again(artifact)
 
     return files
 
@@ -123,6 +139,11 @@ ROWS = (
     Damage("artifact.json: another end token", ALL, files=described(eos_token_ids=[7])),
     Damage("config.json: another rope base", ("onnx-cpu", "litert", "coreml"), files=config(rope_theta=5e5)),
     Damage("config.json: other heads", ("onnx-npu", "gguf", "executorch-coreml"), files=config(num_key_value_heads=2)),
+    Damage("config.json: eps 1e-2", ALL, files=config(rms_norm_eps=1e-2)),
+    Damage("config.json: another begin token", ALL, files=config(bos_token_id=5)),
+    Damage("artifact.json: eps 1e-2", ALL, files=described(rms_norm_eps=1e-2)),
+    Damage("a score of the tokenizer", ALL, files=piece(score=-1e4)),
+    Damage("a kind of the tokenizer", ALL, files=piece(type=5)),
     Damage("genai_config: another end token", ("onnx-genai",), files=model(eos_token_id=7)),
     Damage("genai_config: another begin token", ("onnx-genai",), files=model(bos_token_id=5)),
     Damage("genai_config: another context", ("onnx-genai",), files=model(context_length=8192)),
