@@ -23,7 +23,7 @@ from pipeline.inspecting import Inspector
 from pipeline.judging import Subject
 from targets.runtime import Place, open_runtime
 from tests import damage
-from tests.damages import DAMAGES, Damage, copied, damaged, judged_as
+from tests.damages import DAMAGES, Damage, copied, damaged, graphs, judged_as, metadata
 from tests.rounded import rounded
 
 CONTEXT, CHUNK, TOKENS = 128, 32, 384
@@ -117,11 +117,18 @@ NAMED = {
     "cache": {"max_prefill_decode_kl"},
 }
 """Of damages: checks that must fail; others of the row may too."""
+READ = (*graphs.ROWS, *(row for row in metadata.ROWS if row.name != "tokenizer"))
+"""Damages that reading back alone finds, so that nothing has to run."""
 
 
 @pytest.mark.parametrize(
     ("kind", "row"),
-    [pytest.param(kind, row, id=f"{kind}-{row.name}") for row in DAMAGES for kind in QUICK if kind in row.formats],
+    [
+        pytest.param(kind, row, id=f"{kind}-{row.name}")
+        for row in DAMAGES
+        for kind in QUICK
+        if kind in row.formats and row not in READ
+    ],
 )
 def test_each_damage_fails_the_gate(bench: Bench, kind: Format, row: Damage) -> None:
     try:
@@ -132,6 +139,14 @@ def test_each_damage_fails_the_gate(bench: Bench, kind: Format, row: Damage) -> 
         return  # nothing will open it
     assert not verdict.passed
     assert NAMED.get(row.name, set()) <= names(verdict)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [pytest.param(kind, row, id=f"{kind}-{row.name}") for row in READ for kind in QUICK if kind in row.formats],
+)
+def test_each_damage_to_a_file_is_read_back(bench: Bench, kind: Format, row: Damage) -> None:
+    assert differing(damaged(bench, kind, row), bench.quantized)
 
 
 def test_a_float_matrix_is_told_by_its_size_too(bench: Bench) -> None:

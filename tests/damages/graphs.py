@@ -29,6 +29,11 @@ def both(name: str, formats: tuple[Format, ...], edit: Edit) -> Damage:
     return Damage(name, formats, files=graphs(edit, "prefill", "decode"))
 
 
+def shared(name: str, formats: tuple[Format, ...], edit: Edit) -> Damage:
+    """Of numbers that both graphs point at: edited through one of them."""
+    return Damage(name, formats, files=graphs(edit, "prefill"))
+
+
 def decode(name: str, formats: tuple[Format, ...], edit: Edit) -> Damage:
     return Damage(name, formats, files=graphs(edit, "decode"))
 
@@ -43,8 +48,8 @@ ROWS = (
     genai("eps 1e-2 in the graph", attribute(f"{NORM}.out", "epsilon", 1e-2)),
     decode("eps 1e-2 in decode", ("onnx-cpu",), attribute("final_norm", "epsilon", 1e-2)),
     decode("eps 1e-2 in decode", ("onnx-npu",), attribute("final_norm.unit.exact", "epsilon", 1e-2)),
-    both("a bit of a norm", ("onnx-cpu",), bump(NORM, 2)),
-    both("a bit of a norm", ("onnx-npu",), bump(f"{NORM}.codes", 1)),
+    shared("a bit of a norm", ("onnx-cpu",), bump(NORM, 2)),
+    shared("a bit of a norm", ("onnx-npu",), bump(f"{NORM}.codes", 1)),
     genai("a bit of a norm", bump(NORM, 2)),
     both("a bit of the scale of attention", ("onnx-cpu",), bump(f"{LOW}.q_scaled.factor", 2)),
     both("a bit of the scale of attention", ("onnx-npu",), bump(f"{LOW}.q_scaled.factor.codes", 1)),
@@ -55,7 +60,7 @@ ROWS = (
     both("one more operation", ("onnx-cpu",), add_node),
     both("an encoding of another value", ("onnx-npu",), rewire(f"{LOW}.up.codes", 1, "ones.scale")),
     decode("a zero point of another value", ("onnx-npu",), rewire(f"{LOW}.up", 2, "zero.uint16.0")),
-    both("a code of the head", ONNX, bump("lm_head.codes", 1000)),
+    shared("a code of the head", ONNX, bump("lm_head.codes", 1000)),
     genai("a code of the head", bump("lm_head.codes", 1000)),
     genai("a scale of the embedding", bump("embed.scales", 401)),
 )
