@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from tests.rounded import shortened
 
 CONTEXT, CHUNK = 512, 128
 TOKENS = {"htp": 1536, "interpreter": 1024}  # others: 4096
-CUT_TOKENS = {"htp": 256, "interpreter": 512}  # of a cut model; others: 768
+CUT_TOKENS = {"htp": 256, "interpreter": 384}  # of a cut model; others: 512
+CUT_TEXTS = 12  # of a cut model every twelfth text goes through the tokenizer
 CUT_LIMITS = {"max_perplexity_ratio": 1.1, "max_mean_kl": 0.02, "min_top1_agreement": 0.85}
 PLACES: dict[str, Place] = {
     "qnn-context": "htp", "executorch-qnn": "htp", "coreml": "interpreter", "executorch-coreml": "interpreter",
@@ -78,6 +79,8 @@ class Bench:
     def inspector(self) -> Inspector:
         """What artifacts are held against."""
         held_out = heldout.load(self.texts, self.checkpoint.tokenizer())
+        if self.cut:
+            held_out = replace(held_out, texts=held_out.texts[::CUT_TEXTS])
         return Inspector(self.checkpoint, self.quantized, held_out, CONTEXT)
 
     @cached_property
@@ -113,7 +116,7 @@ class Bench:
     def judge(self, artifact: Artifact, tokens: int | None = None) -> tuple[Verdict, float]:
         """The verdict on one artifact, and the seconds that it took."""
         place = PLACES.get(artifact.format, "cpu")
-        count = tokens or (CUT_TOKENS.get(place, 768) if self.cut else TOKENS.get(place, 4096))
+        count = tokens or (CUT_TOKENS.get(place, 512) if self.cut else TOKENS.get(place, 4096))
         started = time.monotonic()
         name = "npu" if place == "htp" else "cpu"
         with _brief() if self.cut else nullcontext():
