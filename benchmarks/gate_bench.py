@@ -33,9 +33,9 @@ from tests.rounded import shortened
 
 CONTEXT, CHUNK = 512, 128
 TOKENS = {"htp": 1536, "interpreter": 1024}  # others: 4096
-CUT_TOKENS = {"htp": 256, "interpreter": 384}  # of a cut model; others: 512
+CUT_TOKENS = 128  # of a cut model, which says little of accuracy: limits on it are left out
 CUT_TEXTS = 12  # of a cut model every twelfth text goes through the tokenizer
-CUT_LIMITS = {"max_perplexity_ratio": 1.1, "max_mean_kl": 0.02, "min_top1_agreement": 0.85}
+CUT_LIMITS = {"max_perplexity_ratio": None, "max_mean_kl": None, "min_top1_agreement": None}
 PLACES: dict[str, Place] = {
     "qnn-context": "htp", "executorch-qnn": "htp", "coreml": "interpreter", "executorch-coreml": "interpreter",
 }  # fmt: skip
@@ -116,7 +116,7 @@ class Bench:
     def judge(self, artifact: Artifact, tokens: int | None = None) -> tuple[Verdict, float]:
         """The verdict on one artifact, and the seconds that it took."""
         place = PLACES.get(artifact.format, "cpu")
-        count = tokens or (CUT_TOKENS.get(place, 512) if self.cut else TOKENS.get(place, 4096))
+        count = tokens or (CUT_TOKENS if self.cut else TOKENS.get(place, 4096))
         started = time.monotonic()
         name = "npu" if place == "htp" else "cpu"
         with _brief() if self.cut else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,17 +16,34 @@ LEVELS = ("onnx-cpu", "onnx-genai")
 """Formats whose linears say whether they round activations to 8 bits."""
 
 
-def expected_runtime_kl(artifact: Artifact) -> float | None:
-    """The most that the artifact may cost on average over a range of positions, in nats a token; None where nobody
-    knows: what its linears compute in, and what its KV cache is rounded to.
+@dataclass(frozen=True)
+class Allowance:
+    """The most that an artifact may lie apart, in nats a token.
+
+    Attributes:
+        range: mean KL to its own weights in float32 over a range of positions.
+        single: of one answer to the same. decode: of one answer to what prefill gives there.
     """
+
+    range: float
+    single: float
+    decode: float
+
+    def __add__(self, other: Allowance) -> Allowance:
+        return Allowance(self.range + other.range, self.single + other.single, self.decode + other.decode)
+
+
+def allowance(artifact: Artifact) -> Allowance | None:
+    """What the artifact's linears compute in, and its KV cache is rounded to, may cost; None where nobody knows."""
     table = _table()
     kind = table["formats"].get(artifact.format)
     if kind is None:
         return None
     if artifact.format in LEVELS and _rounds_activations(artifact):
         kind = "8-bit activations"
-    return table["linears"][kind] + table["caches"].get(artifact.cache, 0.0)
+    found = Allowance(**table["linears"][kind])
+    added = table["caches"].get(artifact.cache)
+    return found if added is None else found + Allowance(**added)
 
 
 def _rounds_activations(artifact: Artifact) -> bool:

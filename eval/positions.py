@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval import metrics
+from eval.arithmetic import Allowance
 from eval.measurement import Measurement
 from targets.runtime import Runtime
 
@@ -22,9 +23,6 @@ ROWS = 1024  # most answers that are kept of a text: 0.4 GB at a vocabulary of 1
 AT_ONCE = 512  # tokens of a text that are taken at once
 RANGES = 8  # most ranges of positions that are told apart
 FEW = 16  # answers that have a mean of their own
-# times as much as the mean a single answer may cost, and that decode may cost it beside prefill: with 8-bit activations
-# 5 and 1.5 times on the demo checkpoint
-PEAK, NEAR = 30, 10
 Span = tuple[int, int]
 """From a position to the one behind the last."""
 Int = NDArray[np.int64]
@@ -226,12 +224,12 @@ def _hold_to_prefill(costs: Costs, prefilled: NDArray[np.float32], decoded: NDAr
     costs.difference = max(costs.difference, largest) if np.isfinite(largest) else largest
 
 
-def figures(found: Found, limit: float | None, subject: str) -> list[Measurement]:
+def figures(found: Found, most: Allowance | None, subject: str) -> list[Measurement]:
     """KL to the reference by range of positions, the worst range and answer against what the format may cost; decode
     against prefill; the share of positions that was judged each way.
 
     Args:
-        limit: the most that the format may cost on average, in nats; None where nobody knows.
+        most: what the artifact may cost; None where nobody knows.
     """
     ways = {"prefill": found.prefill, "prompts": found.prompts, "decode": found.decode}
     held = [*_decode_figures(found, subject), *_coverage(found, subject)]
@@ -239,25 +237,26 @@ def figures(found: Found, limit: float | None, subject: str) -> list[Measurement
         ranges = [(way, *one) for way, costs in ways.items() for one in _ranges(costs.at, costs.kl, found.plan)]
         way, (start, stop), mean, n = max(ranges, key=lambda one: _worst(one[2]))
         note = f"to its own weights in float32; worst in {way} of positions {start} to {stop - 1}"
-        if limit is not None:
-            note += f"; {mean / limit:.2g} of the {limit:g} that is expected at most"
-            held.append(Measurement("runtime_kl_excess", mean / limit, "", "measured", None, n, note, subject))
+        if most is not None:
+            excess = mean / most.range
+            note += f"; {excess:.2g} of the {most.range:g} that is expected at most"
+            held.append(Measurement("runtime_kl_excess", excess, "", "measured", None, n, note, subject))
         held.append(Measurement("runtime_kl", mean, "nats/token", "measured", None, n, note, subject))
         held += [
             Measurement(f"runtime_kl@{name} {a}-{b - 1}", value, "nats/token", "measured", n=count, subject=subject)
             for name, (a, b), value, count in ranges
         ]
-    return held if limit is None else [*held, _worst_answer(found, ways, limit, subject)]
+    return held if most is None else [*held, _worst_answer(found, ways, most, subject)]
 
 
-def _worst_answer(found: Found, ways: Mapping[str, Costs], limit: float, subject: str) -> Measurement:
+def _worst_answer(found: Found, ways: Mapping[str, Costs], most: Allowance, subject: str) -> Measurement:
     """The one answer that lies furthest beyond what one may cost."""
     singles = [
-        (way, at, kl, PEAK * limit) for way, costs in ways.items() for at, kl in zip(costs.at, costs.kl, strict=False)
+        (way, at, kl, most.single) for way, costs in ways.items() for at, kl in zip(costs.at, costs.kl, strict=False)
     ]
     decode = found.decode
     singles += [
-        ("decode against prefill", at, kl, NEAR * limit) for at, kl in zip(decode.at, decode.to_prefill, strict=True)
+        ("decode against prefill", at, kl, most.decode) for at, kl in zip(decode.at, decode.to_prefill, strict=True)
     ]
     way, at, kl, bound = max(singles, key=lambda one: _worst(one[2]) / one[3])
     note = f"{way} at position {at}: {kl:.2g} nats of the {bound:g} that is expected at most"

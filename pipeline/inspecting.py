@@ -14,7 +14,7 @@ from bluelm.tokenizer import Tokenizer
 from compress.rotate import Rotated
 from compress.store import QuantizedCheckpoint
 from eval import positions, structure
-from eval.arithmetic import expected_runtime_kl
+from eval.arithmetic import allowance
 from eval.compare import local_errors
 from eval.heldout import HeldOut
 from eval.measurement import Measurement
@@ -67,8 +67,8 @@ class Inspector:
         """Answers over the whole context, in prefill and in decode, against the artifact's own weights."""
         plan = plan_positions(artifact, on)
         found = positions.run(runtime, self._text(artifact.context), plan, self._expected.get(plan))
-        limit = None if self._too_coarse(artifact) else expected_runtime_kl(artifact)
-        return positions.figures(found, limit, subject)
+        most = None if self._too_coarse(artifact) else allowance(artifact)
+        return positions.figures(found, most, subject)
 
     def blocks(self, artifact: Artifact, on: Place, subject: str) -> list[Measurement]:
         """Errors of blocks; [] where showing them would take long (`bluelm-export bisect` does)."""

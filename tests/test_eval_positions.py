@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bluelm.checkpoint import Checkpoint
 from eval import positions
+from eval.arithmetic import Allowance
 from eval.positions import Plan, figures, plan, reference, run
 from export import onnx_cpu
 from targets.runtime import RuntimeBase, open_runtime
@@ -60,7 +61,7 @@ TEXT = np.random.default_rng(0).integers(0, VOCAB, CONTEXT).tolist()
 def judged(wrong: Callable[[int, bool, np.ndarray], np.ndarray], chosen: Plan | None = None) -> dict[str, float]:
     chosen = chosen or plan(CONTEXT, CHUNK, 4096, 4096, seeks=False)
     expected = reference(Counting(), TEXT, [chosen])[chosen.pieces]
-    found = figures(run(Counting(wrong), TEXT, chosen, expected), 1e-4, "cpu")
+    found = figures(run(Counting(wrong), TEXT, chosen, expected), Allowance(1e-4, 1e-3, 1e-3), "cpu")
     return {m.name: m.value for m in found}
 
 
@@ -152,7 +153,9 @@ def test_a_long_context_is_judged_at_its_beginning_and_its_end_behind_empty_slot
         np.testing.assert_allclose(rows, again, atol=1e-3)
     artifact = onnx_cpu.export(quantized, tmp_path / "a", context=512, chunk=32)
     with open_runtime(artifact.folder) as runtime:
-        found = {m.name: m for m in figures(run(runtime, text * 8, chosen, expected), 1e-6, "cpu")}
+        found = {
+            m.name: m for m in figures(run(runtime, text * 8, chosen, expected), Allowance(1e-6, 1e-5, 1e-6), "cpu")
+        }
     assert found["position_kl_excess"].value < 0.1
     assert found["runtime_kl_excess"].value < 0.1
     assert found["prefill_coverage"].value == 128 / 512

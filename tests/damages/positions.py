@@ -187,8 +187,8 @@ def misplaced_decode(held: int, count: int, context: int) -> int:
 
 
 def misplaced_end(held: int, count: int, context: int) -> int:
-    """The last token of the context is put into the slot before."""
-    return held - 1 if count == 1 and held == context - 1 else held
+    """The last tokens of the context are put over those before them."""
+    return held - 6 if count == 1 and held >= context - 2 else held
 
 
 def forgetful_decode(runtime: Runtime) -> Runtime:
