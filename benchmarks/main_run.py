@@ -35,6 +35,7 @@ def main(run: Path) -> None:
         "verdict": next(line.strip() for line in lines if line.startswith(("PASSED", "FAILED"))),
         "checks": [next(line.strip() for line in lines if name in line).partition(";")[0] for name in CHECKS],
         "rows": [[cell.strip() for cell in row.strip("│").split("│")] for row in rows],
+        "parameters": report.details["artifacts"]["npu"]["parameters"],
         "parameters_m": f"{report.details['artifacts']['npu']['parameters'] / 1e6:.1f}",
         "peak_gb": f"{figures['peak_memory_bytes', 'run'] / 1e9:.1f}",
         "artifact_mb": f"{figures['artifact_bytes', 'files'] / 1e6:.1f}",

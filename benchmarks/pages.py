@@ -49,7 +49,7 @@ def render(name: str) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["of"] = lambda value, form: format(value, form)
-    environment.globals |= {"table": table, "made": made}
+    environment.globals |= {"table": table, "made": made, "results": results}
     return environment.get_template(f"{name}.md.jinja").render(results(name))
 
 

@@ -51,12 +51,11 @@ def main(out: Path, runtimes: list[str], busy: bool) -> None:
     reference = TorchRuntime(quantized, CONTEXT)
     expected = [reference.logits(window) for window in tokens]
     prompts = [tokenizer.encode(prompt, bos=True) for prompt in PROMPTS]
-    rows, weights = [], 0
+    rows = []
     for name in runtimes or RUNTIMES:
         wall, cpu = time.perf_counter(), cpu_seconds()
         target = find("generic-arm64", runtime=name)
         artifact = target.lower(quantized, None, out / name, context=CONTEXT, chunk=CHUNK)
-        weights = artifact.parameters
         row = {
             "runtime": name,
             "wall_s": round(time.perf_counter() - wall, 1),
@@ -72,8 +71,7 @@ def main(out: Path, runtimes: list[str], busy: bool) -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
     if not runtimes:
-        found = {"weights_m": f"{weights / 1e6:.2f}", "table": _accuracy(rows)}
-        pages.save("runtimes", found, part="demo")
+        pages.save("runtimes", {"table": _accuracy(rows)}, part="demo")
         if not busy:
             pages.save("runtimes", {"table": _speed(rows)}, part="speed")
 
