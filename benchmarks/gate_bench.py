@@ -113,15 +113,18 @@ class Bench:
             return find("snapdragon", runtime=kind).compile(self.artifact(SOURCES[kind], source, name), folder)
         return makers[kind]()
 
-    def judge(self, artifact: Artifact, tokens: int | None = None) -> tuple[Verdict, float]:
-        """The verdict on one artifact, and the seconds that it took."""
+    def judge(
+        self, artifact: Artifact, tokens: int | None = None, limits: dict[str, float] | None = None
+    ) -> tuple[Verdict, float]:
+        """The verdict on one artifact, and the seconds that it took; `limits` in place of the budget's own."""
         place = PLACES.get(artifact.format, "cpu")
         count = tokens or (CUT_TOKENS if self.cut else TOKENS.get(place, 4096))
         started = time.monotonic()
         name = "npu" if place == "htp" else "cpu"
         with _brief() if self.cut else nullcontext():
             found = judging.judge_artifacts(self.inspector, [Subject(name, artifact, place, count)], Silent())
-        verdict = judge(self.budget, found.figures, (name,), found.samples)
+        budget = self.budget.model_copy(update=limits or {})
+        verdict = judge(budget, found.figures, (name,), found.samples)
         return verdict, time.monotonic() - started
 
     def _ranges(self) -> Ranges:
