@@ -49,7 +49,6 @@ EXPORTERS: dict[str, Make] = {
     "executorch-xnnpack": _steps(executorch.export),
     "executorch-coreml": _steps(executorch_coreml.export),
 }
-NOT_READ_YET = ("executorch-coreml",)
 
 
 def bluelm(folder: Path) -> Path:
@@ -103,8 +102,7 @@ def test_a_sound_artifact_has_no_fault(model: str, width: str, kind: str, tmp_pa
         pytest.skip(str(error))
     found = read_back(artifact, held)
     assert not [str(finding) for finding in found.wrong]
-    if kind not in NOT_READ_YET:
-        assert not found.sentences
+    assert not found.sentences
     parts = size_plan.planned_parts(held, artifact)
     if parts is not None:
         assert size_plan.deviation(sum(parts.values()), artifact) < 0.05  # so narrow, tensors' alignment counts

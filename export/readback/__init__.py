@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, Format
-from export.readback import beside, compiled, coreml, executorch, genai, gguf, litert, onnx, xnnpack
+from export.readback import beside, compiled, coreml, executorch_coreml, genai, gguf, litert, onnx, xnnpack
 from export.readback.beside import config_faults
 from export.readback.compiled import COPIES
 from export.readback.held import listed, same
@@ -102,7 +102,7 @@ _READERS: dict[Format, Reader] = {
     "onnx-genai": genai.findings,
     "litert": litert.findings,
     "executorch-xnnpack": xnnpack.findings,
-    "executorch-coreml": _weights(executorch.coreml),
+    "executorch-coreml": executorch_coreml.findings,
     "executorch-qnn": _compiled,
     "qnn-context": _compiled,
     "gguf": gguf.findings,
