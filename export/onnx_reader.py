@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from bluelm.errors import InputError
@@ -46,6 +47,24 @@ class Stored:
     spare: bool = False
 
 
+def kind(data_type: int) -> str:
+    """Of a tensor: float, uint8 ..., or the number where ONNX knows none."""
+    known = data_type in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(data_type).lower() if known else f"type {data_type}"
+
+
+def _names(graph: GraphProto) -> Iterator[object]:
+    for node in graph.node:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for values in (graph.initializer, graph.input, graph.output):
+        yield from (value.name for value in values)
+    for tensor in graph.initializer:
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+    for value in (*graph.input, *graph.output):
+        yield from (size.dim_param for size in value.type.tensor_type.shape.dim)
+
+
 class OnnxFile:
     """One graph; a tensor is read from its file when it is asked for."""
 
@@ -58,7 +77,9 @@ class OnnxFile:
         self.path = path
         try:
             self.model: ModelProto = onnx.load(path, load_external_data=False)
-        except (OSError, ValueError) as error:  # protobuf's DecodeError is a ValueError
+            if not all(isinstance(name, str) for name in _names(self.model.graph)):
+                raise ValueError("a name is not UTF-8")  # protobuf hands it out as bytes
+        except (OSError, ValueError, DecodeError) as error:
             raise InputError(f"not an ONNX file: {error}", where=path, fix="export it again") from None
         self.graph: GraphProto = self.model.graph
         self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
@@ -86,7 +107,7 @@ class OnnxFile:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         try:
             return self._nbits(node, attributes) if node.op_type == "MatMulNBits" else self._dequantized(node)
-        except (ValueError, KeyError, IndexError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:  # attributes say anything
             raise InputError(f"{name} cannot be read: {error}", where=self.path, fix="export it again") from None
 
     def array(self, name: str) -> np.ndarray:
@@ -96,11 +117,11 @@ class OnnxFile:
             InputError: the file does not hold it whole.
         """
         tensor = self.tensors[name]
-        kind = _WIDTHS.get(tensor.data_type)
+        width = _WIDTHS.get(tensor.data_type)
         raw = self._raw(name)
-        if kind is None or raw.nbytes != np.dtype(kind).itemsize * math.prod(tensor.dims):
+        if width is None or raw.nbytes != np.dtype(width).itemsize * math.prod(tensor.dims):
             raise InputError(f"{name} is of another type or size than it says", where=self.path, fix="export it again")
-        return raw.view(kind).reshape(tensor.dims)
+        return raw.view(width).reshape(tensor.dims)
 
     @cached_property
     def _sources(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from onnx import ModelProto
 from sentencepiece import sentencepiece_model_pb2
 
+from bluelm.errors import InputError
 from compress.store import EMBED
 from export import onnx_cpu, onnx_genai, onnx_npu, readback
 from export.artifact import Artifact
@@ -321,3 +323,18 @@ def test_encodings_are_those_of_onnx() -> None:
     scale, zero = around(-0.5, 0.25, np.int16)
     assert (scale, zero) == (np.float32(0.5 / 32767), 0)
     assert span(0.0, 0.0) == (np.float32(1), 0)
+
+
+@pytest.mark.parametrize("kind", ["onnx-cpu", "onnx-npu", "onnx-genai"])
+def test_files_of_changed_bytes_are_wrong_or_bad_input(kind: str, tmp_path: Path) -> None:
+    """One byte at a time: what still reads as ONNX is told apart from what was written."""
+    roles = {"onnx-genai": ("model",)}.get(kind, ("prefill", "decode"))
+    random = np.random.default_rng(3)
+    for number in range(24):
+        hurt = copied(made(kind), tmp_path / str(number))
+        path = hurt.path(roles[number % len(roles)])
+        data = bytearray(path.read_bytes())
+        data[random.integers(len(data))] ^= int(random.integers(1, 256))
+        path.write_bytes(bytes(data))
+        with suppress(InputError):
+            assert wrong(again(hurt))

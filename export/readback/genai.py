@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
-from onnx import TensorProto
 
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError, InputError
@@ -19,7 +18,7 @@ from export.mobile_package import CACHES, KvBits
 from export.onnx_cpu import CacheCodec
 from export.onnx_decoder import IR_VERSION, OPSETS, WEIGHTS
 from export.onnx_graph import NoFile
-from export.onnx_reader import OnnxFile, Stored
+from export.onnx_reader import OnnxFile, Stored, kind
 from export.packing import unpack
 from export.ranges import Ranges
 from export.readback import held
@@ -159,7 +158,11 @@ def _cache_faults(file: OnnxFile, quantized: QuantizedCheckpoint, ranges: Ranges
     if ranges.weights != quantized.digest():
         yield "ranges.json is of another quantized checkpoint"
     for name in sorted(names):
-        low, high = (bound * HEADROOM_8_BITS for bound in ranges.values[name.removesuffix(".scale")])
+        seen = ranges.values.get(name.removesuffix(".scale"))
+        if seen is None:
+            yield f"{name} has no range"
+            continue
+        low, high = (bound * HEADROOM_8_BITS for bound in seen)
         fault = _number_fault(file, name, np.array([around(low, high, np.int8).scale]))
         if fault:
             yield fault
@@ -193,7 +196,7 @@ def _attributes(quantized: QuantizedCheckpoint, file: OnnxFile) -> Iterator[Find
 def _caches(artifact: Artifact, file: OnnxFile) -> Iterator[Finding]:
     """Types of past and present; rows of the rope tables."""
     faults = [
-        f"{value.name} is {TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()}"
+        f"{value.name} is {kind(value.type.tensor_type.elem_type)}"
         for value in (*file.graph.input, *file.graph.output)
         if value.name.startswith(("past_", "present.")) and value.type.tensor_type.elem_type != TYPES[artifact.cache]
     ]

@@ -15,7 +15,7 @@ from export.artifact import Artifact
 from export.mobile_package import CACHES, KvBits
 from export.onnx_decoder import GRAPHS, IR_VERSION, OPSETS, WEIGHTS, emitted, part_file
 from export.onnx_graph import NoFile
-from export.onnx_reader import OnnxFile
+from export.onnx_reader import OnnxFile, kind
 from export.parts import Part
 from export.ranges import Ranges
 from export.readback import held
@@ -181,18 +181,17 @@ def _border(artifact: Artifact, files: Files) -> Iterator[Finding]:
         for file in files[role]:
             for value in (*file.graph.input, *file.graph.output):
                 shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
-                kind, name = value.name.split(".")[0], f"{value.name} of {file.path.name}"
+                stem, name = value.name.split(".")[0], f"{value.name} of {file.path.name}"
                 wanted = {
                     "positions": [tokens],
                     "mask": [1, 1, tokens, context],
                     "past_keys": [*shape[:3], context - tokens],
                     "past_values": [*shape[:2], context - tokens, *shape[3:]],
-                }.get(kind, shape)
+                }.get(stem, shape)
                 if shape != wanted:
                     sizes.append(f"{name} is {shape} instead of {wanted}")
-                if kind.endswith(("keys", "values")) and value.type.tensor_type.elem_type != TYPES[artifact.cache]:
-                    found = TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
-                    kinds.append(f"{name} is {found} instead of {artifact.cache}")
+                if stem.endswith(("keys", "values")) and value.type.tensor_type.elem_type != TYPES[artifact.cache]:
+                    kinds.append(f"{name} is {kind(value.type.tensor_type.elem_type)} instead of {artifact.cache}")
     yield from checked(CONTEXT, sizes)
     yield from checked(CACHE, kinds)
 

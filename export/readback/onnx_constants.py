@@ -151,8 +151,10 @@ class Encodings:
         depth, wide = LEAST_MASK, self.ranges.headroom
         for name, (low, _) in self.ranges.values.items():
             if name.endswith("shares.masked"):
-                greatest = self.ranges.values[name.replace("shares.masked", "scores")][1]
+                _, greatest = self.ranges.values.get(name.replace("shares.masked", "scores"), (0.0, math.inf))
                 depth = max(depth, greatest * wide - low * wide)
+        if not math.isfinite(depth):
+            return math.nan  # ranges without scores: no mask is right
         return float(-math.ceil(depth))
 
     def of(self, name: str) -> Code | None:
@@ -165,7 +167,8 @@ class Encodings:
         if base.endswith((".shares", ".sigmoid")):
             return Code(*BETWEEN_0_AND_1)
         if base == "mask":
-            return span(self.mask_value, 0.0)
+            depth = self.mask_value
+            return span(depth, 0.0) if math.isfinite(depth) else None
         table = self.constants.tables.get(base) or self.constants.tables.get(f"{base}.table")
         if table is not None:
             values = table.values()

@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from export.onnx_reader import OnnxFile
+from export.onnx_reader import OnnxFile, kind
 
 
 def structure_faults(file: OnnxFile, wanted: ModelProto) -> Iterator[str]:
@@ -24,8 +24,8 @@ def structure_faults(file: OnnxFile, wanted: ModelProto) -> Iterator[str]:
 def _faults(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
     mine, theirs = found.graph, wanted.graph
     yield from _nodes(mine.node, theirs.node)
-    for kind, a, b in (("input", mine.input, theirs.input), ("output", mine.output, theirs.output)):
-        yield from _border(kind, a, b)
+    for side, a, b in (("input", mine.input, theirs.input), ("output", mine.output, theirs.output)):
+        yield from _border(side, a, b)
     yield from _constants(mine.initializer, theirs.initializer)
     first, second = _rest(found), _rest(wanted)
     if first != second:
@@ -62,10 +62,10 @@ def _told(value: object) -> str:
     return str(value) if isinstance(value, str) else ", ".join(map(str, value))  # pyright: ignore[reportArgumentType]
 
 
-def _border(kind: str, found: Iterable[ValueInfoProto], wanted: Iterable[ValueInfoProto]) -> Iterator[str]:
+def _border(side: str, found: Iterable[ValueInfoProto], wanted: Iterable[ValueInfoProto]) -> Iterator[str]:
     for mine, theirs in zip_longest(found, wanted):
         if mine != theirs:
-            yield f"{kind} {_value(mine)} instead of {_value(theirs)}"
+            yield f"{side} {_value(mine)} instead of {_value(theirs)}"
 
 
 def _value(value: ValueInfoProto | None) -> str:
@@ -73,7 +73,7 @@ def _value(value: ValueInfoProto | None) -> str:
         return "nothing"
     tensor = value.type.tensor_type
     sizes = ", ".join(d.dim_param or str(d.dim_value) for d in tensor.shape.dim)
-    return f"{value.name} {TensorProto.DataType.Name(tensor.elem_type).lower()} [{sizes}]"
+    return f"{value.name} {kind(tensor.elem_type)} [{sizes}]"
 
 
 def _constants(found: Iterable[TensorProto], wanted: Iterable[TensorProto]) -> Iterator[str]:
@@ -109,9 +109,8 @@ def _bare(tensor: TensorProto) -> TensorProto:
 
 
 def _shape(tensor: TensorProto) -> str:
-    kind = TensorProto.DataType.Name(tensor.data_type).lower()
     place = "in a file" if tensor.data_location == TensorProto.EXTERNAL else "in the graph"
-    return f"{kind} {list(tensor.dims)} {place}"
+    return f"{kind(tensor.data_type)} {list(tensor.dims)} {place}"
 
 
 def _rest(model: ModelProto) -> ModelProto:
