@@ -14,14 +14,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bluelm.checkpoint import EMBED, HEAD, Checkpoint
+from bluelm.checkpoint import EMBED, HEAD, Checkpoint, stamp
 from bluelm.errors import InputError
 from bluelm.files import member, read_json, sha256
 from bluelm.safety import check_folder
@@ -196,10 +195,13 @@ class AdaptedCheckpoint(Checkpoint):
             "trained (PEFT's merge would change both)",
         )
 
-    @cached_property
-    def _digest(self) -> str:
-        parts = [self.base.digest(), *(adapter.digest() for adapter in self.adapters)]
+    def _hash(self) -> str:
+        parts = [self.base._hash(), *(adapter.digest() for adapter in self.adapters)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _stamps(self) -> dict[Path, tuple[int, ...]]:
+        own = {info.file for adapter in self.adapters for info in adapter.tensors.values()}
+        return {**self.base._stamps(), **{path: stamp(path) for path in sorted(own)}}
 
 
 def adapted(checkpoint: Checkpoint, adapters: Sequence[tuple[Path, float]]) -> Checkpoint:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bluelm.architectures import ARCHITECTURES
 from bluelm.config import GENERATION, ModelConfig
-from bluelm.errors import InputError
+from bluelm.errors import ChangedInputError, InputError
 from bluelm.files import member, read_json, sha256
 from bluelm.fold import fold_layer_norm, normalise_rows
 from bluelm.naming import file_name, half_split, source
@@ -128,11 +128,45 @@ class Checkpoint:
 
     def digest(self) -> str:
         """Hex SHA-256 over names and contents of config.json, the tokenizer's and the tensor files."""
-        return self._digest
+        return self._stamped[0]
 
     @cached_property
-    def _digest(self) -> str:
+    def _stamped(self) -> tuple[str, dict[Path, tuple[int, ...]]]:
+        """The digest, and the stamps that the files had before they were read for it."""
+        before = self._stamps()
+        return self._hash(), before
+
+    def _hash(self) -> str:
         return digest(self.folder, self.tensors, ("config.json", GENERATION, *TOKENIZER_FILES))
+
+    def _stamps(self) -> dict[Path, tuple[int, ...]]:
+        return {path: stamp(path) for path in sorted({info.file for info in self.tensors.values()})}
+
+    def check_unchanged(self) -> None:
+        """See that the tensor files are still those whose digest was taken.
+
+        Raises:
+            ChangedInputError: one was replaced or written into since.
+        """
+        if "_stamped" not in self.__dict__:
+            return
+        expected, before = self._stamped
+        changed = [path for path, now in self._stamps().items() if now != before[path]]
+        if changed and self._hash() != expected:
+            raise ChangedInputError(
+                "the checkpoint changed while it was read",
+                where=changed[0],
+                fix="begin again when nothing writes into the folder any more, or quantize a copy of it",
+            )
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written into; empty if it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def digest(folder: Path, tensors: Mapping[str, TensorInfo], others: Sequence[str]) -> str:

@@ -34,6 +34,10 @@ class InputError(ExportError):
     exit_code = 2
 
 
+class ChangedInputError(InputError):
+    """A file of the input is not any more what it was when the work began."""
+
+
 class BudgetError(ExportError):
     """A budget failed."""
 

@@ -10,6 +10,7 @@ import difflib
 import logging
 import time
 from collections.abc import Mapping, Set
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
-from bluelm.errors import InputError
+from bluelm.errors import ChangedInputError, InputError
 from bluelm.memory import give_back
 from bluelm.model import DecoderBlock
 from bluelm.progress import Progress, Silent
@@ -81,8 +82,8 @@ def quantize(
 
     Raises:
         InputError: the recipe does not fit the model, the text is missing, a weight or an activation is not
-            finite (then nothing is left behind); `out` is something else than a quantized checkpoint, or of other
-            inputs.
+            finite; `out` is something else than a quantized checkpoint, or of other inputs; the checkpoint was
+            written into meanwhile. But for the last, finished pieces are kept.
         InterruptedRun: another rank was lost; what is finished is kept.
     """
     out, device = Path(out), device or torch.device("cpu")
@@ -95,40 +96,36 @@ def quantize(
     if found is not None:
         return found
     work = Work(out, inputs, ranks, overwrite=overwrite)
-    try:
+    with closing(work):
         shelf = Shelf(getattr(torch, recipe.activations), work.folder if on_disk else None)
         run = _Run(Rotated(checkpoint) if recipe.rotate else checkpoint, recipe, work, shelf, device)
-        pieces = len(piece_files(checkpoint.config))
-        with (progress or Silent()).task("quantize", pieces) as task, torch.inference_mode():
-            streams = run.embedding(tokens)
-            task.advance(note="embedding")
-            begin = run.resume(streams)
-            if begin:
-                task.advance(begin, note=f"{begin} blocks of an earlier run")
-            for index in range(begin, checkpoint.config.num_layers):
-                run.block(index, streams)
-                task.advance(note=f"block {index}")
-            run.head(streams)
-            task.advance(note="head")
-    except InputError:
-        if ranks.leads:
-            work.discard()
+        run.all_pieces(tokens, progress or Silent())
+        described = {
+            "checkpoint": inputs["checkpoint"],
+            "calibration": samples.report.to_json() if samples is not None and tokens is not None else None,
+            "fingerprint": work.fingerprint,
+            "inputs": inputs,
+        }
+        work.clear_streams()
+        ranks.gathered(None)  # nobody writes into the folder any more
+
+        def publish() -> QuantizedCheckpoint:
+            _check_inputs(checkpoint, work)
+            work.check_pieces()
+            finish(work.folder, checkpoint.config, recipe, checkpoint.folder, described)
+            work.publish(out)
+            return QuantizedCheckpoint.open(out)
+
+        return ranks.shared(publish)
+
+
+def _check_inputs(checkpoint: Checkpoint, work: Work) -> None:
+    """What was read is what was hashed, or the pieces are worth nothing: nobody knows which weights each is of."""
+    try:
+        checkpoint.check_unchanged()
+    except ChangedInputError:
+        work.discard()
         raise
-    described = {
-        "checkpoint": inputs["checkpoint"],
-        "calibration": samples.report.to_json() if samples is not None and tokens is not None else None,
-        "fingerprint": work.fingerprint,
-        "inputs": inputs,
-    }
-    work.clear_streams()
-    ranks.gathered(None)  # nobody writes into the folder any more
-
-    def publish() -> QuantizedCheckpoint:
-        finish(work.folder, checkpoint.config, recipe, checkpoint.folder, described)
-        work.publish(out)
-        return QuantizedCheckpoint.open(out)
-
-    return ranks.shared(publish)
 
 
 def check(config: ModelConfig, recipe: Recipe) -> None:
@@ -189,6 +186,21 @@ class _Run:
     ) -> None:
         self.checkpoint, self.recipe, self.work, self.shelf, self.device = checkpoint, recipe, work, shelf, device
         self.config, self.ranks = checkpoint.config, work.ranks
+
+    def all_pieces(self, tokens: Tensor | None, progress: Progress) -> None:
+        """Make every piece that is not there yet."""
+        layers = self.config.num_layers
+        with progress.task("quantize", len(piece_files(self.config))) as task, torch.inference_mode():
+            streams = self.embedding(tokens)
+            task.advance(note="embedding")
+            begin = self.resume(streams)
+            if begin:
+                task.advance(begin, note=f"{begin} blocks of an earlier run")
+            for index in range(begin, layers):
+                self.block(index, streams)
+                task.advance(note=f"block {index}")
+            self.head(streams)
+            task.advance(note="head")
 
     def embedding(self, tokens: Tensor | None) -> Streams | None:
         """The table; and the streams that begin with its rows, for a recipe that reads text."""

@@ -8,6 +8,7 @@ are JSON in the file's header, under one key: with several, safetensors writes t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,8 +59,8 @@ class Header:
     notes: Mapping[str, Any]
 
 
-def write_piece(path: Path, piece: Piece, fingerprint: str) -> None:
-    """Write a piece, all or nothing; the same content gives the same bytes."""
+def write_piece(path: Path, piece: Piece, fingerprint: str) -> str:
+    """Write a piece, all or nothing; the same content gives the same bytes, whose hex SHA-256 is returned."""
     tensors: dict[str, Tensor] = {name: vector.contiguous() for name, vector in piece.vectors.items()}
     infos: dict[str, dict[str, Any]] = {}
     for name, weight in piece.linears.items():
@@ -82,8 +83,10 @@ def write_piece(path: Path, piece: Piece, fingerprint: str) -> None:
         "vectors": sorted(piece.vectors),
         "notes": dict(piece.notes),
     }
+    data = save(tensors, metadata={KEY: json.dumps(header, sort_keys=True)})
     with atomic_file(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata={KEY: json.dumps(header, sort_keys=True)}))
+        temporary.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_header(path: Path) -> Header:

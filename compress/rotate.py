@@ -122,6 +122,10 @@ class Rotated:
         """The checkpoint's own: that it is turned stands in the recipe."""
         return self.source.digest()
 
+    def check_unchanged(self) -> None:
+        """As the checkpoint's own."""
+        self.source.check_unchanged()
+
     def block(self, index: int) -> dict[str, Tensor]:
         """Tensors of one block, float32, by local name; both norms are ones."""
         return rotate_block(self.source.block(index), self.stream, self.values)

@@ -31,6 +31,7 @@ from compress.recipe import Recipe
 FORMAT = "bluelm-quantized"
 VERSION = 1
 MANIFEST = "quantized.json"
+BESIDE = ("recipe.yaml", "widths.json")  # of `--bits auto`, laid in by the command
 EMBEDDING_FILE, HEAD_FILE = "embedding.safetensors", "head.safetensors"
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens", "model.norm.weight", "lm_head"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from rich.console import Console
 from typer.main import get_command
 
+from bluelm import interrupt
 from bluelm.errors import InputError
 from pipeline import (
     bisect_commands,
@@ -287,7 +287,7 @@ for commands in (
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script."""
     sys.excepthook = crash
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # CI cancels with it: end as on Ctrl-C
+    interrupt.listen()  # CI cancels with SIGTERM: end as on Ctrl-C
     given = list(sys.argv[1:] if arguments is None else arguments)
     for argument in given:
         if not _is_text(argument):

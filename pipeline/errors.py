@@ -27,6 +27,7 @@ from typing import NoReturn
 
 import typer
 
+from bluelm import interrupt
 from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
 from pipeline.github import annotation, in_github
 
@@ -52,15 +53,32 @@ def guard(command: Callable[[], int | None], resume: str) -> int:
         command: does the work; returns the exit code (None is 0).
         resume: the command line that goes on where an interrupted one stopped.
 
-    Unexpected exceptions pass through, to `crash` (installed as sys.excepthook), which exits with 1.
+    Unexpected exceptions pass through, to `crash` (installed as sys.excepthook), which exits with 1. After a signal,
+    whatever a library made of it is an interruption.
     """
+    try:
+        return _guarded(command)
+    except KeyboardInterrupt:
+        return _interrupted(resume)
+    except Exception:
+        if not interrupt.seen():
+            raise
+        return _interrupted(resume)
+
+
+def _interrupted(resume: str) -> int:
+    fix = f"type the same command again; what is finished is kept:\n         {resume}"
+    return _tell(InterruptedRun("interrupted", fix=fix))
+
+
+def _guarded(command: Callable[[], int | None]) -> int:
+    """`guard` for what is no signal."""
     try:
         return command() or 0
     except ExportError as error:
+        if interrupt.seen():
+            raise
         return _tell(error)
-    except KeyboardInterrupt:
-        fix = f"type the same command again; what is finished is kept:\n         {resume}"
-        return _tell(InterruptedRun("interrupted", fix=fix))
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -189,7 +189,7 @@ def run(job: Job, output: Console, messages: Console) -> int:
                 resources.check_disk(planned, job.codes)
                 quantized = _choose_codes(job, source, samples, ranks, device, planned.quantizing.on_disk, progress)
             elif ranks.leads:
-                quantized = source.quantize(None, job.codes, progress)
+                quantized = source.quantize(None, job.codes, progress, overwrite=job.overwrite)
             else:
                 return 0
             if ranks.leads:

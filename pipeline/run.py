@@ -150,6 +150,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
     if phone is not None:  # behind the estimate: what was measured counts
         figures += measure_on(phone, subjects[0].artifact, stages.folder / "device", progress)
     figures.append(peak.measurement())
+    plan.checkpoint.check_unchanged()
     verdict = budgets.judge(plan.budget, figures, [s.name for s in subjects], judged.samples)
     return Report(
         passed=verdict.passed,

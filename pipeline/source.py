@@ -67,15 +67,18 @@ class Source:
         *,
         device: torch.device | None = None,
         on_disk: bool = False,
+        overwrite: bool = False,
     ) -> QuantizedCheckpoint:
         """Our quantized checkpoint, into `out`: codes chosen here, or those that are there.
 
         Args:
-            device, on_disk: see `engine.quantize`.
+            device, on_disk, overwrite: see `engine.quantize`.
         """
         if isinstance(self.checkpoint, PackedCheckpoint):
-            return adopt(self.checkpoint, self.recipe, out, progress)
-        return engine.quantize(self.checkpoint, samples, self.recipe, out, progress, device=device, on_disk=on_disk)
+            return adopt(self.checkpoint, self.recipe, out, progress, overwrite=overwrite)
+        return engine.quantize(
+            self.checkpoint, samples, self.recipe, out, progress, device=device, on_disk=on_disk, overwrite=overwrite
+        )
 
 
 def open_source(

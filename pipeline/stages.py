@@ -200,9 +200,8 @@ def run_folder(folder: Path) -> Iterator[Path]:
                 fix = "wait for it to end, or give another --name"
                 raise InputError("another run is writing into this folder", where=folder, fix=fix) from error
             yield folder
-    except (ExportError, KeyboardInterrupt) as error:
-        resumable = not isinstance(error, ExportError)
-        if made and not _holds_results(folder, resumable):
+    except (ExportError, KeyboardInterrupt):
+        if made and not _holds_results(folder):
             shutil.rmtree(folder)
             for parent in made[1:]:
                 if not any(parent.iterdir()):
@@ -210,7 +209,7 @@ def run_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _holds_results(folder: Path, resumable: bool) -> bool:
-    """Whether a stage is finished or, if the run can be resumed, begun in earnest."""
-    begun = resumable and any(p.suffix == PARTIAL for p in folder.iterdir())
+def _holds_results(folder: Path) -> bool:
+    """Whether a stage is finished, or begun in earnest."""
+    begun = any(p.suffix == PARTIAL and any(p.iterdir()) for p in folder.iterdir())
     return begun or any(p.suffix == ".json" for p in (folder / RECORDS).iterdir())

@@ -26,7 +26,7 @@ from calibration.walk import Hessian
 from compress.engine import quantize
 from compress.gptq import objective
 from compress.recipe import Recipe
-from compress.store import MANIFEST, QuantizedCheckpoint
+from compress.store import MANIFEST, QuantizedCheckpoint, block_file
 from tests.rounded import shortened
 
 HELDOUT = Path(__file__).parent.parent / "eval" / "data" / "heldout.jsonl"
@@ -292,7 +292,7 @@ def test_output_that_is_something_else_is_left_alone(
     assert (out.read_text() if out.is_file() else content(out)) == before
 
 
-def test_bad_weights_in_the_middle_leave_nothing_behind(short: Checkpoint, samples: Samples, tmp_path: Path) -> None:
+def test_bad_weights_in_the_middle_cost_no_finished_block(short: Checkpoint, samples: Samples, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(short.folder, folder)
     tensors = load_file(folder / "model.safetensors")
@@ -300,7 +300,8 @@ def test_bad_weights_in_the_middle_leave_nothing_behind(short: Checkpoint, sampl
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj"):
         quantize(Checkpoint.open(folder), samples, recipe(), tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.partial" / block_file(0)).exists()
 
 
 def test_overflowing_activations_are_refused_with_the_block(

@@ -102,6 +102,7 @@ def test_what_an_interrupted_stage_left_is_kept_for_the_same_input_only(tmp_path
 def test_ctrl_c_keeps_what_can_be_resumed(tmp_path: Path) -> None:
     def broken(folder: Path) -> None:
         folder.with_name("quantized.partial").mkdir()
+        (folder.with_name("quantized.partial") / "block-0").write_text("")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "run") as folder:
@@ -109,14 +110,22 @@ def test_ctrl_c_keeps_what_can_be_resumed(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "quantized.partial").is_dir()
 
 
-def test_bad_input_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocks", [0, 3])
+def test_bad_input_costs_no_finished_block(tmp_path: Path, blocks: int) -> None:
+    """And where none is finished, nothing is left."""
+
     def broken(folder: Path) -> None:
-        folder.with_name("quantized.partial").mkdir()
-        raise InputError("NaN in block 3")
+        partial = folder.with_name("quantized.partial")
+        partial.mkdir()
+        for block in range(blocks):
+            (partial / f"block-{block}").write_text("")
+        raise InputError(f"NaN in block {blocks}")
 
     with pytest.raises(InputError), run_folder(tmp_path / "run") as folder:
         Stages(folder).run("quantized", {}, broken)
-    assert list(tmp_path.iterdir()) == []
+    left = list((tmp_path / "run" / "quantized.partial").glob("*"))
+    assert len(left) == blocks
+    assert (tmp_path / "run").exists() == bool(blocks)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ from compress.store import (
     FINAL_NORM,
     HEAD,
     HEAD_FILE,
-    MANIFEST,
     QuantizedCheckpoint,
     block_file,
     finish,
     piece_files,
 )
+from compress.work import finished
 
 GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 
@@ -78,7 +78,12 @@ def scattered(packed: PackedCheckpoint) -> list[str]:
 
 
 def adopt(
-    packed: PackedCheckpoint, recipe: Recipe, out: Path | str, progress: Progress | None = None
+    packed: PackedCheckpoint,
+    recipe: Recipe,
+    out: Path | str,
+    progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
 ) -> QuantizedCheckpoint:
     """Write a quantized checkpoint of the codes, scales and zero points that `packed` has.
 
@@ -87,15 +92,16 @@ def adopt(
 
     Args:
         recipe: of `given_recipe`.
+        overwrite: replace what lies at `out`.
 
     Raises:
         InputError: what is stored cannot be, or `out` is something else than a quantized checkpoint.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())):
-        fix = "name another output folder"
-        raise InputError("the output exists and is not a quantized checkpoint", where=out, fix=fix)
     parts = {"adopted": packed.digest(), "recipe": recipe.digest()}
+    found = finished(out, parts, overwrite=overwrite)
+    if found is not None:
+        return found
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     files = piece_files(packed.config)
     with atomic_folder(out) as folder, (progress or Silent()).task("read the codes", len(files)) as task:
@@ -112,7 +118,9 @@ def adopt(
             "calibration": None,
             "fingerprint": fingerprint,
             "given": packed.layout.name,
+            "inputs": parts,
         }
+        packed.check_unchanged()
         finish(folder, packed.config, recipe, packed.folder, described)
     return QuantizedCheckpoint.open(out)
 

@@ -155,8 +155,7 @@ class PackedCheckpoint(Checkpoint):
             )
         return found
 
-    @cached_property
-    def _digest(self) -> str:
+    def _hash(self) -> str:
         return digest(self.folder, self.tensors, ("config.json", GENERATION, *SETTINGS_FILES, *TOKENIZER_FILES))
 
 
