@@ -253,6 +253,8 @@ STRUCTURE: dict[str, tuple[float, bool]] = {
     "runtime_kl_excess": (1, False),
     "position_kl_excess": (1, False),
     "reference_to_guess": (1, False),  # of codes that came with the checkpoint: eval/sanity.py
+    "compiled_mismatches": (0, False),
+    "twin_block_excess": (1, False),
 }
 BETTER, SAME = "not_better_than_float", "not_identical_to_float"
 NOT_KNOWN = "not_known"  # @format: items that an artifact must hold and its files do not tell

@@ -44,6 +44,8 @@ SOUND = {  # checks that are told in one line where they pass
     "not_known": "all of it read back",
     "bits_per_weight_deviation": "size",
     "block_error_excess": "blocks",
+    "compiled_mismatches": "what compiled graphs tell of themselves",
+    "twin_block_excess": "compiled blocks",
     "runtime_kl_excess": "arithmetic",
     "position_kl_excess": "every position",
     "reference_to_guess": "foresees text better than a guess",

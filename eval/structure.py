@@ -17,11 +17,11 @@ from bluelm.errors import ExportError
 from bluelm.files import sha256
 from bluelm.tokenizer import Message, Tokenizer
 from compress.store import QuantizedCheckpoint
-from eval import size_plan
+from eval import compiled, size_plan
 from eval.budget import NOT_KNOWN
 from eval.compare import BlockErrors
 from eval.measurement import Measurement
-from export.artifact import Artifact
+from export.artifact import SOURCES, Artifact
 from export.readback import config_faults, read_back
 from targets.generation import ends, generate, until
 from targets.runtime import Runtime
@@ -76,6 +76,7 @@ def files(
         _faults("versions_missing", _missing_versions(artifact), subject, "versions"),
         _faults("files_changed", _changed_files(artifact), subject, "files"),
         *npu_shares(artifact, subject),
+        *([compiled.mismatches(artifact, subject)] if artifact.format in SOURCES else []),
     ]
     if quantized is None:
         note = "weights, tables and metadata: the quantized checkpoint that it was made of is not at hand"
@@ -161,6 +162,8 @@ def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
 def not_known(artifact: Artifact, figures: Sequence[Measurement]) -> list[str]:
     """What is not checked because the format does not tell it; `figures` are the artifact's."""
     found = [figure.note for figure in figures if figure.name.startswith(NOT_KNOWN) and figure.value]
+    if artifact.format == "qnn-context":
+        found.append(compiled.SHIPPED_CANNOT_RUN)
     if artifact.format in ("coreml", "executorch-coreml"):
         found.append("the share of nodes on the Neural Engine: Core ML chooses the unit on the device")
     return found

@@ -60,6 +60,24 @@ class NodeCount(BaseModel):
     kinds: dict[str, int]
 
 
+class Given(BaseModel):
+    """What a vendor's compiler was given, written down as it compiled; its binaries do not tell.
+
+    Attributes:
+        compiler: the version that it wrote into its binaries.
+        settings: its options, by form ("shipped", "simulator"); where there is one form it is "shipped".
+        files: SHA-256 of the graphs and weights that it read, by path in the artifact they are from.
+        made: SHA-256 of what was made of them, by path.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    compiler: str
+    settings: dict[str, dict[str, str]]
+    files: dict[str, str]
+    made: dict[str, str]
+
+
 class Artifact(BaseModel):
     """What artifact.json says.
 
@@ -76,6 +94,7 @@ class Artifact(BaseModel):
         producers: tools that made it, with versions.
         target, soc: what it was compiled for.
         nodes: by graph (its file's name without suffix), what the NPU took.
+        given: what a vendor's compiler was given; None where none was at work.
         notes: what a reader of the report should know.
     """
 
@@ -95,6 +114,7 @@ class Artifact(BaseModel):
     target: str | None = None
     soc: str | None = None
     nodes: dict[str, NodeCount] = {}
+    given: Given | None = None
     notes: tuple[str, ...] = ()
     files: tuple[ArtifactFile, ...]
     _folder: Path = PrivateAttr()
@@ -175,3 +195,29 @@ def list_files(folder: Path, roles: dict[str, str]) -> tuple[ArtifactFile, ...]:
         ArtifactFile(path=path, role=role, bytes=(folder / path).stat().st_size, sha256=sha256(folder / path))
         for path, role in roles.items()
     )
+
+
+def find_source(artifact: Artifact) -> Artifact | None:
+    """The artifact in the same run folder that a compiled one was made from: its format's source, with the same
+    quantized checkpoint. None if there is none."""
+    for path in sorted(artifact.folder.resolve().parent.glob(f"*/{MANIFEST}")):
+        other = Artifact.open(path.parent)
+        if other.format == SOURCES.get(artifact.format) and other.quantized_digest == artifact.quantized_digest:
+            return other.model_copy(update={"soc": artifact.soc})
+    return None
+
+
+def source_of(artifact: Artifact) -> Artifact:
+    """`find_source`.
+
+    Raises:
+        InputError: it is not there.
+    """
+    found = find_source(artifact)
+    if found is None:
+        raise InputError(
+            "a compiled artifact does not show its blocks, and the ONNX artifact it was made from is not here",
+            where=artifact.folder,
+            fix="compare the run folder that holds both, or the onnx-npu artifact itself",
+        )
+    return found

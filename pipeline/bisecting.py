@@ -20,10 +20,10 @@ from compress.store import EMBED, QuantizedCheckpoint
 from eval import judge
 from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
 from eval.compare import BlockErrors, local_errors, weights_steps
-from export.artifact import SOURCES, Artifact
+from export.artifact import SOURCES, Artifact, source_of
 from export.ranges import Ranges
 from export.readback import differing, listed, readable, weight_names
-from targets.block_outputs import BlockRuntime, open_blocks, source_of
+from targets.block_outputs import BlockRuntime, open_blocks
 from targets.runtime import Place, open_runtime
 
 FORGETS = 1e-3  # nats a token between decoding and one prefill

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.tokenizer import Tokenizer
@@ -16,10 +17,11 @@ from compress.store import QuantizedCheckpoint
 from eval import positions, structure
 from eval.arithmetic import allowance
 from eval.compare import local_errors
+from eval.compiled import Graphs, TwinCheck
 from eval.heldout import HeldOut
 from eval.measurement import Measurement
 from eval.positions import Plan, Rows
-from export.artifact import SOURCES, Artifact
+from export.artifact import SOURCES, Artifact, find_source
 from targets.block_outputs import open_blocks
 from targets.runtime import Place, Runtime
 from targets.torch_runtime import TorchRuntime
@@ -72,20 +74,30 @@ class Inspector:
 
     def blocks(self, artifact: Artifact, on: Place, subject: str) -> list[Measurement]:
         """Errors of blocks; [] where showing them would take long (`bluelm-export bisect` does)."""
-        if self.quantized is None or artifact.format not in SHOWN or on == "arm64" or self._too_coarse(artifact):
+        if self.quantized is None or artifact.format not in SHOWN or on == "arm64":
+            return []
+        twins = None
+        if artifact.format in SOURCES:
+            if find_source(artifact) is None:
+                return []
+            twins = TwinCheck(artifact, self.quantized, on)
+        elif self._too_coarse(artifact):
             return []
         tokens = self._text(BLOCK_TOKENS)
         with (
             tempfile.TemporaryDirectory(prefix="bluelm-blocks-") as scratch,
             open_blocks(artifact, on, Path(scratch)) as runtime,
         ):
+            found = [] if twins is None else [twins.figure(cast(Graphs, runtime), subject)]
             stream = runtime.blocks(tokens)
+        if self._too_coarse(artifact):
+            return found
         own = local_errors(self.quantized, stream, self.context, (artifact.format, "dequantized"), True)
         to_float = None
         if self.checkpoint is not None:
             exact = Rotated(self.checkpoint) if self.quantized.recipe.rotate else self.checkpoint
             to_float = local_errors(exact, stream, self.context, (artifact.format, "float"), False)
-        return structure.block_figures(to_float, own, subject)
+        return [*found, *structure.block_figures(to_float, own, subject)]
 
     def expect(self, subjects: Sequence[tuple[Artifact, Place]]) -> None:
         """Work out once what the artifacts' own weights answer in float32; the model is let go behind it."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from bluelm.errors import InputError
 from compress.store import QuantizedCheckpoint
-from export.artifact import SOURCES, Artifact
+from export.artifact import SOURCES, Artifact, source_of
 from export.debug import DEBUG_NOTE, REWRITTEN, debug_build
 from targets.runtime import Place, Runtime, open_runtime
 
@@ -102,17 +102,4 @@ def _checkpoint_of(artifact: Artifact) -> QuantizedCheckpoint:
         f"an {artifact.format} artifact does not show its blocks, and the quantized checkpoint it holds is not here",
         where=artifact.folder,
         fix="compare the run folder that holds both",
-    )
-
-
-def source_of(artifact: Artifact) -> Artifact:
-    """The onnx-npu artifact in the same run folder that holds the same quantized checkpoint."""
-    for path in sorted(artifact.folder.resolve().parent.glob("*/artifact.json")):
-        other = Artifact.open(path.parent)
-        if other.format == "onnx-npu" and other.quantized_digest == artifact.quantized_digest:
-            return other.model_copy(update={"soc": artifact.soc})
-    raise InputError(
-        "a compiled artifact does not show its blocks, and the ONNX artifact it was made from is not here",
-        where=artifact.folder,
-        fix="compare the run folder that holds both, or the onnx-npu artifact itself",
     )

@@ -100,6 +100,13 @@ class CachedRuntime(RuntimeBase):
         outputs = self._steps[width](self._feeds(0, list(tokens), width))
         return {name: np.asarray(outputs[name]) for name in names if name in outputs}
 
+    def run(self, feeds: Feeds) -> Mapping[str, np.ndarray]:
+        """Outputs by name of the graph that takes as many rows as `feeds["hidden"]` [1, rows, hidden] has.
+
+        Nothing is kept: caches are what `feeds` says.
+        """
+        return self._steps[feeds["hidden"].shape[1]](feeds)
+
     def _advance(self, tokens: list[int], width: int) -> np.ndarray:
         """Run one step of `width` rows that ends in `tokens`; float32 [tokens, vocab]."""
         held = len(self._tokens)

@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,17 +24,18 @@ from pydantic import TypeAdapter, ValidationError
 from bluelm.errors import InputError, TargetError
 from bluelm.files import atomic_folder, write_text
 from bluelm.progress import Progress, Silent
-from export.artifact import Artifact, NodeCount, list_files
+from export.artifact import SIMULATOR, Artifact, list_files
 from export.mobile_package import MODEL
 from export.onnx_decoder import GRAPHS
 from targets.cached_runtime import CachedRuntime, Feeds, Step, chain
 from targets.child import Child, next_core
-from targets.executorch_qnn_messages import Load, Method, Pack
+from targets.executorch_qnn_messages import Describe, Load, Method, Pack
 from targets.executorch_qnn_messages import Step as Run
-from targets.qnn import carry, compile_graphs, compiled_from, graphs_of
+from targets.qnn import GIVEN, Made, carry, compile_graphs, compiled_from, describe, given, graphs_of
+from targets.qnn_border import binary_of
+from targets.qnn_messages import Contents
 from targets.snapdragon import HtpBackend, chip_of
 from targets.socs import Soc
-from targets.step_feeds import binaries
 from targets.tools import require_for
 
 WORKER = "targets.executorch_qnn_worker"
@@ -56,11 +57,15 @@ class ExecutorchQnnBackend(HtpBackend):
         ):
             compiled = temporary / "graphs"
             compiled.mkdir()
-            nodes = compile_graphs(artifact, chip_of(soc), compiled, log, task)
+            made = compile_graphs(artifact, chip_of(soc), compiled, log, task)
             task.advance(note=MODEL)
             methods = _pack(graphs, compiled, (temporary / MODEL).resolve(), soc.id)
+            compiler = describe([_binary(compiled / graphs[0].name)])[0].compiler
+            (temporary / SIMULATOR).mkdir()
+            dumps = [dump.rename(temporary.resolve() / SIMULATOR / dump.name) for dump in made.dumps]
             shutil.rmtree(compiled)
-            _describe(artifact, temporary, methods, target, soc.id, nodes)
+            made = replace(made, dumps=dumps)
+            _describe(artifact, temporary, methods, target, soc.id, made, compiler)
         return Artifact.open(folder)
 
 
@@ -120,10 +125,26 @@ def read_methods(path: Path) -> dict[str, list[Method]]:
     return methods
 
 
+def describe_program(path: Path) -> dict[str, Contents]:
+    """What the compiled graphs of a program say of themselves, by method.
+
+    Raises:
+        InputError: the program, or what is compiled in it, cannot be read.
+        UnavailableError: ExecuTorch or onnxruntime-qnn is not installed.
+    """
+    child = start()
+    try:
+        return child.call(Describe(str(path.resolve())), STEP_LIMIT_S)
+    finally:
+        child.close()
+        child.log.unlink(missing_ok=True)
+
+
 def _binary(wrapper: Path) -> Path:
-    """The one binary that an EPContext wrapper names."""
-    (name,) = binaries(onnx.load(wrapper, load_external_data=False).graph)
-    return wrapper.parent / name
+    """The binary that an EPContext wrapper names."""
+    found = binary_of(wrapper)
+    assert found is not None, wrapper
+    return found
 
 
 def _pack(graphs: list[Path], compiled: Path, path: Path, chip: str) -> list[Method]:
@@ -148,16 +169,19 @@ def _pack(graphs: list[Path], compiled: Path, path: Path, chip: str) -> list[Met
 
 
 def _describe(
-    artifact: Artifact, folder: Path, methods: list[Method], target: str, soc: str, nodes: dict[str, NodeCount]
+    artifact: Artifact, folder: Path, methods: list[Method], target: str, soc: str, made: Made, compiler: str
 ) -> None:
     """Write which methods there are, bring the host's files along, write artifact.json."""
     order = {graph: methods[index :: len(GRAPHS)] for index, graph in enumerate(GRAPHS)}
     told = {graph: [asdict(method) for method in found] for graph, found in order.items()}
     write_text(folder / METHODS, json.dumps(told, indent=1) + "\n")
-    roles = {MODEL: "model", METHODS: "methods", **carry(artifact, folder)}
-    about = {"format": "executorch-qnn", "target": target, "soc": soc, "nodes": nodes}
+    program = list_files(folder, {MODEL: "model", METHODS: "methods"})
+    dumps = {f"{SIMULATOR}/{path.name}": GIVEN for path in made.dumps}
+    files = (*program, *list_files(folder, carry(artifact, folder) | dumps))
+    record = given(artifact, compiler, {"shipped": made.settings}, program)
+    about = {"format": "executorch-qnn", "target": target, "soc": soc, "nodes": made.nodes, "given": record}
     packages = ("executorch", "onnxruntime", "onnxruntime-qnn")
-    compiled_from(artifact, list_files(folder, roles), packages, **about).save(folder)
+    compiled_from(artifact, files, packages, **about).save(folder)
 
 
 def start(core: int | None = None) -> Child:

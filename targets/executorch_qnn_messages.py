@@ -42,3 +42,10 @@ class Step:
 
     method: str
     feeds: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Describe:
+    """What do the compiled graphs of the program at `path` say of themselves? Answer: `Contents` by method."""
+
+    path: str

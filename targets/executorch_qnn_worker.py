@@ -17,16 +17,19 @@ from torch.export import ExportedProgram
 
 from bluelm.errors import InputError, TargetError
 from targets.child import serve
-from targets.executorch_qnn_messages import Load, Method, Pack, Step
+from targets.executorch_qnn_messages import Describe, Load, Method, Pack, Step
+from targets.qnn_messages import Contents
 
 OUTPUT = "output_"  # what ExecuTorch puts before the names of a graph's outputs
 _loaded: dict[str, tuple[Method, Any]] = {}
 
 
-def handle(message: Pack | Load | Step) -> object:
+def handle(message: Pack | Load | Step | Describe) -> object:
     """Do what a message asks."""
     if isinstance(message, Pack):
         return _pack(message)
+    if isinstance(message, Describe):
+        return _describe(message)
     if isinstance(message, Load):
         return _load(message)
     border, method = _loaded[message.method]
@@ -141,6 +144,24 @@ class _Loader(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         return self._operator(inputs)
+
+
+def _describe(message: Describe) -> dict[str, Contents]:
+    """Each method's binary lies in the program in ExecuTorch's own frame, which it also takes off."""
+    from executorch.backends.qualcomm.python import PyQnnManagerAdaptor
+
+    from export.executorch_reader import read_file
+    from targets import qnn_system
+
+    program = read_file(Path(message.path)).program
+    found: dict[str, Contents] = {}
+    for plan in program.execution_plan:
+        if len(plan.delegates) != 1:
+            raise InputError(f"the method {plan.name} calls {len(plan.delegates)} delegates", where=message.path)
+        framed = bytes(program.backend_delegate_data[plan.delegates[0].processed.index].data)
+        binary = bytes(PyQnnManagerAdaptor.StripProtocol(framed))
+        found[plan.name] = qnn_system.contents(binary, message.path)
+    return found
 
 
 def _load(message: Load) -> None:

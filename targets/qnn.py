@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 
 from bluelm.errors import TargetError
-from bluelm.files import atomic_folder
+from bluelm.files import atomic_folder, sha256
 from bluelm.progress import Progress, Silent, Task
-from export.artifact import Artifact, ArtifactFile, NodeCount, list_files
+from export.artifact import Artifact, ArtifactFile, Given, NodeCount, list_files
 from export.onnx_decoder import GRAPHS
 from export.package import bits_per_weight
 from targets.child import Child
-from targets.qnn_messages import Chip, Compile, Compiled
+from targets.qnn_border import binary_of
+from targets.qnn_messages import Chip, Compile, Compiled, Contents, Describe
 
 WORKER = "targets.qnn_worker"
 COMPILE_LIMIT_S = 3600.0
@@ -31,6 +34,22 @@ NOTE = (
     "binary, so the simulator's files hold the same graphs compiled one by one."
 )
 CARRIED = ("embedding", "tokenizer", "config")
+GIVEN = "simulator-given"
+"""Role of the dumps of what the compiler was given, graph by graph; `GIVEN`-shipped of the form that ships, where the
+simulator has another."""
+
+
+@dataclass
+class Made:
+    """What compiling told, beside the files that it wrote.
+
+    Attributes:
+        nodes: what the NPU took, by graph. settings: of the compiler. dumps: what it was given, in order of the graphs.
+    """
+
+    nodes: dict[str, NodeCount] = field(default_factory=dict[str, NodeCount])
+    settings: dict[str, str] = field(default_factory=dict[str, str])
+    dumps: list[Path] = field(default_factory=list[Path])
 
 
 def compile_contexts(
@@ -57,9 +76,9 @@ def compile_contexts(
         (progress or Silent()).task("compile", 2 * len(graphs_of(artifact))) as task,
     ):
         (temporary / "simulator").mkdir()
-        compile_graphs(artifact, chip, temporary / "simulator", log, task, limit_s=limit_s)
-        nodes = compile_graphs(artifact, chip, temporary, log, task, share=True, limit_s=limit_s)
-        _describe(artifact, temporary, target, soc, nodes)
+        simulator = compile_graphs(artifact, chip, temporary / "simulator", log, task, limit_s=limit_s)
+        shipped = compile_graphs(artifact, chip, temporary, log, task, share=True, limit_s=limit_s)
+        _describe(artifact, temporary, target, soc, shipped, simulator)
     return Artifact.open(folder)
 
 
@@ -77,32 +96,54 @@ def compile_graphs(
     *,
     share: bool = False,
     limit_s: float = COMPILE_LIMIT_S,
-) -> dict[str, NodeCount]:
-    """Compile every graph into an EPContext wrapper of its name in `folder`, and a binary beside it.
+) -> Made:
+    """Compile every graph into an EPContext wrapper of its name in `folder`, a binary and a dump beside it.
 
     Args:
         share: the two graphs of a part go into one binary, which holds the weights once.
-
-    Returns:
-        what the NPU took, by graph.
     """
-    nodes: dict[str, NodeCount] = {}
+    made = Made()
     for part in zip(*(artifact.paths(name) for name in GRAPHS), strict=True):
         child = Child(WORKER, log)
         try:
             for graph in part:
                 task.advance(note=graph.stem + (", weights shared" if share else ""))
-                source, made = str(graph.resolve()), str((folder / graph.name).resolve())
-                nodes[graph.stem] = _compile(
-                    child, Compile(source, made, chip, share=share, last=graph == part[-1]), limit_s
-                )
+                source, wrapper = str(graph.resolve()), str((folder / graph.name).resolve())
+                dump = (folder / f"{graph.stem}.json").resolve()
+                message = Compile(source, wrapper, chip, share=share, last=graph == part[-1], dump=str(dump))
+                made.nodes[graph.stem], made.settings = _compile(child, message, limit_s)
+                made.dumps.append(dump)
         finally:
             child.close()
-    return nodes
+    return made
 
 
-def _compile(child: Child, message: Compile, limit_s: float) -> NodeCount:
-    """One graph; checks that the NPU took all of it."""
+def describe(binaries: Sequence[Path]) -> list[Contents]:
+    """What compiled binaries say of themselves.
+
+    Raises:
+        InputError: a file is no compiled binary.
+        UnavailableError: onnxruntime-qnn is not installed.
+    """
+    with tempfile.NamedTemporaryFile(prefix="bluelm-qnn-", suffix=".log") as log:
+        child = Child(WORKER, Path(log.name))
+        try:
+            return [child.call(Describe(str(path.resolve())), COMPILE_LIMIT_S) for path in binaries]
+        finally:
+            child.close()
+
+
+def given(
+    artifact: Artifact, compiler: str, settings: dict[str, dict[str, str]], made: Sequence[ArtifactFile]
+) -> Given:
+    """The record of what the compiler made of an onnx-npu artifact."""
+    read = {*graphs_of(artifact), *artifact.paths("weights")}
+    files = {str(path.relative_to(artifact.folder)): sha256(path) for path in sorted(read)}
+    return Given(compiler=compiler, settings=settings, files=files, made={file.path: file.sha256 for file in made})
+
+
+def _compile(child: Child, message: Compile, limit_s: float) -> tuple[NodeCount, dict[str, str]]:
+    """One graph, and the compiler's settings; checks that the NPU took all of it."""
     try:
         compiled: Compiled = child.call(message, limit_s)
     except TargetError as error:
@@ -118,7 +159,7 @@ def _compile(child: Child, message: Compile, limit_s: float) -> NodeCount:
             where=message.source,
             fix=f"see {child.log}",
         )
-    return NodeCount(on_npu=len(wanted), in_graph=len(wanted), kinds=_count(wanted))
+    return NodeCount(on_npu=len(wanted), in_graph=len(wanted), kinds=_count(wanted)), compiled.settings
 
 
 def _count(kinds: list[str]) -> dict[str, int]:
@@ -170,20 +211,28 @@ def refusal_reasons(log: str) -> dict[str, str]:
     return reasons
 
 
-def _describe(artifact: Artifact, temporary: Path, target: str, soc: str, nodes: dict[str, NodeCount]) -> None:
+def _describe(artifact: Artifact, temporary: Path, target: str, soc: str, shipped: Made, simulator: Made) -> None:
     """Check what the compiler wrote, bring the host's files along, write artifact.json."""
     roles: dict[str, str] = {}
     graphs = {file.path: file.role for file in artifact.files if file.role in GRAPHS}
     for wrappers in zip(*(artifact.paths(name) for name in GRAPHS), strict=True):
         names = [wrapper.name for wrapper in wrappers]
         roles |= {name: graphs[name] for name in names} | {_shared_binary(temporary, names): "context"}
-    roles |= carry(artifact, temporary)
     roles |= {f"simulator/{name}": f"simulator-{role}" for name, role in graphs.items()}  # in order of execution
-    binaries = sorted(path.name for path in (temporary / "simulator").iterdir() if path.name not in graphs)
-    roles |= {f"simulator/{name}": "simulator-context" for name in binaries}
-    files = list_files(temporary, roles)
-    about = {"format": "qnn-context", "target": target, "soc": soc, "nodes": nodes, "notes": (*artifact.notes, NOTE)}
-    compiled_from(artifact, files, ("onnxruntime", "onnxruntime-qnn"), **about).save(temporary)
+    binaries = {f"simulator/{name}": "simulator-context" for name in _binaries(temporary / "simulator", graphs)}
+    made = list_files(temporary, roles | binaries)
+    dumps = {str(path.relative_to(temporary.resolve())): GIVEN for path in simulator.dumps}
+    for path in shipped.dumps:
+        moved = path.rename(temporary.resolve() / "simulator" / f"{path.stem}.shipped.json")
+        dumps[str(moved.relative_to(temporary.resolve()))] = f"{GIVEN}-shipped"
+    files = (*made, *list_files(temporary, carry(artifact, temporary) | dumps))
+    contents = describe([temporary / file.path for file in made if file.role.endswith("context")])
+    (compiler,) = {told.compiler for told in contents}
+    settings = {"shipped": shipped.settings, "simulator": simulator.settings}
+    record = given(artifact, compiler, settings, made)
+    notes = (*artifact.notes, NOTE)
+    about = {"format": "qnn-context", "target": target, "soc": soc, "nodes": shipped.nodes, "notes": notes}
+    compiled_from(artifact, files, ("onnxruntime", "onnxruntime-qnn"), given=record, **about).save(temporary)
 
 
 def carry(artifact: Artifact, folder: Path) -> dict[str, str]:
@@ -203,23 +252,18 @@ def compiled_from(
     return artifact.model_copy(update={"files": files, "producers": producers, "bits_per_weight": weights, **about})
 
 
+def _binaries(folder: Path, wrappers: Iterable[str]) -> list[str]:
+    """Names of the files with compiled code that the wrappers in `folder` name."""
+    return sorted({path.name for name in wrappers if (path := binary_of(folder / name)) is not None})
+
+
 def _shared_binary(folder: Path, wrappers: Sequence[str]) -> str:
     """The one binary that both wrappers of a part name.
 
     Raises:
-        TargetError: they name different ones, or it lacks a graph.
+        TargetError: they name different ones.
     """
-    binaries: set[str] = set()
-    partitions: list[bytes] = []
-    for name in wrappers:
-        wrapper = onnx.load(folder / name, load_external_data=False)
-        attributes = {a.name: a.s for a in wrapper.graph.node[0].attribute}
-        binaries.add(attributes["ep_cache_context"].decode())
-        partitions.append(attributes["partition_name"])
+    binaries = _binaries(folder, wrappers)
     if len(binaries) != 1:
-        raise TargetError("the compiler did not put both graphs into one binary", where=sorted(binaries))
-    (binary,) = binaries
-    content = (folder / binary).read_bytes()
-    if not all(partition in content for partition in partitions):
-        raise TargetError("the shared binary does not hold both graphs", where=folder / binary)
-    return binary
+        raise TargetError("the compiler did not put both graphs into one binary", where=binaries)
+    return binaries[0]

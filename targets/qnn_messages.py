@@ -23,6 +23,7 @@ class Compile:
         share: this graph's weights join the binary of the other graphs of this child that share.
         last: it is the last of those.
         severity: of onnxruntime's log, 0 (all) to 3 (errors).
+        dump: where to write the graph that the compiler is given, as JSON; None: nowhere.
     """
 
     source: str
@@ -31,13 +32,15 @@ class Compile:
     share: bool = False
     last: bool = False
     severity: int = 2
+    dump: str | None = None
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Nodes that the NPU took, by operation."""
+    """Nodes that the NPU took, by operation, and the settings that the compiler was given."""
 
     kinds: dict[str, int]
+    settings: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -72,4 +75,40 @@ class Ran:
     outputs: dict[str, np.ndarray]
 
 
-Message = Compile | Load | Run
+@dataclass(frozen=True)
+class Describe:
+    """What does the compiled binary `path` say of itself? Answer: `Contents`."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class TensorBorder:
+    """An input or output of a compiled graph; value = (code - zero) * scale. `scale` None: it holds no codes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scale: float | None = None
+    zero: int = 0
+
+
+@dataclass(frozen=True)
+class GraphBorder:
+    """A compiled graph as it is seen from outside."""
+
+    name: str
+    inputs: tuple[TensorBorder, ...]
+    outputs: tuple[TensorBorder, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A compiled binary: the compiler that wrote it, Qualcomm's number of the chip, the graphs."""
+
+    compiler: str
+    soc_model: int
+    graphs: tuple[GraphBorder, ...]
+
+
+Message = Compile | Load | Run | Describe

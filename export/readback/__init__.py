@@ -6,19 +6,18 @@ a module a format says of each item whether it is right, wrong, or not told by t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compress.store import QuantizedCheckpoint
-from export.artifact import Artifact, Format
+from export.artifact import SOURCES, Artifact, Format
 from export.readback import beside, compiled, coreml, executorch_coreml, genai, gguf, litert, onnx, xnnpack
 from export.readback.beside import config_faults
-from export.readback.compiled import COPIES
 from export.readback.held import listed, same
-from export.readback.items import Finding, Reader, inventory, linear_names, right, untold, weight_names
+from export.readback.items import Finding, Reader, inventory, linear_names, untold, weight_names
 
 __all__ = [
-    "COPIES", "Finding", "ReadBack", "config_faults", "differing", "linear_names", "listed", "read_back", "readable",
+    "Finding", "ReadBack", "config_faults", "differing", "linear_names", "listed", "read_back", "readable",
     "same", "weight_names",
 ]  # fmt: skip
 
@@ -75,25 +74,8 @@ def _closed(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Find
     yield from untold(why, *inventory(artifact, quantized))
 
 
-def _weights(reader: Callable[[Artifact, QuantizedCheckpoint], Iterator[str]]) -> Reader:
-    """Of a format whose codes and scales alone are read back: `reader` gives the names of those that are wrong."""
-
-    def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
-        names, wrong = weight_names(quantized), list(dict.fromkeys(reader(artifact, quantized)))
-        yield from (Finding(name, "wrong", "codes or scales" if name in names else "") for name in wrong)
-        yield from right(*(name for name in names if name not in wrong))
-        rest = [item for item in inventory(artifact, quantized) if item not in names]
-        yield from untold(f"of {artifact.format} only codes and scales are read back", *rest)
-
-    return findings
-
-
 def _compiled(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
-    wrong, sentences = compiled.faults(artifact, quantized)
-    yield from _weights(lambda *_: iter(wrong))(artifact, quantized)
-    for sentence in sentences:
-        weights, _, why = sentence.partition(": ")
-        yield Finding(weights, "untold", why)
+    yield from compiled.findings(artifact, quantized, _READERS[SOURCES[artifact.format]])
 
 
 _READERS: dict[Format, Reader] = {

@@ -1,35 +1,46 @@
-"""Graphs that Qualcomm compiled, read back."""
+"""Graphs that Qualcomm compiled. Of what it wrote nobody but its own runtime reads the numbers.
+
+What can be held bit for bit is what the compiler was given: the onnx-npu artifact beside, which artifact.json names by
+digests. What the compiled graphs compute is for running them (`eval/twin_blocks.py`), and what they tell of themselves
+for the vendor's own API (`eval/compiled.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 
-from compress.store import QuantizedCheckpoint
-from export import htp_reader
-from export.artifact import Artifact
-from export.readback.held import listed, table_faults
-from export.readback.items import linear_names
+from bluelm.files import sha256
+from compress.store import EMBED, QuantizedCheckpoint
+from export.artifact import Artifact, find_source
+from export.readback.held import table_faults
+from export.readback.items import Finding, Reader, checked, inventory, untold
 
-COPIES: Mapping[str, Mapping[str, int]] = {
-    "qnn-context": {"context": 1, "simulator-context": 2},
-    "executorch-qnn": {"model": 2},
-}
-"""Of formats with compiled graphs: the files' roles, and how often they hold each weight, all files together."""
+GIVEN = "what the compiler was given"
+CLOSED = "in what the compiler was given it is right; what Qualcomm's compiler wrote does not tell it"
 
 
-def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> tuple[list[str], list[str]]:
-    """Wrong weights, and what the files do not tell."""
-    names = linear_names(quantized)
-    answers: list[htp_reader.Answer] = []
-    for role, copies in COPIES[artifact.format].items():
-        weights = ((name, quantized.ordered(name).weight) for name in names)  # one at a time
-        answers.append(htp_reader.compare(artifact.paths(role), weights, copies))
-    wrong = [name for name in names if any(name in answer.wrong for answer in answers)]
-    missing = [name for name in names if any(name in answer.unread for answer in answers)]
-    folded = [name for name in names if any(name in answer.folded for answer in answers)]
-    untold: list[str] = []
-    if missing:
-        untold.append(f"codes and scales of {listed(missing)}: how they lie in the compiled file is not known")
-    if folded:
-        untold.append(f"scales of {listed(folded)}: of rows of 8 bits, they are part of other compiled numbers")
-    return [*wrong, *table_faults(artifact, quantized)], untold
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint, reader: Reader) -> Iterator[Finding]:
+    """What is wrong in the artifact that was compiled, by its `reader`; what is right there is not told here."""
+    source = find_source(artifact)
+    if source is None:
+        yield from untold(
+            "the ONNX artifact that it was compiled from is not beside it", *inventory(artifact, quantized)
+        )
+        return
+    yield from checked(GIVEN, given_faults(artifact, source))
+    for finding in reader(source, quantized):
+        if finding.item != EMBED:
+            yield replace(finding, state="untold", told=CLOSED) if finding.state == "right" else finding
+    yield from checked(EMBED, ["codes or scales" for _ in table_faults(artifact, quantized)])
+
+
+def given_faults(artifact: Artifact, source: Artifact) -> Iterator[str]:
+    """Files of either side that are not those of which artifact.json tells how they were compiled."""
+    if artifact.given is None:
+        yield "artifact.json does not tell it"
+        return
+    for folder, files in ((source.folder, artifact.given.files), (artifact.folder, artifact.given.made)):
+        for path, digest in files.items():
+            if not (folder / path).is_file() or sha256(folder / path) != digest:
+                yield f"{path} is another file than was there when it was compiled"

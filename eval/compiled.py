@@ -1,0 +1,152 @@
+"""Checks of graphs that Qualcomm compiled: what they tell of themselves, what they were made of, what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+
+from bluelm.errors import InputError
+from compress.store import QuantizedCheckpoint
+from eval import twin_blocks
+from eval.measurement import Measurement
+from export.artifact import Artifact, find_source, source_of
+from export.onnx_decoder import GRAPHS
+from export.ranges import Ranges
+from targets.cached_runtime import Feeds
+from targets.qnn import GIVEN, describe, graphs_of
+from targets.qnn_border import binary_of, border_faults, onnx_border, wrapper_faults
+from targets.qnn_given import faults as given_faults
+from targets.qnn_messages import Contents, GraphBorder
+from targets.runtime import Place, open_runtime
+from targets.snapdragon import chip_of
+from targets.socs import find_soc
+
+MISMATCHES, EXCESS = "compiled_mismatches", "twin_block_excess"
+LIMIT = 6.0
+"""Of `twin_blocks.Apart.ratio`. Sound graphs: up to 3.8 (SmolLM2-135M), 3.6 (the demo model), 1.3 (random ones); with
+the codes of the column that matters least in a matrix drawn anew, 7.2 and more (the demo model)."""
+SHIPPED_CANNOT_RUN = (
+    "what the shipped binary computes: it holds both graphs with shared weights, which Qualcomm's x86 simulator cannot "
+    "load, so the shipped binary itself cannot run here; what ran are the same graphs, compiled one by one by the same "
+    "compiler with the same settings but for the sharing"
+)
+
+
+class Graphs(Protocol):
+    """What runs a step of an artifact's graphs on inputs made here: `CachedRuntime`."""
+
+    def run(self, feeds: Feeds) -> Mapping[str, np.ndarray]: ...
+
+
+def mismatches(artifact: Artifact, subject: str) -> Measurement:
+    """Names, graphs, tensors, encodings, compiler and chip: what the finished files tell by the vendor's own API, and
+    what the compiler was given by its dump, against the ONNX graphs."""
+    try:
+        found = list(_faults(artifact, find_source(artifact)))
+    except InputError as error:
+        found = [error.problem]
+    note = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    return Measurement(MISMATCHES, len(found), "places", "measured", note=note, subject=subject)
+
+
+class TwinCheck:
+    """Every block and the head of prefill and decode on the simulator, each against its twin."""
+
+    def __init__(self, artifact: Artifact, quantized: QuantizedCheckpoint, on: Place) -> None:
+        """Run the artifact on the probes; it is closed again before the build that shows blocks is opened.
+
+        Raises:
+            InputError: the ONNX artifact that it was compiled from is not beside it, or is another's.
+        """
+        self._artifact, self._quantized = artifact, quantized
+        self._ranges = Ranges.load(source_of(artifact).path("ranges"))
+        self._ranges.check(quantized)
+        self._probes = twin_blocks.probes(artifact, self._ranges)
+        with open_runtime(artifact.folder, on) as runtime:
+            self._own = self._run(cast(Graphs, runtime))
+
+    def figure(self, shown: Graphs, subject: str) -> Measurement:
+        """How far they are apart, by `LIMIT`.
+
+        Args:
+            shown: a build of the same ONNX graphs with block outputs. It speaks for the artifact where both give the
+                same bits; else how far they are apart is held against what the noise does to the whole graph.
+        """
+        outputs = self._run(shown)
+        runs = {graph: list(zip(feeds, outputs[graph], strict=True)) for graph, feeds in self._probes.items()}
+        context = self._artifact.context
+        found = twin_blocks.apart(self._quantized, self._ranges, context, runs)
+        pairs = [pair for graph in runs for pair in zip(self._own[graph], outputs[graph], strict=True)]
+        same = all(np.array_equal(array, theirs[name]) for mine, theirs in pairs for name, array in mine.items())
+        if not same:
+            found += twin_blocks.whole(self._quantized, self._ranges, context, runs, self._own)
+        worst = max(found, key=lambda apart: apart.ratio)
+        note = (
+            f"{worst.value} of {worst.graph} is farthest from its twin, {worst.ratio:.2g} times what float16 products "
+            f"explain ({LIMIT:g} is the limit); the graphs that show their blocks answer "
+            + ("as the artifact does, bit for bit" if same else "otherwise than the artifact")
+        )
+        return Measurement(EXCESS, worst.ratio / LIMIT, "", "emulated", n=len(found), note=note, subject=subject)
+
+    def _run(self, runtime: Graphs) -> dict[str, list[Mapping[str, np.ndarray]]]:
+        return {graph: [runtime.run(feeds) for feeds in inputs] for graph, inputs in self._probes.items()}
+
+
+def _faults(artifact: Artifact, source: Artifact | None) -> Iterator[str]:
+    """Without a source the files are held against one another alone."""
+    if artifact.given is None:
+        yield "artifact.json does not tell what was compiled"
+        return
+    if source is not None:
+        for role in (GIVEN, f"{GIVEN}-shipped") if artifact.format == "qnn-context" else (GIVEN,):
+            for dump, graph in zip(artifact.paths(role), graphs_of(source), strict=True):
+                yield from (f"given for {graph.name}: {fault}" for fault in given_faults(dump, graph))
+    soc_model = chip_of(find_soc(artifact.soc or "")).soc_model
+    forms = _programs(artifact, source) if artifact.format == "executorch-qnn" else _wrappers(artifact, source)
+    for name, contents, faults in forms:
+        yield from (f"{name}: {fault}" for fault in faults)
+        if contents.compiler != artifact.given.compiler:
+            yield f"{name} is by {contents.compiler}, and artifact.json says {artifact.given.compiler}"
+        if contents.soc_model != soc_model:
+            yield f"{name} is for chip {contents.soc_model} instead of {soc_model}"
+
+
+def _wrappers(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str, Contents, list[str]]]:
+    """Each wrapper of both forms: its name, its binary's contents, its faults."""
+    known: dict[Path, Contents] = {}
+    for form in ("", "simulator-"):
+        for graph in GRAPHS:
+            wrappers = artifact.paths(f"{form}{graph}")
+            for wrapper, wanted in zip(wrappers, _borders(source, graph, len(wrappers)), strict=True):
+                binary = binary_of(wrapper)
+                if binary not in artifact.paths(f"{form}context"):
+                    raise InputError(f"{wrapper.name} names {binary and binary.name}, which is no file of the artifact")
+                if binary not in known:
+                    (known[binary],) = describe([binary])
+                name = str(wrapper.relative_to(artifact.folder))
+                yield name, known[binary], list(wrapper_faults(wrapper, known[binary], wanted))
+
+
+def _programs(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str, Contents, list[str]]]:
+    """Each method of an ExecuTorch program."""
+    from targets.executorch_qnn import describe_program, read_methods
+
+    told = describe_program(artifact.path("model"))
+    methods = read_methods(artifact.path("methods"))
+    for graph in GRAPHS:
+        for method, wanted in zip(methods[graph], _borders(source, graph, len(methods[graph])), strict=True):
+            if method.name not in told:
+                raise InputError(f"the program has no method {method.name}", where=artifact.path("model"))
+            contents = told[method.name]
+            faults = [fault for compiled in contents.graphs for fault in border_faults(compiled, wanted)]
+            if [compiled.name for compiled in contents.graphs] != [method.name]:
+                faults.append(f"it holds {', '.join(compiled.name for compiled in contents.graphs)}")
+            yield f"{graph} of the program", contents, faults
+
+
+def _borders(source: Artifact | None, graph: str, parts: int) -> Sequence[GraphBorder | None]:
+    """Those of a graph's parts in the ONNX artifact; None where there is none."""
+    return [None] * parts if source is None else [onnx_border(path) for path in source.paths(graph)]

@@ -1,0 +1,204 @@
+"""Compiled graphs on the simulator, block by block: each block and the head against its twin in torch.
+
+Every block of a debug build gives its output, keys and values; its twin (`export/torch_ops.py`, every activation
+rounded as the graph says) is given the very stream that went into it, so each block answers for itself alone. How far
+the two may be apart is not a constant: a second twin, whose products of matrices carry the noise of HTP's float16
+arithmetic, tells what such noise does to this block on this input, and what was found is divided by that. The inputs
+are random tokens over random caches: they excite every column of every matrix, every slot and every position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.store import QuantizedCheckpoint
+from export import lowered
+from export.artifact import Artifact
+from export.embedding import EmbeddingTable
+from export.lowered import KeysValues, block_output
+from export.ranges import Ranges
+from export.torch_ops import Activations, Parameters, Rounded, TorchOps
+from targets.cached_runtime import Feeds, step_mask
+
+NOISE = 3.5e-4
+"""Of a product of matrices on HTP, relative to its row: keys and values of first blocks are 3.1e-4 to 4.6e-4 from their
+twins in every model tried (benchmarks/htp_trials.md)."""
+DECODE = 3  # positions that the decode graph is tried at
+SPREAD = 4.5  # standard deviations of a cached value up to the end of its range
+
+
+@dataclass(frozen=True)
+class Apart:
+    """One value of one graph: how far it lies from its twin, as a multiple of what the noise explains.
+
+    Attributes:
+        value: "block 3", "keys 3", "values 3" or "head". graph: "prefill" or "decode".
+    """
+
+    value: str
+    graph: str
+    ratio: float
+
+
+class _Noisy(TorchOps):
+    """The twin with the noise of HTP's products of matrices."""
+
+    def __init__(self, parameters: Parameters, epsilon: float, activations: Activations) -> None:
+        super().__init__(parameters, epsilon, activations)
+        self._weights, self._rounded = parameters, activations
+        self._generator = torch.Generator().manual_seed(0)
+
+    def linear(self, x: Tensor, weight: str, name: str) -> Tensor:
+        exact = x @ self._weights(weight).T
+        size = exact.pow(2).mean(-1, keepdim=True).sqrt()
+        noise = torch.randn(exact.shape, generator=self._generator)
+        return self._rounded.value(name, exact + NOISE * size * noise)
+
+
+def probes(artifact: Artifact, ranges: Ranges, seed: int = 0) -> dict[str, list[Feeds]]:
+    """Inputs by graph: for prefill the last chunk of the context, for decode positions spread over it.
+
+    Each is whole: random tokens, random codes in every cached slot, those behind the position hidden.
+    """
+    generator = np.random.default_rng(seed)
+    context, chunk = artifact.context, artifact.chunk
+    table = EmbeddingTable.open(artifact.path("embedding"))
+
+    def feeds(start: int, width: int) -> Feeds:
+        rows = table.rows(generator.integers(0, artifact.model.vocab_size, width).tolist())
+        found: Feeds = {
+            "hidden": np.asarray(rows, np.float32)[None],
+            "positions": np.arange(start, start + width, dtype=np.int32),
+            "mask": step_mask(start, width, context, artifact.mask_value),
+        }
+        slots, model = context - width, artifact.model
+        heads, size = model.num_kv_heads, model.head_dim
+        for layer in range(model.num_layers if slots else 0):
+            for name, shape in (("keys", (1, heads, size, slots)), ("values", (1, heads, slots, size))):
+                limit = ranges.cache_encoding(f"layers.{layer}.{name}").bounds[1]
+                codes = np.clip(generator.normal(0, limit / SPREAD, shape), -limit, limit)
+                found[f"past_{name}.{layer}"] = codes.astype(artifact.cache)
+        return found
+
+    spread = sorted({context * (step + 1) // DECODE - 1 for step in range(DECODE)})
+    return {"prefill": [feeds(context - chunk, chunk)], "decode": [feeds(position, 1) for position in spread]}
+
+
+def apart(
+    quantized: QuantizedCheckpoint,
+    ranges: Ranges,
+    context: int,
+    runs: Mapping[str, Sequence[tuple[Feeds, Mapping[str, np.ndarray]]]],
+) -> list[Apart]:
+    """Every block and the head of every graph.
+
+    Args:
+        runs: by graph, inputs and the outputs of a debug build, with the stream behind every block.
+    """
+    twins = _Twins(quantized, ranges, context)
+    found: list[Apart] = []
+    for graph, pairs in runs.items():
+        values: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        for feeds, outputs in pairs:
+            for name, *sides in twins.values(feeds, outputs):
+                values.setdefault(name, []).append((sides[0], sides[1], sides[2]))
+        for name, rows in values.items():
+            seen, exact, noisy = (np.concatenate(side).astype(np.float64) for side in zip(*rows, strict=True))
+            found.append(Apart(name, graph, _ratio(seen - exact, noisy - exact, exact)))
+    return found
+
+
+def whole(
+    quantized: QuantizedCheckpoint,
+    ranges: Ranges,
+    context: int,
+    runs: Mapping[str, Sequence[tuple[Feeds, Mapping[str, np.ndarray]]]],
+    own: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+) -> list[Apart]:
+    """Of two compilations of the same graphs: how far their logits are apart, by what the noise of all blocks does."""
+    twins = _Twins(quantized, ranges, context)
+    found: list[Apart] = []
+    for graph, pairs in runs.items():
+        rows = [
+            (mine["logits"][0] - shown["logits"][0], *twins.logits(feeds))
+            for (feeds, shown), mine in zip(pairs, own[graph], strict=True)
+        ]
+        error, exact, noisy = (np.concatenate(side).astype(np.float64) for side in zip(*rows, strict=True))
+        found.append(Apart("the artifact's own answer", graph, _ratio(error, noisy - exact, exact)))
+    return found
+
+
+def _ratio(error: np.ndarray, noise: np.ndarray, exact: np.ndarray) -> float:
+    """The largest of: the whole, the worst row, the worst column; [n, m] each."""
+    floor = 0.1 * NOISE * float(np.sqrt(np.mean(exact**2))) + np.finfo(np.float64).tiny
+    if not np.isfinite(error).all():
+        return float("inf")
+
+    def worst(x: np.ndarray, axis: int | None) -> float:
+        return float(np.sqrt(np.mean(x**2, axis=axis)).max())
+
+    return max(worst(error, axis) / max(worst(noise, axis), floor) for axis in (None, 0, 1))
+
+
+class _Twins:
+    """Both twins of each block, one block's weights in memory at a time."""
+
+    def __init__(self, quantized: QuantizedCheckpoint, ranges: Ranges, context: int) -> None:
+        self._config, self._ranges, self._context = quantized.config, ranges, context
+        parameters, rounded = Parameters(quantized), Rounded(ranges)
+        epsilon = quantized.config.rms_norm_eps
+        self._exact, self._noisy = TorchOps(parameters, epsilon, rounded), _Noisy(parameters, epsilon, rounded)
+        self._mask = rounded.constant(torch.tensor([ranges.mask_value, 0.0]))[0].item()
+
+    @torch.no_grad()
+    def values(
+        self, feeds: Feeds, outputs: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        """(name, found, twin, noisy twin), each [rows, width]."""
+        ops = self._exact
+        mask = self._masked(feeds)
+        rotary = lowered.rotary_factors(ops, self._config, torch.from_numpy(feeds["positions"]), self._context)
+        x = ops.input("hidden", torch.from_numpy(feeds["hidden"]))
+        for layer in range(self._config.num_layers):
+            past = self._past(feeds, layer)
+            (twin, mine), (noisy, theirs) = (
+                lowered.block(side, self._config, layer, x, rotary, mask, past) for side in (ops, self._noisy)
+            )
+            after = torch.from_numpy(np.asarray(outputs[block_output(layer)], np.float32))
+            yield f"block {layer}", after[0].numpy(), twin[0].numpy(), noisy[0].numpy()
+            keys, values = (self._cached(outputs[f"{name}.{layer}"], layer, name) for name in ("keys", "values"))
+            yield f"keys {layer}", _by_row(keys, 3), _by_row(mine.keys, 3), _by_row(theirs.keys, 3)
+            yield f"values {layer}", _by_row(values, 2), _by_row(mine.values, 2), _by_row(theirs.values, 2)
+            x = after
+        twin, noisy = (lowered.head(side, x)[0].numpy() for side in (ops, self._noisy))
+        yield "head", np.asarray(outputs["logits"][0], np.float32), twin, noisy
+
+    @torch.no_grad()
+    def logits(self, feeds: Feeds) -> Iterator[np.ndarray]:
+        """Those of the twin and of the noisy twin, [rows, vocab] each."""
+        positions, mask = torch.from_numpy(feeds["positions"]), self._masked(feeds)
+        past = [self._past(feeds, layer) for layer in range(self._config.num_layers)]
+        for ops in (self._exact, self._noisy):
+            x = ops.input("hidden", torch.from_numpy(feeds["hidden"]))
+            yield lowered.decoder(ops, self._config, x, positions, mask, past, self._context)[0][0].numpy()
+
+    def _masked(self, feeds: Feeds) -> Tensor:
+        return torch.where(torch.from_numpy(feeds["mask"]) < 0, self._mask, 0.0)
+
+    def _past(self, feeds: Feeds, layer: int) -> KeysValues[Tensor] | None:
+        if f"past_keys.{layer}" not in feeds:
+            return None
+        return KeysValues(*(self._cached(feeds[f"past_{name}.{layer}"], layer, name) for name in ("keys", "values")))
+
+    def _cached(self, codes: np.ndarray, layer: int, name: str) -> Tensor:
+        return torch.from_numpy(self._ranges.cache_encoding(f"layers.{layer}.{name}").dequantize(codes))
+
+
+def _by_row(x: Tensor, axis: int) -> np.ndarray:
+    """[1, heads, ..] -> [rows, heads * head_dim]; `axis` counts the rows."""
+    return x[0].movedim(axis - 1, 0).flatten(1).numpy()
