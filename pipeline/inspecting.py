@@ -141,6 +141,7 @@ def plan_positions(artifact: Artifact, on: Place) -> Plan:
     """Which positions of an artifact are judged, for how long a step takes there."""
     slow = on in SLOW
     prefilled, decoded = (SLOWLY_PREFILLED, SLOWLY_DECODED) if slow else (PREFILLED, DECODED)
-    return positions.plan(
-        artifact.context, artifact.chunk, prefilled, decoded, seeks=artifact.format in SEEKING, brief=slow
-    )
+    chunk = artifact.chunk
+    if chunk == artifact.context:  # no chunks, the text goes in as one: not a long one
+        chunk = min(chunk, positions.AT_ONCE)
+    return positions.plan(artifact.context, chunk, prefilled, decoded, seeks=artifact.format in SEEKING, brief=slow)

@@ -15,6 +15,8 @@ from eval import positions
 from eval.arithmetic import Allowance
 from eval.positions import Plan, figures, plan, reference, run
 from export import onnx_cpu
+from export.artifact import Artifact
+from pipeline.inspecting import plan_positions
 from targets.runtime import RuntimeBase, open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.checkpoints import write_checkpoint
@@ -161,6 +163,14 @@ def test_a_long_context_is_judged_at_its_beginning_and_its_end_behind_empty_slot
     assert found["prefill_coverage"].value == 128 / 512
     assert "up to 511" in found["decode_coverage"].note
     assert positions.ROWS >= 128
+
+
+def test_a_long_context_without_chunks_is_not_taken_at_once() -> None:
+    """A GGUF file's chunk is its context."""
+    long = Artifact.model_construct(format="gguf", context=32768, chunk=32768)
+    chosen = plan_positions(long, "cpu")
+    assert chosen.pieces == ((0, 2048), (30720, 32768))
+    assert chosen.chunk == 512
 
 
 def test_runtimes_go_back_to_what_they_held(tmp_path: Path) -> None:
