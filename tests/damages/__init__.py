@@ -5,9 +5,11 @@ A new one is a row in the module of its kind; tests do those of onnx-cpu and onn
 
 from __future__ import annotations
 
-from tests.damages import graphs, metadata, positions, qualcomm, weights
+from tests.damages import files, graphs, metadata, positions, qualcomm, weights
 from tests.damages.record import ALL, COMPILED, Bench, Damage, copied, damaged, judged_as, sound
 
 __all__ = ["ALL", "COMPILED", "DAMAGES", "Bench", "Damage", "copied", "damaged", "judged_as", "sound"]
 
-DAMAGES: tuple[Damage, ...] = (*weights.ROWS, *positions.ROWS, *metadata.ROWS, *graphs.ROWS, *qualcomm.ROWS)
+DAMAGES: tuple[Damage, ...] = (
+    *weights.ROWS, *positions.ROWS, *metadata.ROWS, *files.ROWS, *graphs.ROWS, *qualcomm.ROWS,
+)  # fmt: skip
