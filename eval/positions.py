@@ -84,27 +84,28 @@ def plan(context: int, chunk: int, tokens: int, decoded: int, *, seeks: bool, br
     held = sorted({s for s in prompts if 0 <= s[0] < s[1] and any(p[0] <= s[0] and s[1] <= p[1] for p in pieces)})
     decodes = _decodes(context, chunk, pieces, decoded)
     wanted = {i for span in (*held, *decodes) for i in range(*span)}
-    kept = sorted(wanted | set(_spread(pieces, max(ROWS - len(wanted), RANGES * FEW))))
+    inside = [i for piece in pieces for i in range(*piece)]
+    kept = sorted(wanted | set(_spread(inside, max(ROWS - len(wanted), RANGES * FEW))))
     return Plan(context, chunk, pieces, tuple(held), decodes, tuple(kept))
 
 
 def _decodes(context: int, chunk: int, pieces: Sequence[Span], count: int) -> tuple[Span, ...]:
-    """Half of the tokens one behind another to the end of the context, the others where steps differ and spread."""
+    """A third of the tokens one behind another to the end of the context, the others where steps differ and spread."""
     inside = {i for piece in pieces for i in range(*piece)}
     if len(inside) <= count:
         return tuple(pieces)
-    run = set(range(context - count // 2, context))
-    telling = [0, chunk, chunk - 1, context // 2, 1, chunk + 1, *(_spread(pieces, count))]
-    for position in telling:
-        if len(run) < count and position in inside:
-            run.add(position)
-    return _spans(sorted(run))
+    taken = set(range(context - max(1, count // 3), context))
+    for position in (0, chunk, chunk - 1, context // 2, 1, chunk + 1):
+        if len(taken) < count and position in inside:
+            taken.add(position)
+    left, more = sorted(inside - taken), count - len(taken)
+    return _spans(sorted(taken | {left[(2 * i + 1) * len(left) // (2 * more)] for i in range(more)}))
 
 
-def _spread(pieces: Sequence[Span], count: int) -> list[int]:
-    """So many positions, evenly over the pieces, the first and the last among them."""
-    inside = np.concatenate([np.arange(*piece) for piece in pieces])
-    return inside[np.unique(np.linspace(0, len(inside) - 1, min(count, len(inside))).round().astype(int))].tolist()
+def _spread(positions: Sequence[int], count: int) -> list[int]:
+    """So many of the positions, evenly, the first and the last among them."""
+    index = np.linspace(0, len(positions) - 1, min(count, len(positions))).round().astype(int)
+    return np.array(positions)[np.unique(index)].tolist()
 
 
 def _spans(positions: Sequence[int]) -> tuple[Span, ...]:

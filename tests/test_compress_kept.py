@@ -67,9 +67,7 @@ def test_a_failed_read_costs_no_finished_block(short: Checkpoint, samples: Sampl
 
 
 @pytest.mark.parametrize("name", [EMBEDDING_FILE, block_file(0), "streams"])
-def test_a_flipped_bit_in_what_is_kept_is_found(
-    short: Checkpoint, samples: Samples, tmp_path: Path, name: str
-) -> None:
+def test_a_flipped_bit_in_what_is_kept_is_found(short: Checkpoint, samples: Samples, tmp_path: Path, name: str) -> None:
     """Between two runs, size and time stamp kept: it is made again, and the bytes are those of an undisturbed run."""
     whole = content(quantize(short, samples, recipe(), tmp_path / "whole").folder)
     with pytest.raises(KeyboardInterrupt):

@@ -90,6 +90,9 @@ def test_a_plan_takes_the_first_and_the_last_position_and_costs_what_it_may(
     assert len(set(singles)) == len(singles) <= decoded
     assert context - 1 in singles
     assert decoded < 4 or 0 in singles
+    if decoded >= 32 and len(chosen.pieces) == 1:  # none of the context is left out for long
+        gaps = np.diff([0, *sorted(singles)])
+        assert gaps.max() <= 2 + context / (decoded / 2 - 8)
     kept = set(chosen.kept)
     assert {0, context - 1} <= kept
     spans = [*chosen.prompts, *chosen.decodes]
