@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from enum import StrEnum
@@ -177,20 +178,21 @@ def _verify_checkpoint(path: Path, pinned: Path | None, signature: Path | None, 
 
 
 def _verify_bundle(path: Path, certificate: str | None, load: bool) -> int:
-    from export.bundle import build
+    from export.bundle import build, keys
     from pipeline.bundle_check import answer
 
+    wanted = None if certificate is None else certificate.lower().replace(":", "")
+    if wanted is not None and not re.fullmatch("[0-9a-f]{64}", wanted):
+        fix = "give its 64 hex digits, as `verify` and `apksigner verify --print-certs` print them"
+        raise InputError(f"--certificate {certificate!r} is no SHA-256 of a certificate", fix=fix)
     found = build.verify(path)
-    about = found.manifest
-    signers = {about.signing.certificate_sha256, about.signing.package_certificate_sha256}
-    if certificate and certificate.lower().replace(":", "") not in signers:
-        raise InputError(
-            f"signed by {about.signing.certificate_sha256}, not by {certificate}",
-            where=path,
-            fix="ask whoever gave you the bundle",
-        )
+    about, signers = found.manifest, {keys.fingerprint(each): each for each in found.signers}
+    if wanted is not None and wanted not in signers:
+        fix = "ask whoever gave you the bundle"
+        raise InputError(f"signed by {' and '.join(signers)}, not by {wanted}", where=path, fix=fix)
     _say(f"{path}: {about.format} of {about.model.name} for {about.target}, {len(about.files)} files as signed")
-    _say(f"  signer {about.signing.subject}, certificate SHA-256 {about.signing.certificate_sha256}")
+    for digest, each in signers.items():
+        _say(f"  signer {keys.subject(each)}, certificate SHA-256 {digest}")
     for note in found.notes:
         _say(f"  note: {note}")
     if load:

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-
 from bluelm.errors import InputError
 from bluelm.files import atomic_file, atomic_folder
 from export.bundle import apk_signing, axml, keys, payload
@@ -145,31 +143,27 @@ class Joined:
             yield from part.pieces()
 
 
-def verify(path: Path) -> tuple[BundleManifest, dict[str, Source], list[x509.Certificate]]:
+def verify(path: Path) -> payload.Opened:
     """Check one APK or a folder of splits: signatures, alignment, manifests, then the payload.
-
-    Returns:
-        manifest.json, the payload's files, the certificate of each APK.
 
     Raises:
         InputError: what is wrong, and where.
     """
     files = [path] if path.is_file() else _split_files(path)
     opened = {apk_of(file, path): apk_signing.verify_apk(file, ALIGNMENT) for file in files}
-    base = opened[BASE][0]
+    base, signer = opened[BASE]
     manifest = BundleManifest.decode(base.read(ASSETS + FILE), path)
     sources, used = _payload_sources(manifest, {name: archive for name, (archive, _) in opened.items()}, path)
     found: dict[str, str] = {}
     for name, (archive, certificate) in opened.items():
-        if keys.fingerprint(certificate) != manifest.signing.package_certificate_sha256:
-            raise InputError("the APK is signed with another key than its manifest names", where=archive.path)
+        if certificate != signer:
+            raise InputError("the APK is signed with another key than the base of its set", where=archive.path)
         if any(entry.mode for entry in archive.entries):
             raise InputError("an entry has permissions that no APK of this tool has", where=archive.path)
         for entry in set(archive.names()) - used[name]:
             digest = payload.measure(entry, "", archive.source(entry)).sha256
             found[f"{name}/{entry}"] = digest
-    payload.verify(sources, found, path)
-    return manifest, sources, [certificate for _, certificate in opened.values()]
+    return payload.verify(sources, found, path, signer)
 
 
 def apk_of(file: Path, path: Path) -> str:

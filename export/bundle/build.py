@@ -9,12 +9,12 @@ from pathlib import Path
 
 from bluelm.errors import InputError
 from bluelm.progress import Progress, Silent
-from export.bundle import apk, folder, ipa, payload, project, runner
+from export.bundle import apk, folder, ipa, keys, payload, project, runner
 from export.bundle.manifest import BundleManifest, Format
 from export.bundle.zip32 import Source
 
 # Where the payload lies in the formats that are folders.
-HOMES = {"folder": "", "gradle": "modelpack/src/main/assets/model", "xcode": "BlueLMChat/Model"}
+HOMES: dict[Format, str] = {"folder": "", "gradle": "modelpack/src/main/assets/model", "xcode": "BlueLMChat/Model"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def make(
         InputError, TargetError, UnavailableError: see the formats.
     """
     options = options or Options()
-    update = {"signing": payload.signing_of(signing, draft.format == "apk")}
+    package = signing.package.certificate if draft.format == "apk" else None
+    update = {"signing": payload.signing_of(signing.model.certificate, package)}
     draft = draft.model_copy(update=update)
     return _WRITERS[draft.format](
         draft, sorted(inputs, key=lambda i: i.path), signing, out, options, progress or Silent()
@@ -138,16 +139,13 @@ _WRITERS: dict[Format, Writer] = {
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verified(payload.Opened):
     """A bundle whose every byte was checked.
 
     Attributes:
-        sources: the payload's files.
         notes: what its reader should know.
     """
 
-    manifest: BundleManifest
-    sources: Mapping[str, Source]
     notes: tuple[str, ...]
 
 
@@ -157,18 +155,20 @@ def verify(path: Path) -> Verified:
     Raises:
         InputError: what is wrong, and where.
     """
-    manifest, sources = _read(path)
-    notes = []
-    if manifest.signing.development_key:
+    opened = _read(path)
+    manifest, notes = opened.manifest, []
+    if any(keys.is_development(certificate) for certificate in opened.signers):
         notes.append("signed with a development key: this proves integrity, not who made it")
+    elif any(keys.is_self_signed(certificate) for certificate in opened.signers):
+        notes.append("whoever made the certificate chose the name in it: compare its SHA-256 (--certificate)")
     if not manifest.judgement.passed:
         notes.append("made of a run that failed its budget")
     if manifest.format == "ipa":
         notes.append(ipa.NOTE)
-    return Verified(manifest, sources, tuple(notes))
+    return Verified(manifest, opened.sources, opened.certificate, opened.package, tuple(notes))
 
 
-def _read(path: Path) -> tuple[BundleManifest, Mapping[str, Source]]:
+def _read(path: Path) -> payload.Opened:
     if path.is_symlink():
         raise InputError("a symbolic link is not followed", where=path, fix="name the bundle itself")
     if not path.exists():
@@ -176,23 +176,20 @@ def _read(path: Path) -> tuple[BundleManifest, Mapping[str, Source]]:
     if path.is_file():
         kind = path.suffix.lower()
         if kind == ".apk":
-            return _of_format(apk.verify(path)[:2], ("apk",), path)
+            return _of_format(apk.verify(path), "apk", path)
         if kind == ".ipa":
-            return _of_format(ipa.verify(path), ("ipa",), path)
+            return _of_format(ipa.verify(path), "ipa", path)
         raise InputError(f"unknown kind of bundle {kind!r}", where=path, fix="an .apk, an .ipa or a folder")
     if (path / "base.apk").exists():
-        return _of_format(apk.verify(path)[:2], ("apk",), path)
+        return _of_format(apk.verify(path), "apk", path)
     kind = folder.find_home(path, HOMES)
     if kind is None:
         fix = "name what `bluelm-export bundle` made; to check a checkpoint, add --manifest, --public-key or both"
         raise InputError("the folder is no bundle: it holds no manifest.json", where=path, fix=fix)
-    found = folder.verify(path, HOMES[kind])
-    return _of_format(found, (kind,), path)
+    return _of_format(folder.verify(path, HOMES[kind]), kind, path)
 
 
-def _of_format(
-    found: tuple[BundleManifest, Mapping[str, Source]], expected: Sequence[str], path: Path
-) -> tuple[BundleManifest, Mapping[str, Source]]:
-    if found[0].format not in expected:
-        raise InputError(f"the manifest says {found[0].format}, the bundle is {expected[0]}", where=path)
+def _of_format(found: payload.Opened, expected: Format, path: Path) -> payload.Opened:
+    if found.manifest.format != expected:
+        raise InputError(f"the manifest says {found.manifest.format}, the bundle is {expected}", where=path)
     return found

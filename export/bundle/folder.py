@@ -9,7 +9,7 @@ from bluelm.errors import InputError
 from bluelm.files import atomic_folder
 from bluelm.safety import walk
 from export.bundle import payload
-from export.bundle.manifest import FILE, BundleManifest
+from export.bundle.manifest import FILE, Format
 from export.bundle.zip32 import FileSource, Source
 
 
@@ -42,7 +42,7 @@ def extract(sources: Mapping[str, Source], folder: Path) -> None:
                 out.write(piece)
 
 
-def verify(folder: Path, home: str = "") -> tuple[BundleManifest, dict[str, Source]]:
+def verify(folder: Path, home: str = "") -> payload.Opened:
     """Check a folder bundle: every file is either of the payload or named by the manifest's container.
 
     Raises:
@@ -58,10 +58,10 @@ def verify(folder: Path, home: str = "") -> tuple[BundleManifest, dict[str, Sour
             around[name] = payload.measure(name, "", FileSource(path)).sha256
     if FILE not in sources:
         raise InputError(f"the folder holds no {prefix}{FILE}: not a bundle", where=folder)
-    return payload.verify(sources, around, folder), sources
+    return payload.verify(sources, around, folder)
 
 
-def find_home(folder: Path, homes: Mapping[str, str]) -> str | None:
+def find_home(folder: Path, homes: Mapping[Format, str]) -> Format | None:
     """The format whose place for the payload holds a manifest."""
     for name, home in homes.items():
         if (folder / home / FILE).is_file():

@@ -91,7 +91,7 @@ def _sealed(whole: payload.Payload, files: Mapping[str, bytes]) -> dict[str, Sea
     return sealed
 
 
-def verify(path: Path) -> tuple[BundleManifest, Mapping[str, Source]]:
+def verify(path: Path) -> payload.Opened:
     """Check an IPA: archive, manifest and model signature, seal, code signature.
 
     Raises:
@@ -108,7 +108,8 @@ def verify(path: Path) -> tuple[BundleManifest, Mapping[str, Source]]:
         raise InputError("the IPA holds files outside its app, or lacks its seal or manifest", where=path)
     app, signed = _split(files, path)
     sources = {name.removeprefix(HOME): source for name, source in files.items() if name.startswith(HOME)}
-    manifest = payload.verify(sources, app.container(), path)
+    opened = payload.verify(sources, app.container(), path)
+    manifest = opened.manifest
     contents = tuple(payload.measure(name, "", source) for name, source in sources.items())
     resources = code_resources(_sealed(payload.Payload(manifest, contents), app.files))
     if b"".join(files[SEAL].pieces()) != resources:
@@ -119,7 +120,7 @@ def verify(path: Path) -> tuple[BundleManifest, Mapping[str, Source]]:
     expected = {f"Payload/{manifest.name}.app/{name}": _mode(name, app.executable) for name in files}
     if {entry.name: entry.mode for entry in archive.entries} != expected:
         raise InputError("a file's name or permissions are not as they were written", where=path)
-    return manifest, sources
+    return opened
 
 
 def _split(files: Mapping[str, Source], path: Path) -> tuple[App, bytes]:

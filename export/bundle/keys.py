@@ -104,6 +104,11 @@ def is_development(certificate: x509.Certificate) -> bool:
     return any(name.value == DEVELOPMENT_NAME for name in names)
 
 
+def is_self_signed(certificate: x509.Certificate) -> bool:
+    """Whether nobody but its maker vouches for the certificate, so that its name is what he wrote."""
+    return certificate.subject == certificate.issuer
+
+
 def load_certificate(data: bytes, where: object) -> x509.Certificate:
     """A certificate from exactly one canonical PEM block.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bluelm import signature
@@ -162,23 +163,49 @@ def assemble(
     return Payload(manifest, tuple(sorted(whole, key=lambda content: content.path)))
 
 
-def signing_of(signing: Keys, package: bool) -> Signing:
-    """The manifest's `signing`; `package`: whether the format has a signature of its own."""
-    certificate = signing.model.certificate
+def signing_of(certificate: x509.Certificate, package: x509.Certificate | None) -> Signing:
+    """The manifest's `signing`, from the certificate of model.sig and that of the package's own signature."""
     return Signing(
         subject=keys.subject(certificate),
         certificate_sha256=keys.fingerprint(certificate),
         development_key=keys.is_development(certificate),
-        package_certificate_sha256=keys.fingerprint(signing.package.certificate) if package else None,
+        package_certificate_sha256=keys.fingerprint(package) if package else None,
     )
 
 
-def verify(sources: Mapping[str, Source], container: Mapping[str, str], where: Path) -> BundleManifest:
+@dataclass(frozen=True)
+class Opened:
+    """A payload whose every byte was checked.
+
+    Attributes:
+        sources: its files.
+        certificate: of the key that made model.sig.
+        package: of the key that made the package's own signature, where the format has one.
+    """
+
+    manifest: BundleManifest
+    sources: Mapping[str, Source]
+    certificate: x509.Certificate
+    package: x509.Certificate | None
+
+    @property
+    def signers(self) -> tuple[x509.Certificate, ...]:
+        """The certificates whose keys signed; what the manifest says of them counts nowhere."""
+        return tuple(dict.fromkeys(c for c in (self.certificate, self.package) if c is not None))
+
+
+def verify(
+    sources: Mapping[str, Source],
+    container: Mapping[str, str],
+    where: Path,
+    package: x509.Certificate | None = None,
+) -> Opened:
     """Check a payload: manifest against content, bill of materials, signature over everything.
 
     Args:
         sources: every file of the payload by its path.
         container: SHA-256 of every file around it.
+        package: the certificate of the package's own signature, which was checked already.
 
     Raises:
         InputError: what differs, file by file.
@@ -192,14 +219,14 @@ def verify(sources: Mapping[str, Source], container: Mapping[str, str], where: P
     _compare(manifest, found, container, where)
     if mlbom.encode(manifest) != _read(sources[MLBOM], MLBOM):
         raise InputError("mlbom.cdx.json does not follow from the manifest: changed", where=where)
-    if manifest.signing.certificate_sha256 != keys.fingerprint(certificate):
-        raise InputError("signer.pem is not the certificate that the manifest names", where=where)
+    if manifest.signing != signing_of(certificate, package):
+        raise InputError("the manifest names another signer than the certificates that signed", where=where)
     public = certificate.public_key()
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise InputError("signer.pem holds no elliptic curve key", where=where)
     signed = {path: content.sha256 for path, content in found.items() if path != SIGNATURE}
     signature.verify_exact(_read(sources[SIGNATURE], SIGNATURE), NAME, signed, public)
-    return manifest
+    return Opened(manifest, sources, certificate, package)
 
 
 def _compare(manifest: BundleManifest, found: Mapping[str, Content], container: Mapping[str, str], where: Path) -> None:
