@@ -30,15 +30,16 @@ from targets.block_outputs import open_blocks
 from targets.runtime import Place, open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import Damaged, quantized, quantized_demo
+from tests.packages import requires
 from tests.rounded import linear_names
 from tests.tiny import tiny_checkpoint
 
 CONTEXT, CHUNK, HURT = 128, 64, 3
 TOKENS = np.random.default_rng(2).integers(5, 6000, 48).tolist()
-KINDS: list[tuple[str, Place]] = [
+KINDS = [
     ("onnx-cpu", "cpu"),
     ("onnx-npu", "cpu"),
-    ("onnx-npu", "htp"),
+    pytest.param("onnx-npu", "htp", marks=requires("libatomic1")),
     ("litert", "cpu"),
     ("onnx-genai", "cpu"),
     ("gguf", "cpu"),

@@ -16,6 +16,7 @@ from targets.registry import find
 from targets.runtime import Place, open_runtime
 from targets.torch_runtime import TorchRuntime, TwinRuntime
 from tests import lowering
+from tests.packages import requires
 
 TOKENS = lowering.tokens(lowering.CHUNK + 3)
 EXPORTERS = {"onnx-cpu": onnx_cpu.export, "onnx-genai": onnx_genai.export, "litert": litert.export}
@@ -43,6 +44,7 @@ def test_narrow_caches_cost_little(runtime: str, bits: int, tmp_path):
     assert not np.array_equal(found, answers(wide))
 
 
+@requires("libatomic1")
 def test_an_8_bit_cache_on_the_npu_is_the_twins(tmp_path):
     quantized, ranges = lowering.quantized(), lowering.ranges()
     target, context, chunk = find("snapdragon", kv_bits=8), lowering.CONTEXT, lowering.CHUNK

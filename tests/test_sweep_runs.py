@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.sweep import Group, Variant, on_ray
@@ -73,25 +75,38 @@ def test_runs_share_work_and_a_second_sweep_takes_what_is_finished(tmp_path, mod
     assert again[first] == reports[first] and again[second] != reports[second]
 
 
+PATIENT = {  # limits of Ray's that a busy machine reaches
+    "RAY_gcs_server_port_wait_time_s": HANG_S,
+    "RAY_agent_register_timeout_ms": 1000 * HANG_S,
+    "RAY_worker_register_timeout_seconds": HANG_S,
+    "RAY_health_check_timeout_ms": 1000 * HANG_S,
+}
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A local Ray with room for two workers. Its own start gives up after 30 s, so a busy machine tries again."""
-    from ray.cluster_utils import Cluster
+    """A local Ray with room for two workers. Its own start gives up on a busy machine, so it is tried again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, limit in PATIENT.items():
+            patch.setenv(name, str(limit))
+        from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
-    started: Cluster | None = None
-    for attempts_left in reversed(range(20)):
+        until, others = time.monotonic() + HANG_S, set(psutil.Process().children(recursive=True))
+        head = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
+        while True:
+            try:
+                started = Cluster(initialize_head=True, head_node_args=head)
+                break
+            except Exception:
+                if time.monotonic() > until:
+                    raise
+                for process in set(psutil.Process().children(recursive=True)) - others:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
         try:
-            started = Cluster(initialize_head=True, head_node_args=head)
-            break
-        except Exception as error:
-            if not attempts_left or "timed out during startup" not in str(error):
-                raise
-    assert started is not None
-    try:
-        yield str(started.address)
-    finally:
-        started.shutdown()
+            yield str(started.address)
+        finally:
+            started.shutdown()
 
 
 def meet(work: Group) -> list[Row]:
