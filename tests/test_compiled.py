@@ -8,11 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 
 from bluelm.errors import InputError
 from bluelm.weights import LINEARS
@@ -21,7 +18,7 @@ from compress.store import EMBED
 from eval import compiled, structure, twin_blocks
 from eval.compiled import LIMIT, TwinCheck
 from export import readback
-from export.artifact import MANIFEST, Artifact, list_files, source_of
+from export.artifact import Artifact, source_of
 from export.ranges import Ranges
 from export.readback.items import linear_names
 from targets.block_outputs import open_blocks
@@ -30,9 +27,9 @@ from targets.qnn_border import binary_of, onnx_border
 from targets.qnn_given import faults as given_faults
 from targets.registry import find
 from tests import damage, lowering
+from tests.damages import qualcomm as hurts
 from tests.packages import requires
 
-RUNTIMES = ("qnn-context", "executorch-qnn")
 Change = Callable[[torch.Tensor, torch.Tensor], None]
 """Writes random codes [out, in] into some of a weight's."""
 
@@ -43,28 +40,25 @@ def made(folder: Path, runtime: str = "qnn-context", recipe: str = lowering.PLAI
     return find("snapdragon", runtime=runtime).compile(Artifact.open(folder / "npu"), folder / "compiled")
 
 
-@pytest.fixture(scope="module", params=RUNTIMES)
-def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return made(tmp_path_factory.mktemp("compiled"), request.param)
-
-
 @pytest.fixture(scope="module")
 def contexts(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return made(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return made(tmp_path_factory.mktemp("compiled"), "executorch-qnn")
+
+
+@pytest.fixture(params=["contexts", "programs"])
+def artifact(request: pytest.FixtureRequest) -> Artifact:
+    return request.getfixturevalue(request.param)
 
 
 def copied(artifact: Artifact, folder: Path) -> Artifact:
     """The run's folders once more, to be damaged."""
     shutil.copytree(artifact.folder.parent, folder)
     return Artifact.open(folder / artifact.folder.name)
-
-
-def relisted(artifact: Artifact) -> Artifact:
-    """artifact.json says of every file what it is now."""
-    about = Artifact.model_validate_json((artifact.folder / MANIFEST).read_text())
-    files = list_files(artifact.folder, {file.path: file.role for file in about.files})
-    about.model_copy(update={"files": files}).save(artifact.folder)
-    return Artifact.open(artifact.folder)
 
 
 def excess(artifact: Artifact, scratch: Path) -> float:
@@ -111,65 +105,38 @@ def test_what_is_no_binary_is_bad_input(tmp_path: Path) -> None:
         describe([tmp_path / "a.bin"])
 
 
-def names_other(artifact: Artifact) -> str:
-    """The decode wrapper asks for the prefill graph."""
-    wrapper, other = (onnx.load(artifact.path(role), load_external_data=False) for role in ("decode", "prefill"))
-    wrapper.graph.node[0].CopyFrom(other.graph.node[0])
-    onnx.save(wrapper, artifact.path("decode"))
-    return "decode.onnx: input hidden is float32 [1, 8, 64] instead of float32 [1, 1, 64]"
-
-
-def no_wrapper(artifact: Artifact) -> str:
-    """The wrapper is cut."""
-    artifact.path("prefill").write_bytes(artifact.path("prefill").read_bytes()[:200])
-    return "not an ONNX file"
-
-
-def lacks_decode(artifact: Artifact) -> str:
-    """The shipped binary is one that holds prefill alone."""
-    alone = next(path for path in artifact.paths("simulator-context") if "prefill" in path.name)
-    shutil.copyfile(alone, artifact.path("context"))
-    return "does not hold the graph"
-
-
-def of_other_chip(artifact: Artifact) -> str:
-    """The files are for another chip than artifact.json says."""
-    artifact.model_copy(update={"soc": "SM8750"}).save(artifact.folder)
-    return "is for chip 57 instead of 69"
-
-
-def other_cache(artifact: Artifact) -> str:
-    """The ONNX graphs write keys with another scale than the compiled ones."""
-    source = source_of(artifact)
-    model = onnx.load(source.path("decode"), load_external_data=False)
-    node = next(node for node in model.graph.node if node.output[0] == "keys.1")
-    scale = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
-    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(1.01), scale.name))
-    onnx.save(model, source.path("decode"))
-    return "keys.1"
+@requires("libatomic1")
+@pytest.mark.parametrize(
+    ("hurt", "told"),
+    [
+        (hurts.decode_names_prefill, "decode.onnx: input hidden is float32 [1, 8, 64] instead of float32 [1, 1, 64]"),
+        (hurts.cut_wrapper, "not an ONNX file"),
+        (hurts.prefill_alone, "does not hold the graph"),
+        (hurts.other_chip, "is for chip 57 instead of 69"),
+        (hurts.other_encoding, "keys.1"),
+    ],
+)
+def test_damaged_metadata_is_named(hurt: hurts.Change, told: str, contexts: Artifact, tmp_path: Path) -> None:
+    damaged = copied(contexts, tmp_path / "run")
+    hurt(damaged)
+    figure = compiled.mismatches(hurts.relisted(damaged), "npu")
+    assert figure.value > 0 and told in figure.note
 
 
 @requires("libatomic1")
-@pytest.mark.parametrize("hurt", [names_other, no_wrapper, lacks_decode, of_other_chip, other_cache])
-def test_damaged_metadata_is_named(hurt: Callable[[Artifact], str], contexts: Artifact, tmp_path: Path) -> None:
-    hurt_one = copied(contexts, tmp_path / "run")
-    told = hurt(hurt_one)
-    if hurt is other_cache:
-        relisted(source_of(hurt_one))
-    figure = compiled.mismatches(relisted(hurt_one), "npu")
-    assert figure.value > 0 and told in figure.note
+def test_a_decode_that_is_prefill_is_named(programs: Artifact, tmp_path: Path) -> None:
+    damaged = copied(programs, tmp_path / "run")
+    hurts.decode_is_prefill(damaged)
+    figure = compiled.mismatches(hurts.relisted(damaged), "npu")
+    assert figure.value > 0 and "decode of the program: input hidden" in figure.note
 
 
 @requires("libatomic1")
 def test_codes_drawn_anew_in_what_ships_are_told_by_digest(artifact: Artifact, tmp_path: Path) -> None:
     """Even where artifact.json lists the changed file as it is now."""
     hurt = copied(artifact, tmp_path / "run")
-    path = hurt.path("context" if hurt.format == "qnn-context" else "model")
-    content = bytearray(path.read_bytes())
-    start = len(content) // 2
-    content[start : start + 4096] = np.random.default_rng(0).bytes(4096)
-    path.write_bytes(content)
-    found = readback.differing(relisted(hurt), lowering.quantized())
+    hurts.drawn_anew("context" if hurt.format == "qnn-context" else "model")(hurt)
+    found = readback.differing(hurts.relisted(hurt), lowering.quantized())
     assert found == ["what the compiler was given"]
 
 
@@ -300,5 +267,5 @@ def test_an_artifact_that_answers_otherwise_than_its_graphs_is_seen(contexts: Ar
     for role in ("simulator-prefill", "simulator-decode", "simulator-context"):
         for mine, theirs in zip(hurt.paths(role), other.paths(role), strict=True):
             shutil.copyfile(theirs, mine)
-    assert excess(relisted(hurt), tmp_path / "debug") > 1
+    assert excess(hurts.relisted(hurt), tmp_path / "debug") > 1
     assert binary_of(hurt.path("simulator-decode")) in hurt.paths("simulator-context")
