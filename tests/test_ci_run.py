@@ -41,7 +41,7 @@ def test_run_verify_test_and_the_closing_line_ends_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     run, verify, test = calls(tmp_path)
     assert (run, test) == ("make --no-print-directory run true", "make --no-print-directory test true")
-    assert verify == "bluelm-export verify dist/x.apk"
+    assert verify == "bluelm-export verify --no-load dist/x.apk"
     assert done.stdout.splitlines()[-1] == TESTED
 
 
