@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from calibration.walk import Moments
-from compress.descent import descend, fit_scales, move_codes
+from compress.descent import _fit, descend, fit_scales, move_codes
 from compress.gptq import objective
 from compress.grid import choose_grid, representable
 from compress.layers import solve_stage
@@ -111,3 +111,67 @@ def test_gptq_gains_by_it(symmetric: bool) -> None:
         for sweeps in (0, 4)
     }
     assert lost[4] < 0.95 * lost[0]
+
+
+def swept(target: Tensor, start: QuantizedTensor, hessian: Tensor, damping: float, size: int) -> Tensor:
+    """One sweep by the formula, code by code in float64: the nearest to t - sum_{j != k} e_j H_jk / H_kk."""
+    damped = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(len(hessian))
+    codes = start.codes.double()
+    scales = start.scales.double().repeat_interleave(size, 1)
+    zeros = start.zeros.double().repeat_interleave(size, 1)
+    for k in range(target.shape[1]):
+        errors = (codes - zeros) * scales - target
+        others = errors @ damped[:, k] - errors[:, k] * damped[k, k]
+        best = (target[:, k] - others / damped[k, k]) / scales[:, k] + zeros[:, k]
+        codes[:, k] = best.round().clamp(0, 2**start.bits - 1)
+    return codes
+
+
+@pytest.mark.parametrize(("bits", "damping"), [(4, 0.0), (4, 0.5), (3, 0.1), (8, 0.1)])
+def test_a_sweep_is_the_formula(bits: int, damping: float) -> None:
+    """100 columns: a whole block and a part of one; the odd code that float32 rounds the other way is let go."""
+    weight, hessian = case(6, rows=8, columns=100)
+    start = rounded(weight, bits, 20, False)
+    found, wanted = move_codes(weight, start, hessian, damping), swept(weight, start, hessian, damping, 20)
+    assert (found.codes != wanted).double().mean() < 0.01
+    assert (start.codes != wanted).double().mean() > 0.05
+
+
+def test_rows_that_lose_by_their_new_scales_keep_the_old_ones() -> None:
+    """The best scales are rounded to 8 bits, group by group; now and then a neighbour of one of them is better."""
+    weight, hessian = case(7, rows=4000)
+    best = fit_scales(weight, rounded(weight, 4, 16, True), hessian)
+    groups = torch.randint(0, 8, (4000,), generator=torch.Generator().manual_seed(7))
+    scales = best.scales.float()
+    scales[torch.arange(4000), groups] *= 1 + 2.0**-7
+    start = QuantizedTensor(best.codes, representable(scales).to(torch.float16), best.zeros, 4, 16)
+    raw = QuantizedTensor(start.codes, _fit(weight, start, hessian), start.zeros, 4, 16)
+    before, without = (objective(weight - one.dequantize(), hessian) for one in (start, raw))
+    worse = without > before
+    assert 5 < worse.sum() < 3995
+    found = fit_scales(weight, start, hessian)
+    assert torch.equal(found.scales[worse], start.scales[worse])
+    assert torch.equal(found.scales[without < before], raw.scales[without < before])
+
+
+def test_scales_move_by_half_at_most() -> None:
+    """Codes times 1.3 of their scale are found again, those times three are no longer what the scale was chosen for."""
+    _, hessian = case(8)
+    codes = torch.randint(0, 16, (3, 128), generator=torch.Generator().manual_seed(8)).to(torch.uint8)
+    scale = torch.full((3, 4), 2.0**-6, dtype=torch.float16)
+    start = QuantizedTensor(codes, scale, torch.full((3, 4), 8, dtype=torch.uint8), 4, 32)
+    target = start.dequantize() * torch.tensor([[1.3], [3.0], [0.4]])
+    found = fit_scales(target, start, hessian).scales.float() / 2.0**-6
+    torch.testing.assert_close(found[0], torch.full((4,), 1.3), rtol=0.01, atol=0)
+    assert (found[1:] == 1).all()
+
+
+def test_a_row_s_scales_do_not_depend_on_other_rows() -> None:
+    weight, hessian = case(9, rows=3)
+    weight *= torch.tensor([[1e-3], [1.0], [1e3]])
+    start = rounded(weight, 4, 32, True)
+    together = fit_scales(weight, start, hessian).scales
+    for row in range(3):
+        part = slice(row, row + 1)
+        alone = QuantizedTensor(start.codes[part], start.scales[part], start.zeros[part], 4, 32)
+        assert torch.equal(fit_scales(weight[part], alone, hessian).scales, together[part])

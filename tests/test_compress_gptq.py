@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from calibration.walk import Moments
-from compress.gptq import factorize, gptq, objective
+from compress.gptq import _one_thread, factorize, gptq, objective
 from compress.grid import Grid, choose_grid
 from compress.layers import corrected, solve_stage
 from compress.recipe import Recipe, Widths
@@ -209,3 +209,18 @@ def test_wide_layers_are_solved_in_parts_with_the_same_result(monkeypatch: pytes
     parts = solve_stage({"w": weight}, Moments(hessian), {"w": Widths(4, 32, True)}, Recipe())["w"]
     assert (whole.weight.codes != parts.weight.codes).float().mean() < 0.002
     assert parts.note["loss"] == pytest.approx(whole.note["loss"], rel=1e-3)
+
+
+def test_one_attempt_is_made_where_one_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, hessian = problem(3)
+    monkeypatch.setattr("compress.gptq.ATTEMPTS", 1)
+    assert factorize(hessian).attempts == 1
+
+
+def test_hessians_are_factored_on_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with _one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)

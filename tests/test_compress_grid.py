@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.grid import LARGEST_SCALE, SMALLEST_SCALE, choose_grid
+from compress.grid import LARGEST_SCALE, SMALLEST_SCALE, choose_grid, output_loss
 from compress.rtn import round_to_nearest
 
 BITS = (4, 8)
@@ -134,3 +134,30 @@ def test_rows_are_independent_of_their_neighbours(monkeypatch: pytest.MonkeyPatc
     parts = choose_grid(weight, 4, 32, False, search=True)
     assert torch.equal(whole.scales, parts.scales)
     assert torch.equal(whole.zeros, parts.zeros)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_largest_weights_that_the_scales_hold_are_taken(bits: int) -> None:
+    weight = random_weight(0)
+    weight[1, 1] = LARGEST_SCALE * (2 ** (bits - 1) - 1)
+    assert choose_grid(weight, bits, 32, True).scales.max() == LARGEST_SCALE
+    weight[1, 1] = torch.nextafter(weight[1, 1], torch.tensor(torch.inf))
+    with pytest.raises(InputError, match="too large"):
+        choose_grid(weight, bits, 32, True)
+
+
+def test_zero_points_of_negative_groups_stay_within_eight_bits() -> None:
+    """Scales are rounded, so that the lowest weight may lie more than 255.5 of them below zero."""
+    weight = -torch.rand(500, 16, generator=torch.Generator().manual_seed(0)) - 0.01
+    found = choose_grid(weight, 8, 16, False)
+    assert (-weight.amin(1) / found.scales.squeeze(1).float()).max() > 255.5
+    step = found.scales.float()
+    assert ((found.nearest(weight).dequantize() - weight).abs() <= 1.01 * step).all()
+
+
+@pytest.mark.parametrize("group_size", [2, -1])
+def test_the_output_loss_by_hand(group_size: int) -> None:
+    hessian = torch.tensor([[2.0, 1, 9, 9], [1, 3, 9, 9], [9, 9, 5, -2], [9, 9, -2, 7]])
+    error = torch.tensor([[1.0, 2, 3, 4], [0, 1, 1, 0]]).view(2, 4 // (2 if group_size == 2 else 4), -1)
+    wanted = [[2 + 4 + 12, 45 - 48 + 112], [3, 5]] if group_size == 2 else [[2 + 12 + 45 + 112], [8]]
+    assert output_loss(hessian, group_size)(error).tolist() == wanted

@@ -131,3 +131,44 @@ def test_maximum_has_the_spread_of_repeated_draws_as_error() -> None:
     assert told == pytest.approx(np.std([d.value for d in draws]), rel=0.15)
     assert metrics.maximum(np.array([1.0, 3, 2]), np.zeros(3, np.int64)) == metrics.Estimate(3, None, 3)
     assert math.isnan(metrics.maximum(np.array([1.0, np.nan]), np.arange(2)).value)
+
+
+def test_the_error_of_a_mean_of_two_unequal_clusters_by_hand() -> None:
+    """m = 13 / 5, residuals 0.4 and -0.4; shares 0.2 and 0.8 are corrected by 1 / 0.8 and 1 / 0.08."""
+    found = metrics.ratio_mean(np.array([3.0, 10.0]), np.array([1, 4]))
+    assert (found.value, found.n) == (2.6, 5)
+    assert found.error == pytest.approx(math.sqrt(0.16 * (1.25 + 12.5)) / 5)
+
+
+def test_means_of_one_value_of_none_and_far_from_zero() -> None:
+    assert metrics.mean(np.array([3.0]), np.array([0])) == metrics.Estimate(3.0, None, 1)
+    with pytest.raises(ValueError, match="no values"):
+        metrics.mean(np.array([]), np.array([], np.int64))
+    noise, clusters = np.random.default_rng(5).normal(0, 1e-4, 20_000), np.repeat(np.arange(20), 1000)
+    near, far = metrics.mean(noise, clusters), metrics.mean(1e10 + noise, clusters)
+    assert far.error == pytest.approx(near.error, rel=0.03)  # 1e10 holds 2e-6; sums of thousands of it 2e-3
+
+
+def test_the_error_of_a_quantile_by_hand() -> None:
+    """Six of ten are at or below the median 0, with an error of sqrt(0.6 * 0.4 / 9)."""
+    values, each = np.array([0, 0, 0, 0, 0, 0, 1, 2, 3, 4.0]), np.arange(10)
+    found, away = metrics.quantile(values, each, 0.5), math.sqrt(0.24 / 9)
+    assert (found.value, found.n) == (0, 10)
+    assert found.error == pytest.approx(((0.5 + away) * 9 - 5) / 2)
+    with np.errstate(invalid="ignore"):
+        endless = metrics.quantile(np.array([1, 2, math.inf]), np.arange(3), 0.9)
+    assert (math.isfinite(endless.value), endless.error, endless.n) == (False, None, 3)
+    top = metrics.quantile(np.arange(4.0), np.arange(4), 0.9)  # the upper end lies above all values
+    assert top.error == pytest.approx((3 - 3 * 0.65) / 2)
+
+
+@pytest.mark.parametrize(("largest", "excess"), [
+    ([1, 3], 2),  # one above the next
+    ([4, 1, 9, 2], (9 + 4) / 2 - 2),  # half of the clusters
+    ([n**2 for n in range(30)], sum(n**2 for n in range(20, 30)) / 10 - 19**2),  # ten
+])  # fmt: skip
+def test_the_error_of_a_maximum_by_hand(largest: list[int], excess: float) -> None:
+    values = np.array([value - lower for value in largest for lower in (1, 0)], np.float64)
+    found = metrics.maximum(values, np.repeat(np.arange(len(largest)), 2))
+    assert (found.value, found.n) == (max(largest), len(values))
+    assert found.error == pytest.approx(excess * math.pi / math.sqrt(6))

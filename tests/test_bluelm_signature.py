@@ -1,0 +1,93 @@
+"""Signatures made and checked in this process; `test_provenance_folder.py` checks them with the library's own tool."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from bluelm.errors import InputError
+from bluelm.signature import MAX_BYTES, Trust, sign, verify_exact, verify_folder
+
+FILES = {"a.txt": "one", "sub/b.txt": "three"}
+DIGESTS = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in FILES.items()}
+KEY, OTHER = ec.derive_private_key(12345, ec.SECP256R1()), ec.derive_private_key(54321, ec.SECP256R1())
+
+
+def pem(key: ec.EllipticCurvePrivateKey, path: Path) -> Path:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    path.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, form))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "home" / name).write_text(text)
+    return tmp_path / "home"
+
+
+def test_signatures_are_the_same_each_time_and_hold_exactly() -> None:
+    raw = sign("model", DIGESTS, KEY)
+    assert sign("model", DIGESTS, KEY) == raw
+    verify_exact(raw, "model", DIGESTS, KEY.public_key())
+    for name, digests, key in (
+        ("another", DIGESTS, KEY),
+        ("model", {**DIGESTS, "a.txt": DIGESTS["sub/b.txt"]}, KEY),
+        ("model", {"a.txt": DIGESTS["a.txt"]}, KEY),
+        ("model", {**DIGESTS, "c": DIGESTS["a.txt"]}, KEY),
+        ("model", DIGESTS, OTHER),
+    ):
+        with pytest.raises(InputError):
+            verify_exact(raw, name, digests, key.public_key())
+    with pytest.raises(InputError, match="damaged or changed"):
+        verify_exact(raw + b"\n", "model", DIGESTS, KEY.public_key())
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_folder_against_its_signature(folder: Path, tmp_path: Path, inside: bool) -> None:
+    trust = Trust(pem(KEY, tmp_path / "key.pub"))
+    signature = (folder if inside else tmp_path) / "model.sig"
+    signature.write_bytes(sign("home", DIGESTS, KEY))
+    found = verify_folder(folder, signature, trust)
+    assert found.digests() == DIGESTS
+    (folder / "c").write_text("one")
+    with pytest.raises(InputError, match=r"1 file differs.*\n  added: c \(not signed\)"):
+        verify_folder(folder, signature, trust)
+    (folder / "c").unlink()
+    (folder / "a.txt").write_text("two")
+    with pytest.raises(InputError, match=r"1 file differs.*\n  changed: a\.txt \(its SHA-256 is not the signed one\)"):
+        verify_folder(folder, signature, trust)
+    (folder / "a.txt").unlink()
+    with pytest.raises(InputError, match=r"1 file differs.*\n  missing: a\.txt \(signed, but not there\)"):
+        verify_folder(folder, signature, trust)
+
+
+def test_whom_to_trust_must_be_said_and_be_right(folder: Path, tmp_path: Path) -> None:
+    signature = tmp_path / "model.sig"
+    signature.write_bytes(sign("home", DIGESTS, KEY))
+    with pytest.raises(InputError, match="nothing to trust"):
+        verify_folder(folder, signature, Trust())
+    with pytest.raises(InputError, match="not valid"):
+        verify_folder(folder, signature, Trust(pem(OTHER, tmp_path / "other.pub")))
+    (tmp_path / "bad.pub").write_text("no key")
+    for trust in (Trust(tmp_path / "bad.pub"), Trust(certificates=[tmp_path / "bad.pub"])):
+        with pytest.raises(InputError, match="cannot be read"):
+            verify_folder(folder, signature, trust)
+
+
+def test_files_that_are_no_signature(folder: Path, tmp_path: Path) -> None:
+    trust, bad = Trust(pem(KEY, tmp_path / "key.pub")), tmp_path / "model.sig"
+    for raw, told in ((b"", "not valid"), (b"{}", "not valid"), (b"[" * 100_000, "nested too deeply|not valid")):
+        bad.write_bytes(raw)
+        with pytest.raises(InputError, match=told):
+            verify_folder(folder, bad, trust)
+    assert MAX_BYTES == 64 * 2**20
+    with bad.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(InputError, match="too large for a signature"):
+        verify_folder(folder, bad, trust)
