@@ -138,8 +138,8 @@ def text(out: Path, name: str) -> tuple[Path, ...]:
         return ()
     path = out / f"{name}.jsonl"
     lines = BUNDLED.read_text(encoding="utf-8").splitlines()
-    chosen = [record["text"] for record in map(json.loads, lines) if record["domain"] == name]
-    path.write_text("".join(json.dumps({"text": one}, ensure_ascii=False) + "\n" for one in chosen), encoding="utf-8")
+    chosen = [record for record in map(json.loads, lines) if record.pop("domain") == name]
+    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in chosen), encoding="utf-8")
     return (path,)
 
 

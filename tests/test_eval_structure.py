@@ -23,7 +23,7 @@ from pipeline.inspecting import Inspector
 from pipeline.judging import Subject
 from targets.runtime import Place, open_runtime
 from tests import damage
-from tests.damages import DAMAGES, Damage, copied, damaged, graphs, judged_as, metadata
+from tests.damages import ALL, DAMAGES, Damage, copied, damaged, graphs, judged_as, metadata
 from tests.rounded import rounded
 
 CONTEXT, CHUNK, TOKENS = 128, 32, 384
@@ -147,6 +147,13 @@ def test_each_damage_fails_the_gate(bench: Bench, kind: Format, row: Damage) -> 
 )
 def test_each_damage_to_a_file_is_read_back(bench: Bench, kind: Format, row: Damage) -> None:
     assert differing(damaged(bench, kind, row), bench.quantized)
+
+
+def test_the_matrix_has_damage_for_every_runtime() -> None:
+    """benchmarks/gate.py does them all."""
+    counts = {kind: sum(kind in row.formats for row in DAMAGES) for kind in ALL}
+    assert sum(counts.values()) >= 150
+    assert min(counts.values()) >= 15, counts
 
 
 def test_a_float_matrix_is_told_by_its_size_too(bench: Bench) -> None:
