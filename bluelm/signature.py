@@ -12,9 +12,11 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bluelm import certificates
 from bluelm.errors import InputError, UnavailableError
 from bluelm.manifest import Difference, FolderManifest, report
 
@@ -30,6 +32,7 @@ class Trust:
 
     public_key: Path | None = None
     certificates: Sequence[Path] = ()
+    at: datetime | None = None  # when certificates must have been valid; None: now
 
 
 def sign(name: str, digests: Mapping[str, str], private: ec.EllipticCurvePrivateKey) -> bytes:
@@ -112,7 +115,7 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
         raise InputError("nothing to trust was given", fix="give --public-key FILE or --certificate-chain FILE")
     try:
         verifier = (
-            ec_key.Verifier(trust.public_key) if trust.public_key else certificate.Verifier(list(trust.certificates))
+            ec_key.Verifier(trust.public_key) if trust.public_key else _by_certificates(certificate, trust, where)
         )
     except Exception as error:  # the library lets those of cryptography and OpenSSL through
         named = trust.public_key or ", ".join(map(str, trust.certificates))
@@ -124,6 +127,8 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
         signed = verifier.verify(bundle.Signature.read(signature))
         digests = {item.identifier: item.digest.digest_hex for item in signed.resource_descriptors()}
         algorithms = {item.digest.algorithm for item in signed.resource_descriptors()}
+    except InputError:
+        raise
     except RecursionError as error:
         raise InputError("the signature file is nested too deeply", where=where) from error
     except Exception as error:  # the library lets errors of json, pydantic, cryptography and OpenSSL through
@@ -132,6 +137,21 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
     if algorithms - {"sha256"}:
         raise InputError(f"the signature uses {sorted(algorithms)}, only sha256 by file is known", where=where)
     return digests
+
+
+def _by_certificates(library: Any, trust: Trust, where: object) -> Any:
+    """The library's verifier with a check of the chain that looks at the clock: its own takes the day when the
+    signer's certificate began, on which nothing has expired.
+    """
+    from cryptography import x509
+
+    class Verifier(library.Verifier):
+        def _verify_certificates(self, verification_material: Any, log_fingerprints: bool = False) -> Any:
+            told = verification_material.x509_certificate_chain
+            chain = [x509.load_der_x509_certificate(each.raw_bytes) for each in (told.certificates if told else ())]
+            return certificates.trusted_key(chain, self._store, trust.at, where)
+
+    return Verifier(list(trust.certificates))
 
 
 def _payload(name: str, digests: Mapping[str, str]) -> Any:

@@ -17,9 +17,12 @@ from rich.console import Console
 from bluelm.errors import InputError, TargetError, UnavailableError
 from pipeline.effects import refuse_if
 from pipeline.errors import leave
+from pipeline.options import SignedAt
 from pipeline.progress import show_progress
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from bluelm.signature import Trust
 
 
@@ -53,13 +56,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     for command in (fetch, manifest, verify, bundle, install):
         app.command()(command)
-
-
-def trust_of(public_key: Path | None, chain: list[Path] | None) -> Trust | None:
-    """Whom to believe, if anybody is named."""
-    from bluelm.signature import Trust
-
-    return Trust(public_key, tuple(chain or ())) if public_key or chain else None
 
 
 def _say(text: str) -> None:
@@ -140,15 +136,18 @@ def verify(
         str | None, typer.Option(help="SHA-256 that the bundle's certificate must have.", show_default=False)
     ] = None,
     load: Annotated[bool, typer.Option(help="Load a bundle's artifact and let it answer.")] = True,
+    signed_at: SignedAt = None,
 ) -> None:
     """Check a checkpoint against a manifest or a signature; or everything about a bundle."""
 
     def work() -> int:
+        from pipeline.provenance import day, trust_of
+
         if pinned is None and signature is None and public_key is None and not chain:
-            return _verify_bundle(path, certificate, load)
+            return _verify_bundle(path, certificate, load, day(signed_at))
         for option in ("--certificate", "--load"):
             refuse_if(True, context, option, "a checkpoint is checked, and that is asked of a bundle")
-        return _verify_checkpoint(path, pinned, signature, trust_of(public_key, chain))
+        return _verify_checkpoint(path, pinned, signature, trust_of(public_key, chain, signed_at))
 
     leave(work)
 
@@ -177,7 +176,7 @@ def _verify_checkpoint(path: Path, pinned: Path | None, signature: Path | None, 
     return 0
 
 
-def _verify_bundle(path: Path, certificate: str | None, load: bool) -> int:
+def _verify_bundle(path: Path, certificate: str | None, load: bool, signed_at: datetime | None) -> int:
     from export.bundle import build, keys
     from pipeline.bundle_check import answer
 
@@ -185,7 +184,7 @@ def _verify_bundle(path: Path, certificate: str | None, load: bool) -> int:
     if wanted is not None and not re.fullmatch("[0-9a-f]{64}", wanted):
         fix = "give its 64 hex digits, as `verify` and `apksigner verify --print-certs` print them"
         raise InputError(f"--certificate {certificate!r} is no SHA-256 of a certificate", fix=fix)
-    found = build.verify(path)
+    found = build.verify(path, signed_at)
     about, signers = found.manifest, {keys.fingerprint(each): each for each in found.signers}
     if wanted is not None and wanted not in signers:
         fix = "ask whoever gave you the bundle"

@@ -352,6 +352,15 @@ RequireSignature = Annotated[
     bool,
     typer.Option("--require-signature", help="Refuse a checkpoint without a valid signature.", rich_help_panel=TRUST),
 ]
+SignedAt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="YYYY-MM-DD",
+        help="Day on which the signer's certificate must have been valid. Default: today.",
+        rich_help_panel=TRUST,
+        show_default=False,
+    ),
+]
 Bundle = Annotated[
     bool,
     typer.Option(

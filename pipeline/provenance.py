@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,35 @@ from bluelm.signature import verify_folder as verify_signature
 
 PINNED = "bluelm-manifest.json"  # what `fetch` leaves beside the files
 SIGNATURE = "model.sig"
+
+
+def day(text: str | None) -> datetime | None:
+    """The day of --signed-at, at noon UTC.
+
+    Raises:
+        InputError: not a day, or one to come.
+    """
+    if text is None:
+        return None
+    try:
+        found = datetime.strptime(text, "%Y-%m-%d").replace(hour=12, tzinfo=UTC)
+    except ValueError as error:
+        raise InputError(f"--signed-at {text!r} is not a day", fix="e.g. --signed-at 2024-05-31") from error
+    if found.date() > datetime.now(UTC).date():
+        raise InputError(f"--signed-at {text} is still to come", fix="name the day on which it was signed")
+    return found
+
+
+def trust_of(public_key: Path | None, chain: Sequence[Path] | None, signed_at: str | None = None) -> Trust | None:
+    """Whom to believe, if anybody is named.
+
+    Raises:
+        InputError: a day for certificates, where there are none.
+    """
+    if signed_at is not None and (public_key or not chain):
+        fix = "add --certificate-chain, or leave --signed-at out"
+        raise InputError("--signed-at would change nothing: no certificate is checked", fix=fix)
+    return Trust(public_key, tuple(chain or ()), day(signed_at)) if public_key or chain else None
 
 
 def admit(

@@ -140,7 +140,7 @@ def test_a_signature_by_certificate(checkpoint: Path, tmp_path: Path) -> None:
     verify_signature(checkpoint, signature, Trust(certificates=(certificate,)))
     stranger = tmp_path / "stranger.pem"
     stranger.write_bytes(keys.development_key(tmp_path / "s.pem").certificate_pem)
-    with pytest.raises(InputError, match="not valid"):
+    with pytest.raises(InputError, match="not trusted now"):
         verify_signature(checkpoint, signature, Trust(certificates=(stranger,)))
 
 

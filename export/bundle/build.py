@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from bluelm import certificates
 from bluelm.errors import InputError
 from bluelm.progress import Progress, Silent
 from export.bundle import apk, folder, ipa, keys, payload, project, runner
@@ -149,13 +151,18 @@ class Verified(payload.Opened):
     notes: tuple[str, ...]
 
 
-def verify(path: Path) -> Verified:
+def verify(path: Path, signed_at: datetime | None = None) -> Verified:
     """Check a bundle of any format: structure, alignment, signatures, digests, manifest against content.
+
+    Args:
+        signed_at: when the signers' certificates must have been valid; None: now.
 
     Raises:
         InputError: what is wrong, and where.
     """
     opened = _read(path)
+    for certificate in opened.signers:
+        certificates.check(certificate, signed_at, path)
     manifest, notes = opened.manifest, []
     if any(keys.is_development(certificate) for certificate in opened.signers):
         notes.append("signed with a development key: this proves integrity, not who made it")

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 
+from bluelm import certificates
 from bluelm.errors import InputError
 from bluelm.files import atomic_file
 
@@ -149,6 +150,7 @@ def load_key(path: Path, password: str | None = None, certificate: Path | None =
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if private.public_key().public_bytes(*form) != found.public_key().public_bytes(*form):
         raise InputError("the certificate belongs to another key", where=certificate or path)
+    certificates.check(found, where=certificate or path)
     return SigningKey(private, found)
 
 
