@@ -78,12 +78,14 @@ def _bisect(folder: Path, on: str, quantized: Path, model: Path, scratch: Path) 
     from compress.store import QuantizedCheckpoint
     from eval import heldout
     from export.artifact import Artifact
+    from pipeline import provenance
     from pipeline.bisecting import Bisection
     from targets.runtime import Place
 
     opened = Artifact.open(folder)
     checkpoint = None
     if (model / "config.json").is_file():
+        provenance.check(model)
         checkpoint = Checkpoint.open(model)
     else:
         print("  the float checkpoint is not there: what rounding the weights costs is not looked at (--model)")

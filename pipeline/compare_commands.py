@@ -198,8 +198,10 @@ def _checkpoint(folder: Path) -> Subject:
     from bluelm.checkpoint import Checkpoint
     from compress.store import QuantizedCheckpoint
     from eval.compare import Subject, weights_steps
+    from pipeline import provenance
     from targets.torch_runtime import TorchRuntime
 
+    provenance.check(folder)
     quantized = (folder / "quantized.json").exists()
     weights = QuantizedCheckpoint.open(folder) if quantized else Checkpoint.open(folder)
     context = min(weights.config.max_position_embeddings, 512)

@@ -19,7 +19,7 @@ from eval.heldout import HeldOut
 from eval.report import FILE, Built, Report, tool_versions
 from eval.sufficient import check_text
 from export.artifact import MANIFEST, Artifact
-from pipeline import judging, layout
+from pipeline import judging, layout, provenance
 from pipeline.binding import seal
 from pipeline.compare_commands import NATURAL
 from pipeline.effects import EVALUATE, EvaluateFacts, refuse_idle
@@ -236,6 +236,8 @@ def _reference(asked: Asked, earlier: Report | None, quantized: QuantizedCheckpo
         adapters = tuple((Path(path), float(weight)) for path, weight in (told.get("adapters") or {}).items())
     recipe = quantized.recipe if quantized else Recipe.load("w4-g32")
     checkpoint = open_source(folder, adapters, recipe).checkpoint
+    for each in (folder, *(adapter for adapter, _ in adapters)):
+        provenance.check(each)
     if quantized is not None and checkpoint.digest() != quantized.info.get("checkpoint"):
         raise InputError(
             "this is not the checkpoint that the codes were chosen for",

@@ -342,7 +342,7 @@ RunCode = Annotated[
 
 PublicKey = Annotated[
     Path | None,
-    typer.Option(help="Check the checkpoint's model-signing signature (model.sig) by this key.", rich_help_panel=TRUST),
+    typer.Option(help="Check the signature (model.sig) of checkpoint and adapters by this key.", rich_help_panel=TRUST),
 ]
 CertificateChain = Annotated[
     list[Path] | None,
@@ -350,7 +350,7 @@ CertificateChain = Annotated[
 ]
 RequireSignature = Annotated[
     bool,
-    typer.Option("--require-signature", help="Refuse a checkpoint without a valid signature.", rich_help_panel=TRUST),
+    typer.Option("--require-signature", help="Refuse what has no valid signature.", rich_help_panel=TRUST),
 ]
 SignedAt = Annotated[
     str | None,

@@ -8,7 +8,6 @@ from typing import Any
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.signature import Trust
 from bluelm.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
 from compress.recipe import Recipe
@@ -22,7 +21,7 @@ from eval.tasks import load as load_tasks
 from export.package import parameter_count
 from pipeline.effects import RUN, RunFacts, refuse_idle
 from pipeline.identity import check_settings, slug, unusual
-from pipeline.provenance import admit
+from pipeline.provenance import admit, trust_of
 from pipeline.resources import Resources, plan_run
 from pipeline.source import Source, open_source
 from pipeline.widths import check_size
@@ -59,6 +58,7 @@ class Request:
     history: Path | None = None
     public_key: Path | None = None
     certificate_chain: tuple[Path, ...] = ()
+    signed_at: str | None = None
     require_signature: bool = False
     bundle: bool = True
     overwrite: bool = False
@@ -155,9 +155,12 @@ def make_plan(request: Request) -> Plan:
         target.check(checkpoint.config, one, context=context, chunk=min(request.chunk, context))
     if recipe.auto:
         check_size(target, checkpoint.config, recipe, context=context, chunk=min(request.chunk, context))
-    trusted = Trust(request.public_key, request.certificate_chain)
-    named = request.public_key or request.certificate_chain
-    provenance = admit(checkpoint.folder, trusted if named else None, required=request.require_signature)
+    trust = trust_of(request.public_key, request.certificate_chain, request.signed_at)
+    provenance = admit(checkpoint.folder, trust, required=request.require_signature)
+    if request.adapters:
+        provenance["adapters"] = {
+            str(folder): admit(folder, trust, required=request.require_signature) for folder, _ in request.adapters
+        }
     samples = load_samples(request.calibration or None, tokenizer, recipe.samples, recipe.length, recipe.seed)
     held_out = heldout.load(request.eval_texts, tokenizer, length=min(heldout.LENGTH, context))
     judged_on = {"--eval-tokens": request.eval_tokens}

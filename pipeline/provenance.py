@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bluelm.adapters import CONFIG
 from bluelm.errors import InputError
-from bluelm.manifest import FolderManifest, verify_folder
+from bluelm.manifest import FolderManifest, Origin, verify_folder
 from bluelm.safety import check_folder
 from bluelm.signature import Trust
 from bluelm.signature import verify_folder as verify_signature
@@ -51,33 +52,48 @@ def admit(
 ) -> dict[str, Any]:
     """Look at a checkpoint before a run uses it.
 
-    A manifest that `fetch` left in the folder is checked; so is a signature, when somebody to trust is named.
-
-    Args:
-        required: `--require-signature`.
+    Args: see `check`.
 
     Returns:
         What the report keeps: the manifest's digest, every file's digest, origin, signature.
 
     Raises:
-        InputError: links, pickled code, bombs; files that differ from the manifest or the signature (each is
-            named); no valid signature though one is required.
+        InputError: see `check`.
     """
-    check_folder(checkpoint)
+    origin, said = check(checkpoint, trust, signature, required)
     found = FolderManifest.of(checkpoint)
-    pinned = checkpoint / PINNED
-    origin = None
-    if pinned.is_file():
-        manifest = FolderManifest.open(pinned)
-        verify_folder(checkpoint, manifest, ignore=frozenset({PINNED, SIGNATURE}))
-        origin = manifest.origin
-    said = _signature(checkpoint, trust, signature, required)
     return {
         "manifest": found.digest(),
         "files": found.digests(),
         "origin": origin.model_dump(exclude_none=True) if origin else None,
         "signature": said,
     }
+
+
+def check(
+    folder: Path, trust: Trust | None = None, signature: Path | None = None, required: bool = False
+) -> tuple[Origin | None, str]:
+    """Look at a checkpoint or an adapter before anything is made of it.
+
+    A manifest that `fetch` left in the folder is checked; so is a signature, when somebody to trust is named.
+
+    Args:
+        required: `--require-signature`.
+
+    Returns:
+        Where it was fetched from, and what is known of its signature.
+
+    Raises:
+        InputError: links, pickled code, bombs; files that differ from the manifest or the signature (each is
+            named); no valid signature though one is required.
+    """
+    check_folder(folder)
+    origin = None
+    if (folder / PINNED).is_file():
+        manifest = FolderManifest.open(folder / PINNED)
+        verify_folder(folder, manifest, ignore=frozenset({PINNED, SIGNATURE}))
+        origin = manifest.origin
+    return origin, _signature(folder, trust, signature, required)
 
 
 def _signature(checkpoint: Path, trust: Trust | None, signature: Path | None, required: bool) -> str:
@@ -90,6 +106,7 @@ def _signature(checkpoint: Path, trust: Trust | None, signature: Path | None, re
     if not path.is_file():
         named = "--public-key and --certificate-chain"
         fix = f"ask its publisher for a model-signing signature; without {named} it is used unchecked"
-        raise InputError("the checkpoint is not signed", where=path, fix=fix)
+        what = "adapter" if (checkpoint / CONFIG).is_file() else "checkpoint"
+        raise InputError(f"the {what} is not signed", where=path, fix=fix)
     verify_signature(checkpoint, path, trust)
     return f"verified with {trust.public_key or ', '.join(map(str, trust.certificates))}"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from bluelm.progress import Progress
+    from bluelm.signature import Trust
     from calibration.ranks import Ranks
     from calibration.samples import Samples
     from compress.allocate import Allowed
@@ -78,6 +79,10 @@ def quantize(
     dry_run: o.DryRun = False,
     adapter: o.Adapter = None,
     format: Format = None,
+    public_key: o.PublicKey = None,
+    certificate_chain: o.CertificateChain = None,
+    signed_at: o.SignedAt = None,
+    require_signature: o.RequireSignature = False,
 ) -> None:
     """Quantize a checkpoint into a folder of codes, scales and zero points; or, with --format, into one that vLLM,
     transformers, GPTQModel or AutoAWQ load. A checkpoint that is quantized already keeps its codes.
@@ -90,6 +95,7 @@ def quantize(
         from bluelm.adapters import parse_adapter
         from compress.recipe import Recipe
         from pipeline.effects import given_options
+        from pipeline.provenance import trust_of
 
         chosen = {
             "method": method,
@@ -121,6 +127,8 @@ def quantize(
             overwrite=overwrite,
             dry_run=dry_run,
             given=given_options(context),
+            trust=trust_of(public_key, certificate_chain, signed_at),
+            signed=require_signature,
         )
         return run(job, Console(), Console(stderr=True))
 
@@ -143,6 +151,8 @@ class Job:
     overwrite: bool
     dry_run: bool
     given: frozenset[str] = frozenset()  # options on the command line
+    trust: Trust | None = None
+    signed: bool = False  # --require-signature
 
     @property
     def codes(self) -> Path:
@@ -156,7 +166,7 @@ def run(job: Job, output: Console, messages: Console) -> int:
     from calibration.ranks import join
     from compress.allocate import check_room
     from compress.formats.write import check_out, check_recipe
-    from pipeline import resources
+    from pipeline import provenance, resources
     from pipeline.effects import QUANTIZE, QuantizeFacts, refuse_idle
     from pipeline.progress import show_progress
     from pipeline.source import open_source
@@ -172,6 +182,8 @@ def run(job: Job, output: Console, messages: Console) -> int:
             check_recipe(source.checkpoint.config, source.recipe, job.format)
         if source.recipe.auto:
             check_room(source.checkpoint.config, source.recipe, _allowed(job, source.recipe))
+        for folder in (source.checkpoint.folder, *(folder for folder, _ in job.adapters)):
+            ranks.shared(lambda folder=folder: provenance.check(folder, job.trust, required=job.signed))
         samples, planned = _samples(job, source), None
         if source.given is None:
             planned = ranks.shared(
