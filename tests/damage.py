@@ -203,19 +203,25 @@ class Forgetful(RuntimeBase):
     """A runtime whose decode begins anew with every token, for formats whose decode graph cannot be cut into."""
 
     def __init__(self, inner: Runtime) -> None:
-        self._inner = inner
+        self._inner, self._tokens = inner, list[int]()
         self.name, self.vocab_size, self.context = inner.name, inner.vocab_size, inner.context
 
     def reset(self) -> None:
         self._inner.reset()
+        self._tokens = []
 
     def rewind(self, held: int) -> None:
-        self._inner.rewind(held)
+        before = self._tokens[:held]
+        self.reset()
+        if before:
+            self.prefill(before)
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        self._tokens += tokens
         return self._inner.prefill(tokens)
 
     def decode(self, token: int) -> np.ndarray:
+        self._tokens.append(token)
         self._inner.reset()
         return self._inner.decode(token)
 
