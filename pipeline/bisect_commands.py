@@ -43,12 +43,12 @@ def bisect(
 
         from bluelm.files import json_text, write_text
         from eval.origin import origin
+        from eval.report import Report
         from export.artifact import Artifact
-        from pipeline.binding import open_run
         from pipeline.layout import QUANTIZED
         from targets.runtime import Place
 
-        report = open_run(run)
+        report = Report.open(run)
         unknown = artifact is not None and artifact not in report.artifacts
         if unknown:
             fix = f"its artifacts: {', '.join(report.artifacts)}"
