@@ -135,30 +135,31 @@ def _android(path: Path, manifest: BundleManifest, serial: str | None, progress:
     device = server.device(_choose(ready, serial))
     check(manifest, phone.describe(device), chat_apps(device))
     files = [path] if path.is_file() else sorted(path.glob("*.apk"))
+    # The names in the package manager's session: a single APK's own may be anything, those of a set were checked.
+    names = {file: "base.apk" if file == path else file.name for file in files}
     remote = f"{REMOTE}-{uuid.uuid4().hex[:8]}"
     device.check(f"mkdir -p {remote}")
     try:
         with progress.task("push", total=sum(file.stat().st_size for file in files)) as task:
             for file in files:
-                device.push(file, f"{remote}/{file.name}", advance=lambda count: task.advance(count))
-        _package_manager(device, remote, files)
+                device.push(file, f"{remote}/{names[file]}", advance=lambda count: task.advance(count))
+        _package_manager(device, remote, names)
     finally:
         device.shell(f"rm -rf {remote}")
     return device.serial
 
 
-def _package_manager(device: Device, remote: str, files: Sequence[Path]) -> None:
-    """One install session over all APKs of the set."""
-    total = sum(file.stat().st_size for file in files)
+def _package_manager(device: Device, remote: str, names: Mapping[Path, str]) -> None:
+    """One install session over all APKs of the set, each by its name in the folder `remote` of the phone."""
+    total = sum(file.stat().st_size for file in names)
     said = device.check(f"pm install-create -r -S {total}")
     session = re.search(r"\[(\d+)\]", said)
     if session is None:
         raise UnavailableError(f"the package manager opened no session: {said.strip()}", where=device.serial)
     try:
-        for file in files:
-            name = shlex.quote(f"{remote}/{file.name}")
-            size = file.stat().st_size
-            device.check(f"pm install-write -S {size} {session[1]} {file.name} {name}", timeout=600)
+        for file, name in names.items():
+            words = ("pm", "install-write", "-S", str(file.stat().st_size), session[1], name, f"{remote}/{name}")
+            device.check(shlex.join(words), timeout=600)
         said = device.check(f"pm install-commit {session[1]}", timeout=600)
     except UnavailableError:
         device.shell(f"pm install-abandon {session[1]}")

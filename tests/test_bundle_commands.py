@@ -240,6 +240,16 @@ def test_install(apk: Path, phone: FakePhone) -> None:
     assert phone.files() == []
 
 
+def test_names_reach_the_phones_shell_as_they_are(apk: Path, phone: FakePhone, tmp_path: Path) -> None:
+    """A name that a shell would run, blanks, and Chinese."""
+    for name in ("x; touch owned .apk", "$(touch owned) `touch owned`'\".apk", "蓝 心.apk"):
+        shutil.copyfile(apk, tmp_path / name)
+        assert call("install", tmp_path / name, "--serial", phone.serial) == 0
+    assert not list(tmp_path.rglob("owned"))
+    assert "install-commit 77" in (phone.root / "bin" / "pm.log").read_text()
+    assert phone.files() == []
+
+
 def test_phones_that_do_not_fit_are_refused(apk: Path, phone: FakePhone, capsys: pytest.CaptureFixture[str]) -> None:
     (phone.root / "bin" / "meminfo").write_text("MemTotal:       1000000 kB\n")
     properties = phone.root / "bin" / "properties"

@@ -98,16 +98,21 @@ def write(whole: payload.Payload, places: Mapping[str, Sequence[Placed]], out: P
         placed = places.get(content.path) or [Placed(BASE, ASSETS + content.path, content.size)]
         for place, part in zip(placed, content.parts, strict=True):
             members.setdefault(place.apk, []).append((place.entry, content, part))
+    target = target_of(out, places)
     if len(members) == 1:
-        target = out.with_name(f"{out.name}.apk")
         with atomic_file(target) as temporary:
             _write_one(temporary, whole.manifest.application, BASE, members[BASE], key)
         return target
-    target = out.with_name(f"{out.name}-apks")
     with atomic_folder(target) as temporary:
         for apk, entries in members.items():
             _write_one(temporary / file_name(apk), whole.manifest.application, apk, entries, key)
     return target
+
+
+def target_of(out: Path, places: Mapping[str, Sequence[Placed]]) -> Path:
+    """The file of one APK, or the folder of splits."""
+    split = any(placed.apk != BASE for each in places.values() for placed in each)
+    return out.with_name(f"{out.name}{'-apks' if split else '.apk'}")
 
 
 def file_name(apk: str) -> str:

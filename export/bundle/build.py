@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from bluelm.errors import InputError
 from bluelm.progress import Progress, Silent
 from export.bundle import apk, folder, ipa, keys, payload, project, runner
 from export.bundle.manifest import BundleManifest, Format
-from export.bundle.zip32 import Source
+from export.bundle.zip32 import Source, check_names
 
 # Where the payload lies in the formats that are folders.
 HOMES: dict[Format, str] = {"folder": "", "gradle": "modelpack/src/main/assets/model", "xcode": "BlueLMChat/Model"}
@@ -61,7 +61,8 @@ def make(
         The file or folder that was written.
 
     Raises:
-        InputError, TargetError, UnavailableError: see the formats.
+        InputError: something lies there that is no bundle of ours as it was written; names that collide.
+        TargetError, UnavailableError: see the formats.
     """
     options = options or Options()
     package = signing.package.certificate if draft.format == "apk" else None
@@ -94,8 +95,10 @@ def _apk(
     progress: Progress,
 ) -> Path:
     places = apk.plan({each.path: each.source.size for each in inputs}, options.cap)
+    _spare(apk.target_of(out, places))
     contents = _measure(inputs, progress, {path: apk.cuts(placed) for path, placed in places.items()})
     around = apk.container(draft.application, places)
+    _check_names(draft.format, [each.path for each in inputs], around)
     whole = payload.assemble(draft, contents, signing, around, lambda c: apk.pieces(places[c.path]))
     return apk.write(whole, places, out, signing.package)
 
@@ -108,10 +111,12 @@ def _ipa(
     options: Options,
     progress: Progress,
 ) -> Path:
+    _spare(out.with_name(f"{out.name}.ipa"))
     app = runner.of_app(options.runner) if options.runner else runner.build(draft.requirements.min_os)
     if app.compiler:
         draft = draft.model_copy(update={"producers": {**draft.producers, "clang": app.compiler}})
     shell = ipa.app_of(app, draft)
+    _check_names(draft.format, [each.path for each in inputs], shell.container())
     whole = payload.assemble(draft, _measure(inputs, progress, {}), signing, shell.container())
     return ipa.write(whole, shell, out)
 
@@ -124,10 +129,34 @@ def _folder(
     options: Options,
     progress: Progress,
 ) -> Path:
+    target = out.with_name(f"{out.name}-{draft.format}")
+    _spare(target)
     around = {} if draft.format == "folder" else project.render(draft)
     digests = {path: hashlib.sha256(data).hexdigest() for path, data in around.items()}
+    _check_names(draft.format, [each.path for each in inputs], digests)
     whole = payload.assemble(draft, _measure(inputs, progress, {}), signing, digests)
-    return folder.write(whole, out.with_name(f"{out.name}-{draft.format}"), HOMES[draft.format], around)
+    return folder.write(whole, target, HOMES[draft.format], around)
+
+
+def _check_names(format_: Format, paths: Iterable[str], container: Iterable[str], where: Path | None = None) -> None:
+    """The payload's names and those around it, as they lie together."""
+    home = {**HOMES, "apk": "base/assets", "ipa": ipa.HOME.rstrip("/")}[format_]
+    check_names([*container, *(f"{home}/{path}" if home else path for path in (*paths, *payload.OWN))], where)
+
+
+def _spare(target: Path) -> None:
+    """Make sure that nothing of a user's would be replaced: a bundle that was not touched since it was made may be.
+
+    Raises:
+        InputError: anything else lies there.
+    """
+    if not (target.exists() or target.is_symlink()) or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        _read(target)
+    except InputError as error:
+        problem = "what lies there is no bundle of ours as it was made, so it is not replaced"
+        raise InputError(problem, where=target, fix="name another place with --out, or move it away") from error
 
 
 Writer = Callable[[BundleManifest, Sequence[Input], payload.Keys, Path, Options, Progress], Path]
@@ -164,6 +193,7 @@ def verify(path: Path, signed_at: datetime | None = None) -> Verified:
     for certificate in opened.signers:
         certificates.check(certificate, signed_at, path)
     manifest, notes = opened.manifest, []
+    _check_names(manifest.format, opened.sources, manifest.container, path)
     if any(keys.is_development(certificate) for certificate in opened.signers):
         notes.append("signed with a development key: this proves integrity, not who made it")
     elif any(keys.is_self_signed(certificate) for certificate in opened.signers):
