@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bluelm.errors import InputError
+from bluelm.errors import InputError, UnavailableError
 from bluelm.signature import MAX_BYTES, Trust, sign, verify_exact, verify_folder
 
 FILES = {"a.txt": "one", "sub/b.txt": "three"}
@@ -35,14 +36,14 @@ def test_signatures_are_the_same_each_time_and_hold_exactly() -> None:
     raw = sign("model", DIGESTS, KEY)
     assert sign("model", DIGESTS, KEY) == raw
     verify_exact(raw, "model", DIGESTS, KEY.public_key())
-    for name, digests, key in (
-        ("another", DIGESTS, KEY),
-        ("model", {**DIGESTS, "a.txt": DIGESTS["sub/b.txt"]}, KEY),
-        ("model", {"a.txt": DIGESTS["a.txt"]}, KEY),
-        ("model", {**DIGESTS, "c": DIGESTS["a.txt"]}, KEY),
-        ("model", DIGESTS, OTHER),
+    for name, digests, key, told in (
+        ("another", DIGESTS, KEY, "damaged or changed"),
+        ("model", {**DIGESTS, "a.txt": DIGESTS["sub/b.txt"]}, KEY, r"changed: a\.txt"),
+        ("model", {"a.txt": DIGESTS["a.txt"]}, KEY, r"missing: sub/b\.txt"),
+        ("model", {**DIGESTS, "c": DIGESTS["a.txt"]}, KEY, "added: c"),
+        ("model", DIGESTS, OTHER, "not valid"),
     ):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=told):
             verify_exact(raw, name, digests, key.public_key())
     with pytest.raises(InputError, match="damaged or changed"):
         verify_exact(raw + b"\n", "model", DIGESTS, KEY.public_key())
@@ -91,3 +92,9 @@ def test_files_that_are_no_signature(folder: Path, tmp_path: Path) -> None:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(InputError, match="too large for a signature"):
         verify_folder(folder, bad, trust)
+
+
+def test_without_the_library_it_is_said_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'bluelm-export\[bundle\]'"):
+        sign("model", DIGESTS, KEY)
