@@ -47,6 +47,13 @@ def test_bluelm_32k_by_hand() -> None:
     assert max_context(config(128, rope_scaling=scaling, max_position_embeddings=2048)) == 32768
 
 
+def test_plain_and_linear_frequencies_by_hand() -> None:
+    plain = [10000 ** (-2 * j / 16) for j in range(8)]
+    torch.testing.assert_close(inverse_frequencies(config()), torch.tensor(plain), rtol=1e-6, atol=0)
+    linear = inverse_frequencies(config(rope_scaling={"type": "linear", "factor": 4.0}))
+    torch.testing.assert_close(linear, torch.tensor(plain) / 4, rtol=1e-6, atol=0)
+
+
 def test_dynamic_stretches_only_beyond_the_trained_length() -> None:
     plain = inverse_frequencies(config())
     dynamic = config(rope_scaling={"type": "dynamic", "factor": 4.0})  # max_position_embeddings 128

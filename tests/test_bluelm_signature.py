@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -36,6 +38,9 @@ def test_signatures_are_the_same_each_time_and_hold_exactly() -> None:
     raw = sign("model", DIGESTS, KEY)
     assert sign("model", DIGESTS, KEY) == raw
     verify_exact(raw, "model", DIGESTS, KEY.public_key())
+    statement = json.loads(base64.b64decode(json.loads(raw)["dsseEnvelope"]["payload"]))
+    rules = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": ["model.sig"]}
+    assert statement["predicate"]["serialization"] == rules
     for name, digests, key, told in (
         ("another", DIGESTS, KEY, "damaged or changed"),
         ("model", {**DIGESTS, "a.txt": DIGESTS["sub/b.txt"]}, KEY, r"changed: a\.txt"),
@@ -77,8 +82,9 @@ def test_whom_to_trust_must_be_said_and_be_right(folder: Path, tmp_path: Path) -
         verify_folder(folder, signature, Trust(pem(OTHER, tmp_path / "other.pub")))
     (tmp_path / "bad.pub").write_text("no key")
     for trust in (Trust(tmp_path / "bad.pub"), Trust(certificates=[tmp_path / "bad.pub"])):
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="cannot be read") as caught:
             verify_folder(folder, signature, trust)
+        assert "bad.pub" in str(caught.value)
 
 
 def test_files_that_are_no_signature(folder: Path, tmp_path: Path) -> None:

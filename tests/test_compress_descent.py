@@ -131,6 +131,7 @@ def swept(target: Tensor, start: QuantizedTensor, hessian: Tensor, damping: floa
 def test_a_sweep_is_the_formula(bits: int, damping: float) -> None:
     """100 columns: a whole block and a part of one; the odd code that float32 rounds the other way is let go."""
     weight, hessian = case(6, rows=8, columns=100)
+    hessian /= 1000  # inputs that are small count too
     start = rounded(weight, bits, 20, False)
     found, wanted = move_codes(weight, start, hessian, damping), swept(weight, start, hessian, damping, 20)
     assert (found.codes != wanted).double().mean() < 0.01
@@ -175,3 +176,18 @@ def test_a_row_s_scales_do_not_depend_on_other_rows() -> None:
         part = slice(row, row + 1)
         alone = QuantizedTensor(start.codes[part], start.scales[part], start.zeros[part], 4, 32)
         assert torch.equal(fit_scales(weight[part], alone, hessian).scales, together[part])
+
+
+def test_the_ridge_pulls_the_scales_towards_those_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(M + r I) change = b - M s in float64, for a ridge of the size of the system instead of one of a 10,000th."""
+    monkeypatch.setattr("compress.descent.RIDGE", 1.0)
+    weight, hessian = case(10, rows=4)
+    start = rounded(weight, 4, 32, True)
+    codes = (start.codes.double() - 8).view(4, 4, 32)
+    old = start.scales.double()
+    for row, found in enumerate(_fit(weight, start, hessian).double()):
+        spread = torch.block_diag(*codes[row].unsqueeze(1))  # [groups, in]
+        system = spread @ hessian.double() @ spread.T
+        missing = spread @ hessian.double() @ weight[row].double() - system @ old[row]
+        change = torch.linalg.solve(system + system.diagonal().mean() * torch.eye(4), missing)
+        torch.testing.assert_close(found, old[row] + change, rtol=2.0**-8, atol=0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from eval.budget import Budget, Check, judge
+from eval.budget import AtMost, Budget, Check, judge, number_of
 from eval.confidence import Sample
 from eval.measurement import How, Measurement
 
@@ -83,6 +83,11 @@ def test_counted_figures_are_held_as_they_are(key: str) -> None:
         assert (found.subject, found.unit, found.limit, found.outcome) == (subject, unit, limit, outcome)
         assert found.margin == pytest.approx(away)
         assert found.passed == (outcome == "passed")
+
+
+def test_a_limit_s_number_in_either_form() -> None:
+    assert number_of(0.25) == 0.25
+    assert number_of(AtMost(at_most=0.5, accept=("measured",))) == 0.5
 
 
 def test_what_every_artifact_must_reach() -> None:
