@@ -29,7 +29,7 @@ RUNTIMES = 0.6e9  # bytes of a runtime with its process, and of the exporters
 BESIDE_SECONDS = 10.0  # inspecting the artifacts, measuring the speed, writing the pages
 LOWERED_BYTES_PER_SECOND = 50e6  # through exporter and compiler, beyond LOWERING
 SIMULATOR_RATE = 0.6e9  # operations a second of the NPU's simulator, which runs whole chunks
-SIMULATED_CHUNKS = 26  # beside the judged text: the positions of the context, what it continues, blocks and their twins
+SIMULATED_CHUNKS = 25  # beside the judged text: the positions of the context, what it continues, blocks and their twins
 SMALL_PRODUCTS = 3.0  # how much slower judging is than the rate of large products
 LOWERING = Path(__file__).parent / "data" / "lowering.yaml"
 
