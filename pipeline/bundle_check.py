@@ -1,22 +1,32 @@
-"""The last check of a bundle: the artifact inside loads on its runtime and answers."""
+"""The last check of a bundle: the artifact inside loads on its runtime and answers.
+
+A graph may be a stranger's, and runtimes run what stands in it: a loop without an end, say. So it is loaded in a child
+process with limits of time and memory.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bluelm.errors import InputError, UnavailableError
+from bluelm.errors import InputError, TargetError, UnavailableError
 from bluelm.tokenizer import Message, Tokenizer
 from export.artifact import MANIFEST, Artifact
 from export.bundle import folder as folders
 from export.bundle.build import Verified
+from targets.child import Child
 from targets.runtime import Place, open_runtime
 
 QUESTION = "你好"
 TOKENS = 8
+# Limits: seconds and bytes at least, and for each byte of the artifact; a simulator of a phone's NPU takes longer.
+SECONDS, SECONDS_A_BYTE, SIMULATED = 600.0, 300 / 1e9, 10
+MEMORY, MEMORY_A_BYTE = 4 << 30, 4
 # Where each format runs on this machine; the rest runs on phones alone.
 PLACES: dict[str, Place] = {
     "onnx-cpu": "cpu",
@@ -31,11 +41,30 @@ PLACES: dict[str, Place] = {
 }
 
 
-def answer(verified: Verified) -> str:
-    """Unpack the artifact, load it, let it answer greedily.
+@dataclass(frozen=True)
+class Ask:
+    """The child's one message: an artifact's folder, where it runs, and what it may take.
+
+    Attributes:
+        seconds: of each core together, for processes of the child's own as well.
+        memory: private bytes of each process.
+    """
+
+    folder: str
+    on: Place
+    seconds: int
+    memory: int
+
+
+def answer(verified: Verified, limit_s: float | None = None) -> str:
+    """Unpack the artifact, load it in a child process, let it answer greedily.
+
+    Args:
+        limit_s: seconds that it may take; None: by its size.
 
     Raises:
-        InputError: the artifact does not load, or its logits are not finite.
+        InputError: the artifact does not load, or its logits are not finite; it takes more than the limits, or the
+            process dies of it.
         UnavailableError: its runtime is not on this machine, or nothing but a phone can run it.
     """
     sources = {
@@ -52,7 +81,26 @@ def answer(verified: Verified) -> str:
         artifact.verify()
         if artifact.format not in PLACES:
             raise _not_run(f"only {verified.manifest.target} runs a {artifact.format} artifact", "on that phone")
-        return _generate(place, PLACES[artifact.format])
+        on = PLACES[artifact.format]
+        limit = limit_s or (SECONDS + artifact.bytes * SECONDS_A_BYTE) * (SIMULATED if on == "htp" else 1)
+        memory = MEMORY + int(artifact.bytes * MEMORY_A_BYTE)
+        ask = Ask(str(place), on, int(limit * (os.cpu_count() or 1)) + 1, memory)
+        return _in_child(ask, limit, place.with_name(f"{place.name}.log"))
+
+
+def _in_child(ask: Ask, limit_s: float, log: Path) -> str:
+    child = Child("pipeline.bundle_worker", log)
+    try:
+        return child.call(ask, limit_s)
+    except TargetError as error:
+        if not child.failed:
+            raise
+        problem = f"the artifact does not answer within {limit_s:g} s and {ask.memory >> 20} MiB: {error.problem}"
+        fix = "if you trust it, give it more time with --load-limit, or check files and signature alone with --no-load"
+        raise InputError(problem, fix=fix) from error
+    finally:
+        child.close()
+        log.unlink(missing_ok=True)
 
 
 def _not_run(why: str, where: str) -> UnavailableError:
@@ -60,7 +108,11 @@ def _not_run(why: str, where: str) -> UnavailableError:
     return UnavailableError(f"the artifact was not run, so it is not verified: {why}", fix=fix)
 
 
-def _generate(folder: Path, on: Place) -> str:
+def generate(folder: Path, on: Place) -> str:
+    """What an artifact answers, in this process.
+
+    Raises: see `answer`.
+    """
     tokenizer = Tokenizer.from_folder(folder)
     try:
         runtime = open_runtime(folder, on)

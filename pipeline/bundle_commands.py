@@ -136,6 +136,10 @@ def verify(
         str | None, typer.Option(help="SHA-256 that the bundle's certificate must have.", show_default=False)
     ] = None,
     load: Annotated[bool, typer.Option(help="Load a bundle's artifact and let it answer.")] = True,
+    load_limit: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds that it may take to answer. Default: by its size.", show_default=False),
+    ] = None,
     signed_at: SignedAt = None,
 ) -> None:
     """Check a checkpoint against a manifest or a signature; or everything about a bundle."""
@@ -144,8 +148,9 @@ def verify(
         from pipeline.provenance import day, trust_of
 
         if pinned is None and signature is None and public_key is None and not chain:
-            return _verify_bundle(path, certificate, load, day(signed_at))
-        for option in ("--certificate", "--load"):
+            refuse_if(not load, context, "--load-limit", "nothing is loaded")
+            return _verify_bundle(path, certificate, load, load_limit, day(signed_at))
+        for option in ("--certificate", "--load", "--load-limit"):
             refuse_if(True, context, option, "a checkpoint is checked, and that is asked of a bundle")
         return _verify_checkpoint(path, pinned, signature, trust_of(public_key, chain, signed_at))
 
@@ -176,7 +181,9 @@ def _verify_checkpoint(path: Path, pinned: Path | None, signature: Path | None, 
     return 0
 
 
-def _verify_bundle(path: Path, certificate: str | None, load: bool, signed_at: datetime | None) -> int:
+def _verify_bundle(
+    path: Path, certificate: str | None, load: bool, load_limit: float | None, signed_at: datetime | None
+) -> int:
     from export.bundle import build, keys
     from pipeline.bundle_check import answer
 
@@ -195,7 +202,7 @@ def _verify_bundle(path: Path, certificate: str | None, load: bool, signed_at: d
     for note in found.notes:
         _say(f"  note: {note}")
     if load:
-        _say(f"  the artifact loads and answers: {answer(found)!r}")
+        _say(f"  the artifact loads and answers: {answer(found, load_limit)!r}")
     else:
         _say("  the artifact was not run, as asked: files and signature alone were checked")
     return 0

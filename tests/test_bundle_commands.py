@@ -11,15 +11,18 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bluelm import signature
 from bluelm.manifest import FolderManifest
-from export.bundle import keys
+from export.bundle import build, keys
 from export.bundle.manifest import BundleManifest
+from pipeline import bundle_check
 from pipeline.cli import main
+from tests import bundles
 from tests.phone import FakePhone, running_phone
 from tests.tiny import tiny_checkpoint
 
@@ -208,6 +211,51 @@ def test_an_artifact_that_changed_or_does_not_load_is_found(runs: Path, tmp_path
     graph.write_bytes(b"?" * graph.stat().st_size)
     assert call("bundle", run, "--out", tmp_path / "y") == 2
     assert not (tmp_path / "y.apk").exists()
+
+
+def endless(raw: bytes) -> bytes:
+    """The graph, with a loop without an end in front of its first output."""
+    model = onnx.load_from_string(raw)
+    scalar = onnx.helper.make_tensor_value_info
+    number, truth = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
+    body = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Identity", ["again"], ["again_out"]),
+            onnx.helper.make_node("Add", ["value", "value"], ["value_out"]),
+        ],
+        "body",
+        [scalar("i", onnx.TensorProto.INT64, []), scalar("again", truth, []), scalar("value", number, [])],
+        [scalar("again_out", truth, []), scalar("value_out", number, [])],
+    )
+    output = model.graph.output[0].name
+    maker = next(node for node in model.graph.node if output in node.output)
+    maker.output[list(maker.output).index(output)] = "before_loop"
+    model.graph.initializer.append(onnx.helper.make_tensor("endless_true", truth, [], [True]))
+    model.graph.initializer.append(onnx.helper.make_tensor("endless_zero", number, [], [0.0]))
+    model.graph.node.append(onnx.helper.make_node("Loop", ["", "endless_true", "endless_zero"], ["endless"], body=body))
+    model.graph.node.append(onnx.helper.make_node("Add", ["before_loop", "endless"], [output]))
+    return model.SerializeToString()
+
+
+def test_an_artifact_without_an_end_is_ended(
+    apk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = build.verify(apk)
+    files = {path: b"".join(found.sources[path].pieces()) for path in found.manifest.files}
+    graph = endless(files["artifact/prefill.onnx"])
+    about = json.loads(files["artifact/artifact.json"])
+    entry = next(file for file in about["files"] if file["path"] == "prefill.onnx")
+    entry |= {"bytes": len(graph), "sha256": hashlib.sha256(graph).hexdigest()}
+    files |= {"artifact/prefill.onnx": graph, "artifact/artifact.json": json.dumps(about).encode()}
+    draft = found.manifest.model_copy(update={"files": {}, "container": {}})
+    build.make(draft, bundles.inputs(files), bundles.development_keys(tmp_path), tmp_path / "x")
+    assert call("verify", tmp_path / "x.apk", "--certificate", "0" * 64) == 2  # not loaded before that is judged
+    assert "signed by" in capsys.readouterr().err
+    assert call("verify", tmp_path / "x.apk", "--load-limit", "10") == 2
+    assert "does not answer within 10 s" in " ".join(capsys.readouterr().err.split())
+    assert call("verify", tmp_path / "x.apk", "--load-limit", "10", "--no-load") == 2  # the limit would change nothing
+    monkeypatch.setattr(bundle_check, "MEMORY", 64 << 20)
+    assert call("verify", apk) == 2  # the limit of memory reaches the process
 
 
 def test_manifest_and_verify_of_a_checkpoint(runs: Path, tmp_path: Path) -> None:
