@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -83,15 +84,33 @@ PATIENT = {  # limits of Ray's that a busy machine reaches
 }
 
 
+def children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A local Ray with room for two workers. Its own start gives up on a busy machine, so it is tried again."""
+    """A local Ray with room for two workers. Its parts give up on a busy machine: then it is started again."""
     with pytest.MonkeyPatch.context() as patch:
         for name, limit in PATIENT.items():
             patch.setenv(name, str(limit))
+        from ray._private import services
         from ray.cluster_utils import Cluster
 
-        until, others = time.monotonic() + HANG_S, set(psutil.Process().children(recursive=True))
+        others, get_node = children(), services.get_node
+
+        def wait_for_node(*arguments: Any) -> Any:
+            """Not for 30 s, as Ray does, but while its node lives."""
+            while True:
+                try:
+                    return get_node(*arguments)
+                except RuntimeError:  # it has not told of itself yet
+                    if not any(process.name() == "raylet" for process in children() - others):
+                        raise
+                    time.sleep(0.5)
+
+        patch.setattr(services, "get_node", wait_for_node)
+        until = time.monotonic() + HANG_S
         head = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
         while True:
             try:
@@ -100,7 +119,7 @@ def cluster() -> Iterator[str]:
             except Exception:
                 if time.monotonic() > until:
                     raise
-                for process in set(psutil.Process().children(recursive=True)) - others:
+                for process in children() - others:
                     with suppress(psutil.NoSuchProcess):
                         process.kill()
         try:
