@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import typer
 
 from bluelm.errors import InputError
-from compress.recipe import Recipe
+
+if TYPE_CHECKING:
+    from compress.recipe import Recipe
 
 Facts = TypeVar("Facts")
 

@@ -104,7 +104,7 @@ def gitlab(checkout: Checkout, options: str) -> Job:
 @pytest.fixture(scope="module")
 def jobs(checkout: Checkout) -> dict[str, Job]:
     """One after another in the same folder, which stands for the caches."""
-    checkout.budget("max_artifact_bytes: 100 MB\n")
+    checkout.budget("max_artifact_bytes: 100 MB\nmax_runtime_kl: 0.01\n")
     found = {"first": github(checkout, f"{QUICK} --bits 8")}
     shutil.rmtree(checkout.folder / "dist" / "bundle")
     found["worse"] = github(checkout, f"{QUICK} --bits 4")

@@ -102,9 +102,9 @@ def test_interrupted_run_goes_on_to_the_same_bytes(
     written = list[str]()
     from compress import work
 
-    def record(path: Path, *rest: Any) -> None:
+    def record(path: Path, *rest: Any) -> str:
         written.append(path.name)
-        original(path, *rest)
+        return original(path, *rest)
 
     original = work.write_piece
     monkeypatch.setattr(work, "write_piece", record)

@@ -209,7 +209,7 @@ def test_a_run_asks_tasks_and_shows_them(
 ) -> None:
     tiny_checkpoint(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "lax.yaml").write_text("max_perplexity_ratio: 3\n")
+    (tmp_path / "lax.yaml").write_text("max_perplexity_ratio: 3\nmax_runtime_kl: 0.01\n")
     quick = ["--samples", "4", "--length", "64", "--eval-tokens", "512", "--no-bundle", "--name", "run"]
     arguments = ["--target", "generic-arm64", "--model", "model", "--budget", "lax.yaml", *quick]
     chosen = ["--tasks", "cmmlu_agronomy", "gsm8k", "--task-data", str(data), "--task-limit", "2", "--task-shots", "1"]

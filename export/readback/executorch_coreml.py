@@ -141,12 +141,12 @@ class Walk:
         heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
         rows, at = heads // kv_heads * tokens, f"model.layers.{layer}.self_attn"
         mixed = self.transposed(self.reshaped(node, (1, tokens, heads * size)), (0, 2, 1, 3))
-        shares, values = self.product(self.reshaped(mixed, (1, heads, tokens, size)))
-        scores = self.take(self.reshaped(shares, (1, kv_heads, rows, slots)), "softmax", "x", axis=-1)[0]
+        shares, values = self.product(self.regrouped(mixed, (1, heads, tokens, size)))
+        scores = self.take(self.regrouped(shares, (1, kv_heads, rows, slots)), "softmax", "x", axis=-1)[0]
         scores, mask = self.take(scores, "add", "x", "y")
         self.alike(self.uncast(mask), "mask", "the mask")
-        query, keys = self.product(self.reshaped(scores, (1, heads, tokens, slots)))
-        query, factor = self.take(self.reshaped(query, (1, kv_heads, rows, size)), "mul", "x", "y")
+        query, keys = self.product(self.regrouped(scores, (1, heads, tokens, slots)))
+        query, factor = self.take(self.regrouped(query, (1, kv_heads, rows, size)), "mul", "x", "y")
         wanted = np.array(config.head_dim**-0.5, self._dtype)
         self.trail.array(attention_scale(layer), self.value(factor), wanted)
         key = self.rotated(self.transposed(self.cached(keys, 3, f"past_{2 * layer}", new[0]), (0, 1, 3, 2)))
@@ -161,6 +161,11 @@ class Walk:
         for source in sources[1:]:
             self.alike(source, sources[0], "the input of keys and values")
         return sources[0]
+
+    def regrouped(self, node: str, shape: tuple[int, ...]) -> str:
+        """Heads put with those that they share keys with; where each has its own, nothing is to be done."""
+        alone = self._config.num_heads == self._config.num_kv_heads
+        return node if alone and self.kind(self.uncast(node)) != "reshape" else self.reshaped(node, shape)
 
     def product(self, node: str) -> tuple[str, str]:
         x, y = self.take(node, "matmul", "x", "y", transpose_x=False, transpose_y=False)
