@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bluelm.errors import InputError
 from bluelm.files import write_text
-from eval.budget import STRUCTURE, Check, Verdict
+from eval.budget import NOT_KNOWN, STRUCTURE, Check, Verdict
 from eval.confidence import Sample
 from eval.judge import DocumentSums
 from eval.measurement import Measurement
@@ -211,6 +211,8 @@ def told(checks: Sequence[Check]) -> tuple[list[Check], list[str]]:
     sound: dict[str, list[str]] = {}
     for check in checks:
         name = SOUND.get(check.name.removeprefix("max_"))
+        if name is not None and check.name == f"max_{NOT_KNOWN}" and check.value:
+            name = f"{check.value:.0f} items not known, which the budget accepts"
         if check.passed and name is not None:
             sound.setdefault(check.subject, []).append(f"{name} (emulated)" if check.how == "emulated" else name)
         else:

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from bluelm.errors import InputError
-from eval.budget import Budget, judge
+from eval.budget import Budget, Check, judge
 from eval.measurement import Measurement
-from eval.report import Built, Report, Stage, format_value, show, tool_versions
+from eval.report import Built, Report, Stage, format_value, show, told, tool_versions
 
 FIGURES = (
     Measurement("tokens_judged", 512, "tokens", "measured", subject="npu"),
@@ -96,3 +96,14 @@ def test_the_terminal_shows_the_verdict_first(report: Report) -> None:
 )
 def test_figures_read_well(value: float, error: float | None, unit: str, shown: str) -> None:
     assert format_value(Measurement("x", value, unit, "measured", error)) == shown
+
+
+def test_what_is_not_known_is_never_told_as_read_back() -> None:
+    """Accepted by the budget it passes, and is told as what it is."""
+    known = Check("max_not_known", "cpu", 0, "items", 0, 0, True, "measured", outcome="passed")
+    accepted = replace(known, subject="npu", value=82)
+    _, lines = told([known, accepted])
+    assert lines == [
+        "as it should be (cpu): all of it read back",
+        "as it should be (npu): 82 items not known, which the budget accepts",
+    ]
