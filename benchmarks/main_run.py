@@ -18,8 +18,9 @@ from eval.report import Report, show
 
 CHECKS = ("max_perplexity_ratio (npu)", "max_mean_kl (npu)", "min_top1_agreement (npu)")
 ROWS = (
-    "tokens judged", "documents judged", "perplexity", "perplexity of the float32 model", "ratio of the two", "mean KL, nats a token",
-    "top-1 agreement", "KL to its own weights, worst positions", "KL of decode to prefill, worst positions", "bits a weight, in the files",
+    "tokens judged", "documents judged", "perplexity", "perplexity of the float32 model", "ratio of the two",
+    "mean KL, nats a token", "top-1 agreement", "KL to its own weights, worst positions",
+    "KL of decode to prefill, worst positions", "bits a weight, in the files",
 )  # fmt: skip
 
 
