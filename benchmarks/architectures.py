@@ -1,16 +1,16 @@
-"""Every architecture of the table as ExecuTorch programs, lowered and run (benchmarks/architectures.md).
+"""Every architecture of the table as ExecuTorch programs, lowered and run.
 
-python -m benchmarks.architectures WORK [FORMAT ...]
+    python -m benchmarks.architectures WORK [FORMAT ...]
 
 Small random checkpoints (2 blocks, 64 wide; transformers' own Llama, Qwen2 and GLM under ChatGLM3's names, and
 Baichuan2's formula) are rounded to 8 bits a row and lowered. What the finished file answers, in chunks and token by
-token, is held against the dequantized model and against the float model of whoever wrote the architecture.
+token, is held against the dequantized model and against the float model of whoever wrote the architecture. Writes
+results/architectures.json and the page; formats that are not named keep their rows.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import pages
 from compress.store import QuantizedCheckpoint
 from eval.metrics import kl_divergence, log_softmax
 from export import executorch, executorch_coreml
@@ -45,6 +46,10 @@ FORMATS: dict[str, tuple[Maker, Place]] = {
     "executorch-qnn": (_qnn, "htp"),
 }
 MODELS: dict[str, Callable[[Path], Path]] = {"Llama": llama, "Qwen2": qwen2, "Baichuan2": baichuan, "ChatGLM3": glm}
+COLUMNS = (
+    "program", "model", "KL to the dequantized model, in chunks", "the same, last tokens decoded", "top-1",
+    "KL of the dequantized model to the float one", "KL of the program to the float one",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -77,17 +82,15 @@ def decoded(runtime: Runtime) -> np.ndarray:
     return np.stack([*rows, *(runtime.decode(token) for token in TOKENS[-DECODED:])])
 
 
-def row(work: Path, name: str, kind: str) -> str:
-    """One table row; the artifact is made where it is not there yet."""
+def row(work: Path, name: str, kind: str) -> list[str]:
+    """One row of the table; the artifact is made where it is not there yet."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "quantized").exists():
         quantized(MODELS[name](work / "float"), work / "quantized", bits=8, group_size=-1)
     q = QuantizedCheckpoint.open(work / "quantized")
     make, place = FORMATS[kind]
-    started = time.monotonic()
     if not (work / kind).exists():
         make(q, work / kind)
-    seconds = time.monotonic() - started
     want, float_ = TorchRuntime(q, CONTEXT).logits(TOKENS), float_logits(name, work / "float")
     with open_runtime(work / kind, place) as runtime:
         chunks = runtime.logits(TOKENS)
@@ -95,15 +98,19 @@ def row(work: Path, name: str, kind: str) -> str:
         steps = decoded(runtime)
     top = float((chunks.argmax(-1) == want.argmax(-1)).mean())
     cells = [f"{mean_kl(want, chunks):.1e}", f"{mean_kl(want, steps):.1e}", f"{top:.3f}"]
-    cells += [f"{mean_kl(float_, want):.1e}", f"{mean_kl(float_, chunks):.1e}", f"{seconds:.0f}"]
-    return f"| {name} | {kind} | {' | '.join(cells)} |"
+    return [kind, name, *cells, f"{mean_kl(float_, want):.1e}", f"{mean_kl(float_, chunks):.1e}"]
 
 
 def main(work: Path, kinds: list[str]) -> None:
-    """Print a row for each architecture and format."""
+    """A row for each architecture and format."""
+    rows: list[list[str]] = []
     for kind in kinds:
         for name in MODELS:
-            print(row(work / name, name, kind), flush=True)
+            rows.append(row(work / name, name, kind))
+            print(rows[-1], flush=True)
+    shape = {"tokens": len(TOKENS), "chunk": CHUNK, "decoded": DECODED}
+    names = [f"{kind}, {name}" for kind in FORMATS for name in MODELS]
+    pages.save_rows("architectures", "demo", COLUMNS, rows, names=names, key=2, **shape)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Damage located in an artifact of every runtime (benchmarks/block_damage.md): one block's scales times 1.05.
+"""Damage located in an artifact of every runtime: one block's scales times 1.05.
 
-python -m benchmarks.block_damage WORK [--blocks N] [FORMAT ...]
+    python -m benchmarks.block_damage WORK [--blocks N] [FORMAT ...]
 
 The demo checkpoint, or its first N blocks, 4 bits in groups of 32, is lowered as it is and with block 3 (or the last)
 damaged; then `compare --blocks` holds both against the sound checkpoint, as a user would call it. The sound checkpoint
 lies beside the artifact, but for formats that are compiled: what shows their blocks is built from the source beside
-them, so that is damaged too.
+them, so that is damaged too. Writes results/block_damage.json and the page; rows that are not measured again stay.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
 from calibration.samples import load_samples
@@ -38,6 +38,10 @@ from tests.rounded import shortened
 
 CONTEXT, CHUNK, TOKENS = 128, 64, 64
 SOUND_DIGEST = "quantized.json keeps the sound checkpoint's digests: damage is what nobody wrote down"
+COLUMNS = (
+    "artifact", "blocks", "damaged is", "sound: that block", "largest of the others", "damaged: that block",
+    "largest of the others", "named", "largest expected",
+)  # fmt: skip
 Maker = Callable[[QuantizedCheckpoint, Path], object]
 
 
@@ -82,26 +86,25 @@ def damage(sound: QuantizedCheckpoint, folder: Path) -> QuantizedCheckpoint:
     return QuantizedCheckpoint.open(folder)
 
 
-def row(work: Path, kind: str, sources: dict[str, QuantizedCheckpoint]) -> str:
+def row(work: Path, kind: str, sources: dict[str, QuantizedCheckpoint]) -> list[str]:
     """Make both artifacts of a format and hold their blocks against the sound checkpoint."""
-    cells, expected, at = list[str](), 0.0, hurt_block(sources["sound"])
+    blocks, at = sources["sound"].config.num_layers, hurt_block(sources["sound"])
+    cells, named, expected = [kind, str(blocks), str(at)], None, 0.0
     for state, quantized in sources.items():
         folder = work / state / kind
-        started = time.monotonic()
         if not folder.exists():
             MAKERS[kind](quantized, folder)
-        made = time.monotonic() - started
         with ExitStack() as stack:
             (reference,) = open_subjects(str(sources["sound"].folder), True, work / "scratch", stack)
             scratch = work / "scratch" / state / kind
             (subject,) = open_subjects(str(folder), True, scratch, stack)
             stack.callback(subject.runtime.close)
             found = block_errors(reference, subject, _window(sources["sound"]))
-        errors = found.errors
-        rest, expected = max(error for layer, error in enumerate(errors) if layer != at), found.expected
-        cells.append(f"{errors[at]:.1e} | {rest:.1e} | {found.first_outside} | {found.twin_kl:.0e} | {made:.0f}")
-        assert found.first_outside == (at if state == "hurt" else None) and found.same_twin, found
-    return f"| {kind} | {' | '.join(cells)} | {expected:.1e} |"
+        rest = max(error for layer, error in enumerate(found.errors) if layer != at)
+        named, expected = found.first_outside, found.expected
+        cells += [f"{found.errors[at]:.1e}", f"{rest:.1e}"]
+        assert named == (at if state == "hurt" else None) and found.same_twin, found
+    return [*cells, str(named), f"{expected:.1e}"]
 
 
 def _window(quantized: QuantizedCheckpoint) -> list[int]:
@@ -109,7 +112,7 @@ def _window(quantized: QuantizedCheckpoint) -> list[int]:
 
 
 def main(work: Path, kinds: list[str], blocks: int | None) -> None:
-    """Print a row for each format."""
+    """A row for each format."""
     if not (work / "sound" / "quantized").exists():
         source = demo_checkpoint() if blocks is None else shortened(demo_checkpoint(), blocks, work / "float")
         checkpoint, recipe = Checkpoint.open(source), Recipe.load("w4-g32", method="rtn")
@@ -122,12 +125,15 @@ def main(work: Path, kinds: list[str], blocks: int | None) -> None:
         "hurt": QuantizedCheckpoint.open(work / "damaged"),
     }
     assert json.loads((work / "damaged" / "quantized.json").read_text()) == sources["sound"].info, SOUND_DIGEST
+    rows: list[list[str]] = []
     for kind in kinds:
-        print(row(work, kind, sources), flush=True)
+        rows.append(row(work, kind, sources))
+        print(rows[-1], flush=True)
+        pages.save_rows("block_damage", "demo", COLUMNS, rows, key=2, tokens=TOKENS)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("formats", nargs="*", default=list(MAKERS), metavar="FORMAT")
     parser.add_argument("--blocks", type=int)

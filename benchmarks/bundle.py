@@ -1,9 +1,10 @@
 """How long packing and signing a large artifact takes beside copying it, and how much memory.
 
-    python benchmarks/bundle.py [--gigabytes 3] [--folder /tmp/bundle-benchmark]
+    python -m benchmarks.bundle [--gigabytes 3] [--repeats 3] [--folder /tmp/bundle-benchmark]
 
-The artifact is random bytes: several files, one of them larger than one APK may be. Every step runs in a process
-of its own, so that its peak memory is its own; `sync` belongs to every time. Copying and packing take turns.
+The artifact is random bytes: several files, one of them (of 3 GB) larger than one APK may be. Every step runs in a
+process of its own, so that its peak memory is its own; `sync` belongs to every time. Copying and packing take turns.
+Writes results/bundle.json and the page.
 """
 
 from __future__ import annotations
@@ -19,8 +20,17 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-STEPS = ("import", "copy", "apk", "ipa", "folder", "verify")
+from benchmarks import pages
+
+STEPS = {
+    "import": "import of the code alone",
+    "copy": "copy (1 MiB pieces)",
+    "apk": "apk: split APKs, v2 and v3, manifest, ML-BOM, model signature",
+    "ipa": "ipa: sealed, ad hoc signature, manifest, ML-BOM, model signature",
+    "folder": "folder: manifest, ML-BOM, model signature",
+    "verify": "verify of the APKs, every byte",
+}
+COLUMNS = ("step", "median s", "runs, s", "x copy", "peak MB")
 MIB = 1 << 20
 
 
@@ -42,7 +52,6 @@ def make_artifact(folder: Path, total: int) -> None:
 
 def step(name: str, artifact: Path, out: Path) -> None:
     """One step in this process; prints seconds and peak memory."""
-    sys.path.insert(0, str(ROOT))
     from export.bundle import build
     from export.bundle.build import Input
     from export.bundle.zip32 import FileSource
@@ -58,7 +67,7 @@ def step(name: str, artifact: Path, out: Path) -> None:
             with path.open("rb") as source, (out / path.name).open("wb") as target:
                 shutil.copyfileobj(source, target, MIB)
     elif name == "verify":
-        build.verify(next(out.parent.glob("out-apks")))
+        build.verify(next(out.parent.glob("out*apk*")))  # one APK, or a folder of splits
     elif name in ("apk", "ipa", "folder"):
         build.make(bundles.draft(name), inputs, signing, out)
     os.sync()
@@ -68,7 +77,8 @@ def step(name: str, artifact: Path, out: Path) -> None:
 
 
 def measure(name: str, artifact: Path, out: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--step", name, "--artifact", str(artifact), "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.bundle", "--step", name]
+    command += ["--artifact", str(artifact), "--out", str(out)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
@@ -79,13 +89,13 @@ def clean(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=3)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/bundle-benchmark"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--step")
-    parser.add_argument("--artifact", type=Path)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--artifact", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
         step(given.step, given.artifact, given.out)
@@ -93,6 +103,7 @@ def main() -> None:
     artifact = given.folder / "artifact"
     shutil.rmtree(given.folder, ignore_errors=True)
     make_artifact(artifact, int(given.gigabytes * 1e9))
+    files = len(list(artifact.iterdir()))
     results: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
     for _ in range(given.repeats):
         for name in STEPS:
@@ -103,14 +114,16 @@ def main() -> None:
                 measure("apk", artifact, given.folder / "out")
             results[name].append(measure(name, artifact, given.folder / "out"))
     shutil.rmtree(given.folder)
-    copy = statistics.median(r["seconds"] for r in results["copy"])
-    print("| step | median s | runs s | x copy | peak MB |\n|---|---|---|---|---|")
-    for name, runs in results.items():
-        seconds = [r["seconds"] for r in runs]
-        median = statistics.median(seconds)
-        each = ", ".join(f"{s:.1f}" for s in seconds)
-        peak = max(r["peak_mb"] for r in runs)
-        print(f"| {name} | {median:.1f} | {each} | {median / copy:.2f} | {peak:.0f} |")
+    copy = statistics.median(run["seconds"] for run in results["copy"])
+    rows = [[STEPS[name], *row(runs, copy)] for name, runs in results.items()]
+    pages.save_rows("bundle", "steps", COLUMNS, rows, gigabytes=given.gigabytes, files=files, repeats=given.repeats)
+
+
+def row(runs: list[dict[str, float]], copy: float) -> list[str]:
+    """Seconds of a step, beside those of a copy; its largest peak."""
+    seconds = [run["seconds"] for run in runs]
+    median, each = statistics.median(seconds), ", ".join(f"{s:.1f}" for s in seconds)
+    return [f"{median:.1f}", each, f"{median / copy:.2f}", f"{max(run['peak_mb'] for run in runs):.0f}"]
 
 
 if __name__ == "__main__":

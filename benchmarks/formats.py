@@ -4,21 +4,20 @@
 
 DIR holds a virtual environment a peer (as for `benchmarks.quantizers`; autoawq needs autoawq==0.2.9 alone). Each peer
 reads the folders that we write of the demo model, and writes its own, with the weights that it computes with beside
-them; both are compared with what we read. OUT/formats.json gets a line for every comparison.
+them; both are compared with what we read. Writes results/formats.json and the page; what is not compared again stays.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks import pages
 from benchmarks.peer_exports import llama_folder
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
@@ -46,15 +45,22 @@ OURS: dict[str, tuple[Kind, dict[str, object]]] = {
     "compressed-8-bit": ("compressed-tensors", {"bits": 8}),
     "compressed-mixed": ("compressed-tensors", MIXED),
 }
+WEIGHTS = ("peer", "folder", "version", "equal", "largest difference")
+WHOLE = ("loaded by", "folder", "versions", "linears", "difference", "mean KL", "same best token")
 READS = {"gptqmodel": tuple(name for name in OURS if name.startswith("gptq")), "autoawq": ("awq-sym", "awq-asym")}
 
-# what loads folders whole -> (environment, folders): its logits are compared with our decoder's
+# what loads folders whole -> (environment, packages, folders): its logits are compared with our decoder's
 LOADS = {
-    "transformers": ("gptqmodel", ("gptq-sym", "gptq-asym", "awq-sym", "awq-asym")),
-    "gptqmodel": ("gptqmodel", ("gptq-sym", "gptq-asym", "gptq-8-bit", "gptq-g128", "gptq-mixed")),
-    "autoawq": ("autoawq", ("awq-sym", "awq-asym")),
+    "transformers": (
+        "gptqmodel",
+        ("transformers", "gptqmodel", "optimum"),
+        ("gptq-sym", "gptq-asym", "awq-sym", "awq-asym"),
+    ),
+    "gptqmodel": ("gptqmodel", ("gptqmodel",), ("gptq-sym", "gptq-asym", "gptq-8-bit", "gptq-g128", "gptq-mixed")),
+    "autoawq": ("autoawq", ("autoawq",), ("awq-sym", "awq-asym")),
     "transformers+compressed-tensors": (
         "llmcompressor",
+        ("transformers", "compressed-tensors"),
         ("compressed-sym", "compressed-8-bit", "compressed-asym", "compressed-mixed"),
     ),
 }
@@ -81,12 +87,19 @@ def run_peer(out: Path, python: Path, peer: str) -> str:
     return "" if done.returncode == 0 else done.stderr[-600:]
 
 
-def load_whole(out: Path, peers: Path, loader: str) -> Iterator[dict[str, Any]]:
+def versions(python: Path, packages: Sequence[str]) -> str:
+    """Of packages in a peer's environment."""
+    code = f"from importlib.metadata import version\nprint(*[version(name) for name in {list(packages)!r}], sep=', ')"
+    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def load_whole(out: Path, peers: Path, loader: str) -> Iterator[list[str]]:
     """How the logits of a peer's model differ from those of our decoder with the dequantized weights of each folder."""
-    environment, names = LOADS[loader]
+    environment, packages, names = LOADS[loader]
+    python = peers / environment / "bin" / "python"
     way = loader.partition("+")[0]
     worker = [str(WORKERS / "formats_logits.py"), way, str(out / "tokens.safetensors"), str(out)]
-    command = [str(peers / environment / "bin" / "python"), *worker, *(str(out / name) for name in names)]
+    command = [str(python), *worker, *(str(out / name) for name in names)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{loader}: {done.stderr[-1500:]}")
@@ -96,33 +109,35 @@ def load_whole(out: Path, peers: Path, loader: str) -> Iterator[dict[str, Any]]:
         if line is not None:
             found = load_file(out / f"logits-{way}-{name}.safetensors")["logits"]
             wanted = Decoder.from_weights(open_weights(out / name))(tokens)
-            yield {"peer": loader, "loads": name, "linears": line.split()[2:]} | apart(found, wanted)
+            linears = ", ".join(f"`{kind}`" for kind in line.split()[2:])
+            yield [loader, name, versions(python, packages), linears, *apart(found, wanted)]
 
 
-def apart(found: torch.Tensor, wanted: torch.Tensor) -> dict[str, float]:
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> list[str]:
     """Logits [n, T, vocab]: largest difference as a share of the largest logit, mean KL in nats, equal best tokens."""
     kl = (wanted.log_softmax(-1).exp() * (wanted.log_softmax(-1) - found.log_softmax(-1))).sum(-1)
-    return {
-        "largest difference": ((found - wanted).abs().max() / wanted.abs().max()).item(),
-        "mean KL": kl.mean().item(),
-        "same best token": (found.argmax(-1) == wanted.argmax(-1)).float().mean().item(),
-    }
+    same = found.argmax(-1) == wanted.argmax(-1)
+    largest = (found - wanted).abs().max() / wanted.abs().max()
+    return [f"{largest.item():.1e}", f"{kl.mean().item():.1e}", f"{int(same.sum())} of {same.numel()}"]
 
 
-def same_weights(out: Path, peers: Path, peer: str) -> Iterator[dict[str, Any]]:
-    """A peer reads our folders and writes its own: the weights on both sides."""
-    fault = run_peer(out, peers / peer / "bin" / "python", peer)
+def same_weights(out: Path, peers: Path, peer: str) -> Iterator[tuple[str, list[str]]]:
+    """A peer reads our folders ("read") and writes its own ("written"): the weights on both sides."""
+    python = peers / peer / "bin" / "python"
+    fault = run_peer(out, python, peer)
     if fault:
         print(f"{peer} failed: {fault}")
+    version = versions(python, [{"autoround": "auto-round"}.get(peer, peer)])
     for name in READS.get(peer, ()):
         dumped = out / f"read-{peer}-{name}.safetensors"
         if dumped.exists():
-            yield {"peer": peer, "wrote": "we"} | compare(out / name, dumped)
+            yield "read", [peer, name, version, *compare(out / name, dumped)]
     for folder in sorted(path for path in out.glob(f"wrote-{peer}-*") if path.is_dir()):
-        yield {"peer": peer, "wrote": "it"} | compare(folder, folder.with_suffix(".safetensors"))
+        name = folder.name.removeprefix(f"wrote-{peer}-")
+        yield "written", [peer, name, version, *compare(folder, folder.with_suffix(".safetensors"))]
 
 
-def compare(folder: Path, weights: Path) -> dict[str, Any]:
+def compare(folder: Path, weights: Path) -> list[str]:
     """How what we read of a folder differs from a peer's dequantized weights of it; equal: in the peer's dtype."""
     packed, theirs = open_weights(folder), load_file(weights)
     same, worst, count = 0, 0.0, 0
@@ -133,7 +148,7 @@ def compare(folder: Path, weights: Path) -> dict[str, Any]:
         count += 1
         same += torch.equal(found.to(wanted.dtype), wanted)
         worst = max(worst, ((found - wanted.float()).abs().max() / wanted.float().abs().max()).item())
-    return {"folder": folder.name, "linears": count, "equal": same, "largest difference": worst}
+    return [f"{same} of {count}", f"{worst:.1e}"]
 
 
 def _linear(packed: Checkpoint, name: str) -> torch.Tensor:
@@ -150,15 +165,23 @@ def main() -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     write_ours(out)
+    rows: dict[str, list[list[str]]] = {"read": [], "written": [], "whole": []}
     for peer in arguments.only.split(","):
         if peer == "whole":
-            lines = [line for loader in LOADS for line in load_whole(out, arguments.peers, loader)]
+            found = (("whole", row) for loader in LOADS for row in load_whole(out, arguments.peers, loader))
         else:
-            lines = list(same_weights(out, arguments.peers, peer))
-        with (out / "formats.jsonl").open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-        for line in lines:
-            print(line, flush=True)
+            found = same_weights(out, arguments.peers, peer)
+        for part, row in found:
+            rows[part].append(row)
+            print(part, row, flush=True)
+    if rows["read"]:
+        names = [f"{peer}, {name}" for peer, folders in READS.items() for name in folders]
+        pages.save_rows("formats", "read", WEIGHTS, rows["read"], names=names, key=2)
+    if rows["written"]:
+        pages.save_rows("formats", "written", WEIGHTS, rows["written"], key=2)
+    if rows["whole"]:
+        names = [f"{loader}, {name}" for loader, (_, _, folders) in LOADS.items() for name in folders]
+        pages.save_rows("formats", "whole", WHOLE, rows["whole"], names=names, key=2)
 
 
 if __name__ == "__main__":

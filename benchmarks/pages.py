@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,15 @@ def render(name: str) -> str:
 
 
 def made(part: dict[str, Any]) -> str:
-    """The sentence that says when, where and of which commit a part of the results was measured."""
-    about = part["made"]
+    """When, where and of which commit a part of the results was measured; rows that are older have their own words."""
+    earlier = [f" Not measured again: {'; '.join(one['rows'])} ({_told(one)})." for one in part.get("earlier", [])]
+    return f"Measured {_told(part['made'])}.{''.join(earlier)}"
+
+
+def _told(about: dict[str, Any]) -> str:
     where = f" ({about['machine']})" if "machine" in about else ""
     taken = f", {about['note']}" if "note" in about else ""
-    return f"Measured {about['day']}{where}, commit {about['commit']}{taken}."
+    return f"{about['day']}{where}, commit {about['commit']}{taken}"
 
 
 def table(found: dict[str, Any]) -> str:
@@ -81,6 +86,51 @@ def save(name: str, found: dict[str, Any], *, part: str | None = None) -> None:
         found = {**before, part: {**found, "made": stamp()}}
     write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_text(HERE / f"{name}.md", render(name))
+
+
+def save_rows(
+    name: str,
+    part: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    names: Iterable[str] | None = None,
+    key: int = 1,
+    **about: Any,
+) -> None:
+    """Put rows into the table of a part, each in place of the one of its name: its first `key` cells.
+
+    A row that is not measured again stays, with the day and commit of its own measurement, unless columns or `about`
+    are others now: then it belongs to another table, and goes.
+
+    Args:
+        rows: all that this call has made so far.
+        names: of every row that the command can make, in the page's order; others go. None: as they came.
+        about: what holds for all rows, e.g. a text's name; fields of the part.
+    """
+    before = results(name).get(part, {}) if (RESULTS / f"{name}.json").is_file() else {}
+    same = bool(before) and before["table"]["columns"] == [*columns] and before.items() >= about.items()
+    kept = {row_name(row, key): row for row in before["table"]["rows"]} if same else {}
+    new = {row_name(row, key): [*row] for row in rows}
+    found = kept | new
+    order = [row for row in (found if names is None else names) if row in found]
+    part_found = {**about, "table": {"columns": [*columns], "rows": [found[row] for row in order]}}
+    earlier = _earlier(before, [row for row in order if row not in new])
+    save(name, part_found | ({"earlier": earlier} if earlier else {}), part=part)
+
+
+def row_name(row: Sequence[str], key: int) -> str:
+    """What tells a row of a table from the others."""
+    return ", ".join(cell for cell in row[:key] if cell)
+
+
+def _earlier(before: dict[str, Any], left: list[str]) -> list[dict[str, Any]]:
+    """Stamps of rows that stay, each with the rows that it holds for."""
+    older = before.get("earlier", [])
+    known = {row for stamped in older for row in stamped["rows"]}
+    stamps = [{**before["made"], "rows": [row for row in left if row not in known]}] if left else []
+    stamps += [{**stamped, "rows": [row for row in left if row in stamped["rows"]]} for stamped in older]
+    return [stamped for stamped in stamps if stamped["rows"]]
 
 
 def stamp() -> dict[str, str]:
