@@ -1,9 +1,12 @@
 """Fetch a checkpoint from Hugging Face or ModelScope, resumable, every file checked against the hub's
 digests.
 
-The list of files and their digests comes from the hub; the bytes may come from a mirror. What the mirror
+The list of files, their sizes and digests come from the hub; the bytes may come from a mirror. What the mirror
 changed, dropped or added is named file by file. Python files are never fetched, pickles only where there is
 nothing else.
+
+    OUT.partial/   files that are whole and as the hub says
+    OUT.parts/     files under way, by the SHA-256 of their path
 """
 
 from __future__ import annotations
@@ -11,137 +14,31 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-from bluelm.errors import InputError, UnavailableError
+from bluelm.errors import InputError
 from bluelm.files import sha256
-from bluelm.manifest import Difference, FolderManifest, Origin, report
-from bluelm.progress import Progress, Silent
-from bluelm.safety import check_folder
+from bluelm.hubs import Hub, Listed
+from bluelm.manifest import PINNED, Difference, FolderManifest, Origin, report
+from bluelm.paths import check_names
+from bluelm.progress import Progress, Silent, Task
+from bluelm.safety import check_folder, walk
+from bluelm.transfer import Absent, Differs
 
-SKIPPED = (".py", ".gitattributes", ".gitignore")
+SKIPPED = (".py", ".gitattributes", ".gitignore", PINNED)
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".onnx")
-_TEMPORARY = (".cache", "._____temp", ".mdl", ".msc", ".mv")  # what the hubs' clients leave in a folder
+_MB = 10**6
 
 
 @dataclass(frozen=True)
-class Listed:
-    """What a hub says of one file: bytes, and the SHA-256 of its contents or the SHA-1 of its git blob."""
+class Fetched:
+    """What lies at the output: its manifest, which is in it too, and the files that the hub lists and that were left
+    there."""
 
-    size: int | None
-    sha256: str | None = None
-    git_sha1: str | None = None
-
-
-class Hub(Protocol):
-    """One hub, or a mirror of it."""
-
-    name: str
-    address: str
-
-    def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, Listed]]:
-        """(resolved revision, files)."""
-        ...
-
-    def download(self, repo: str, revision: str, path: str, folder: Path) -> None: ...
-
-
-class HuggingFace:
-    """huggingface_hub's client; it resumes what was begun in the same folder."""
-
-    name = "huggingface"
-
-    def __init__(self, address: str | None = None) -> None:
-        try:
-            import huggingface_hub
-            from huggingface_hub import constants, errors  # submodules: not there before they are imported
-        except ImportError as error:
-            raise UnavailableError("huggingface_hub is missing", fix="pip install 'bluelm-export[hub]'") from error
-        self._client: Any = huggingface_hub
-        self._errors: Any = errors
-        self.address = (address or constants.ENDPOINT).rstrip("/")
-
-    def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, Listed]]:
-        api = self._client.HfApi(endpoint=self.address)
-        info = self._call(lambda: api.model_info(repo, revision=revision, files_metadata=True), repo)
-        files = {}
-        for file in info.siblings or []:
-            lfs = file.lfs.sha256 if file.lfs else None
-            files[file.rfilename] = Listed(file.size, lfs, None if lfs else file.blob_id)
-        return info.sha or revision, files
-
-    def download(self, repo: str, revision: str, path: str, folder: Path) -> None:
-        get = self._client.hf_hub_download
-        self._call(
-            lambda: get(repo, path, revision=revision, local_dir=folder, endpoint=self.address),
-            f"{self.address}/{repo}/{path}",
-        )
-
-    def _call(self, work: Callable[[], Any], where: str) -> Any:
-        try:
-            return work()
-        except (self._errors.EntryNotFoundError, FileNotFoundError) as error:
-            raise Missing(where) from error
-        except (
-            self._errors.RepositoryNotFoundError,
-            self._errors.RevisionNotFoundError,
-        ) as error:
-            fix = "check the name and --revision; a gated model needs `hf auth login`"
-            raise InputError("the hub has no such model or revision", where=where, fix=fix) from error
-        except Exception as error:  # the HTTP client's own classes differ between versions of the library
-            raise _unreachable(self.address, error) from error
-
-
-class ModelScope:
-    """ModelScope's client (modelscope-hub)."""
-
-    name = "modelscope"
-
-    def __init__(self, address: str | None = None) -> None:
-        try:
-            from modelscope_hub import errors
-            from modelscope_hub.api import HubApi
-        except ImportError as error:
-            raise UnavailableError("modelscope-hub is missing", fix="pip install 'bluelm-export[hub]'") from error
-        self.address = (address or "https://www.modelscope.cn").rstrip("/")
-        self._errors: Any = errors
-        self._api: Any = HubApi(endpoint=self.address)
-
-    def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, Listed]]:
-        found = self._call(lambda: self._api.list_repo_files(repo, "model", revision=revision), repo)
-        return revision, {file.path: Listed(file.size, file.sha256) for file in found if not file.is_dir}
-
-    def download(self, repo: str, revision: str, path: str, folder: Path) -> None:
-        get = self._api.download_file
-        where = f"{self.address}/{repo}/{path}"
-        self._call(lambda: get(repo, "model", path, revision=revision, local_dir=folder), where)
-
-    def _call(self, work: Callable[[], Any], where: str) -> Any:
-        try:
-            return work()
-        except self._errors.NotExistError as error:
-            raise Missing(where) from error
-        except Exception as error:  # the client lets errors of requests and json through
-            raise _unreachable(self.address, error) from error
-
-
-class Missing(InputError):  # noqa: N818  (an answer, told as a difference)
-    """A file or a model that the hub or mirror does not have."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__("the hub does not have it", where=where, fix="check the name and --revision")
-
-
-def _unreachable(address: str, error: Exception) -> UnavailableError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    fix = "check the network, or name a mirror with --mirror; what was fetched is kept and resumed"
-    return UnavailableError(f"{address} did not answer: {reason}", where=address, fix=fix)
-
-
-HUBS: dict[str, Callable[[str | None], Hub]] = {"huggingface": HuggingFace, "modelscope": ModelScope}
+    manifest: FolderManifest
+    left_out: tuple[str, ...]
 
 
 def wanted(files: Mapping[str, Listed]) -> dict[str, Listed]:
@@ -159,55 +56,91 @@ def fetch(
     mirror: Hub | None = None,
     pinned: FolderManifest | None = None,
     progress: Progress | None = None,
-) -> FolderManifest:
+) -> Fetched:
     """Fetch `repo` at `revision` into `out`; interrupted, the same call goes on where it stopped.
 
     Args:
         mirror: where the bytes come from; the hub's own server when None.
         pinned: a manifest that the result must equal; with it, `hub` is not asked.
 
-    Returns:
-        The manifest of the folder, with its origin.
-
     Raises:
-        InputError: a file differs from the hub's digest or the pinned manifest, is missing, or was added by
-            the mirror; each is named, and nothing appears at `out`.
-        UnavailableError: hub or mirror cannot be reached.
+        InputError: a file differs from the hub's size or digest or the pinned manifest, is missing, or was added by
+            the mirror; each is named, and nothing appears at `out`. What the hub says is no listing of files that can
+            be. The disk has no room for them.
+        UnavailableError: hub or mirror cannot be reached, or not within its limits.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo, re.ASCII):
         raise InputError(f"{repo!r} is no name of a model on a hub", fix="e.g. vivo-ai/BlueLM-7B-Chat")
+    if not re.fullmatch(r"[\w./+-]{1,200}", revision) or ".." in revision:
+        raise InputError(f"{revision!r} is no revision", fix="name a branch, a tag or a commit with --revision")
     if out.exists():
         raise InputError("the output exists", where=out, fix="name another folder, or `bluelm-export verify` it")
     server = mirror or hub
     if pinned is None:
-        commit, files = hub.listing(repo, revision)
-        files = wanted(files)
+        commit, listed = hub.listing(repo, revision)
+        files = wanted(listed)
     else:
-        commit = revision
+        commit, listed = revision, {}
         files = {path: Listed(file.bytes, file.sha256) for path, file in pinned.files.items()}
+        check_names(files, "the pinned manifest")
     if not files:
         raise InputError("the hub lists no files to fetch", where=f"{hub.address}/{repo}")
-    partial = out.with_name(f"{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    place = _Place(out)
+    place.prepare(files)
     found = _added(server, repo, commit, files) if server is not hub or pinned else []
-    found += _download(server, repo, commit, files, partial, progress or Silent())
+    found += _download(server, repo, commit, files, place, progress or Silent())
     report(found, f"{server.address}/{repo}")
-    for name in _TEMPORARY:
-        _remove(partial / name)
-    check_folder(partial)
+    check_folder(place.whole)
     origin = Origin(hub=hub.name, repo=repo, revision=commit, mirror=mirror.address if mirror else None)
-    manifest = FolderManifest.of(partial, origin)
-    left = sorted(set(manifest.files) - set(files))
-    report([Difference(path, "added", "not in the hub's list") for path in left], partial)
-    partial.rename(out)
-    return manifest
+    manifest = FolderManifest.of(place.whole, origin)
+    place.finish(manifest)
+    return Fetched(manifest, tuple(sorted(set(listed) - set(files))))
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+class _Place:
+    """The folders beside an output: `whole` for finished files, `parts` for those under way."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.whole = out.with_name(f"{out.name}.partial")
+        self.parts = out.with_name(f"{out.name}.parts")
+
+    def prepare(self, files: Mapping[str, Listed]) -> None:
+        """Make the folders.
+
+        Raises:
+            InputError: what lies there is not of this fetch; there is no room on the disk.
+        """
+        for folder in (self.whole, self.parts):
+            folder.mkdir(parents=True, exist_ok=True)
+        there = {name: path.stat().st_size for name, path in walk(self.whole)}
+        (self.whole / PINNED).unlink(missing_ok=True)  # of a call that was interrupted at its very end
+        foreign = sorted(set(there) - set(files) - {PINNED})
+        if foreign:
+            names = ", ".join(map(repr, foreign[:5])) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+            fix = f"remove {self.whole.name} and {self.parts.name}, or name another --out"
+            raise InputError(
+                f"an earlier fetch left files that are not of this model: {names}", where=self.whole, fix=fix
+            )
+        begun = sum(path.stat().st_size for path in (self.part(name) for name in files) if path.is_file())
+        needed = sum(file.size for name, file in files.items() if name not in there) - begun
+        free = shutil.disk_usage(self.whole).free
+        if needed > free:
+            problem = f"{needed / 1e9:.2f} GB are to be fetched, {free / 1e9:.2f} GB of the disk are free"
+            raise InputError(problem, where=self.out, fix="free some space, or name another --out")
+
+    def part(self, path: str) -> Path:
+        return self.parts / hashlib.sha256(path.encode()).hexdigest()
+
+    def finish(self, manifest: FolderManifest) -> None:
+        """Let the output appear, with its manifest."""
+        manifest.save(self.whole / PINNED)
+        self.whole.rename(self.out)
+        for part in self.parts.iterdir():
+            if re.fullmatch(r"[0-9a-f]{64}", part.name):
+                part.unlink()
+        if not any(self.parts.iterdir()):
+            self.parts.rmdir()
 
 
 def _added(server: Hub, repo: str, commit: str, files: Mapping[str, Listed]) -> list[Difference]:
@@ -218,32 +151,58 @@ def _added(server: Hub, repo: str, commit: str, files: Mapping[str, Listed]) -> 
 
 
 def _download(
-    server: Hub, repo: str, commit: str, files: Mapping[str, Listed], folder: Path, progress: Progress
+    server: Hub, repo: str, commit: str, files: Mapping[str, Listed], place: _Place, progress: Progress
 ) -> list[Difference]:
     found: list[Difference] = []
-    with progress.task("fetch", total=len(files)) as task:
+    with progress.task("fetch (MB)", total=max(1, sum(file.size for file in files.values()) // _MB)) as task:
+        count = _Count(task)
         for path, listed in files.items():
-            target = folder / path
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"the hub names {path!r}, a path out of the folder", where=server.address)
-            if not (target.is_file() and matches(target, listed) is None):
-                target.unlink(missing_ok=True)
-                difference = _fetch_one(server, repo, commit, path, listed, folder)
-                found += [difference] if difference else []
-            task.advance(note=path)
+            target = place.whole / path
+            if target.is_file() and matches(target, listed) is None:
+                count(listed.size, path)
+                continue
+            target.unlink(missing_ok=True)
+            difference = _fetch_one(server, repo, commit, path, listed, place, count)
+            found += [difference] if difference else []
     return found
 
 
-def _fetch_one(server: Hub, repo: str, commit: str, path: str, listed: Listed, folder: Path) -> Difference | None:
-    try:
-        server.download(repo, commit, path, folder)
-    except Missing:
-        return Difference(path, "missing", f"{server.address} does not have it")
-    reason = matches(folder / path, listed)
-    if reason is None:
-        return None
-    (folder / path).unlink(missing_ok=True)
-    return Difference(path, "changed", reason)
+class _Count:
+    """Bytes, told to a task in whole MB."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._bytes = task, 0
+
+    def __call__(self, size: int, path: str) -> None:
+        before, self._bytes = self._bytes // _MB, self._bytes + size
+        if self._bytes // _MB > before:
+            self._task.advance(self._bytes // _MB - before, note=path)
+
+
+def _fetch_one(
+    server: Hub, repo: str, commit: str, path: str, listed: Listed, place: _Place, count: _Count
+) -> Difference | None:
+    """Bring one file to its place; a part that was begun before and does not fit is fetched anew once."""
+    part, target = place.part(path), place.whole / path
+    while True:
+        begun = part.stat().st_size if part.is_file() else 0
+        count(begun, path)
+        try:
+            server.download(repo, commit, path, part, listed.size, lambda size: count(size, path))
+        except Absent:
+            part.unlink(missing_ok=True)
+            return Difference(path, "missing", f"{server.address} does not have it")
+        except Differs as error:
+            part.unlink(missing_ok=True)
+            return Difference(path, "changed", str(error))
+        reason = matches(part, listed)
+        if reason is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
+            return None
+        part.unlink()
+        if not begun:
+            return Difference(path, "changed", reason)
 
 
 def matches(path: Path, listed: Listed) -> str | None:
@@ -251,13 +210,11 @@ def matches(path: Path, listed: Listed) -> str | None:
     if not path.is_file():
         return "no regular file arrived"
     size = path.stat().st_size
-    if listed.size is not None and size != listed.size:
+    if size != listed.size:
         return f"{size} bytes, the hub lists {listed.size}"
     if listed.sha256 is not None:
         return None if sha256(path) == listed.sha256 else "its SHA-256 is not the hub's"
-    if listed.git_sha1 is not None:
-        return None if git_blob(path) == listed.git_sha1 else "its git SHA-1 is not the hub's"
-    return "the hub lists no digest for it"
+    return None if git_blob(path) == listed.git_sha1 else "its git SHA-1 is not the hub's"
 
 
 def git_blob(path: Path) -> str:

@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from bluelm.address import without_secrets
 from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
 from bluelm.safety import MAX_FILES, walk
 
 MAX_BYTES = 64 << 20  # of a manifest file
+PINNED = "bluelm-manifest.json"  # what `fetch` leaves beside the files
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -33,7 +35,7 @@ class Origin(BaseModel):
 
     Attributes:
         revision: the commit that the hub resolved the asked revision to.
-        mirror: address the bytes came from, when it was not the hub's own.
+        mirror: address the bytes came from, when it was not the hub's own; without credentials.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,11 @@ class Origin(BaseModel):
     repo: str
     revision: str
     mirror: str | None = None
+
+    @field_validator("mirror")
+    @classmethod
+    def _no_secrets(cls, mirror: str | None) -> str | None:
+        return mirror and without_secrets(mirror)
 
 
 class FolderManifest(BaseModel):

@@ -72,28 +72,34 @@ def fetch(
     hub: Annotated[HubName, typer.Option(help="Whose digests count.")] = HubName.HUGGINGFACE,
     mirror: Annotated[str | None, typer.Option(help="Take the bytes from this address.", show_default=False)] = None,
     pinned: ManifestFile = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Seconds for all of it; what came by then is kept.", show_default=False)
+    ] = None,
+    slowest: Annotated[
+        float, typer.Option(min=0, help="Bytes a second; a slower transfer is broken off and taken up again.")
+    ] = 10_000,
 ) -> None:
-    """Fetch a checkpoint; every file is checked against the hub's digests. Interrupted, the same call goes
+    """Fetch a checkpoint; every file is held to the hub's size and digest. Interrupted, the same call goes
     on.
     """
 
     def work() -> int:
-        from bluelm.fetch import HUBS
         from bluelm.fetch import fetch as get
+        from bluelm.hubs import HUBS
         from bluelm.manifest import FolderManifest
-        from pipeline.provenance import PINNED
+        from bluelm.transfer import Limits
 
-        if mirror is not None and not mirror.startswith(("http://", "https://")):
-            raise InputError(f"{mirror!r} is no address of a mirror", fix="give one that begins with https://")
+        limits = Limits(slowest=slowest, total_s=time_limit)
         target = out or Path("checkpoints") / repo.rpartition("/")[2]
-        server = HUBS[hub](None)
-        other = HUBS[hub](mirror) if mirror else None
+        server = HUBS[hub](None, limits)
+        other = HUBS[hub](mirror, limits) if mirror is not None else None
         wanted = revision or {"huggingface": "main", "modelscope": "master"}[hub]
         known = FolderManifest.open(pinned) if pinned else None
         with show_progress(Console(stderr=True)) as progress:
             found = get(repo, target, wanted, server, other, known, progress)
-        found.save(target / PINNED)
-        _say(f"{target}: {len(found.files)} files, every one as the hub says. Manifest {found.digest()}")
+        left = f" Left out: {', '.join(map(repr, found.left_out))}." if found.left_out else ""
+        files = found.manifest
+        _say(f"{target}: {len(files.files)} files, every one as the hub says. Manifest {files.digest()}.{left}")
         return 0
 
     leave(work)

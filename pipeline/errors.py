@@ -28,6 +28,7 @@ from typing import NoReturn
 import typer
 
 from bluelm import interrupt
+from bluelm.address import without_secrets
 from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
 from pipeline.github import annotation, in_github
 
@@ -97,7 +98,7 @@ def _guarded(command: Callable[[], int | None]) -> int:
 
 def leave(command: Callable[[], int | None]) -> NoReturn:
     """Run a command of the command line under `guard` and leave with its exit code."""
-    raise typer.Exit(guard(command, resume=shlex.join(["bluelm-export", *sys.argv[1:]])))
+    raise typer.Exit(guard(command, resume=without_secrets(shlex.join(["bluelm-export", *sys.argv[1:]]))))
 
 
 _EXTRAS = {
@@ -113,6 +114,7 @@ _EXTRAS = {
     "gguf": "gguf",
     "onnxruntime_genai": "genai",
     "huggingface_hub": "hub",
+    "requests": "hub",
     "modelscope_hub": "hub",
     "cryptography": "bundle",
     "model_signing": "bundle",
@@ -127,8 +129,8 @@ def crash(kind: type[BaseException], error: BaseException, trace: TracebackType 
     """A sys.excepthook: the traceback goes into a log file, a short message to stderr."""
     path = _log_file()
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(traceback.format_exception(kind, error, trace)))
-    print(f"\ninternal error: {kind.__name__}: {error}", file=sys.stderr)
+        file.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
+    print(f"\ninternal error: {kind.__name__}: {without_secrets(str(error))}", file=sys.stderr)
     print(f"  where: the traceback is in {path}", file=sys.stderr)
     print("  fix:   please report it with that file", file=sys.stderr)
 

@@ -9,12 +9,11 @@ from typing import Any
 
 from bluelm.adapters import CONFIG
 from bluelm.errors import InputError
-from bluelm.manifest import FolderManifest, Origin, verify_folder
+from bluelm.manifest import PINNED, FolderManifest, Origin, verify_folder
 from bluelm.safety import check_folder
 from bluelm.signature import Trust
 from bluelm.signature import verify_folder as verify_signature
 
-PINNED = "bluelm-manifest.json"  # what `fetch` leaves beside the files
 SIGNATURE = "model.sig"
 
 

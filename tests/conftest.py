@@ -11,15 +11,11 @@ import hypothesis
 import pytest
 
 from tests import packages
-from tests.limits import HANG_S
 
 # Runs append to the history; those of tests to one of their own, in child processes too.
 _folder = tempfile.TemporaryDirectory(prefix="bluelm-export-tests-")
 os.environ["BLUELM_EXPORT_HISTORY"] = str(Path(_folder.name) / "history.sqlite")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-
-# The hub's client gives a server 10 s; those of tests run on this machine, which may be busy.
-os.environ |= {"HF_HUB_ETAG_TIMEOUT": str(HANG_S), "HF_HUB_DOWNLOAD_TIMEOUT": str(HANG_S)}
 
 # Property tests: a busy machine may take any time for an example, and for drawing one.
 hypothesis.settings.register_profile(

@@ -1,6 +1,7 @@
-"""A model hub for tests: what Hugging Face's and ModelScope's clients ask for, on localhost, from a folder.
+"""A model hub for tests: what Hugging Face and ModelScope answer, on localhost, from bytes.
 
-A mirror is the same server over other bytes; `drop` cuts the first answers short, as a broken line does.
+A mirror is the same server over other bytes; `drop` cuts the first answers short, as a broken line does; `instead`
+answers in its own way for a file, or for the listing (""), once or for ever.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -28,6 +30,8 @@ class Hub:
         self.files = dict(files)
         self.drop: dict[str, int] = {}
         self.asked: list[tuple[str, str | None]] = []
+        self.instead: dict[str, Callable[[Any], None]] = {}
+        self.requests: list[tuple[str, dict[str, str]]] = []
         self.address = ""
 
     def siblings(self) -> list[dict[str, object]]:
@@ -69,6 +73,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def answer(self, body: bool) -> None:
             url = urlparse(self.path)
             path = unquote(url.path)
+            hub.requests.append((self.path, dict(self.headers)))
+            listing = path.startswith(f"/api/models/{hub.repo}") or path == f"/api/v1/models/{hub.repo}/repo/files"
+            if listing and "" in hub.instead:
+                return hub.instead[""](self)
             if path.startswith(f"/api/models/{hub.repo}"):
                 about = {
                     "id": hub.repo,
@@ -88,6 +96,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.give(b"Entry not found", body, 404, {"X-Error-Code": "EntryNotFound"})
             if body:
                 hub.asked.append((name, self.headers.get("Range")))
+            if name in hub.instead:
+                return hub.instead[name](self)
             return self.file(name, body)
 
         def file(self, name: str, body: bool) -> None:
@@ -118,7 +128,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if body:
-                self.wfile.write(data if cut is None else data[:cut])
+                with suppress(OSError):  # the client went away
+                    self.wfile.write(data if cut is None else data[:cut])
             if cut is not None:
                 self.close_connection = True
 
@@ -130,7 +141,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
     """Serve until the block ends; `hub.address` is where."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     hub.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import InputError
-from export.bundle import build, zip32
+from bluelm.paths import check_name, check_names
+from export.bundle import build
 from export.bundle.apk import RESERVE
 from export.bundle.build import Input
 from export.bundle.manifest import Format
-from export.bundle.zip32 import BytesSource, check_names
+from export.bundle.zip32 import BytesSource
 from tests import bundles
 from tests.test_bundle_signers import FORMATS
 
@@ -71,7 +72,7 @@ def test_names_that_no_system_confuses() -> None:
             check_names(bad)
     for name in RESERVED:
         with pytest.raises(InputError, match="reserved"):
-            zip32.check_name(name)
+            check_name(name)
 
 
 @pytest.mark.parametrize("kind", ("apk", "ipa", "folder", "gradle", "xcode", "splits"))

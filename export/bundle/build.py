@@ -10,10 +10,11 @@ from pathlib import Path
 
 from bluelm import certificates
 from bluelm.errors import InputError
+from bluelm.paths import check_names
 from bluelm.progress import Progress, Silent
 from export.bundle import apk, folder, ipa, keys, payload, project, runner
 from export.bundle.manifest import BundleManifest, Format
-from export.bundle.zip32 import Source, check_names
+from export.bundle.zip32 import Source
 
 # Where the payload lies in the formats that are folders.
 HOMES: dict[Format, str] = {"folder": "", "gradle": "modelpack/src/main/assets/model", "xcode": "BlueLMChat/Model"}

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from bluelm import signature
 from bluelm.errors import InputError
 from bluelm.manifest import Difference, report
+from bluelm.paths import check_name
 from export.bundle import keys, mlbom
 from export.bundle.manifest import (
     CERTIFICATE,
@@ -30,7 +31,7 @@ from export.bundle.manifest import (
     Piece,
     Signing,
 )
-from export.bundle.zip32 import BytesSource, FileSource, Source, check_name
+from export.bundle.zip32 import BytesSource, FileSource, Source
 
 OWN = (FILE, MLBOM, CERTIFICATE, SIGNATURE)
 NAME = "bundle"  # the signed folder's name, the same for every bundle
