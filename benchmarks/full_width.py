@@ -5,8 +5,8 @@
 
 `make` writes a checkpoint in bfloat16, a shard a block, without a tokenizer. `run` quantizes it in this process on
 random tokens and prints, behind every stage of every block, its seconds (wall and CPU) and the peak memory of the
-process so far, beside what it holds now.
-A run that was cut off goes on; what it prints then is that of the process that goes on.
+process so far, beside what it holds now. At the end it writes its rows of results/full_width.json, and the page.
+A run that was cut off goes on; what it tells then is that of the process that goes on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import save_file
 
+from benchmarks import pages
 from bluelm.checkpoint import Checkpoint, model_shapes
 from bluelm.config import ModelConfig
 from bluelm.files import demo_checkpoint
@@ -65,6 +66,9 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }
 
+STAGES = ("run", "stage", "CPU s of a block")
+MEMORY = ("run", "planned", "peak behind the first block", "peak at the end")
+
 
 def make(folder: Path, shape: str, blocks: int) -> None:
     """Write a checkpoint whose activations stay near 1: norms of ones, weights scaled by their width."""
@@ -91,7 +95,7 @@ def make(folder: Path, shape: str, blocks: int) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Quantize, and print what each step took."""
+    """Quantize, print what each step took and write it down."""
     values = dict(pair.split("=", 1) for pair in options.set)
     chosen: dict[str, Any] = {key: yaml.safe_load(value) for key, value in values.items()}
     checkpoint = Checkpoint.open(options.folder)
@@ -110,16 +114,42 @@ def run(options: argparse.Namespace) -> None:
     show_resources(planned, Console())
     log = logging.getLogger("bluelm_export")
     log.setLevel(logging.INFO)
-    log.addHandler(_Printer())
-    begin = time.monotonic()
-    quantize(checkpoint, Samples(tokens, about), recipe, options.out, on_disk=planned.quantizing.on_disk)
+    watch = _Watch()
+    log.addHandler(watch)
+    begin, on_disk = time.monotonic(), planned.quantizing.on_disk
+    quantize(checkpoint, Samples(tokens, about), recipe, options.out, on_disk=on_disk)
     print(how_far_off(planned, _peak(), time.monotonic() - begin), flush=True)
+    config = checkpoint.config
+    shape = f"{config.hidden_size} wide, {config.num_layers} blocks, {count} x {length}"
+    name = ", ".join([shape, "on disk" if on_disk else "in RAM", *options.set])
+    stages = [[name, stage, watch.seconds(stage)] for stage in watch.laps]
+    memory = [f"{size / 1e9:.2f} GB" for size in (planned.memory, watch.first_peak, _peak())]
+    pages.save_rows("full_width", "stages", STAGES, stages, key=2)
+    pages.save_rows("full_width", "memory", MEMORY, [[name, *memory]])
 
 
-class _Printer(logging.Handler):
+class _Watch(logging.Handler):
+    """Prints what the engine logs, and keeps the CPU seconds of each stage of the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.laps: dict[str, list[float]] = {}
+        self.first_peak = 0
+
     def emit(self, record: logging.LogRecord) -> None:
         held = psutil.Process().memory_info().rss
         print(f"{record.getMessage()}; {held / 1e9:.2f} GB, peak {_peak() / 1e9:.2f} GB", flush=True)
+        if isinstance(record.args, tuple) and len(record.args) == 4:  # what, stage, seconds, CPU seconds
+            block, stage, _, cpu = record.args
+            if str(block).startswith("block "):
+                self.laps.setdefault(str(stage), []).append(float(str(cpu)))
+            if block == "block 0":
+                self.first_peak = _peak()
+
+    def seconds(self, stage: str) -> str:
+        """From the fastest block to the slowest."""
+        ends = [f"{seconds:.2g}" for seconds in (min(self.laps[stage]), max(self.laps[stage]))]
+        return " to ".join(dict.fromkeys(ends))
 
 
 def _peak() -> int:

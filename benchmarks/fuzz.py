@@ -1,12 +1,12 @@
 """Fuzz everything that reads foreign bytes (`tests/readers.py`), guided by coverage with atheris (libFuzzer).
 
     pip install atheris
-    python benchmarks/fuzz.py [--inputs 100000] [--only NAME ...]
+    python -m benchmarks.fuzz [--inputs 100000] [--only NAME ...]
 
-Each reader runs in a process of its own; several calls with --only share the work between cores. A fault is:
-an exception that is no ExportError, one input that takes more than 20 s, more than 500 MB of memory above what
-the reader's libraries and its valid input take, or a file opened for writing outside the reader's folder. The
-input of a fault stays in --keep.
+Each reader runs in a process of its own. A fault is: an exception that is no ExportError, one input that takes more
+than 20 s, more than 500 MB of memory above what the reader's libraries and its valid input take, or a file opened for
+writing outside the reader's folder. The input of a fault stays in --keep. Writes results/fuzz.json and the page;
+readers that are not named keep their rows.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 SECONDS_AN_INPUT = 20
 MEMORY_MB = 500
 INSTRUMENTED = ["bluelm", "compress", "export", "eval", "calibration"]
+COLUMNS = ("reader", "inputs", "accepted", "slowest input, s", "memory above start, MB", "fault")
 
 
 def peak_mb() -> float:
@@ -128,9 +126,8 @@ def one_reader(name: str, inputs: int, folder: Path, keep: Path) -> None:
 
 
 def _mixed(data: bytes, seed: bytes, generator: random.Random) -> bytes:
-    """What libFuzzer made, or half of the time the valid input with a few of its bytes changed: behind
-    checksums
-    and lengths, whole mutations rarely come far."""
+    """What libFuzzer made, or half of the time the valid input with a few of its bytes changed: behind checksums and
+    lengths, whole mutations rarely come far."""
     if generator.random() < 0.5:
         return data
     changed = bytearray(seed)
@@ -183,7 +180,7 @@ def _in_child(name: str, inputs: int, place: Path, keep: Path, words: Path) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--keep", type=Path, default=Path("/tmp/fuzz-faults"))
@@ -192,21 +189,20 @@ def main() -> None:
     names: Sequence[str] = given.only or list(instrumented()[1].READERS)
     instrumented()  # before the first fork
     share = -(-given.inputs // len(names))
-    print(
-        "| reader | inputs | accepted | slowest input s | memory above start MB | fault |\n|---|---|---|---|---|---|",
-        flush=True,
-    )
-    rows = []
+    rows: list[list[str]] = []
     for name in names:
-        row = fuzz(name, share, given.keep)
-        rows.append(row)
-        fault = "none" if row["fault"] is None else "**yes**"
-        counts = f"{row['inputs']} | {row.get('accepted', 0)} | {row.get('slowest_s', 0):.2f}"
-        print(f"| {name} | {counts} | {row.get('memory_mb', 0):.0f} | {fault} |", flush=True)
-        if row["fault"]:
-            print(f"{row['fault']}\n", file=sys.stderr, flush=True)
-    print(f"\n{sum(int(str(row['inputs'])) for row in rows)} inputs")
-    sys.exit(any(row["fault"] for row in rows))
+        found = fuzz(name, share, given.keep)
+        counts = [str(found["inputs"]), str(found.get("accepted", 0)), f"{found.get('slowest_s', 0):.2f}"]
+        fault = "none" if found["fault"] is None else "**yes**"
+        rows.append([name, *counts, f"{found.get('memory_mb', 0):.0f}", fault])
+        print(rows[-1], flush=True)
+        if found["fault"]:
+            print(f"{found['fault']}\n", file=sys.stderr, flush=True)
+    from benchmarks import pages  # not before the readers are instrumented: it imports some of what they do
+
+    pages.save_rows("fuzz", "readers", COLUMNS, rows, names=instrumented()[1].READERS)
+    print(f"{sum(int(row[1]) for row in rows)} inputs")
+    sys.exit(any(row[-1] != "none" for row in rows))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,23 +55,31 @@ def render(name: str) -> str:
 
 
 def made(part: dict[str, Any]) -> str:
-    """When, where and of which commit a part of the results was measured; rows that are older have their own words."""
-    earlier = [f" Not measured again: {'; '.join(one['rows'])} ({_told(one)})." for one in part.get("earlier", [])]
-    return f"Measured {_told(part['made'])}.{''.join(earlier)}"
+    """The sentence that says when, where and of which commit a part of the results was measured."""
+    told = _told(part["made"])
+    older = "; ".join(f"those of commit {one['commit']} {one['day']}{_note(one)}" for one in part.get("earlier", []))
+    return f"Measured {told}{f', but for older rows: {older}' if older else ''}."
 
 
 def _told(about: dict[str, Any]) -> str:
     where = f" ({about['machine']})" if "machine" in about else ""
-    taken = f", {about['note']}" if "note" in about else ""
-    return f"{about['day']}{where}, commit {about['commit']}{taken}"
+    return f"{about['day']}{where}, commit {about['commit']}{_note(about)}"
 
 
-def table(found: dict[str, Any]) -> str:
-    """Columns and rows of text as a Markdown table; `align` may say how columns are set."""
-    columns = found["columns"]
-    marks = found.get("align") or ["---"] * len(columns)
-    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(marks)}|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in found["rows"])])
+def _note(about: dict[str, Any]) -> str:
+    return f", {about['note']}" if "note" in about else ""
+
+
+def table(part: dict[str, Any]) -> str:
+    """Columns and rows of text as a Markdown table; rows that are not all of one day and commit say which."""
+    found = part["table"]
+    columns, rows = found["columns"], found["rows"]
+    if "earlier" in part:
+        stamps = [part["made"], *part["earlier"]]
+        told = [f"{stamps[age]['day']}, {stamps[age]['commit']}" for age in found["ages"]]
+        columns, rows = [*columns, "measured"], [[*row, when] for row, when in zip(rows, told, strict=True)]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def save(name: str, found: dict[str, Any], *, part: str | None = None) -> None:
@@ -110,27 +118,29 @@ def save_rows(
     """
     before = results(name).get(part, {}) if (RESULTS / f"{name}.json").is_file() else {}
     same = bool(before) and before["table"]["columns"] == [*columns] and before.items() >= about.items()
-    kept = {row_name(row, key): row for row in before["table"]["rows"]} if same else {}
-    new = {row_name(row, key): [*row] for row in rows}
-    found = kept | new
-    order = [row for row in (found if names is None else names) if row in found]
-    part_found = {**about, "table": {"columns": [*columns], "rows": [found[row] for row in order]}}
-    earlier = _earlier(before, [row for row in order if row not in new])
-    save(name, part_found | ({"earlier": earlier} if earlier else {}), part=part)
+    kept = {row_name(row, key): (row, stamped) for row, stamped in _stamped(before)} if same else {}
+    found = kept | {row_name(row, key): ([*row], None) for row in rows}
+    chosen = [found[row] for row in (found if names is None else names) if row in found]
+    earlier: list[dict[str, Any]] = []
+    for _, stamped in chosen:
+        if stamped is not None and stamped not in earlier:
+            earlier.append(stamped)
+    made_of = {"columns": [*columns], "rows": [row for row, _ in chosen]}
+    if earlier:
+        made_of["ages"] = [0 if stamped is None else 1 + earlier.index(stamped) for _, stamped in chosen]
+    save(name, {**about, "table": made_of, **({"earlier": earlier} if earlier else {})}, part=part)
 
 
 def row_name(row: Sequence[str], key: int) -> str:
     """What tells a row of a table from the others."""
-    return ", ".join(cell for cell in row[:key] if cell)
+    return ", ".join(row[:key])
 
 
-def _earlier(before: dict[str, Any], left: list[str]) -> list[dict[str, Any]]:
-    """Stamps of rows that stay, each with the rows that it holds for."""
-    older = before.get("earlier", [])
-    known = {row for stamped in older for row in stamped["rows"]}
-    stamps = [{**before["made"], "rows": [row for row in left if row not in known]}] if left else []
-    stamps += [{**stamped, "rows": [row for row in left if row in stamped["rows"]]} for stamped in older]
-    return [stamped for stamped in stamps if stamped["rows"]]
+def _stamped(part: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Each row of a part, with when and of which commit it is."""
+    rows, stamps = part["table"]["rows"], [part["made"], *part.get("earlier", [])]
+    for row, age in zip(rows, part["table"].get("ages", [0] * len(rows)), strict=True):
+        yield row, stamps[age]
 
 
 def stamp() -> dict[str, str]:

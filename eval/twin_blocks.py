@@ -38,11 +38,13 @@ class Apart:
 
     Attributes:
         value: "block 3", "keys 3", "values 3" or "head". graph: "prefill" or "decode".
+        error: the distance itself, relative L2.
     """
 
     value: str
     graph: str
     ratio: float
+    error: float
 
 
 class _Noisy(TorchOps):
@@ -109,7 +111,7 @@ def apart(
                 values.setdefault(name, []).append((sides[0], sides[1], sides[2]))
         for name, rows in values.items():
             seen, exact, noisy = (np.concatenate(side).astype(np.float64) for side in zip(*rows, strict=True))
-            found.append(Apart(name, graph, _ratio(seen - exact, noisy - exact, exact)))
+            found.append(_apart(name, graph, seen - exact, noisy - exact, exact))
     return found
 
 
@@ -129,8 +131,13 @@ def whole(
             for (feeds, shown), mine in zip(pairs, own[graph], strict=True)
         ]
         error, exact, noisy = (np.concatenate(side).astype(np.float64) for side in zip(*rows, strict=True))
-        found.append(Apart("the artifact's own answer", graph, _ratio(error, noisy - exact, exact)))
+        found.append(_apart("the artifact's own answer", graph, error, noisy - exact, exact))
     return found
+
+
+def _apart(name: str, graph: str, error: np.ndarray, noise: np.ndarray, exact: np.ndarray) -> Apart:
+    relative = float(np.linalg.norm(error) / max(float(np.linalg.norm(exact)), float(np.finfo(np.float64).tiny)))
+    return Apart(name, graph, _ratio(error, noise, exact), relative)
 
 
 def _ratio(error: np.ndarray, noise: np.ndarray, exact: np.ndarray) -> float:
