@@ -72,7 +72,7 @@ def _note(about: dict[str, Any]) -> str:
 
 def table(part: dict[str, Any]) -> str:
     """Columns and rows of text as a Markdown table; rows that are not all of one day and commit say which."""
-    found = part["table"]
+    found = part.get("table", part)
     columns, rows = found["columns"], found["rows"]
     if "earlier" in part:
         stamps = [part["made"], *part["earlier"]]
