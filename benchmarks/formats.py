@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import pages
 from benchmarks.peer_exports import llama_folder
+from benchmarks.quantizers import DISTRIBUTIONS, versions
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
@@ -87,12 +88,6 @@ def run_peer(out: Path, python: Path, peer: str) -> str:
     return "" if done.returncode == 0 else done.stderr[-600:]
 
 
-def versions(python: Path, packages: Sequence[str]) -> str:
-    """Of packages in a peer's environment."""
-    code = f"from importlib.metadata import version\nprint(*[version(name) for name in {list(packages)!r}], sep=', ')"
-    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def load_whole(out: Path, peers: Path, loader: str) -> Iterator[list[str]]:
     """How the logits of a peer's model differ from those of our decoder with the dequantized weights of each folder."""
     environment, packages, names = LOADS[loader]
@@ -127,7 +122,7 @@ def same_weights(out: Path, peers: Path, peer: str) -> Iterator[tuple[str, list[
     fault = run_peer(out, python, peer)
     if fault:
         print(f"{peer} failed: {fault}")
-    version = versions(python, [{"autoround": "auto-round"}.get(peer, peer)])
+    version = versions(python, [DISTRIBUTIONS.get(peer, peer)])
     for name in READS.get(peer, ()):
         dumped = out / f"read-{peer}-{name}.safetensors"
         if dumped.exists():

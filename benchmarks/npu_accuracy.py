@@ -2,8 +2,9 @@
 
     python -m benchmarks.npu_accuracy OUT [--tokens 1500] [method ...]
 
-The demo checkpoint, default recipe of each method, bundled held-out text. Prints a Markdown table of mean KL
-divergences in nats a token; a run on the simulator takes about 6 s of one core for 128 tokens.
+The demo checkpoint, default recipe of each method, bundled held-out text: mean KL divergences in nats a token. A run
+on the simulator takes about 6 s of one core for 128 tokens. Writes results/npu_accuracy.json and the page; methods and
+numbers of tokens that are not run again keep their rows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
 from calibration.samples import load_samples
@@ -29,7 +31,11 @@ from targets.runtime import Runtime, open_runtime
 from targets.torch_runtime import TorchRuntime, TwinRuntime
 
 CONTEXT, CHUNK, RANGE_WINDOWS = 512, 128, 64
-COLUMNS = ("dequantized", "twin", "npu")
+RUNS = ("dequantized", "twin", "npu")
+COLUMNS = (
+    "method", "tokens", "dequantized", "16-bit twin", "NPU artifact (simulator)", "NPU artifact to dequantized",
+    "the largest of a token", "top-1",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -41,18 +47,20 @@ def main() -> None:
     checkpoint = Checkpoint.open(demo_checkpoint())
     windows = heldout.load([], checkpoint.tokenizer()).first(arguments.tokens)
     reference = answers(TorchRuntime(checkpoint, CONTEXT), windows)
-    print(f"{sum(map(len, reference))} tokens\n\n| method | {' | '.join(COLUMNS)} | npu to dequantized | top-1 |")
-    print("|---" * 6 + "|")
+    rows: list[list[str]] = []
     for method in arguments.methods:
         found = trial(checkpoint, method, windows, arguments.out / method)
-        kl = [mean_kl(reference, found[name]) for name in COLUMNS]
+        kl = [f"{divergences(reference, found[name]).mean():.3e}" for name in RUNS]
+        own = divergences(found["dequantized"], found["npu"])
         same = [a.argmax(-1) == b.argmax(-1) for a, b in zip(reference, found["npu"], strict=True)]
-        top1, own = np.concatenate(same).mean(), mean_kl(found["dequantized"], found["npu"])
-        print(f"| {method} | {' | '.join(f'{v:.3e}' for v in kl)} | {own:.1e} | {top1:.4f} |", flush=True)
+        cells = [f"{own.mean():.1e}", f"{own.max():.1e}", f"{np.concatenate(same).mean():.4f}"]
+        rows.append([method, str(sum(map(len, reference))), *kl, *cells])
+        print(rows[-1], flush=True)
+        pages.save_rows("npu_accuracy", "methods", COLUMNS, rows, key=2)
 
 
 def trial(checkpoint: Checkpoint, method: str, windows: tuple[Window, ...], out: Path) -> dict[str, list[np.ndarray]]:
-    """Logits of each window by each of `COLUMNS`."""
+    """Logits of each window by each of `RUNS`."""
     recipe = Recipe.make({"method": method})
     samples = load_samples(None, checkpoint.tokenizer(), recipe.samples, recipe.length, recipe.seed)
     place = out / "quantized"
@@ -63,7 +71,7 @@ def trial(checkpoint: Checkpoint, method: str, windows: tuple[Window, ...], out:
     compiled = target.compile(lowered, out / "compiled")
     with open_runtime(compiled.folder, on="htp") as npu:
         runtimes = (TorchRuntime(quantized, CONTEXT), TwinRuntime(quantized, ranges, CONTEXT), npu)
-        return {name: answers(runtime, windows) for name, runtime in zip(COLUMNS, runtimes, strict=True)}
+        return {name: answers(runtime, windows) for name, runtime in zip(RUNS, runtimes, strict=True)}
 
 
 def answers(runtime: Runtime, windows: tuple[Window, ...]) -> list[np.ndarray]:
@@ -71,10 +79,10 @@ def answers(runtime: Runtime, windows: tuple[Window, ...]) -> list[np.ndarray]:
     return [runtime.logits(window.tokens.tolist()) for window in windows]
 
 
-def mean_kl(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
-    """Over all rows of all windows."""
+def divergences(expected: list[np.ndarray], found: list[np.ndarray]) -> np.ndarray:
+    """KL of every row of all windows, float64 [n]."""
     pairs = zip(expected, found, strict=True)
-    return float(np.concatenate([kl_divergence(log_softmax(a), log_softmax(b)) for a, b in pairs]).mean())
+    return np.concatenate([kl_divergence(log_softmax(a), log_softmax(b)) for a, b in pairs])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ On the demo checkpoint, and on the same function with planted outlier channels: 
 weights are multiplied by c from 20 to 50, and the columns behind them divided by it. Calibration: the bundled set, 32
 windows of 256 tokens. KL to the float model on held-out windows of 256 tokens, of the dequantized weights in the float
 decoder; "a16", "a8": through the twin of the NPU artifact, with calibrated activations of 16 and 8 bits and a cache of
-16 bits. Everything is quantized, head and embedding too.
+16 bits. Everything is quantized, head and embedding too. Writes the part "options" of results/quantizers.json and the
+page; rows that are not run again stay where text and number of windows are the same.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks import pages
 from benchmarks.quality import LENGTH, held_out, log_probabilities
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
 from calibration.samples import load_samples
-from compress.allocate import Allocation, choose
+from compress.allocate import choose
 from compress.engine import quantize
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
@@ -34,7 +36,9 @@ from eval import metrics
 from eval.metrics import Float
 from export.ranges import Ranges, calibrate
 from targets.torch_runtime import TwinRuntime
+from tests.rounded import linear_names
 
+COLUMNS = ("model", "recipe", "MB", "linears of 8 bits", "KL", "KL, a16", "KL, a8")
 CHANNELS, FACTORS = [3, 50, 77, 120, 201], [50.0, 30.0, 50.0, 20.0, 40.0]
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -69,22 +73,26 @@ def main() -> None:
     planted = Checkpoint.open(plant(demo, out / "planted"))
     windows = held_out(options.text, demo.tokenizer(), options.windows)
     reference = list(log_probabilities(Decoder.from_weights(demo), windows))
-    tokens = windows.numel()
-    print(f"{len(windows)} windows, {tokens} tokens\n\n| model | recipe | MB | KL | KL, a16 | KL, a8 |")
-    print("|---|---|---|---|---|---|", flush=True)
-    for model, checkpoint, recipes in (("demo", demo, WEIGHTS), ("planted outliers", planted, OUTLIERS)):
+    rows: list[list[str]] = []
+    cases = {"demo": (demo, WEIGHTS), "planted outliers": (planted, OUTLIERS)}
+    for model, (checkpoint, recipes) in cases.items():
         for name, values in recipes.items():
             if options.only not in f"{model} {name}":
                 continue
             folder = out / f"{model} {name}".replace(" ", "-")
             quantized = make(checkpoint, dict(values), folder)
             size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+            wide = sum(quantized.linear(linear).bits == 8 for linear in linear_names(quantized) if linear != "lm_head")
             found = [divergence(reference, log_probabilities(Decoder.from_weights(quantized), windows))]
             if checkpoint is planted:
                 ranges = calibrate(quantized, windows_of(checkpoint)[:8])
                 found += [divergence(reference, twin(quantized, ranges, bits, windows)) for bits in (16, 8)]
-            shown = " | ".join(f"{value:.5f}" for value in found) + " | - | -" * (len(found) == 1)
-            print(f"| {model} | {name} | {size:.2f} | {shown} |", flush=True)
+            shown = [f"{value:.5f}" for value in found] + ["-"] * (3 - len(found))
+            rows.append([model, name, f"{size:.2f}", str(wide), *shown])
+            print(rows[-1], flush=True)
+            names = [f"{one}, {recipe}" for one, (_, chosen) in cases.items() for recipe in chosen]
+            about = {"text": options.text.name, "windows": len(windows)}
+            pages.save_rows("quantizers", "options", COLUMNS, rows, names=names, key=2, **about)
 
 
 def windows_of(checkpoint: Checkpoint) -> Tensor:
@@ -103,13 +111,7 @@ def make(checkpoint: Checkpoint, values: dict[str, Any], folder: Path) -> Quanti
             limit = int(share * chosen.allocation.size)
             chosen = choose(checkpoint, samples.tokens, Recipe.make({**recipe.model_dump(), "size": limit}))
         recipe = chosen.recipe
-        _tell(chosen.allocation)
     return quantize(checkpoint, samples, recipe, folder)
-
-
-def _tell(allocation: Allocation) -> None:
-    wide = sum(width.bits == 8 for width in allocation.widths.values())
-    print(f"<!-- {wide} of {len(allocation.widths)} at 8 bits, estimated KL {allocation.kl:.5f} -->", flush=True)
 
 
 def twin(quantized: QuantizedCheckpoint, ranges: Ranges, bits: int, windows: Tensor) -> Any:

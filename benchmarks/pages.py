@@ -36,11 +36,21 @@ def results(name: str) -> dict[str, Any]:
 
 
 def source(place: str) -> dict[str, Any]:
-    """Figures that may be cited: of a benchmark by its name, or of a file of the project by its path."""
+    """Figures that may be cited: of a benchmark by its name, or of a file of the project by its path.
+
+    A part with a table has its cells under `cells`, by the row's first two cells and the column.
+    """
     path = HERE.parent / place if "/" in place else RESULTS / f"{place}.json"
     text = path.read_text(encoding="utf-8")
     found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    return {str(key).replace("-", "_"): value for key, value in found.items()}
+    return {str(key).replace("-", "_"): _with_cells(value) for key, value in found.items()}
+
+
+def _with_cells(part: Any) -> Any:
+    if not isinstance(part, dict) or "table" not in part:
+        return part
+    columns, rows = part["table"]["columns"], part["table"]["rows"]
+    return {**part, "cells": {row_name(row, 2): dict(zip(columns, row, strict=True)) for row in rows}}
 
 
 def render(name: str) -> str:
@@ -72,7 +82,7 @@ def _note(about: dict[str, Any]) -> str:
 
 def table(part: dict[str, Any]) -> str:
     """Columns and rows of text as a Markdown table; rows that are not all of one day and commit say which."""
-    found = part.get("table", part)
+    found = part["table"]
     columns, rows = found["columns"], found["rows"]
     if "earlier" in part:
         stamps = [part["made"], *part["earlier"]]

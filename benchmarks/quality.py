@@ -1,10 +1,11 @@
 """What each method and width loses on held-out text: dequantized weights in the float decoder, against float32.
 
-    python benchmarks/quality.py --text FILE.jsonl[.gz] [--windows 128] [--only NAME]
+    python -m benchmarks.quality --text FILE.jsonl[.gz] [--windows 128] [--only NAME]
 
 Calibrates with the bundled set, 128 windows of 256 tokens. Held-out documents are laid end to end, each as
-`<s> text </s>`, and cut into windows of 256 tokens; `--windows` of them are taken, evenly spread. Prints a
-Markdown table; errors are standard errors over windows, CPU s those of quantizing, all threads together.
+`<s> text </s>`, and cut into windows of 256 tokens; `--windows` of them are taken, evenly spread. Errors are standard
+errors over windows. Writes results/quality.json and the page; settings that are not run again keep their rows where
+text and number of windows are the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import gzip
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
@@ -35,6 +36,7 @@ from eval import metrics
 from eval.metrics import Estimate, Float
 
 LENGTH = 256
+COLUMNS = ("setting", "mean KL", "99 % KL", "top-1", "perplexity / float")
 HELDOUT = Path(__file__).parent.parent / "eval" / "data" / "heldout.jsonl"
 G32: dict[str, Any] = {"bits": 4, "group_size": 32}
 G128: dict[str, Any] = {"bits": 4, "group_size": 128}
@@ -108,20 +110,19 @@ def main() -> None:
     windows = held_out(options.text, tokenizer, options.windows)
     reference = list(log_probabilities(Decoder.from_weights(checkpoint), windows))
     samples = load_samples(None, tokenizer, 128, LENGTH, 0)
-    print(f"{len(windows)} windows of {LENGTH} tokens from {options.text.name}", flush=True)
-    print("| setting | mean KL | 99 % KL | top-1 | perplexity / float | CPU s |")
-    print("|---|---|---|---|---|---|", flush=True)
+    rows: list[list[str]] = []
     for name, (values, float_ends) in SETTINGS.items():
         if options.only not in name:
             continue
         recipe = Recipe.make({"length": LENGTH, **values})
         with tempfile.TemporaryDirectory() as folder:
-            start = time.process_time()
             quantized = quantize(checkpoint, samples, recipe, Path(folder) / "q")
-            seconds = time.process_time() - start
             weights = FloatEnds(quantized, checkpoint) if float_ends else quantized
             loss = judge(reference, log_probabilities(Decoder.from_weights(weights), windows), windows)
-        print(f"| {name} | {_row(loss)} | {seconds:.1f} |", flush=True)
+        rows.append([name, *_cells(loss)])
+        print(rows[-1], flush=True)
+        of = {"text": options.text.name, "windows": len(windows), "tokens": windows.numel()}
+        pages.save_rows("quality", "settings", COLUMNS, rows, names=SETTINGS, **of)
 
 
 def held_out(path: Path, tokenizer: Tokenizer, count: int) -> Tensor:
@@ -161,11 +162,11 @@ def judge(reference: list[Float], candidate: Iterator[Float], windows: Tensor) -
     )
 
 
-def _row(loss: Loss) -> str:
+def _cells(loss: Loss) -> list[str]:
     def show(found: Estimate, digits: int) -> str:
         return f"{found.value:.{digits}f} ± {found.error or 0:.{digits}f}"
 
-    return " | ".join((show(loss.kl, 5), show(loss.kl_99, 4), show(loss.top1, 4), show(loss.perplexity_ratio, 4)))
+    return [show(loss.kl, 5), show(loss.kl_99, 4), show(loss.top1, 4), show(loss.perplexity_ratio, 4)]
 
 
 def _options() -> argparse.Namespace:

@@ -7,7 +7,8 @@ DIR holds one virtual environment a peer (`--setup` makes them): llmcompressor, 
 quantizer runs in a process of its own with two threads, 128 windows of 256 tokens of the training corpus; embedding,
 last norm and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. They
 gather in OUT/made, with figures beside them: a run may be cut in parts by `--only`, and judged apart from
-`--make-only`.
+`--make-only`. What is judged is written to results/quantizers.json, part "demo" or "second" (with `--model`), and to
+the page; other rows stay where text and number of windows are the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks import pages
 from benchmarks.peer_exports import llama_folder
 from benchmarks.quality import LENGTH, FloatEnds, held_out, judge, log_probabilities
 from bluelm.checkpoint import Checkpoint
@@ -40,6 +42,7 @@ from bluelm.weights import LINEARS
 from eval.metrics import Float
 
 WINDOWS = 128
+COLUMNS = ("setting", "quantizer", "version", "KL", "top-1", "perplexity / float", "s", "CPU s", "MiB")
 WORKERS = Path(__file__).parent / "peers"
 PACKAGES = {
     "llmcompressor": ["llmcompressor==0.14.0"],
@@ -59,6 +62,7 @@ PACKAGES = {
         *("datasets", "dill", "threadpoolctl", "ninja", "pillow", "protobuf", "jinja2", "requests", "sentencepiece"),
     ],
 }
+DISTRIBUTIONS = {"autoround": "auto-round"}
 # (bits, group size, symmetric)
 SETTINGS = {"4-bit g32 sym": (4, 32, True), "4-bit g32 asym": (4, 32, False), "4-bit g128 sym": (4, 128, True)}
 SETTINGS["3-bit g32 sym"] = (3, 32, True)
@@ -122,17 +126,21 @@ def main() -> None:
                     values = {**how, "bits": bits, "group_size": group_size, "symmetric": symmetric}
                     arguments = ["-m", "benchmarks.quantizers", str(made), "--model", str(options.model)]
                     arguments += ["--tokens", str(peers.tokens), "--ours", json.dumps(values)]
-                    figures = _run([sys.executable, *arguments], out / "log.txt")
+                    figures, version = _run([sys.executable, *arguments], out / "log.txt"), ""
                 else:
                     figures = peers.run(how, made, bits, group_size, symmetric)
+                    version = versions(peers.python(how[0]), [DISTRIBUTIONS.get(how[0], how[0])])
                 if figures is None:
                     print(f"{setting}, {name}: failed, see {out / 'log.txt'}", flush=True)
                     continue
-                row = {"setting": setting, "quantizer": name, **figures}
+                row = {"setting": setting, "quantizer": name, "version": version, **figures}
                 made.with_suffix(".json").write_text(json.dumps(row))
                 print(f"{setting}, {name}: {figures['seconds']:.0f} s", flush=True)
     if not options.make_only:
-        table(out, checkpoint, held_out(options.text, tokenizer, options.windows))
+        windows = held_out(options.text, tokenizer, options.windows)
+        part = "demo" if options.model == demo_checkpoint() else "second"
+        about = {"text": options.text.name, "train": options.train.name, "windows": len(windows)}
+        judge_made(out, checkpoint, windows, part, about)
 
 
 @dataclass(frozen=True)
@@ -147,39 +155,46 @@ class Peers:
     def tokens(self) -> Path:
         return self.out / "tokens.safetensors"
 
+    def python(self, environment: str) -> Path:
+        return self.environments / environment / "bin" / "python"
+
     def run(
         self, how: tuple[str, ...], made: Path, bits: int, group_size: int, symmetric: bool
     ) -> dict[str, float] | None:
         """Let a peer quantize into `made`; its figures, or None where it failed."""
         environment, worker, *words = how
-        python = self.environments / environment / "bin" / "python"
         width = [str(bits), str(group_size), "sym" if symmetric else "asym"]
-        command = [str(python), str(WORKERS / worker), str(self.model), str(self.tokens), str(made), *width, *words]
+        command = [str(self.python(environment)), str(WORKERS / worker), str(self.model), str(self.tokens), str(made)]
+        command += [*width, *words]
         return _run(command, self.out / "log.txt")
 
 
-def table(out: Path, checkpoint: Checkpoint, windows: Tensor) -> None:
-    """Judge what was made and not judged yet, and print all that was."""
+def judge_made(out: Path, checkpoint: Checkpoint, windows: Tensor, part: str, about: dict[str, Any]) -> None:
+    """Judge what was made and not judged yet, and write it down."""
     reference: list[Float] = []
-    print("| setting | quantizer | KL | top-1 | perplexity / float | s | CPU s | MiB |")
-    print("|---|---|---|---|---|---|---|---|")
-    for setting in SETTINGS:
-        for name in QUANTIZERS:
-            made = out / "made" / f"{setting}, {name}.safetensors".replace(" ", "-")
-            path = made.with_suffix(".json")
-            if not path.exists():
-                continue
-            row = json.loads(path.read_text())
-            if "kl" not in row:
-                reference = reference or list(log_probabilities(Decoder.from_weights(checkpoint), windows))
-                weights = FloatEnds(Replaced(checkpoint, load_file(made)), checkpoint)
-                loss = judge(reference, log_probabilities(Decoder.from_weights(weights), windows), windows)
-                row |= {"kl": loss.kl.value, "kl_error": loss.kl.error, "top1": loss.top1.value}
-                row |= {"perplexity_ratio": loss.perplexity_ratio.value, "tokens": windows.numel()}
-                path.write_text(json.dumps(row))
-            shown = f"{row['kl']:.5f} ± {row['kl_error']:.5f} | {row['top1']:.4f} | {row['perplexity_ratio']:.4f}"
-            cost = f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {row['MiB']:.0f}"
-            print(f"| {setting} | {name} | {shown} | {cost} |", flush=True)
+    rows: list[list[str]] = []
+    pairs = [(setting, name) for setting in SETTINGS for name in QUANTIZERS]
+    for setting, name in pairs:
+        made = out / "made" / f"{setting}, {name}.safetensors".replace(" ", "-")
+        path = made.with_suffix(".json")
+        if not path.exists() or "kl" in (row := json.loads(path.read_text())):
+            continue
+        reference = reference or list(log_probabilities(Decoder.from_weights(checkpoint), windows))
+        weights = FloatEnds(Replaced(checkpoint, load_file(made)), checkpoint)
+        loss = judge(reference, log_probabilities(Decoder.from_weights(weights), windows), windows)
+        path.write_text(json.dumps({**row, "kl": loss.kl.value}))
+        figures = [f"{loss.kl.value:.5f} ± {loss.kl.error or 0:.5f}", f"{loss.top1.value:.4f}"]
+        cost = [f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", f"{row['MiB']:.0f}"]
+        rows.append([setting, name, row["version"], *figures, f"{loss.perplexity_ratio.value:.4f}", *cost])
+        print(rows[-1], flush=True)
+        names = [", ".join(pair) for pair in pairs]
+        pages.save_rows("quantizers", part, COLUMNS, rows, names=names, key=2, **about)
+
+
+def versions(python: Path, packages: Sequence[str]) -> str:
+    """Of packages in a peer's environment."""
+    code = f"from importlib.metadata import version\nprint(*[version(name) for name in {list(packages)!r}], sep=', ')"
+    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def ours(model: Path, tokens: Path, out: Path, values: dict[str, Any]) -> None:
