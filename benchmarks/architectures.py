@@ -60,7 +60,7 @@ def float_logits(name: str, folder: Path) -> np.ndarray:
     tokens = torch.tensor([TOKENS])
     if name == "Baichuan2":
         formulas.TOKENS = tokens
-        return formulas.baichuan_logits(load_file(folder / "model.safetensors"), normalised=False)[0].numpy()
+        return formulas.baichuan_logits(load_file(folder / "model.safetensors"), normalised=True)[0].numpy()
     if name == "ChatGLM3":  # its tensors are renamed on the way to `folder`: the same seed makes them again
         config = transformers.GlmConfig(
             **formulas.COMMON, head_dim=16, attention_bias=True, pad_token_id=0, eos_token_id=2

@@ -19,6 +19,7 @@ from export import onnx_cpu
 from targets.qemu_count import Counts, count
 
 REPEATS = 3
+COLUMNS = ("what", "prefill", "decode", "logits differ by")
 
 
 def main() -> None:
@@ -40,8 +41,7 @@ def main() -> None:
             rows.append(_row(f"{name}, repeat {turn + 1}", found, first))
             print(rows[-1], flush=True)
     assert first is not None
-    columns = ["what", "prefill", "decode", "logits differ by"]
-    pages.save("instructions", {"tools": first.tools, "table": {"columns": columns, "rows": rows}}, part="demo")
+    pages.save_rows("instructions", "demo", COLUMNS, rows, names=[row[0] for row in rows], tools=first.tools)
 
 
 def _row(name: str, found: Counts, first: Counts) -> list[str]:

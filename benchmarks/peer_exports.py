@@ -9,10 +9,12 @@
 
 A round is a process with two threads that holds both and decodes with them in turn, 32 tokens each, so that what else
 the machine does meets both alike, and each finds its own weights in the cache and no waiting threads of the other; its
-ratio is that of the median steps. Who is opened first changes from round to round. Printed are the medians of all
-rounds. A process of the scheduler's idle class keeps each core awake, as idle=poll would: in a virtual machine a core
-that halts takes 50 us to wake, a fifth of a step of the demo model, and how often it halts hangs on microseconds.
-`--count` counts the instructions of arm64 code under qemu instead, of the pair of onnxruntime-genai.
+ratio is that of the median steps. Who is opened first changes from round to round. Written are the medians of all
+rounds, to the part "peers" of results/runtimes.json, and the page; pairs that are not run again stay. A process of the
+scheduler's idle class keeps each core awake, as idle=poll would: in a virtual machine a core that halts takes 50 us to
+wake, a fifth of a step of the demo model, and how often it halts hangs on microseconds.
+`--count` counts the instructions of arm64 code under qemu instead, of the pair of onnxruntime-genai: the part "builder"
+of results/instructions.json.
 `--peer-path` is a folder with what the builder wants besides: `pip install --target DIR --no-deps onnx_ir`.
 """
 
@@ -38,6 +40,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks import pages
 from benchmarks.runtimes import demo
 from bluelm.tokenizer import Tokenizer
 from bluelm.weights import Weights
@@ -46,6 +49,8 @@ from export.artifact import Artifact, list_files
 from targets import qemu_count
 
 CONTEXT, CHUNK, PROMPT, DECODED = 512, 128, 128, 352
+PAIRS = ("pair", "rounds", "ours, tokens/s", "theirs, tokens/s", "ratio")
+COUNTED = ("artifact", "prefill", "decode", "logits differ by")
 RUN, WARM = 32, 8  # tokens that one side decodes before the other's turn; the first of them do not count
 Step = Callable[[int], object]  # decodes one token at this position
 
@@ -59,21 +64,28 @@ def main() -> None:
     if options.count:
         _count(genai_sides(out, options.peer_path), out)
         return
+    rows: list[list[str]] = []
     for kind, sides in SIDES.items():
         if options.only in (None, kind):
             made = sides(out, options.peer_path)
             with awake():
-                _report(kind, made, options.rounds)
+                rows.append(_rates(kind, made, options.rounds))
+            print(rows[-1], flush=True)
+            pages.save_rows("runtimes", "peers", PAIRS, rows, names=TITLES.values())
 
 
-def _report(kind: str, sides: dict[str, Path], rounds: int) -> None:
+def _rates(kind: str, sides: dict[str, Path], rounds: int) -> list[str]:
     """Ours and theirs in tokens/s, and how many times as fast ours is; medians and ranges of the rounds."""
     pairs = [_round(kind, list(sides.values()), turned=number % 2 == 1) for number in range(rounds)]
-    rates = [[1 / pair[side] for pair in pairs] for side in (0, 1)]
-    for name, found in zip(sides, rates, strict=True):
-        print(f"| {name} | {statistics.median(found):.0f} | {min(found):.0f} to {max(found):.0f} |", flush=True)
-    ratios = [own / other for own, other in zip(*rates, strict=True)]
-    print(f"| ratio | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
+    own, other = ([1 / pair[side] for pair in pairs] for side in (0, 1))
+    ratios = [mine / theirs for mine, theirs in zip(own, other, strict=True)]
+    return [TITLES[kind], str(rounds), _range(own, 0), _range(other, 0), _range(ratios, 2)]
+
+
+def _range(values: list[float], digits: int) -> str:
+    """Median, least and largest."""
+    median, low, high = (f"{v:.{digits}f}" for v in (statistics.median(values), min(values), max(values)))
+    return f"{median} ({low} to {high})"
 
 
 def _count(sides: dict[str, Path], out: Path) -> None:
@@ -88,9 +100,12 @@ def _count(sides: dict[str, Path], out: Path) -> None:
         roles = {"model.onnx": "model", "model.onnx.data": "weights", "genai_config.json": "genai"}
         files = list_files(described, {**roles, "config.json": "config", "tokenizer.model": "tokenizer"})
         held.model_copy(update={"files": files}).save(described)
+    rows: list[list[str]] = []
     for name, folder in zip(sides, (ours, described), strict=True):
         found = qemu_count.count(Artifact.open(folder))
-        print(f"| {name} | {found.prefill:,.0f} | {found.decode:,.0f} | {found.relative_error:.1e} |", flush=True)
+        rows.append([name, f"{found.prefill:,.0f}", f"{found.decode:,.0f}", f"{found.relative_error:.1e}"])
+        print(rows[-1], flush=True)
+        pages.save_rows("instructions", "builder", COUNTED, rows, names=sides, tools=found.tools)
 
 
 @contextmanager
@@ -142,6 +157,12 @@ SIDES = {
     "genai": genai_sides,
     "executorch": executorch_sides,
     "executorch-head4": partial(executorch_sides, head={"head_bits": 4, "head_group_size": 32}),
+}
+
+TITLES = {
+    "genai": "onnxruntime-genai: onnx-genai, model builder (int4, its defaults)",
+    "executorch": "ExecuTorch: executorch-xnnpack, llama export (8da4w, groups of 32)",
+    "executorch-head4": "the same, our head with 4 bits in groups of 32, as theirs",
 }
 
 

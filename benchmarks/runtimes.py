@@ -2,8 +2,8 @@
 
     python -m benchmarks.runtimes OUT [--busy] [runtime ...]
 
-The reference is the dequantized torch model. A call without names writes the parts "demo" and "speed" of
-results/runtimes.json and the page; with `--busy`, on a machine with other work, "speed" stays.
+The reference is the dequantized torch model. Writes the parts "demo" and "speed" of results/runtimes.json and the page;
+runtimes that are not named keep their rows. With `--busy`, on a machine with other work, "speed" stays.
 `benchmarks/peer_exports.py` runs the runtimes' own exporters beside ours.
 """
 
@@ -40,6 +40,8 @@ ACTIVATIONS = {
     "executorch-xnnpack": "8 bit, a range a token",
 }
 RUNTIMES = tuple(ACTIVATIONS)
+DEMO = ("runtime", "activations", "MB", "mean KL", "top-1", "greedy")
+SPEED = ("runtime", "lowering, s (CPU s)", "tokens/s, Python host")
 BUSY = "--busy"
 
 
@@ -70,14 +72,13 @@ def main(out: Path, runtimes: list[str], busy: bool) -> None:
             row["decode_tok_s"] = round(decode_rate(runtime, tokens[0][:128]), 1)
         rows.append(row)
         print(json.dumps(row), flush=True)
-    if not runtimes:
-        pages.save("runtimes", {"table": _accuracy(rows)}, part="demo")
-        if not busy:
-            pages.save("runtimes", {"table": _speed(rows)}, part="speed")
+    pages.save_rows("runtimes", "demo", DEMO, _accuracy(rows), names=RUNTIMES)
+    if not busy:
+        pages.save_rows("runtimes", "speed", SPEED, _speed(rows), names=RUNTIMES)
 
 
-def _accuracy(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    cells = [
+def _accuracy(rows: list[dict[str, Any]]) -> list[list[str]]:
+    return [
         [
             row["runtime"],
             ACTIVATIONS[row["runtime"]],
@@ -88,14 +89,12 @@ def _accuracy(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         for row in rows
     ]
-    return {"columns": ["runtime", "activations", "MB", "mean KL", "top-1", "greedy"], "rows": cells}
 
 
-def _speed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _speed(rows: list[dict[str, Any]]) -> list[list[str]]:
     """GGUF's decoding is torch's in llama.cpp's place, and is left out."""
     rates = ["" if row["runtime"] == "gguf" else f"{row['decode_tok_s']:.0f}" for row in rows]
-    cells = [[row["runtime"], f"{row['wall_s']} ({row['cpu_s']})", rate] for row, rate in zip(rows, rates, strict=True)]
-    return {"columns": ["runtime", "lowering, s (CPU s)", "tokens/s, Python host"], "rows": cells}
+    return [[row["runtime"], f"{row['wall_s']} ({row['cpu_s']})", rate] for row, rate in zip(rows, rates, strict=True)]
 
 
 def demo(folder: Path, **recipe: object) -> QuantizedCheckpoint:

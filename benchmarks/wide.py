@@ -4,7 +4,8 @@
 
 Each runtime lowers a quantized checkpoint of random codes (4 bits in groups of 32, head and embedding 8 bits a row) in
 a process of its own. Growth is its peak resident memory less that behind its imports; the bound is the artifact's own
-size plus 2 GB. What a vendor's compiler makes of it is another row: seconds, and the peak of the largest process.
+size plus 2 GB. What a vendor's compiler makes of it is another table: seconds, and the peak of the largest process.
+Writes the parts "wide" and "compiled" of results/runtimes.json, and the page; rows that are not run again stay.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import pages
 from bluelm.config import ModelConfig
 from bluelm.files import demo_checkpoint
 from bluelm.weights import LINEARS, NORMS
@@ -42,6 +44,8 @@ TARGETS = {
     "coreml": "apple",
 }
 LIBRARIES = {"executorch-xnnpack": "export.executorch", "litert": "export.litert", "coreml": "coremltools"}
+WIDE = ("runtime", "blocks", "s", "CPU s", "artifact, GB", "memory added, GB", "bound kept")
+COMPILED = ("runtime", "blocks", "s", "CPU s", "artifact, GB", "largest process, GB")
 HIDDEN, INNER, HEADS, ROWS = 4096, 11008, 32, 100096
 
 
@@ -49,35 +53,41 @@ def main(blocks: int, out: Path, runtimes: list[str]) -> None:
     source = out / f"quantized-{blocks}"
     if not source.exists():
         write_random(source, blocks)
+    wide: list[list[str]] = []
+    compiled: list[list[str]] = []
     for runtime in runtimes or TARGETS:
         place = out / f"{runtime}-{blocks}"
-        command = [sys.executable, "-m", "benchmarks.wide", "--lower", runtime, str(source), str(place)]
-        subprocess.run(command, check=False)
-        if runtime in SOURCES and place.exists():
-            subprocess.run([*command[:3], "--compile", runtime, str(place), f"{place}-compiled"], check=False)
+        if _child("--lower", [runtime, str(source), str(place)], wide):
+            pages.save_rows("runtimes", "wide", WIDE, wide, key=2)
+        words = [runtime, str(place), f"{place}-compiled"]
+        if runtime in SOURCES and place.exists() and _child("--compile", words, compiled):
+            pages.save_rows("runtimes", "compiled", COMPILED, compiled, key=2)
 
 
-def compile_lowered(runtime: str, lowered: Path, out: Path) -> None:
-    """Compile in children of this process and print what it took."""
+def _child(step: str, words: list[str], rows: list[list[str]]) -> bool:
+    """Let a process of its own add a row; False where it failed, and said why."""
+    command = [sys.executable, "-m", "benchmarks.wide", step, *words]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode == 0:
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    return done.returncode == 0
+
+
+def compile_lowered(runtime: str, lowered: Path, out: Path) -> list[str]:
+    """Compile in children of this process; the row of what it took."""
     from targets.registry import find
 
     begin = time.perf_counter()
     artifact = find(TARGETS[runtime], runtime=runtime).compile(Artifact.open(lowered), out)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    row = {
-        "runtime": f"{runtime}, compiled",
-        "blocks": artifact.model.num_layers,
-        "parts": len(Artifact.open(lowered).paths("decode")),
-        "wall_s": round(time.perf_counter() - begin, 1),
-        "cpu_s": round(children.ru_utime + children.ru_stime, 1),
-        "artifact_GB": round(artifact.bytes / 1e9, 2),
-        "largest_process_GB": round(children.ru_maxrss * 1024 / 1e9, 2),
-    }
-    print(json.dumps(row), flush=True)
+    wall, children = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = [f"{wall:.1f}", f"{children.ru_utime + children.ru_stime:.1f}"]
+    sizes = [f"{artifact.bytes / 1e9:.2f}", f"{children.ru_maxrss * 1024 / 1e9:.2f}"]
+    return [runtime, str(artifact.model.num_layers), *seconds, *sizes]
 
 
-def lower(runtime: str, source: Path, out: Path) -> None:
-    """Lower in this process and print what it took."""
+def lower(runtime: str, source: Path, out: Path) -> list[str]:
+    """Lower in this process; the row of what it took."""
     from targets.registry import find
 
     target = find(TARGETS[runtime], runtime=runtime)
@@ -87,17 +97,10 @@ def lower(runtime: str, source: Path, out: Path) -> None:
     ranges = any_ranges(quantized) if target.needs_ranges else None
     before, begin, cpu = peak(), time.perf_counter(), time.process_time()
     artifact = target.lower(quantized, ranges, out, context=512, chunk=128)
+    seconds = [f"{time.perf_counter() - begin:.1f}", f"{time.process_time() - cpu:.1f}"]
     grown, size = peak() - before, artifact.bytes
-    row = {
-        "runtime": runtime,
-        "blocks": quantized.config.num_layers,
-        "wall_s": round(time.perf_counter() - begin, 1),
-        "cpu_s": round(time.process_time() - cpu, 1),
-        "artifact_GB": round(size / 1e9, 2),
-        "memory_grown_GB": round(grown / 1e9, 2),
-        "kept": grown <= size + 2e9,
-    }
-    print(json.dumps(row), flush=True)
+    sizes = [f"{size / 1e9:.2f}", f"{grown / 1e9:.2f}"]
+    return [runtime, str(quantized.config.num_layers), *seconds, *sizes, "yes" if grown <= size + 2e9 else "**no**"]
 
 
 def peak() -> int:
@@ -182,8 +185,8 @@ def random_tensor(rows: int, columns: int, bits: int, group: int) -> QuantizedTe
 
 if __name__ == "__main__":
     if sys.argv[1] == "--lower":
-        lower(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+        print(json.dumps(lower(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))))
     elif sys.argv[1] == "--compile":
-        compile_lowered(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+        print(json.dumps(compile_lowered(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))))
     else:
         main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
