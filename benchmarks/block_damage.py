@@ -137,5 +137,5 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path)
     parser.add_argument("formats", nargs="*", default=list(MAKERS), metavar="FORMAT")
     parser.add_argument("--blocks", type=int)
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     main(asked.work, asked.formats, asked.blocks)

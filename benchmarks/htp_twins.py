@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("models", nargs="*", default=["random", "demo"])
     parser.add_argument("--blocks", type=int, default=4)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     rows: list[list[str]] = []
     for model in given.models:
         rows.append(row(model, given.out / Path(model).name, given.blocks))

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("methods", nargs="*", default=["gptq", "rtn"])
     parser.add_argument("--tokens", type=int, default=1500)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     checkpoint = Checkpoint.open(demo_checkpoint())
     windows = heldout.load([], checkpoint.tokenizer()).first(arguments.tokens)
     reference = answers(TorchRuntime(checkpoint, CONTEXT), windows)
