@@ -4,7 +4,8 @@
 
 The demo checkpoint, and the same weights under three more architectures' names and layouts, through every method,
 several widths, seeds and calibration sets, judged on the bundled text or on one of its domains, on every CPU runtime.
-OUT keeps what was made, and `honest.jsonl`, so that a run that was broken off goes on.
+OUT keeps what was made, and `honest.jsonl`, so that a run that was broken off goes on; `python -m benchmarks.gate_page`
+writes the page from it.
 """
 
 from __future__ import annotations

@@ -6,14 +6,12 @@ Writes results/main_run.json; the README holds its lines word for word (tests/te
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.pages import RESULTS, stamp
-from bluelm.files import write_text
+from benchmarks import pages
 from eval.report import Report, show
 
 CHECKS = ("max_perplexity_ratio (npu)", "max_mean_kl (npu)", "min_top1_agreement (npu)")
@@ -40,9 +38,9 @@ def main(run: Path) -> None:
         "parameters_m": f"{report.details['artifacts']['npu']['parameters'] / 1e6:.1f}",
         "peak_gb": f"{figures['peak_memory_bytes', 'run'] / 1e9:.1f}",
         "artifact_mb": f"{figures['artifact_bytes', 'files'] / 1e6:.1f}",
-        "made": {**stamp(), "command": "make run"},
+        "made": {**pages.stamp(), "command": "make run"},
     }
-    write_text(RESULTS / "main_run.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    pages.save("main_run", found)
 
 
 if __name__ == "__main__":

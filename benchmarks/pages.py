@@ -92,18 +92,11 @@ def table(part: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def save(name: str, found: dict[str, Any], *, part: str | None = None) -> None:
-    """Write a benchmark's results and its page.
-
-    Args:
-        part: only this key of the results is new; the others stay. It is stamped with day, commit and machine.
-    """
-    path = RESULTS / f"{name}.json"
-    if part is not None:
-        before = results(name) if path.is_file() else {}
-        found = {**before, part: {**found, "made": stamp()}}
-    write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    write_text(HERE / f"{name}.md", render(name))
+def save(name: str, found: dict[str, Any]) -> None:
+    """Write a benchmark's results, and its page where it has one."""
+    write_text(RESULTS / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if name in names():
+        write_text(HERE / f"{name}.md", render(name))
 
 
 def save_rows(
@@ -126,7 +119,8 @@ def save_rows(
         names: of every row that the command can make, in the page's order; others go. None: as they came.
         about: what holds for all rows, e.g. a text's name; fields of the part.
     """
-    before = results(name).get(part, {}) if (RESULTS / f"{name}.json").is_file() else {}
+    parts = results(name) if (RESULTS / f"{name}.json").is_file() else {}
+    before = parts.get(part, {})
     same = bool(before) and before["table"]["columns"] == [*columns] and before.items() >= about.items()
     kept = {row_name(row, key): (row, stamped) for row, stamped in _stamped(before)} if same else {}
     found = kept | {row_name(row, key): ([*row], None) for row in rows}
@@ -138,7 +132,8 @@ def save_rows(
     made_of = {"columns": [*columns], "rows": [row for row, _ in chosen]}
     if earlier:
         made_of["ages"] = [0 if stamped is None else 1 + earlier.index(stamped) for _, stamped in chosen]
-    save(name, {**about, "table": made_of, **({"earlier": earlier} if earlier else {})}, part=part)
+    new = {**about, "table": made_of, "made": stamp(), **({"earlier": earlier} if earlier else {})}
+    save(name, {**parts, part: new})
 
 
 def row_name(row: Sequence[str], key: int) -> str:
