@@ -6,6 +6,7 @@ Writes eval/data/speed_coefficients.json, benchmarks/results/speed_model.json an
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,11 +39,19 @@ def main() -> None:
     decode = published("decode")
     found = {
         "phases": {phase: _phase(phase) for phase in phases},
+        "kinds": _kinds(decode),
         "sources": [_source(decode, source) for source in _sources(decode)],
         "outside": _outside(),
     }
     found["sources_inside"] = {key: sum(row[key] for row in found["sources"]) for key in ("rows", "before", "inside")}
     pages.save("speed_model", rounded(found))
+
+
+def _kinds(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """How many rows there are of a class and a width, the fewest first."""
+    counts = Counter((row.runtime_class, row.bits) for row in rows)
+    ordered = sorted(counts.items(), key=lambda item: (item[1], item[0]))
+    return [{"class": kind, "bits": bits, "rows": count} for (kind, bits), count in ordered]
 
 
 def _phase(phase: Phase) -> dict[str, Any]:
