@@ -196,3 +196,10 @@ def test_a_command_makes_its_page_again(home: Path) -> None:
     coverage.main()
     assert {**pages.results("coverage")["simulation"], "made": 0} == {**before["simulation"], "made": 0}
     assert (home / "coverage.md").read_text(encoding="utf-8") == pages.render("coverage")
+
+
+def test_no_setting_is_listed_that_nobody_speaks_of() -> None:
+    for name, settings in CITED["settings"].items():
+        path = ROOT / name if name.endswith(".md") else pages.PAGES / f"{name}.md.jinja"
+        spoken = set(NUMBER.findall(path.read_text(encoding="utf-8")))
+        assert set(NUMBER.findall(" | ".join(settings))) <= spoken, name
