@@ -22,7 +22,9 @@ from torch import Tensor
 
 from bluelm.checkpoint import EMBED, HEAD, Checkpoint, stamp
 from bluelm.errors import InputError
-from bluelm.files import member, read_json, sha256
+from bluelm.files import member, sha256
+from bluelm.patterns import check_count, matcher
+from bluelm.reading import read_json
 from bluelm.safety import check_folder
 from bluelm.tensorfiles import TensorInfo, load_tensor, tensors_of
 
@@ -311,6 +313,9 @@ def _updates(
     config: Mapping[str, Any],
     file: Path,
 ) -> Iterator[tuple[str, Update]]:
+    where = file.with_name(CONFIG)
+    ranks = _Patterns(config, "rank_pattern", config.get("r"), where)
+    alphas = _Patterns(config, "alpha_pattern", config.get("lora_alpha"), where)
     for target, pair in sides.items():
         if len(pair) != 2:
             missing = "B" if "A" in pair else "A"
@@ -320,33 +325,34 @@ def _updates(
         rank = a.shape[0] if a.shape else 0
         _check_shape(pair["A"], a.shape, (rank, out if embedding else columns), file)
         _check_shape(pair["B"], b.shape, (columns if embedding else out, rank), file)
-        yield target, Update(pair["A"], pair["B"], _scale(config, target, rank, file), embedding)
+        module = target.removesuffix(".weight")
+        if ranks[module] != rank or rank < 1:
+            fix = "fetch the adapter again: its files do not belong together"
+            raise InputError(f"{module} has rank {rank}, {CONFIG} says {ranks[module]!r}", where=where, fix=fix)
+        scale = _scale(alphas[module], rank, config.get("use_rslora"), module, where)
+        yield target, Update(pair["A"], pair["B"], scale, embedding)
 
 
-def _scale(config: Mapping[str, Any], target: str, rank: int, file: Path) -> float:
+def _scale(alpha: Any, rank: int, stabilised: Any, module: str, where: Path) -> float:
     """alpha / r, or alpha / sqrt(r), of one module."""
-    module = target.removesuffix(".weight")
-    wanted = _of_module(config, "rank_pattern", module, config.get("r"))
-    alpha = _of_module(config, "alpha_pattern", module, config.get("lora_alpha"))
-    where = file.with_name(CONFIG)
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
         raise InputError(f"lora_alpha of {module} is {alpha!r}", where=where, fix="fetch the adapter again")
-    if wanted != rank or rank < 1:
-        fix = "fetch the adapter again: its files do not belong together"
-        raise InputError(f"{module} has rank {rank}, {CONFIG} says {wanted!r}", where=where, fix=fix)
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return alpha / (math.sqrt(rank) if stabilised else rank)
 
 
-def _of_module(config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
-    """A value by module name: PEFT's patterns are endings of names, as regular expressions."""
-    patterns = config.get(field) or {}
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error:
-            raise InputError(f"{field} holds {pattern!r}, which is no pattern", where=CONFIG) from None
-    return default
+class _Patterns:
+    """Values by module name: PEFT's patterns are endings of names, as regular expressions; the first counts."""
+
+    def __init__(self, config: Mapping[str, Any], field: str, default: Any, where: Path) -> None:
+        patterns = config.get(field) or {}
+        if not isinstance(patterns, dict):
+            raise InputError(f"{field} must be an object", where=where, fix="fetch the adapter again")
+        check_count(len(patterns), where)
+        self._default, place = default, f"{where}, {field}"
+        self._rows = [(matcher(rf"(.*\.)?({pattern})$", place), value) for pattern, value in patterns.items()]
+
+    def __getitem__(self, module: str) -> Any:
+        return next((value for fits, value in self._rows if fits(module)), self._default)
 
 
 def _target(module: str, known: Mapping[str, TensorInfo]) -> str | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.files import member, read_json
+from bluelm.files import member
+from bluelm.reading import read_json
 
 MAX_ID = 2**24
 

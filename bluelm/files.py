@@ -113,18 +113,3 @@ def member(folder: Path, name: str) -> Path:
     if not resolved.is_file():
         raise InputError("this is not a regular file", where=path)
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        InputError: the file cannot be read or is not a JSON object in UTF-8.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"not readable as JSON: {error}", where=path, fix="fetch the file again") from None
-    if not isinstance(data, dict):
-        raise InputError(f"expected a JSON object, found {type(data).__name__}", where=path)
-    return data

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluelm.added_tokens import optional_json, token_text
 from bluelm.errors import InputError, UnavailableError
-from bluelm.files import read_json
+from bluelm.files import write_text
+from bluelm.reading import MOST_TABLE_BYTES, read_json
 from bluelm.sentencepieces import SentencePieces
 
 if TYPE_CHECKING:
     import tokenizers
+
+SAVED = ("truncation", "padding")  # what whoever saved the file last had asked for, not the model
+SECONDS, CHARACTERS_PER_SECOND = 10.0, 20_000  # a tenth of what the slowest tokenizer reaches
+MOST_GROWTH = 1000
+ANOTHER = "take the tokenizer.json of the original checkpoint"
 
 
 class JsonPieces:
@@ -34,7 +43,9 @@ class JsonPieces:
                 where=path,
                 fix='pip install "bluelm-export[tokenizers]"',
             ) from None
-        data = read_json(path)
+        data = read_settings(path)
+        _check(data, path)
+        self._path, self._has_patterns = path, _has_pattern(data)
         self._trusting = _build(tokenizers, data, path)
         added = self._trusting.get_added_tokens_decoder()
         self._marks = [token.content for token in added.values() if token.special]
@@ -51,7 +62,7 @@ class JsonPieces:
 
     def front(self) -> tuple[int, ...]:
         """The tokens that the file's post-processor puts in front of a text; it alone decides in transformers."""
-        with_it, plain = (self._trusting.encode("a", add_special_tokens=special).ids for special in (True, False))
+        with_it, plain = (self._ids(self._trusting, "a", special) for special in (True, False))
         places = (at for at in range(len(with_it)) if with_it[at : at + len(plain)] == plain)
         return tuple(with_it[: next(places, 0)])
 
@@ -67,7 +78,30 @@ class JsonPieces:
         """Tokens of `text`; special tokens in it become their token only when it is trusted."""
         del behind_mark  # the file's own pre-tokenizer decides about prefixes
         tokenizer = self._trusting if trusted else self._plain
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._ids(tokenizer, text, False)
+
+    def _ids(self, tokenizer: tokenizers.Tokenizer, text: str, special: bool) -> list[int]:
+        """Tokens of `text`, with a limit of time where the file brings regular expressions of its own.
+
+        Raises:
+            InputError: they take longer, or the library gives up.
+        """
+
+        def work() -> list[int]:  # of `encode` and `encode_batch`, the second lets other threads run
+            return list(tokenizer.encode_batch([text], add_special_tokens=special)[0].ids)
+
+        try:
+            if not self._has_patterns:
+                return list(tokenizer.encode(text, add_special_tokens=special).ids)
+            return _in_time(work, SECONDS + len(text) / CHARACTERS_PER_SECOND)
+        except TimeoutError as error:
+            problem = f"{error} to cut {len(text)} characters by this file's patterns"
+            raise InputError(problem, where=self._path, fix=ANOTHER) from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # what Rust's panics are in Python: no Exception
+                raise
+            problem = f"the tokenizer gives up on a text of {len(text)} characters: {error}"
+            raise InputError(problem, where=self._path, fix=ANOTHER) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out."""
@@ -101,9 +135,27 @@ class JsonStream:
         return self._tokenizer.decode(self._tokens, skip_special_tokens=True)[len(self._told) :]
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """A tokenizer.json, without the truncation and padding that somebody saved with it: they are no rule of the model.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return read_json(path, MOST_TABLE_BYTES) | dict.fromkeys(SAVED)
+
+
+def copy_settings(path: Path, to: Path) -> None:
+    """Copy a tokenizer.json, its truncation and padding switched off; byte for byte where they are off already."""
+    data = read_json(path, MOST_TABLE_BYTES)
+    if any(data.get(name) is not None for name in SAVED):
+        write_text(to, json.dumps(data | dict.fromkeys(SAVED), ensure_ascii=False, indent=2))
+    else:
+        shutil.copyfile(path, to)
+
+
 def same_tokens(path: Path, pieces: SentencePieces) -> bool:
     """Whether a tokenizer.json and a tokenizer.model with its added tokens have the same texts by id."""
-    data = read_json(path)
+    data = read_settings(path)
     model = data.get("model")
     table = model.get("vocab") if isinstance(model, dict) else None
     found: dict[object, object] = {}
@@ -118,9 +170,63 @@ def same_tokens(path: Path, pieces: SentencePieces) -> bool:
     return found == pieces.texts()
 
 
+def _nodes(data: Any) -> Iterator[dict[str, Any]]:
+    """Every object inside a JSON value."""
+    waiting = [data]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield value
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _has_pattern(data: dict[str, Any]) -> bool:
+    return any("Regex" in node for part in (data.get("normalizer"), data.get("pre_tokenizer")) for node in _nodes(part))
+
+
+def _check(data: dict[str, Any], path: Path) -> None:
+    """InputError where single characters may become thousands, or text is made by patterns whose time has no limit."""
+    growth = 1
+    for node in (node for part in ("normalizer", "pre_tokenizer", "decoder") for node in _nodes(data.get(part))):
+        text = node.get("content")
+        growth *= max(1, len(text)) if isinstance(text, str) else 1
+        if growth > MOST_GROWTH:
+            raise InputError(f"a character may become more than {MOST_GROWTH}", where=path, fix=ANOTHER)
+    if any("Regex" in node for node in _nodes(data.get("decoder"))):
+        raise InputError("the decoder holds a regular expression", where=path, fix="write it as plain text")
+
+
+def _in_time(work: Callable[[], list[int]], seconds: float) -> list[int]:
+    """What `work` returns, from a thread that is left behind where it takes longer: nothing can stop it.
+
+    Raises:
+        TimeoutError: it does. What `work` raises.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns of every fork behind this
+    found: list[list[int]] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:  # noqa: BLE001  (raised again below)
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+    if not found:
+        raise TimeoutError(f"it takes more than {seconds:.0f} s")
+    return found[0]
+
+
 def _build(library: Any, data: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
     try:
         return library.Tokenizer.from_str(json.dumps(data))
-    except Exception as error:  # the library raises bare Exception for a malformed file
+    except BaseException as error:  # the library raises bare Exception for a malformed file, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"not a tokenizer.json: {reason}", where=path, fix="fetch the file again") from error

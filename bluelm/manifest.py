@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bluelm.address import without_secrets
 from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
+from bluelm.reading import read_bytes
 from bluelm.safety import MAX_FILES, walk
 
 MAX_BYTES = 64 << 20  # of a manifest file
@@ -86,11 +87,7 @@ class FolderManifest(BaseModel):
             InputError: missing, too large, or not as `bluelm-export manifest` writes it.
         """
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise InputError(f"the manifest has more than {MAX_BYTES} bytes", where=path)
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise InputError(f"the manifest cannot be read: {error.strerror}", where=path) from error
+            return cls.model_validate_json(read_bytes(path, MAX_BYTES, "the manifest"))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"

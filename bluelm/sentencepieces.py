@@ -15,6 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from bluelm.added_tokens import AddedToken, splitter, token_text
 from bluelm.errors import InputError
+from bluelm.reading import MOST_TABLE_BYTES, read_bytes
 
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 SPACE = "▁"  # sentencepiece's stand-in for a space
@@ -43,7 +44,7 @@ class SentencePieces:
         """
         self._proto = ModelProto()
         try:
-            self._proto.ParseFromString(path.read_bytes())
+            self._proto.ParseFromString(read_bytes(path, MOST_TABLE_BYTES))
             texts = [self._proto.trainer_spec.unk_surface, *(piece.piece for piece in self._proto.pieces)]
             if not all(isinstance(text, str) for text in texts):  # protobuf hands out broken UTF-8 as bytes
                 raise ValueError("a piece is not UTF-8")
@@ -140,8 +141,8 @@ def piece_count(path: Path) -> int:
     """Pieces of a SentencePiece model; 0 where the file is none (`SentencePieces` says what is wrong)."""
     proto = ModelProto()
     try:
-        proto.ParseFromString(path.read_bytes())
-    except (DecodeError, OSError):
+        proto.ParseFromString(read_bytes(path, MOST_TABLE_BYTES))
+    except (DecodeError, InputError):
         return 0
     return len(proto.pieces)
 
@@ -149,7 +150,7 @@ def piece_count(path: Path) -> int:
 def read_model(path: Path) -> Any:
     """The `ModelProto` of a good SentencePiece model: pieces, scores, kinds, and how text is treated."""
     proto = ModelProto()
-    proto.ParseFromString(path.read_bytes())
+    proto.ParseFromString(read_bytes(path, MOST_TABLE_BYTES))
     return proto
 
 

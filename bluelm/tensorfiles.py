@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.files import member, read_json
+from bluelm.files import member
+from bluelm.reading import MOST_TABLE_BYTES, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN_SINGLE, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -71,7 +72,7 @@ def list_tensors(folder: Path, *, any_name: bool = False) -> dict[str, TensorInf
 
 def _sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
     path = member(folder, index)
-    names = read_json(path).get("weight_map")
+    names = read_json(path, MOST_TABLE_BYTES).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
         raise InputError("weight_map must name a file for every tensor", where=path, fix="fetch the index again")
     found: dict[str, TensorInfo] = {}

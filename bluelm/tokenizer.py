@@ -7,6 +7,7 @@ spelled out in ordinary pieces: it reads the same, but cannot end a turn or spea
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from bluelm.added_tokens import optional_json, read_added_tokens
 from bluelm.errors import InputError
 from bluelm.files import member
-from bluelm.jsonpieces import JsonPieces, same_tokens
+from bluelm.jsonpieces import JsonPieces, copy_settings, same_tokens
 from bluelm.sentencepieces import SentencePieces, piece_count
 from bluelm.templates import Template, chatglm_tokens, find_template
 
@@ -189,6 +190,18 @@ class Tokenizer:
             tokens += self.pieces.encode(mark, trusted=True, behind_mark=index > 0)
             tokens += self.pieces.encode(content, trusted=False, behind_mark=True)
         return tokens
+
+
+def copy_files(folder: Path, to: Path) -> None:
+    """Copy the files of a folder's tokenizer, without truncation and padding that were saved with it.
+
+    Raises:
+        InputError: tokenizer.json cannot be read.
+    """
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            copy = copy_settings if name == "tokenizer.json" else shutil.copyfile
+            copy(folder / name, to / name)
 
 
 def _pieces(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from bluelm.files import atomic_file
+from bluelm.reading import parse_json
 from compress.packing import pack, unpack
 from compress.quantized import OrderedWeight, QuantizedTensor
 
@@ -97,7 +98,7 @@ def read_header(path: Path) -> Header:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[KEY])
+            header = parse_json((file.metadata() or {})[KEY], path)
         linears = {
             name: LinearInfo(
                 (info["shape"][0], info["shape"][1]),

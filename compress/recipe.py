@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bluelm.errors import InputError
+from bluelm.reading import read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -183,10 +184,7 @@ class Recipe(BaseModel):
                 f"no recipe '{name_or_path}'",
                 fix=f"presets: {', '.join(presets())}; or give the path of a YAML file",
             )
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"the recipe is not YAML: {error}", where=path) from None
+        values = read_yaml(path, "the recipe") or {}
         if not isinstance(values, dict):
             raise InputError("a recipe is a table of keys and values", where=path, fix="write lines like `bits: 4`")
         return cls.make({**values, **overrides}, where=path)

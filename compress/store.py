@@ -10,7 +10,6 @@ config.json, tokenizer.*    of the model
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +21,9 @@ from torch import Tensor
 from bluelm.checkpoint import block_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
-from bluelm.files import read_json, sha256, write_text
-from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
+from bluelm.files import sha256, write_text
+from bluelm.reading import read_json
+from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer, copy_files
 from compress.pieces import Header, LinearInfo, read_header, read_ordered, read_vector
 from compress.quantized import OrderedWeight, QuantizedTensor
 from compress.recipe import Recipe
@@ -223,9 +223,7 @@ def finish(
         described: further entries of the manifest: `checkpoint`, `calibration`.
     """
     write_text(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-    for name in TOKENIZER_FILES:
-        if (tokenizer_folder / name).is_file():
-            shutil.copyfile(tokenizer_folder / name, folder / name)
+    copy_files(tokenizer_folder, folder)
     pieces = piece_files(config)
     layers = {name: note for piece in pieces for name, note in read_header(folder / piece).notes.items()}
     others = [path.name for path in folder.iterdir() if path.name in ("config.json", *TOKENIZER_FILES)]

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.files import atomic_file, read_json, sha256, write_text
+from bluelm.files import atomic_file, sha256, write_text
+from bluelm.reading import read_json, read_note
 from bluelm.tokenizer import TOKENIZER_FILES
 from calibration.ranks import Ranks
 from calibration.walk import Streams
@@ -130,7 +131,7 @@ class Work:
 
     def _as_written(self, name: str) -> bool:
         path, note = self.folder / name, self.folder / f"{name}{NOTE}"
-        return path.is_file() and note.is_file() and note.read_text(errors="replace") == sha256(path)
+        return path.is_file() and read_note(note) == sha256(path)
 
     def save_streams(self, index: int, streams: Streams) -> None:
         """Keep the streams in front of block `index`, and forget those in front of earlier ones."""

@@ -21,19 +21,21 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from bluelm.errors import InputError
+from bluelm.reading import read_yaml
 from eval.budget import MAPPING, NUMBER, Budget, DomainLimits, SpeedLimit
 from export.artifact import Format
 
 DEFAULT_BUDGET = Path(__file__).parent / "data" / "budget.yaml"
 SCHEMA = Path(__file__).parent / "data" / "budget.schema.json"
 DEFAULT = "default"
+MOST_FILES = 64  # that a budget may extend, one as often as it is met
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -90,10 +92,10 @@ def load(path: Path, *, names: tuple[str, ...] = (), parameters: float | None = 
 
     Raises:
         InputError: no such file, not YAML, an unknown key (a near one is suggested), a bad value, files that extend
-            one another in a circle, or no limit for this run.
+            one another in a circle or more than `MOST_FILES` of them, or no limit for this run.
     """
     merged: dict[str, Any] = {}
-    for layer in _layers(path, names, parameters, ()):
+    for layer in _layers(path, names, parameters, (), count()):
         merged = _over(merged, layer)
     if not any(value is not None for value in merged.values()):
         fix = f"write limits such as those in {DEFAULT_BUDGET}"
@@ -108,15 +110,18 @@ def json_schema() -> str:
 
 
 def _layers(
-    path: Path, names: tuple[str, ...], parameters: float | None, seen: tuple[Path, ...]
+    path: Path, names: tuple[str, ...], parameters: float | None, seen: tuple[Path, ...], met: Iterator[int]
 ) -> Iterator[dict[str, Any]]:
     """Limits as they were written, each to be laid over those before it."""
     if path.resolve() in seen:
         raise InputError("budgets extend one another in a circle", where=path, fix="take one `extends` away")
+    if next(met) > MOST_FILES:
+        fix = "let fewer of them extend the same files"
+        raise InputError(f"the budget extends more than {MOST_FILES} files", where=path, fix=fix)
     file = _read(path)
     for other in file.extends:
         base = DEFAULT_BUDGET if other == DEFAULT else path.parent / other
-        yield from _layers(base, names, parameters, (*seen, path.resolve()))
+        yield from _layers(base, names, parameters, (*seen, path.resolve()), met)
     yield from _limits(file, parameters)
     _check_names(path, file.targets)
     wanted = [name.lower() for name in names]
@@ -159,12 +164,7 @@ def _check_names(path: Path, sections: Mapping[str, TargetLimits]) -> None:
 
 
 def _read(path: Path) -> BudgetFile:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the budget cannot be read: {error}", where=path, fix="name a YAML file") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"the budget is not YAML: {error}", where=path, fix="mend the file") from error
+    content = read_yaml(path, "the budget")
     if not isinstance(content, dict) or not content:
         fix = f"write limits such as those in {DEFAULT_BUDGET}"
         raise InputError("the budget holds no limits", where=path, fix=fix)

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from bluelm.errors import InputError
 from bluelm.files import plain
+from bluelm.reading import parse_json
 from eval.measurement import Measurement
 
 PATIENCE_S = 120
@@ -222,7 +223,7 @@ def _figures(file: sqlite3.Connection, number: int) -> tuple[Measurement, ...]:
 
 def _run(row: Sequence[Any], measurements: tuple[Measurement, ...]) -> Run:
     number, time, title, target, passed, accepted, facts = row
-    told = json.loads(facts)
+    told = parse_json(facts, f"run {number} of the history")
     if not (isinstance(told, dict) and all(isinstance(text, str) for text in (time, title, target))):
         raise ValueError(f"run {number} is damaged")
     return Run(title, target, bool(passed), measurements, told, bool(accepted), time, number)

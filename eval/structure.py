@@ -15,6 +15,7 @@ import numpy as np
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError
 from bluelm.files import sha256
+from bluelm.reading import read_json
 from bluelm.tokenizer import Message, Tokenizer
 from compress.store import QuantizedCheckpoint
 from eval import compiled, size_plan
@@ -243,7 +244,7 @@ def _end_faults(artifact: Artifact, config: ModelConfig) -> Iterator[str]:
     if mine is not None and mine.eos is not None and wanted and mine.eos not in wanted:
         yield f"the tokenizer says {mine.eos}, the checkpoint {sorted(wanted)}"
     if artifact.format == "onnx-genai":
-        told = json.loads(artifact.path("genai").read_text(encoding="utf-8"))["model"]["eos_token_id"]
+        told = read_json(artifact.path("genai"))["model"]["eos_token_id"]
         if {*(told if isinstance(told, list) else [told])} != wanted:
             yield f"genai_config.json says {told}, the checkpoint {sorted(wanted)}"
     if artifact.format == "executorch-xnnpack":

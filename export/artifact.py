@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
+from bluelm.reading import read_text
 
 Format = Literal[
     "onnx-npu",
@@ -157,13 +158,11 @@ class Artifact(BaseModel):
             InputError: no artifact.json, not one of ours, or a file missing or of another size.
         """
         path = Path(folder) / MANIFEST
+        if not path.exists():
+            raise InputError(f"there is no {MANIFEST}", where=folder, fix="name a folder that bluelm-export made")
         try:
-            artifact = Artifact.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(
-                f"there is no {MANIFEST}", where=folder, fix="name a folder that bluelm-export made"
-            ) from None
-        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            artifact = Artifact.model_validate_json(read_text(path))
+        except ValidationError as error:
             raise InputError(f"{MANIFEST} cannot be read: {error}", where=path) from None
         artifact._folder = Path(folder)
         for file in artifact.files:

@@ -7,7 +7,6 @@ its bytes; integers below 8 bits are packed little-endian, first element in the 
 
 from __future__ import annotations
 
-import json
 import logging
 import struct
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bluelm.errors import InputError, UnavailableError
+from bluelm.reading import read_json
 
 SENTINEL = 0xDEADBEEF
 RECORD = struct.Struct("<IIQQQ")
@@ -118,9 +118,9 @@ class Package:
         if not manifest.is_file():
             raise InputError("this is not a Core ML package: no Manifest.json", where=path)
         try:
-            content = json.loads(manifest.read_text(encoding="utf-8"))
+            content = read_json(manifest)
             entry = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise InputError(f"the manifest cannot be read: {error!r}", where=manifest) from error
         model = path / "Data" / entry
         if not model.is_file():

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bluelm.errors import InputError
+from bluelm.reading import parse_json
 from compress.quantized import QuantizedTensor
 from export.packing import pack, unpack
 
@@ -52,7 +53,7 @@ class EmbeddingTable:
         """
         try:
             file = safe_open(path, "numpy")
-            about = json.loads((file.metadata() or {})["bluelm"])
+            about = parse_json((file.metadata() or {})["bluelm"], path)
             return EmbeddingTable(
                 file.get_slice("codes"),
                 file.get_tensor("scales"),

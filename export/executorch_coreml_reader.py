@@ -6,7 +6,6 @@ the file: a flattened folder of model.mlpackage and metadata.json, which lists i
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
 
 from bluelm.errors import InputError
+from bluelm.reading import parse_json, read_json
 from export.coreml_package import Package, import_coremltools
 
 IDENTIFIER = b"ET12"  # of the flatbuffer
@@ -72,7 +72,7 @@ def unpack(path: Path, folder: Path) -> Program:
         raise InputError("the package in the program cannot be unpacked", where=path)
     root = next((found.parent for found in folder.rglob("metadata.json")), folder)
     package = Package.open(root / "model.mlpackage")
-    about = json.loads((root / "metadata.json").read_text(encoding="utf-8"))["methods"]
+    about = read_json(root / "metadata.json")["methods"]
     methods = {
         plan.name: _method(plan, references[plan.name]["functionName"], about[plan.name])
         for plan in file.program.execution_plan
@@ -88,7 +88,7 @@ def _reference(file: PTEFile, plan: Any, path: Path) -> dict[str, str]:
     content = bytes(file.program.backend_delegate_data[plan.delegates[0].processed.index].data)
     if not content.startswith(REFERENCE):
         raise InputError(f"the delegate of {plan.name} holds no reference to a package", where=path)
-    return json.loads(content.removeprefix(REFERENCE))
+    return parse_json(content.removeprefix(REFERENCE).decode("utf-8", "replace"), path)
 
 
 def _method(plan: Any, function: str, about: dict[str, list[str]]) -> Method:

@@ -16,7 +16,7 @@ from typing import Any
 import gguf
 
 from bluelm.errors import TargetError
-from bluelm.files import read_json
+from bluelm.reading import MOST_TABLE_BYTES, read_json
 
 Kind = gguf.TokenType
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel does by itself
@@ -57,7 +57,7 @@ def read_byte_pairs(path: Path, rows: int) -> BytePairs:
         TargetError: no byte-level BPE, or one that llama.cpp has no name for.
         InputError: the file is damaged.
     """
-    data = read_json(path)
+    data = read_json(path, MOST_TABLE_BYTES)
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
         raise TargetError("GGUF takes SentencePiece and byte-level BPE tokenizers alone", where=path, fix=FIX)

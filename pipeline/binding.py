@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
+from bluelm.reading import read_note
 from eval.budget import Budget, judge
 from eval.report import FILE, Report
 from export.artifact import MANIFEST, Artifact
@@ -34,7 +35,7 @@ def open_run(run: Path) -> Report:
     """
     report = Report.open(run)
     noted = run / RECORDS / SEAL
-    if noted.is_file() and noted.read_text(encoding="utf-8", errors="replace").strip() != sha256(run / FILE):
+    if noted.exists() and read_note(noted) != sha256(run / FILE):
         raise InputError("report.json was changed after the run", where=run / FILE, fix=_again(run))
     if report.passed:
         _hold_again(report, run)

@@ -10,6 +10,7 @@ from typing import Any
 
 from bluelm.errors import InputError
 from bluelm.files import write_text
+from bluelm.reading import read_json
 from compress.recipe import Recipe
 from pipeline.stages import RECORDS
 
@@ -54,12 +55,10 @@ def check_settings(folder: Path, settings: Mapping[str, Any], overwrite: bool) -
     if overwrite or not path.is_file():
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        before = read_json(path)
+    except InputError:
         return  # the stages' own records decide
     now = json.loads(json.dumps(settings))
-    if not isinstance(before, dict):
-        return
     if before.get("checkpoint") != now["checkpoint"] and before.get("model") == now["model"]:
         before["checkpoint"] = now["checkpoint"]  # trained on in its place
     keys = sorted(key for key in now if before.get(key) != now[key])

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress
+from bluelm.reading import MOST_TABLE_BYTES, read_bytes
 from eval import estimate, heldout, judge, sanity, structure
 from eval.confidence import Sample
 from eval.heldout import HeldOut
@@ -118,7 +119,7 @@ def judged(
             (temporary / "judged.json").write_bytes(JUDGED.dump_json(found, indent=1))
 
     folder = stages.run(layout.JUDGED, inputs, work)
-    return JUDGED.validate_json((folder / "judged.json").read_bytes())
+    return JUDGED.validate_json(read_bytes(folder / "judged.json", MOST_TABLE_BYTES))
 
 
 def judge_artifacts(

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from bluelm.checkpoint import Checkpoint
 from bluelm.files import atomic_folder
 from bluelm.progress import Progress
+from bluelm.reading import read_bytes
 from bluelm.tokenizer import Tokenizer
 from eval import tasks
 from eval.measurement import Measurement
@@ -52,7 +53,7 @@ def judge_tasks(
         shutil.rmtree(answers)
 
     folder = stages.run(layout.TASKS, inputs, work)
-    return list(FIGURES.validate_json((folder / "figures.json").read_bytes()))
+    return list(FIGURES.validate_json(read_bytes(folder / "figures.json")))
 
 
 def _ask_both(

@@ -21,6 +21,7 @@ from typing import Any
 
 from bluelm.errors import ExportError, InputError
 from bluelm.files import sha256, write_text
+from bluelm.reading import MOST_TABLE_BYTES, read_json, read_note
 from eval.report import Stage
 
 RECORDS = ".stages"
@@ -99,7 +100,7 @@ class Stages:
         self._refuse_foreign(name, record)
         started = time.monotonic()
         begun = self._begun(name)
-        if not begun.is_file() or begun.read_text() != fingerprint(inputs):
+        if read_note(begun) != fingerprint(inputs):
             shutil.rmtree(folder.with_name(f"{name}{PARTIAL}"), ignore_errors=True)
         retire_reports(self.folder)
         write_text(begun, fingerprint(inputs))
@@ -120,10 +121,10 @@ class Stages:
     def _read(self, name: str) -> dict[str, Any]:
         """The record of a finished stage; empty if there is none, or none that can be read."""
         try:
-            found = json.loads(self._record(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            found = read_json(self._record(name), MOST_TABLE_BYTES)
+        except InputError:
             return {}
-        return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else {}
+        return found if isinstance(found.get("files"), dict) else {}
 
     def _differs(self, name: str, record: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
         """What is not as the record says, in words; empty if nothing."""

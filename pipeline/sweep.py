@@ -27,6 +27,7 @@ import typer
 
 from bluelm.errors import BudgetError, InputError, UnavailableError
 from bluelm.files import write_text
+from bluelm.reading import read_json
 from pipeline import layout
 from pipeline.effects import refuse_if
 from pipeline.errors import INTERRUPTED, leave
@@ -263,8 +264,8 @@ def _last_words(said: str) -> str:
 
 def _read(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except InputError:
         return None
 
 

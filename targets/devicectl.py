@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from bluelm.errors import UnavailableError
+from bluelm.errors import InputError, UnavailableError
+from bluelm.reading import read_json
 from targets.adb import ShellResult
 from targets.phone import Phone, Thermal
 
@@ -44,8 +45,8 @@ def devicectl(*arguments: str, timeout: float = 60) -> dict[str, Any]:
             said = done.stderr.strip()[-300:]
             raise UnavailableError(f"devicectl {' '.join(arguments[:2])} failed: {said}", fix="see it in Xcode")
         try:
-            return json.loads(output.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return read_json(output)
+        except InputError as error:
             raise UnavailableError(f"devicectl wrote no JSON: {error}", fix="update Xcode to 15 or newer") from error
 
 

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from bluelm.errors import InputError, TargetError
 from bluelm.files import atomic_folder, write_text
 from bluelm.progress import Progress, Silent
+from bluelm.reading import read_bytes
 from export.artifact import SIMULATOR, Artifact, list_files
 from export.mobile_package import MODEL
 from export.onnx_decoder import GRAPHS
@@ -117,7 +118,7 @@ def read_methods(path: Path) -> dict[str, list[Method]]:
         InputError: the file does not tell them.
     """
     try:
-        methods = TypeAdapter(dict[str, list[Method]]).validate_json(path.read_bytes())
+        methods = TypeAdapter(dict[str, list[Method]]).validate_json(read_bytes(path))
     except ValidationError as error:
         raise InputError(f"the methods of the program cannot be read: {error}", where=path) from None
     if set(methods) != set(GRAPHS):

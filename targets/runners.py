@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bluelm.errors import InputError, UnavailableError
+from bluelm.reading import parse_json, read_yaml
 
 DEFAULTS = Path(__file__).parent / "data" / "runners.yaml"
 Says = Literal["onnxruntime_perf_test", "llama_main", "benchmark_model"]
@@ -82,10 +81,7 @@ def load_runner(name: str, path: Path | None = None) -> Runner:
 
 
 def _read(path: Path) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"the runner's configuration cannot be read: {error}", where=path) from error
+    content = read_yaml(path, "the runner's configuration")
     if not isinstance(content, dict):
         raise InputError("the runner's configuration is not a table by runtime", where=path, fix="mend it")
     return content
@@ -162,14 +158,14 @@ def _llama_main(text: str, phase: str, tokens: int) -> Figures:
     """ExecuTorch's llama_main: one JSON line of milliseconds behind "PyTorchObserver"; RSS in MiB."""
     lines = re.findall(r"PyTorchObserver (\{.*\})", text)
     try:
-        told = json.loads(lines[-1])
+        told = parse_json(lines[-1], "what the program said")
         unit = float(told.get("SCALING_FACTOR_UNITS_PER_SECOND", 1000))
         start, prompt_end, end, first = (
             float(told[k]) / unit
             for k in ("inference_start_ms", "prompt_eval_end_ms", "inference_end_ms", "first_token_ms")
         )
         prompt, generated = float(told["prompt_tokens"]), float(told["generated_tokens"])
-    except (IndexError, KeyError, TypeError, ValueError):
+    except (InputError, IndexError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         return Figures()
     if not start < prompt_end < end:
         return Figures()

@@ -199,7 +199,7 @@ def test_no_runner_configured_says_where_to_get_it(phone, model, tmp_path):
     [
         ("onnx-cpu: {binry: x}", "binry"),
         ("[1]", "not a table"),
-        ("a: [", "cannot be read"),
+        ("a: [", "not YAML"),
         ("onnx-cpu: 3", "wrong"),
     ],
 )

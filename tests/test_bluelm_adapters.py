@@ -208,6 +208,12 @@ A_OF_Q, B_OF_Q = (f"base_model.model.{Q}.lora_{side}.weight" for side in "AB")
         ({"r": 8}, lambda t: None, ["rank 4", "8"]),
         ({"lora_alpha": "much"}, lambda t: None, ["lora_alpha", "much"]),
         ({"rank_pattern": {"(": 4}}, lambda t: None, ["no pattern"]),
+        ({"rank_pattern": [4]}, lambda t: None, ["rank_pattern must be an object"]),
+        ({"alpha_pattern": {"(?=q)q_proj": 4}}, lambda t: None, ["no pattern", "alpha_pattern", "without lookaround"]),
+        ({"alpha_pattern": {"(" * 2000 + ")" * 2000: 4}}, lambda t: None, ["characters"]),
+        ({"rank_pattern": {"((a{1000}){1000}){1000}": 4}}, lambda t: None, ["no pattern"]),
+        ({"rank_pattern": {f"q{i}": 4 for i in range(2001)}}, lambda t: None, ["2001 patterns"]),
+        ({"lora_alpha": 10**400}, lambda t: None, ["401 digits"]),
         ({"peft_type": "IA3"}, lambda t: None, ["IA3"]),
         ({"use_dora": True}, lambda t: None, ["DoRA"]),
         ({"bias": "all"}, lambda t: None, ["biases"]),
@@ -231,6 +237,17 @@ def test_what_does_not_fit(base: Checkpoint, tmp_path: Path, config: Any, change
         adapted(base, [(tmp_path / "a", 1.0)])
     for words in said:
         assert words in str(caught.value)
+
+
+def test_a_pattern_takes_no_longer_than_a_name(base: Checkpoint, tmp_path: Path) -> None:
+    """Python's own `re` has not finished such a match in a day."""
+    endless = {r"(([a-z0-9_.]|[a-z0-9_.]+)*)*!": 9}
+    write_adapter(tmp_path / "a", rank_pattern=endless, alpha_pattern=endless)
+    write_adapter(tmp_path / "b")
+
+    with_it, without = (adapted(base, [(tmp_path / name, 1.0)]) for name in "ab")
+
+    assert torch.equal(with_it.tensor(f"{Q}.weight"), without.tensor(f"{Q}.weight"))
 
 
 def test_adapters_of_nan_or_nowhere(base: Checkpoint, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bluelm import jsonpieces
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError, UnavailableError
 from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Message, Tokenizer
+from bluelm.tokenizer import Message, Tokenizer, copy_files
 from tests.checkpoints import train_tokenizer, write_checkpoint
 
 DEMO = Tokenizer.from_folder(demo_checkpoint())
@@ -310,3 +311,75 @@ def test_damaged_tokenizer_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(InputError):
         Tokenizer.from_folder(tmp_path)
+
+
+def changed(folder: Path, to: Path, **parts: Any) -> Path:
+    """A copy of a folder whose tokenizer.json has other parts."""
+    to.mkdir()
+    data = json.loads((folder / "tokenizer.json").read_text())
+    (to / "tokenizer.json").write_text(json.dumps(data | parts))
+    return to
+
+
+def split_by(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_are_off(json_folder: Path, tmp_path: Path) -> None:
+    """Every text was cut to so many tokens, or made as long as the padding says; also in what a run ships."""
+    import tokenizers
+
+    text = "你好 world " * 200
+    hostile: Any = tokenizers.Tokenizer.from_file(str(json_folder / "tokenizer.json"))
+    hostile.enable_truncation(128)
+    assert len(hostile.encode(text).ids) == 128
+    hostile.enable_padding(length=10**9)
+    saved = json.loads(hostile.to_str())
+    assert saved["padding"]["strategy"] == {"Fixed": 10**9}
+    folder = changed(json_folder, tmp_path / "m", truncation=saved["truncation"], padding=saved["padding"])
+
+    expected = Tokenizer.from_folder(json_folder).encode(text)
+    assert len(expected) > 128
+    assert Tokenizer.from_folder(folder).encode(text) == expected
+
+    (tmp_path / "shipped").mkdir()
+    copy_files(folder, tmp_path / "shipped")
+    runtime: Any = tokenizers.Tokenizer.from_file(str(tmp_path / "shipped" / "tokenizer.json"))
+    assert runtime.truncation is None and runtime.padding is None
+    assert runtime.encode(text, add_special_tokens=False).ids == expected
+    (tmp_path / "same").mkdir()
+    copy_files(json_folder, tmp_path / "same")
+    assert (tmp_path / "same" / "tokenizer.json").read_bytes() == (json_folder / "tokenizer.json").read_bytes()
+
+
+def test_patterns_of_a_tokenizer_end(json_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oniguruma gives up behind ten million steps from one place of the text, but there are as many as characters."""
+    gives_up = changed(json_folder, tmp_path / "a", pre_tokenizer=split_by("(a+a+)+b"))
+    with pytest.raises(InputError, match="gives up on a text of 60 characters") as caught:
+        Tokenizer.from_folder(gives_up).encode("a" * 60)
+    assert caught.value.where == str(gives_up / "tokenizer.json") and caught.value.exit_code == 2
+
+    monkeypatch.setattr(jsonpieces, "SECONDS", 0.1)
+    slow = changed(json_folder, tmp_path / "b", pre_tokenizer=split_by("(?:a|aa){20}b"))
+    with pytest.raises(InputError, match="more than 0 s to cut 60 characters"):
+        Tokenizer.from_folder(slow).encode("a" * 60)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"decoder": {"type": "Replace", "pattern": {"Regex": "(a+a+)+b"}, "content": " "}}, "regular expression"),
+        ({"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10_000}}, "1000"),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 30}},
+            "1000",
+        ),
+        ({"pre_tokenizer": split_by("(")}, "not a tokenizer.json"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_makes_much_of_little(
+    json_folder: Path, tmp_path: Path, parts: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        Tokenizer.from_folder(changed(json_folder, tmp_path / "m", **parts))

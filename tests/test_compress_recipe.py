@@ -79,7 +79,7 @@ def test_bad_files_are_refused(tmp_path: Path, text: str) -> None:
 def test_binary_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(InputError, match="not YAML"):
+    with pytest.raises(InputError, match="not UTF-8"):
         Recipe.load(path)
 
 

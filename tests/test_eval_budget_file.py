@@ -56,7 +56,7 @@ def write(folder: Path, text: str, name: str = "budget.yaml") -> Path:
         ("max_mean_kl: null", ["no limits"]),
         ("", ["no limits"]),
         ("- 3", ["no limits"]),
-        ("a: [", ["not YAML", "line 1"]),
+        ("a: [", ["not YAML", "line 2, column 1"]),
     ],
 )
 def test_a_bad_budget_says_what_is_wrong_and_where(tmp_path: Path, text: str, told: list[str]) -> None:
@@ -65,6 +65,17 @@ def test_a_bad_budget_says_what_is_wrong_and_where(tmp_path: Path, text: str, to
     assert ".yaml" in str(caught.value)
     for words in told:
         assert words in str(caught.value)
+
+
+def test_a_diamond_of_budgets_is_not_read_without_end(tmp_path: Path) -> None:
+    """Each extends the next one twice: 22 levels are four million files."""
+    for level in range(22):
+        (tmp_path / f"{level}.yaml").write_text(f"extends: [{level + 1}.yaml, {level + 1}.yaml]\n")
+    (tmp_path / "22.yaml").write_text("max_mean_kl: 0.1\n")
+
+    with pytest.raises(InputError, match="more than 64 files"):
+        load(tmp_path / "0.yaml")
+    assert load(tmp_path / "18.yaml").max_mean_kl == load(tmp_path / "22.yaml").max_mean_kl
 
 
 def test_a_missing_budget_is_bad_input(tmp_path: Path) -> None:

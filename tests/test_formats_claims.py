@@ -122,6 +122,11 @@ REFUSED: dict[str, tuple[Pack, dict[str, Any], dict[str, Any], list[str]]] = {
         [Q, "say 8 bits"],
     ),
     "dynamic": (gptq, V1 | {"dynamic": {".*q_proj": {"group_size": 64}}}, {}, [Q, "groups of 64", "have 16"]),
+    "a pattern without end": (
+        gptq, V1 | {"dynamic": {"(([a-z0-9_.]|[a-z0-9_.]+)*)*!": {"bits": 8}, ".*q_proj": {"group_size": 64}}}, {},
+        [Q, "groups of 64", "have 16"],
+    ),
+    "lookaround": (gptq, V1 | {"dynamic": {"(?!x).*": {"bits": 8}}}, {}, ["no pattern", "lookaround"]),
     "a pattern that is none": (gptq, V1 | {"dynamic": {"(": {"bits": 8}}}, {}, ["'('", "no pattern"]),
     "compressed-tensors, bits": (compressed, scheme(num_bits=8), {}, ["say 8 bits", "have 4"]),
     "compressed-tensors, groups": (compressed, scheme(group_size=32), {}, ["groups of 32", "have 16"]),

@@ -64,6 +64,14 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )  # fmt: skip
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder / "float")
     write_tokenizer(folder / "float", request.param)
+    table = folder / "float" / "tokenizer.json"
+    saved = json.loads(table.read_text())  # what whoever trained it had asked for: no rule of the model
+    saved["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    saved["padding"] = {
+        "strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "!",
+    }  # fmt: skip
+    table.write_text(json.dumps(saved))
     return request.param, quantized(folder / "float", folder / "quantized")
 
 

@@ -7,12 +7,12 @@ they believe.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bluelm.errors import InputError
+from bluelm.patterns import check_count, matcher
 from compress.quantized import QuantizedTensor
 
 FIX = "correct the settings, or fetch settings and tensors of the same checkpoint"
@@ -94,9 +94,10 @@ def _exceptions(settings: Mapping[str, Any], usual: Claim, where: object) -> Ite
         said = settings.get(field) or {}
         if not isinstance(said, dict):
             raise InputError(f"{field} must be an object", where=where, fix=FIX)
+        check_count(len(said), where)
         for pattern, values in said.items():
             if isinstance(values, dict) and not pattern.startswith("-:"):
-                yield _matching(pattern.removeprefix("+:"), where), _claim(values, usual, where)
+                yield matcher(pattern.removeprefix("+:"), where), _claim(values, usual, where)
 
 
 def _schemes(settings: Mapping[str, Any], where: object) -> Iterator[Any]:
@@ -114,22 +115,15 @@ def _schemes(settings: Mapping[str, Any], where: object) -> Iterator[Any]:
         ordered = True if order in (True, "group") else None  # "static" and "weight" leave groups in place
         claim = Claim(_number(weights, "num_bits", where), size, _flag(weights, "symmetric", where), ordered)
         targets = scheme.get("targets")
+        check_count(len(found) + len(targets) if isinstance(targets, list) else 0, where)
         for target in targets if isinstance(targets, list) else ():
             if str(target).startswith("re:"):
-                found.append((1, _matching(str(target).removeprefix("re:"), where), claim))
+                found.append((1, matcher(str(target).removeprefix("re:"), where), claim))
             elif target == "Linear":
                 found.append((2, lambda _: True, claim))
             else:
                 found.append((0, str(target).__eq__, claim))
     yield from ((fits, claim) for _, fits, claim in sorted(found, key=lambda one: one[0]))
-
-
-def _matching(pattern: str, where: object) -> Callable[[str], bool]:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"{pattern!r} is no pattern: {error}", where=where, fix=FIX) from None
-    return lambda name: compiled.match(name) is not None
 
 
 def _number(said: Mapping[str, Any], field: str, where: object) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from bluelm.errors import InputError
 from bluelm.files import write_text
 from bluelm.rope import inverse_frequencies, max_context
 from bluelm.sentencepieces import has_dummy_prefix
-from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
+from bluelm.tokenizer import Tokenizer, copy_files
 
 
 def plain_config(config: ModelConfig) -> dict[str, Any]:
@@ -67,9 +66,7 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
 
 def write_tokenizer(source: Path, folder: Path, config: ModelConfig) -> None:
     """The tokenizer's files, its class replaced by one that transformers has, and generation_config.json."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    copy_files(source, folder)
     settings = optional_json(folder, "tokenizer_config.json")
     settings.pop("auto_map", None)
     if (folder / "tokenizer.model").exists() and Tokenizer.from_folder(source).source.name == "tokenizer.model":

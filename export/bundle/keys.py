@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 from bluelm import certificates
 from bluelm.errors import InputError
 from bluelm.files import atomic_file
+from bluelm.reading import read_bytes
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
@@ -155,10 +156,7 @@ def load_key(path: Path, password: str | None = None, certificate: Path | None =
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"the file cannot be read: {error.strerror}", where=path) from error
+    return read_bytes(path)
 
 
 def development_path() -> Path:

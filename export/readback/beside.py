@@ -13,7 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from bluelm.files import read_json
+from bluelm.reading import read_json
 from bluelm.tokenizer import TOKENIZER_FILES
 from compress.store import QuantizedCheckpoint
 from export.artifact import MANIFEST, Artifact

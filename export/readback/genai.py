@@ -9,7 +9,7 @@ import numpy as np
 
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError, InputError
-from bluelm.files import read_json
+from bluelm.reading import read_json
 from bluelm.rope import rope_table
 from compress.store import EMBED, QuantizedCheckpoint
 from export import onnx_genai

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import gguf
 
 from bluelm.config import ModelConfig
+from bluelm.reading import MOST_TABLE_BYTES, read_json
 from bluelm.sentencepieces import SentencePieces, read_model
 from bluelm.tokenizer import Tokenizer
 from compress.store import QuantizedCheckpoint
@@ -82,12 +82,14 @@ def _byte_pairs(path: Path, config: ModelConfig) -> dict[str, Value]:
     from export.gguf_bpe import read_byte_pairs
 
     library: Any = tokenizers.Tokenizer.from_file(str(path))
+    library.no_truncation()
+    library.no_padding()
     rows = [_unused(index) for index in range(config.vocab_size)]
     for text, index in library.get_vocab(with_added_tokens=False).items():
         rows[index] = Row(text, Kind.NORMAL)
     for index, token in library.get_added_tokens_decoder().items():
         rows[index] = Row(token.content, Kind.CONTROL if token.special else Kind.USER_DEFINED)
-    pairs = json.loads(path.read_text(encoding="utf-8"))["model"]["merges"]
+    pairs = read_json(path, MOST_TABLE_BYTES)["model"]["merges"]
     merges = [pair if isinstance(pair, str) else f"{pair[0]} {pair[1]}" for pair in pairs]
     first, plain = (library.encode("a", add_special_tokens=special).ids for special in (True, False))
     return {

@@ -1,0 +1,236 @@
+"""Files of settings, read within bounds: JSON and YAML that somebody else wrote.
+
+A file is opened only if it is a regular one (a pipe would block for ever), read up to a size, and its content may be
+neither deep nor endless: numbers of thousands of digits, brackets in brackets and aliases that multiply are refused
+where they stand, so that nothing behind has to ask again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+import yaml
+
+from bluelm.errors import InputError
+
+MOST_BYTES = 16 << 20  # of a file of settings; the largest that are known have a fraction of it
+MOST_TABLE_BYTES = 64 << 20  # of a tokenizer or an index of tensors
+MOST_YAML_BYTES = 1 << 20  # a recipe that names every linear of 100 blocks has 50 kB
+MOST_PARTS = 4 << 20  # values in one JSON file: some 250 MB in memory
+MOST_VALUES = 50_000  # in one YAML file, aliases counted as often as they stand for something
+MOST_DEPTH = 64
+MOST_DIGITS = 40  # of a whole number: transformers writes a tokenizer without a limit as int(1e30)
+MOST_ALIASES = 1000
+
+# PyYAML's constructors let these through on tags that do not fit their value: !!int "", !!timestamp x, !!bool z
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that is neither pipe nor device.
+
+    Raises:
+        InputError: it is one, or a folder.
+        OSError: it is missing or may not be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError("this is not a regular file", where=path, fix="give a file that lies on a disk")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES, what: str = "the file") -> bytes:
+    """All bytes of a regular file; `what` is what messages call it.
+
+    Raises:
+        InputError: it is larger than `most`, no regular file, missing, or cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(most + 1) if size <= most else b""
+    except OSError as error:
+        fix = "see that it is there and may be read"
+        raise InputError(f"{what} cannot be read: {error.strerror or error}", where=path, fix=fix) from None
+    except ValueError as error:  # a zero byte in its name
+        raise InputError(f"{what} cannot be read: {error}", where=repr(str(path))) from None
+    if size > most or len(data) > most:
+        problem = f"{what} has more than {most} bytes"
+        fix = "see whether it is the right file, or fetch it again"
+        raise InputError(f"{problem}: {max(size, len(data))}", where=path, fix=fix)
+    return data
+
+
+def read_text(path: Path, most: int = MOST_BYTES, what: str = "the file") -> str:
+    """All text of a regular file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: as `read_bytes`, or it is no UTF-8.
+    """
+    try:
+        return read_bytes(path, most, what).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"{what} cannot be read: not UTF-8 (byte {error.start})"
+        raise InputError(problem, where=path, fix="write it in UTF-8") from None
+
+
+def read_note(path: Path) -> str:
+    """A line that we wrote for ourselves, a digest say; "" where there is none, or something else."""
+    try:
+        return read_text(path, 1000).strip()
+    except InputError:
+        return ""
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        InputError: the file cannot be read or is not a JSON object in UTF-8.
+    """
+    data = parse_json(read_text(path, most), path)
+    if not isinstance(data, dict):
+        raise InputError(f"expected a JSON object, found {type(data).__name__}", where=path)
+    return data
+
+
+def parse_json(text: str, where: object) -> Any:
+    """A JSON value.
+
+    Raises:
+        InputError: it is none, has more than `MOST_PARTS` values, is deeper than `MOST_DEPTH`, or holds a whole
+            number of more than `MOST_DIGITS` digits.
+    """
+    try:
+        if text.count(",") + text.count("[") + text.count("{") > MOST_PARTS:
+            raise ValueError(f"more than {MOST_PARTS} values")
+        data = json.loads(text, parse_int=_whole)
+        _check_depth(data)
+    except (ValueError, RecursionError) as error:
+        reason = "too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"not readable as JSON: {reason}", where=where, fix="fetch the file again") from None
+    return data
+
+
+def read_yaml(path: Path, what: str = "the file") -> Any:
+    """A YAML file as text, numbers, booleans, nulls, lists and dictionaries; a date is text.
+
+    Raises:
+        InputError: it cannot be read, is no YAML, or is too large: in bytes, in depth, in digits, by its aliases.
+    """
+    text = read_text(path, MOST_YAML_BYTES, what)
+    try:
+        _check_events(text)
+        data = yaml.load(text, _Loader)
+        for value in _walk(data, MOST_VALUES):
+            if not isinstance(value, str | int | float | bool | list | dict | None):
+                raise ValueError(f"{type(value).__name__} is no value that such a file may hold")
+    except _NOT_YAML as error:
+        problem = f"{what} is not YAML that can be read: {_reason(error)}"
+        raise InputError(problem, where=path, fix="mend the file") from None
+    return data
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "too deep"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+    if isinstance(error, ValueError | yaml.YAMLError):
+        return str(error)
+    return "a tag does not fit its value"
+
+
+def _walk(data: Any, most: int) -> Iterator[Any]:
+    """Every value and every key, shared ones as often as they are met.
+
+    Raises:
+        ValueError: too deep, too many, or a whole number that is too long.
+    """
+    waiting = [(data, 0)]
+    count = 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > most:
+            raise ValueError(f"more than {most} values")
+        if depth > MOST_DEPTH:
+            raise ValueError(f"more than {MOST_DEPTH} brackets in one another")
+        if isinstance(value, int) and not -(10**MOST_DIGITS) < value < 10**MOST_DIGITS:
+            raise ValueError(f"a whole number of more than {MOST_DIGITS} digits")
+        yield value
+        if isinstance(value, Mapping):
+            waiting += [(key, depth + 1) for key in value]
+            waiting += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += [(inner, depth + 1) for inner in value]
+
+
+def _check_depth(data: Any) -> None:
+    """ValueError where brackets stand too deep in one another; in a JSON value, which shares nothing."""
+    level = [data] if isinstance(data, dict | list) else []
+    for _ in range(MOST_DEPTH + 1):
+        insides = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for values in insides for value in values if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"more than {MOST_DEPTH} brackets in one another")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where PyYAML was built with it
+
+
+class _Loader(_Base):
+    """PyYAML's safe loader without dates, and with bounds on what makes more of less."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in rows if tag != "tag:yaml.org,2002:timestamp"]
+        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def flatten_mapping(self, node: Any) -> None:
+        """`<<` copies, and what was copied is copied again."""
+        super().flatten_mapping(node)
+        if len(node.value) > 10 * MOST_ALIASES:
+            raise ValueError(f"more than {10 * MOST_ALIASES} keys in one mapping")
+
+    def number(self, node: Any) -> Any:
+        """1:1:1:… is a number in base 60, of any length."""
+        if len(str(node.value)) > 100:
+            raise ValueError("a number of more than 100 characters")
+        return yaml.SafeLoader.yaml_constructors[node.tag](self, node)
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(_tag, _Loader.number)
+
+
+def _check_events(text: str) -> None:
+    """What libyaml sees before anything is made of it: aliases and depth.
+
+    Raises:
+        ValueError: too many.
+    """
+    depth = aliases = 0
+    for count, event in enumerate(yaml.parse(text, _Loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        aliases += isinstance(event, yaml.AliasEvent)
+        if count > 2 * MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values")
+        if depth > MOST_DEPTH:
+            raise ValueError(f"more than {MOST_DEPTH} brackets in one another")
+        if aliases > MOST_ALIASES:
+            raise ValueError(f"more than {MOST_ALIASES} aliases")
