@@ -256,7 +256,7 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?I?B?)\s*", text.upper())
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMG]?I?B?)\s*", text.upper())
     unit = found.group(2) if found else None
     if found is None or unit not in UNITS:
         raise ValueError("a size is a number with GB, MB, GiB or MiB, e.g. 4.2GB")

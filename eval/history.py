@@ -25,6 +25,7 @@ from bluelm.reading import parse_json
 from eval.measurement import Measurement
 
 PATIENCE_S = 120
+MOST_BYTES = 64 << 20  # of one value
 LAYOUT = 2
 OLD_LAYOUT = 1  # without what ran to get a figure; the first writer adds the column
 _MEASUREMENT = TypeAdapter(Measurement)  # SQLite holds whatever type is written
@@ -91,12 +92,15 @@ class History:
             if write and not self.path.exists():
                 _create(self.path)
             mode = "rw" if write else "ro"
+            _check_regular(self.path)
             location = f"{self.path.absolute().as_uri()}?mode={mode}"
             with closing(sqlite3.connect(location, timeout=PATIENCE_S, isolation_level=None, uri=True)) as file:
+                file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES)
                 version = _renewed(file) if write else _version(file)
                 if version not in (LAYOUT, OLD_LAYOUT):
                     fix = "name another file with --history, or use the version that wrote it"
                     raise InputError(f"the history has layout {version}, not {LAYOUT}", where=self.path, fix=fix)
+                _check_tables(file)
                 yield file
         except (sqlite3.Error, OSError, OverflowError, ValueError) as error:  # ValueError: what lies in it is damaged
             fix = "name another file with --history"
@@ -194,6 +198,28 @@ def _create(path: Path) -> None:
             os.link(temporary, path)
 
 
+def _check_regular(path: Path) -> None:
+    """ValueError where SQLite would wait for the other end of a pipe."""
+    for beside in ("", "-wal", "-shm", "-journal"):
+        part = path.with_name(path.name + beside)
+        if part.exists() and not part.is_file():
+            raise ValueError(f"{part.name} is not a regular file")
+
+
+def _check_tables(file: sqlite3.Connection) -> None:
+    """ValueError where another hand put into the file what SQLite would run: views, triggers, computed columns."""
+    ours = {("table", "runs"), ("table", "figures"), ("index", "figures_by_name")}
+    for kind, name, code in file.execute("SELECT type, name, sql FROM sqlite_master"):
+        if name.startswith("sqlite_stat"):  # of ANALYZE
+            continue
+        if (kind, name) not in ours or not code.upper().startswith(f"CREATE {kind.upper()} "):
+            raise ValueError(f"it holds a {kind} {name!r}, which is none of ours")
+    for table in ("runs", "figures"):
+        for row in file.execute(f"PRAGMA table_xinfo({table})"):
+            if row[6]:
+                raise ValueError(f"{table} holds a computed column {row[1]!r}")
+
+
 def _version(file: sqlite3.Connection) -> int:
     return file.execute("PRAGMA user_version").fetchone()[0]
 
@@ -223,7 +249,10 @@ def _figures(file: sqlite3.Connection, number: int) -> tuple[Measurement, ...]:
 
 def _run(row: Sequence[Any], measurements: tuple[Measurement, ...]) -> Run:
     number, time, title, target, passed, accepted, facts = row
-    told = parse_json(facts, f"run {number} of the history")
+    try:
+        told = parse_json(facts, "")
+    except InputError as error:
+        raise ValueError(f"run {number}: {error.problem}") from None
     if not (isinstance(told, dict) and all(isinstance(text, str) for text in (time, title, target))):
         raise ValueError(f"run {number} is damaged")
     return Run(title, target, bool(passed), measurements, told, bool(accepted), time, number)

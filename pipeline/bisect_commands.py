@@ -10,6 +10,7 @@ import typer
 
 from bluelm.errors import InputError
 from pipeline.errors import leave
+from pipeline.terminal import say
 
 if TYPE_CHECKING:
     from eval.bisect import Finding
@@ -58,11 +59,11 @@ def bisect(
             if artifact in (None, name):
                 place = cast(Place, built.on)
                 found_by = origin(Artifact.open(run / built.folder), place)
-                print(f"{name}: {built.folder} on {place}, {TOKENS} tokens, {found_by.how} by {found_by.by}")
+                say(f"{name}: {built.folder} on {place}, {TOKENS} tokens, {found_by.how} by {found_by.by}")
                 folder = model or Path(report.configuration.get("model", ""))
                 with tempfile.TemporaryDirectory(prefix="bluelm-bisect-") as scratch:
                     found[name] = _bisect(run / built.folder, built.on, run / QUANTIZED, folder, Path(scratch))
-                print(f"  {found[name] or 'nothing is beyond what is expected'}")
+                say(f"  {found[name] or 'nothing is beyond what is expected'}")
         if json_file is not None:
             shown = {name: None if one is None else vars(one) for name, one in found.items()}
             write_text(json_file, json_text(shown))
@@ -88,7 +89,7 @@ def _bisect(folder: Path, on: str, quantized: Path, model: Path, scratch: Path) 
         provenance.check(model)
         checkpoint = Checkpoint.open(model)
     else:
-        print("  the float checkpoint is not there: what rounding the weights costs is not looked at (--model)")
+        say("  the float checkpoint is not there: what rounding the weights costs is not looked at (--model)")
     held_out = heldout.load([], (checkpoint or QuantizedCheckpoint.open(quantized)).tokenizer())
     tokens = held_out.windows[0].tokens.tolist()[: min(TOKENS, opened.chunk)]
     bisection = Bisection(opened, cast(Place, on), QuantizedCheckpoint.open(quantized), checkpoint, tokens, scratch)

@@ -19,6 +19,7 @@ from pipeline.effects import refuse_if
 from pipeline.errors import leave
 from pipeline.options import SignedAt
 from pipeline.progress import show_progress
+from pipeline.terminal import console, say
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -58,10 +59,6 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _say(text: str) -> None:
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 def fetch(
     repo: Annotated[str, typer.Argument(help="e.g. vivo-ai/BlueLM-7B-Chat")],
     revision: Annotated[
@@ -95,11 +92,11 @@ def fetch(
         other = HUBS[hub](mirror, limits) if mirror is not None else None
         wanted = revision or {"huggingface": "main", "modelscope": "master"}[hub]
         known = FolderManifest.open(pinned) if pinned else None
-        with show_progress(Console(stderr=True)) as progress:
+        with show_progress(console(error=True)) as progress:
             found = get(repo, target, wanted, server, other, known, progress)
         left = f" Left out: {', '.join(map(repr, found.left_out))}." if found.left_out else ""
         files = found.manifest
-        _say(f"{target}: {len(files.files)} files, every one as the hub says. Manifest {files.digest()}.{left}")
+        say(f"{target}: {len(files.files)} files, every one as the hub says. Manifest {files.digest()}.{left}")
         return 0
 
     leave(work)
@@ -120,12 +117,12 @@ def manifest(
         if not found.files:
             raise InputError("the folder is empty: there is nothing to pin", where=checkpoint)
         if out is None:
-            print(found.model_dump_json(indent=1, exclude_none=True))
+            say(found.model_dump_json(indent=1, exclude_none=True))
             return 0
         if out.resolve().is_relative_to(checkpoint.resolve()):
             raise InputError("the manifest would lie in the folder that it describes", where=out)
         found.save(out)
-        _say(f"{out}: {len(found.files)} files, digest {found.digest()}")
+        say(f"{out}: {len(found.files)} files, digest {found.digest()}")
         return 0
 
     leave(work)
@@ -174,13 +171,13 @@ def _verify_checkpoint(path: Path, pinned: Path | None, signature: Path | None, 
         expected = FolderManifest.open(pinned)
         own = {PINNED, SIGNATURE} - set(expected.files)
         verify_folder(path, expected, ignore=frozenset(own))
-        _say(f"{path}: {len(expected.files)} files, every one as {pinned} says")
+        say(f"{path}: {len(expected.files)} files, every one as {pinned} says")
     if trust is not None:
         file = signature or path / SIGNATURE
         if not file.is_file():
             raise InputError("there is no signature", where=file, fix="name it with --signature")
         found = verify_signature(path, file, trust)
-        _say(f"{path}: {len(found.files)} files, every one as signed in {file}")
+        say(f"{path}: {len(found.files)} files, every one as signed in {file}")
     elif signature is not None:
         fix = "add --public-key FILE or --certificate-chain FILE"
         raise InputError("a signature alone says nothing: whom do you trust?", where=signature, fix=fix)
@@ -202,15 +199,15 @@ def _verify_bundle(
     if wanted is not None and wanted not in signers:
         fix = "ask whoever gave you the bundle"
         raise InputError(f"signed by {' and '.join(signers)}, not by {wanted}", where=path, fix=fix)
-    _say(f"{path}: {about.format} of {about.model.name} for {about.target}, {len(about.files)} files as signed")
+    say(f"{path}: {about.format} of {about.model.name} for {about.target}, {len(about.files)} files as signed")
     for digest, each in signers.items():
-        _say(f"  signer {keys.subject(each)}, certificate SHA-256 {digest}")
+        say(f"  signer {keys.subject(each)}, certificate SHA-256 {digest}")
     for note in found.notes:
-        _say(f"  note: {note}")
+        say(f"  note: {note}")
     if load:
-        _say(f"  the artifact loads and answers: {answer(found, load_limit)!r}")
+        say(f"  the artifact loads and answers: {answer(found, load_limit)!r}")
     else:
-        _say("  the artifact was not run, as asked: files and signature alone were checked")
+        say("  the artifact was not run, as asked: files and signature alone were checked")
     return 0
 
 
@@ -275,7 +272,7 @@ def bundle(
             weights_licence=weights_licence,
             runner=runner,
         )
-        with show_progress(Console(stderr=True)) as progress:
+        with show_progress(console(error=True)) as progress:
             made = make(run, choice, progress)
         _tell(made)
         if build or (made.name.endswith("-xcode") and platform.system() == "Darwin"):
@@ -312,10 +309,10 @@ def bundle_passed(run: Path, passed: bool, output: Console, messages: Console) -
 def _tell(made: Path) -> None:
     from export.bundle import ipa
 
-    _say(f"{made}")
-    _say(f"Check it: bluelm-export verify {made}")
+    say(f"{made}")
+    say(f"Check it: bluelm-export verify {made}")
     if made.suffix == ".ipa":
-        _say(f"note: {ipa.NOTE}")
+        say(f"note: {ipa.NOTE}")
 
 
 def xcodebuild(project: Path) -> None:
@@ -347,9 +344,9 @@ def install(
         from pipeline.install import install as put
 
         found = build.verify(path)
-        with show_progress(Console(stderr=True)) as progress:
+        with show_progress(console(error=True)) as progress:
             chosen = put(path, found.manifest, serial, progress)
-        _say(f"installed {found.manifest.application.id} on {chosen}")
+        say(f"installed {found.manifest.application.id} on {chosen}")
         return 0
 
     leave(work)

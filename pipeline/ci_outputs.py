@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
+from bluelm.clean import visible
 from bluelm.files import atomic_file, write_text
 from eval.budget import Check
 from eval.report import PLACES, SUBJECTS, Report, emulated, format_value, label, side_by_side, task_rows
@@ -35,7 +36,7 @@ def write_junit(report: Report, folder: Path) -> Path:
         Xml.SubElement(properties, "property", name=_clean(name), value=_clean(value))
     for check in report.checks:
         case = Xml.SubElement(
-            suite, "testcase", classname=_clean(f"{report.target}.{check.subject}"), name=check.name, time="0"
+            suite, "testcase", classname=_clean(f"{report.target}.{check.subject}"), name=_clean(check.name), time="0"
         )
         if not check.passed:
             failure = Xml.SubElement(case, "failure", message=_clean(str(check)), type="budget")
@@ -93,7 +94,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _cell(text: str) -> str:
     """Text that neither ends the cell nor begins HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(visible(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def announce(report: Report) -> None:
@@ -117,4 +118,4 @@ def commands(report: Report) -> Iterator[str]:
 
 
 def _clean(text: str) -> str:
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", visible(text))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console
 from typer.main import get_command
 
 from bluelm import interrupt
@@ -30,6 +29,7 @@ from pipeline import (
 from pipeline import options as o
 from pipeline.effects import given_options, refuse_if
 from pipeline.errors import INTERRUPTED, crash, leave
+from pipeline.terminal import console, say
 
 if TYPE_CHECKING:
     from eval.tasks import TaskRequest
@@ -174,7 +174,7 @@ def export(
             given=given_options(context),
             shared_options=shared_options,
         )
-        return run(request, dry_run=dry_run, output=Console(), messages=Console(stderr=True))
+        return run(request, dry_run=dry_run, output=console(), messages=console(error=True))
 
     leave(work)
 
@@ -252,7 +252,7 @@ def check(
     def work() -> int:
         from pipeline.check import check as hold
 
-        return hold(run, budget, baseline, report, Console())
+        return hold(run, budget, baseline, report, console())
 
     leave(work)
 
@@ -264,7 +264,7 @@ def targets() -> None:
     def work() -> int:
         from pipeline.listing import show_targets
 
-        show_targets(Console())
+        show_targets(console())
         return 0
 
     leave(work)
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for argument in given:
         if not _is_text(argument):
             shown = argument.encode("utf-8", "backslashreplace").decode()
-            print(f"\nerror: not text in UTF-8: {shown}\n  fix:   write the argument in UTF-8", file=sys.stderr)
+            say(f"\nerror: not text in UTF-8: {shown}\n  fix:   write the argument in UTF-8", error=True)
             sys.exit(InputError.exit_code)
     try:
         sys.exit(get_command(app)(spread_lists(given), prog_name="bluelm-export"))
@@ -348,7 +348,7 @@ def _refuse_options_before(context: typer.Context) -> None:
     given = given_options(context)
     if given:
         command = context.invoked_subcommand
-        print(f"error: {', '.join(sorted(given))} cannot stand before the command {command}", file=sys.stderr)
+        say(f"error: {', '.join(sorted(given))} cannot stand before the command {command}", error=True)
         raise typer.Exit(InputError.exit_code)
 
 

@@ -13,6 +13,7 @@ import typer
 from bluelm.errors import InputError
 from pipeline.effects import refuse_if
 from pipeline.errors import leave
+from pipeline.terminal import console, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,6 @@ def _compare(
     scratch: Path,
     stack: ExitStack,
 ) -> int:
-    from rich.console import Console
 
     from bluelm.files import json_text, write_text
     from eval import heldout
@@ -104,10 +104,10 @@ def _compare(
         length,
         texts[0][:BLOCK_TOKENS] if blocks else None,
     )
-    compare_report.show(reference.name, found, Console())
+    compare_report.show(reference.name, found, console())
     stand_ins = {subject.name: subject.stand_in for subject in subjects if subject.stand_in}
     for name, by in stand_ins.items():
-        print(f"{name}: emulated by {by}")
+        say(f"{name}: emulated by {by}")
     if json_file is not None:
         write_text(json_file, json_text({**to_json(reference.name, found), "emulated": stand_ins}))
     if plot is not None:

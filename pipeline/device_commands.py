@@ -13,6 +13,7 @@ import typer
 from bluelm.errors import InputError, UnavailableError
 from pipeline.effects import refuse_if
 from pipeline.errors import leave
+from pipeline.terminal import say
 
 NOT_KNOWN = "not known"  # in place of a speed that nothing published speaks for
 
@@ -45,9 +46,9 @@ def show_devices(serial: str | None) -> int:
         what = f"no device {serial!r} is connected" if serial else "no device is connected"
         raise UnavailableError(what, fix="; ".join(missing) or "connect a phone with USB debugging on")
     for line in device_lines(found):
-        print(line)
+        say(line)
     for text in missing:
-        print(f"not asked: {text}")
+        say(f"not asked: {text}")
     return 0
 
 
@@ -159,10 +160,10 @@ def show_estimates(
                     runtime = None if small else runtime_name(chip, kind)
                     rows.append(_line(chip, shape.model, f"{width}", load, kind, runtime, prompt))
     for line in table(head, rows):
-        print(line)
+        say(line)
     if any(row[5] == NOT_KNOWN for row in rows):
-        print(f"\n{NOT_KNOWN}: nothing is published of models below {SMALLEST / 1e9:g} B parameters")
-    print("\nFrom published figures of other models; error on rows left out: benchmarks/speed_model.md")
+        say(f"\n{NOT_KNOWN}: nothing is published of models below {SMALLEST / 1e9:g} B parameters")
+    say("\nFrom published figures of other models; error on rows left out: benchmarks/speed_model.md")
     return 0
 
 

@@ -31,6 +31,7 @@ from bluelm import interrupt
 from bluelm.address import without_secrets
 from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
 from pipeline.github import annotation, in_github
+from pipeline.terminal import say
 
 INTERRUPTED = InterruptedRun.exit_code
 _PLACE_ERRORS = {
@@ -130,9 +131,9 @@ def crash(kind: type[BaseException], error: BaseException, trace: TracebackType 
     path = _log_file()
     with path.open("a", encoding="utf-8") as file:
         file.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
-    print(f"\ninternal error: {kind.__name__}: {without_secrets(str(error))}", file=sys.stderr)
-    print(f"  where: the traceback is in {path}", file=sys.stderr)
-    print("  fix:   please report it with that file", file=sys.stderr)
+    say(f"\ninternal error: {kind.__name__}: {without_secrets(str(error))}", error=True)
+    say(f"  where: the traceback is in {path}", error=True)
+    say("  fix:   please report it with that file", error=True)
 
 
 logging.getLogger("bluelm_export").addHandler(logging.NullHandler())  # without a run there is no log
@@ -142,7 +143,7 @@ def _tell(error: ExportError) -> int:
     logging.getLogger("bluelm_export").error("%s", error)
     if in_github():
         print(annotation("error", "bluelm-export", str(error)), flush=True)
-    print(f"\nerror: {error}", file=sys.stderr)
+    say(f"\nerror: {error}", error=True)
     return error.exit_code
 
 

@@ -10,6 +10,7 @@ import typer
 from pipeline import options as o
 from pipeline.effects import given_options
 from pipeline.errors import leave
+from pipeline.terminal import console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +61,6 @@ def evaluate(
     """
 
     def work() -> int:
-        from rich.console import Console
 
         from bluelm.adapters import parse_adapter
         from pipeline.evaluating import Asked
@@ -69,7 +69,7 @@ def evaluate(
             path, reference, quantized, tuple(map(parse_adapter, adapter or ())) if adapter else None, target, soc,
             budget, tuple(eval_text or ()), eval_tokens, npu_tokens, report, given_options(context),
         )  # fmt: skip
-        return _judge(asked, Console(), Console(stderr=True))
+        return _judge(asked, console(), console(error=True))
 
     leave(work)
 

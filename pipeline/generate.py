@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from bluelm.errors import InputError
 from bluelm.tokenizer import Message, Tokenizer
 from export.artifact import MANIFEST, Artifact
 from pipeline.binding import open_run
+from pipeline.terminal import say, stream
 from targets.generation import ends, generate, until
 from targets.runtime import Place, open_runtime
 
@@ -48,11 +48,11 @@ def answer(
         new = generate(runtime, tokens, max_tokens, lambda logits: pick(logits, temperature, generator))
         held = len(tokens)
         for token in until(new, ends(tokenizer, artifact)):
-            print(text.push(token), end="", flush=True)
+            stream(text.push(token))
             held += 1
-    print(text.flush())
+    stream(text.flush() + "\n")
     if held == artifact.context:
-        print(f"(the context of {artifact.context} tokens is full)", file=sys.stderr)
+        say(f"(the context of {artifact.context} tokens is full)", error=True)
 
 
 def artifact_folder(run: Path, on: Place) -> Path:

@@ -11,6 +11,7 @@ from bluelm.errors import InputError
 from pipeline.device_commands import table
 from pipeline.effects import refuse_if
 from pipeline.errors import leave
+from pipeline.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,11 +79,11 @@ def show(
         raise InputError("--plot draws one figure over the runs", fix="add --metric NAME")
     runs = store.runs(title=title, last=last)
     if not runs:
-        print(f"no runs in {store.path}")
+        say(f"no runs in {store.path}")
         return 0
     lines = _run_lines(runs) if metric is None else _metric_lines(runs, metric, subject, plot)
     for line in lines:
-        print(line)
+        say(line)
     return 0
 
 

@@ -95,7 +95,7 @@ def _plain(name: str) -> str:
 
 def _version(system: str) -> tuple[int, ...] | None:
     """(34,) of "Android 14 (API 34)", (18, 1) of "iOS 18.1"."""
-    match = re.search(r"API (\d+)", system) or re.search(r"iOS (\d+(?:\.\d+)*)", system)
+    match = re.search(r"API ([0-9]{1,4})\b", system) or re.search(r"iOS ([0-9]{1,4}(?:\.[0-9]{1,4}){0,3})", system)
     return _numbers(match[1]) if match else None
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.terminal import say
+
 WHERE, QUANTIZE, TEXT, JUDGE = "What and where", "Quantization", "Calibration text", "Judging"
 TASKS = "Tasks (extra `tasks`)"
 TRUST = "Where the checkpoint comes from, what leaves"
@@ -16,7 +18,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"bluelm-export {version('bluelm-export')}")
+        say(f"bluelm-export {version('bluelm-export')}")
         raise typer.Exit
 
 

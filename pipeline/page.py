@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bluelm.clean import visible
 from bluelm.files import write_text
 from eval.estimate import CLASSES, chip
 from eval.measurement import Measurement
@@ -72,7 +73,12 @@ def render(report: Report) -> str:
     """The page as HTML. It loads nothing from elsewhere and runs no script."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
     failed = sum(not check.passed for check in report.checks)
     checks, sound = told(report.checks)
     return environment.get_template("report.html.jinja").render(

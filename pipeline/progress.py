@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from bluelm.clean import visible
 from bluelm.progress import Progress, Task
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -53,7 +54,7 @@ class BarProgress:
     def task(self, name: str, total: int) -> Iterator[Task]:
         log.info("%s: begins, %d steps", name, total)
         started = time.monotonic()
-        bar = self._bars.add_task(name, total=total, note="")
+        bar = self._bars.add_task(escape(visible(name)), total=total, note="")
         try:
             yield _BarTask(self._bars, bar)
         finally:
@@ -66,7 +67,7 @@ class _BarTask:
         self._bars, self._bar = bars, bar
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        self._bars.update(self._bar, advance=steps, note=note)  # pyright: ignore[reportArgumentType]
+        self._bars.update(self._bar, advance=steps, note=escape(visible(note)))  # pyright: ignore[reportArgumentType]
 
 
 class PlainProgress:

@@ -20,6 +20,7 @@ from rich.console import Console
 from bluelm.errors import ExportError
 from pipeline import options as o
 from pipeline.errors import leave
+from pipeline.terminal import console
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,7 @@ def quantize(
             trust=trust_of(public_key, certificate_chain, signed_at),
             signed=require_signature,
         )
-        return run(job, Console(), Console(stderr=True))
+        return run(job, console(), console(error=True))
 
     leave(work)
 
@@ -254,7 +255,7 @@ def _choose_codes(
         chosen = ranks.shared(lambda: widths.choose_widths(source.checkpoint, tokens, source.recipe, allowed, progress))
         recipe = chosen.recipe
         if ranks.leads:
-            _tell(Console(stderr=True), chosen.summary)
+            _tell(console(error=True), chosen.summary)
     quantized = engine.quantize(
         source.checkpoint,
         samples,
@@ -289,7 +290,7 @@ def _write_format(job: Job, source: Source, quantized: QuantizedCheckpoint, prog
     shutil.rmtree(job.codes)
     note = who_cannot_load(quantized, job.format)
     if note is not None:
-        _tell(Console(stderr=True), f"Note: {note}")
+        _tell(console(error=True), f"Note: {note}")
 
 
 def _unfinished(folder: Path) -> tuple[Path, Path]:

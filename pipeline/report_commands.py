@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import leave
+from pipeline.terminal import say
 
 if TYPE_CHECKING:
     from eval.report import Report
@@ -30,7 +31,7 @@ def report(
         from eval.report import Report
 
         for path in write_all(Report.open(run), out or run):
-            print(path)
+            say(path)
         return 0
 
     leave(work)

@@ -45,6 +45,7 @@ from pipeline.recording import record
 from pipeline.report_commands import write_all
 from pipeline.resources import check_disk, compute_device, how_far_off, show_resources
 from pipeline.stages import Stages, code, run_folder
+from pipeline.terminal import LogLine
 from targets.runtime import only_on_device
 from targets.tools import require_for
 
@@ -345,7 +346,7 @@ def _details(
 def _log_to(path: Path) -> Iterator[None]:
     """What is told goes into the run's log as well; after an error the log stays open for its traceback."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(LogLine("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False

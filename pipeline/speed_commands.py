@@ -11,6 +11,7 @@ import typer
 from bluelm.errors import BudgetError, InputError
 from pipeline.errors import leave
 from pipeline.history_commands import HistoryFile
+from pipeline.terminal import console, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,6 @@ def measure(
     """
 
     def work() -> int:
-        from rich.console import Console
 
         from eval.device_speed import Protocol
         from pipeline.binding import open_run
@@ -80,7 +80,7 @@ def measure(
         phone = choose(device, artifact.format, soc, runner_config, allow_other_soc)
         protocol = Protocol(repeats=repeats, hottest=hottest, cooling_limit_s=cooling_limit)
         logs = run / "device" / device.replace(":", "_")
-        with show_progress(Console(stderr=True)) as progress:
+        with show_progress(console(error=True)) as progress:
             figures = measure_on(phone, artifact, logs, progress, protocol, depth or ())
         return _judge(report, figures, history)
 
@@ -107,17 +107,17 @@ def _judge(report: Report, figures: Sequence[Measurement], history: Path | None)
     from eval.history import History, Run
 
     for m in figures:
-        print(f"{m.name}: {m.value:,.5g} {m.unit}, {m.how} by {m.by} ({m.note})")
+        say(f"{m.name}: {m.value:,.5g} {m.unit}, {m.how} by {m.by} ({m.note})")
     limit = Budget.model_validate(report.budget).min_decode_tokens_per_s
     passed = True
     if limit is not None:
         verdict = judge(Budget(min_decode_tokens_per_s=limit), figures, ())
         passed = verdict.passed
         for check in verdict.checks:
-            print(f"{'ok  ' if check.passed else 'FAIL'} {check}")
+            say(f"{'ok  ' if check.passed else 'FAIL'} {check}")
     facts = {"configuration": report.configuration, "versions": report.versions}
     number = History(history).append(Run(report.title, report.target, passed, tuple(figures), facts))
-    print(f"run {number} of the history")
+    say(f"run {number} of the history")
     return 0 if passed else BudgetError.exit_code
 
 
@@ -147,11 +147,11 @@ def count(
         title = f"{report.title} (instructions)"
         compared, passed = gate(title, report.target, counts, History(history), tolerance)
         for line in compared:
-            print(f"{'ok  ' if line.passed else 'FAIL'} {line}")
-        print(f"counted by {counts.tools}; logits within {counts.relative_error:.1e} of this machine's")
+            say(f"{'ok  ' if line.passed else 'FAIL'} {line}")
+        say(f"counted by {counts.tools}; logits within {counts.relative_error:.1e} of this machine's")
         if not passed:
             again = shlex.join(["bluelm-export", "history", "--title", title])
-            print(f"if that is wanted, accept the run: {again}, then --accept NUMBER")
+            say(f"if that is wanted, accept the run: {again}, then --accept NUMBER")
         return 0 if passed else BudgetError.exit_code
 
     leave(work)

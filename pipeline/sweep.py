@@ -32,6 +32,7 @@ from pipeline import layout
 from pipeline.effects import refuse_if
 from pipeline.errors import INTERRUPTED, leave
 from pipeline.sweep_results import Row, lines, mark_pareto, write_results
+from pipeline.terminal import say
 
 if TYPE_CHECKING:
     from eval.report import Report
@@ -122,8 +123,8 @@ def run_sweep(
     with spread as run_all:
         rows = mark_pareto(itertools.chain.from_iterable(run_all(do_group, work)))
     for line in lines(rows):
-        print(line)
-    print(f"\nwritten: {', '.join(str(p) for p in write_results(rows, out))}")
+        say(line)
+    say(f"\nwritten: {', '.join(str(p) for p in write_results(rows, out))}")
     errors = [row for row in rows if row.exit_code not in (0, BudgetError.exit_code)]
     if errors:
         return errors[0].exit_code

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from bluelm.errors import InputError, UnavailableError
 from pipeline.errors import leave
+from pipeline.terminal import console, say
 
 emulator = typer.Typer(help="The arm64 machine that artifacts run on without a phone.", no_args_is_help=True)
 
@@ -31,7 +32,7 @@ def doctor(
     runtime: Annotated[str | None, typer.Option(help="Only what this runtime needs.")] = None,
 ) -> None:
     """Check the versions of the compilers and runtimes here, and say what to install."""
-    leave(lambda: examine_machine(target, runtime, Console()))
+    leave(lambda: examine_machine(target, runtime, console()))
 
 
 def examine_machine(target: str | None, runtime: str | None, console: Console) -> int:
@@ -88,7 +89,7 @@ def install_emulator() -> None:
     def work() -> int:
         from targets.emulator import install
 
-        print(f"the arm64 userland is in {install()}")
+        say(f"the arm64 userland is in {install()}")
         return 0
 
     leave(work)

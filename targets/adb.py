@@ -25,6 +25,7 @@ from pathlib import Path
 from bluelm.errors import InputError, UnavailableError
 from bluelm.files import atomic_file
 
+MOST_OUTPUT = 64 << 20  # bytes that a command may write; what is asked for has some kilobytes
 CHUNK = 64 * 1024  # SYNC.TXT: data chunks are at most 64 KiB
 _STDOUT, _STDERR, _EXIT, _CLOSE_STDIN = 1, 2, 3, 4
 _STAT2 = struct.Struct("<IQQIIIIQqqq")  # error, dev, ino, mode, nlink, uid, gid, size, atime, mtime, ctime
@@ -148,14 +149,20 @@ class Server:
     def version(self) -> int:
         """The server's protocol version, 41 for today's."""
         with self.connect("host:version") as connection:
-            return int(connection.text(), 16)
+            text = connection.text()
+        try:
+            return int(text, 16)
+        except ValueError as error:
+            raise UnavailableError(f"what answers is not an adb server: {text[:40]!r}") from error
 
     def devices(self) -> list[Listed]:
         with self.connect("host:devices-l") as connection:
             text = connection.text()
         found = []
         for line in text.splitlines():
-            serial, state, *facts = line.split()
+            serial, state, *facts = (*line.split(), "", "")
+            if not serial:
+                continue
             pairs = (fact.partition(":") for fact in facts if ":" in fact)
             found.append(Listed(serial, state, {name: value for name, _, value in pairs}))
         return found
@@ -212,6 +219,8 @@ class Device:
             connection.send(struct.pack("<BI", _CLOSE_STDIN, 0))
             while True:
                 kind, length = struct.unpack("<BI", connection.read(5))
+                if length + sum(map(len, output.values())) > MOST_OUTPUT:
+                    raise UnavailableError(f"a command wrote more than {MOST_OUTPUT} bytes", where=self.serial)
                 data = connection.read(length)
                 if kind == _EXIT:
                     out, err = (output[k].decode(errors="replace") for k in (_STDOUT, _STDERR))
@@ -276,7 +285,7 @@ class Device:
                 kind, length = struct.unpack("<4sI", connection.read(8))
                 if kind == b"DONE":
                     return
-                if kind == b"FAIL":
+                if kind == b"FAIL" and length <= CHUNK:
                     reason = connection.read(length).decode(errors="replace")
                     raise UnavailableError(f"the device does not hand the file out: {reason}", where=remote)
                 if kind != b"DATA" or length > CHUNK:
@@ -311,7 +320,7 @@ def _send_or_reason(connection: Connection, data: bytes, remote: str) -> None:
 
 def _okay(connection: Connection, remote: str) -> None:
     kind, length = struct.unpack("<4sI", connection.read(8))
-    if kind == b"FAIL":
+    if kind == b"FAIL" and length <= CHUNK:
         reason = connection.read(length).decode(errors="replace")
         fix = "free space on the device" if "space" in reason else "choose another remote folder"
         raise UnavailableError(f"the device refused the file: {reason}", where=remote, fix=fix)

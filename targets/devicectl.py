@@ -64,7 +64,10 @@ def _xcrun(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProc
 def phones() -> list[Phone]:
     """Devices that devicectl sees."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
-    return [parse(entry, table) for entry in devicectl("list", "devices")["result"]["devices"]]
+    try:
+        return [parse(entry, table) for entry in devicectl("list", "devices")["result"]["devices"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UnavailableError(f"devicectl lists devices in another form: {error!r}", fix="update Xcode") from error
 
 
 def parse(entry: Mapping[str, Any], table: Mapping[str, Mapping[str, Any]]) -> Phone:

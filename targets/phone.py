@@ -111,9 +111,9 @@ class AndroidBench:
 
 def parse_thermal(text: str) -> Thermal:
     """`dumpsys thermalservice`: its status, and the temperatures that the HAL reports now."""
-    status = re.search(r"^Thermal Status:\s*(\d)", text, re.MULTILINE)
+    status = re.search(r"^Thermal Status:\s*([0-9])\b", text, re.MULTILINE)
     _, _, current = text.rpartition("Current temperatures from HAL:")
-    found = re.findall(r"Temperature\{mValue=(-?[\d.]+),.*?mName=([^,}]+)", current or text)
+    found = re.findall(r"Temperature\{mValue=(-?[0-9]{1,6}(?:\.[0-9]+)?),.*?mName=([^,}]+)", current or text)
     number = int(status[1]) if status else None
     known = number is not None and number < len(THERMAL_STATUS)
     return Thermal(number if known else None, {name: float(value) for value, name in found})
@@ -122,7 +122,7 @@ def parse_thermal(text: str) -> Thermal:
 def describe(device: Device) -> Phone:
     """Ask one device for everything that the list shows."""
     properties = dict(re.findall(r"^\[([^\]]+)\]: \[([^\]]*)\]", device.check("getprop"), re.MULTILINE))
-    memory = re.search(r"MemTotal:\s*(\d+) kB", device.check("cat /proc/meminfo"))
+    memory = re.search(r"MemTotal:\s*([0-9]{1,15}) kB", device.check("cat /proc/meminfo"))
     present = device.shell("ls -d " + " ".join(NPU_LIBRARIES.values())).stdout.split()
     api = properties.get("ro.build.version.sdk", "?")
     return Phone(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import sqlite3
 
 import pytest
@@ -136,6 +137,48 @@ def test_mlflow_keeps_the_same_figures(monkeypatch, tmp_path):
     }
     assert found.data.params == {"context": "512"}
     assert found.data.tags["passed"] == "false" and found.info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "CREATE VIEW more AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
+        "CREATE TRIGGER later AFTER INSERT ON runs BEGIN UPDATE runs SET passed = 1; END",
+        "ALTER TABLE runs ADD COLUMN much TEXT AS (printf('%.*c', 1000000000, 'x'))",
+        "DROP TABLE figures; CREATE VIEW figures AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+        "SELECT 1 AS run, 'a' AS name, 1.0 AS value, '' AS unit, 'measured' AS how, NULL AS error, NULL AS n, "
+        "'' AS note, '' AS subject, NULL AS low, NULL AS high, '' AS \"by\" FROM n",
+    ],
+)
+def test_what_another_hand_planted_is_not_run(tmp_path, planted):
+    """A view without an end was read for ever."""
+    history = History(tmp_path / "h.sqlite")
+    history.append(make_run("one"))
+    with sqlite3.connect(history.path) as file:
+        file.executescript(planted)
+    for use in (history.check, history.runs, lambda: history.append(make_run("two"))):
+        with pytest.raises(InputError, match=r"history cannot be used: (it holds a|runs holds a computed column)"):
+            use()
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
+def test_a_pipe_is_no_history(tmp_path, suffix):
+    history = History(tmp_path / "h.sqlite")
+    if suffix:
+        history.append(make_run("one"))
+    os.mkfifo(tmp_path / f"h.sqlite{suffix}")
+    with pytest.raises(InputError, match=f"h.sqlite{suffix} is not a regular file"):
+        history.check()
+
+
+def test_deep_and_long_facts_are_damage(tmp_path):
+    history = History(tmp_path / "h.sqlite")
+    history.append(make_run("one"))
+    for facts in ("[" * 100_000, '{"a": ' + "9" * 5000 + "}"):
+        with sqlite3.connect(history.path) as file:
+            file.execute("UPDATE runs SET facts = ?", (facts,))
+        with pytest.raises(InputError, match="history cannot be used: run 1"):
+            history.runs()
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Requirements(_Part):
     """What a phone must have."""
 
     os: Literal["android", "ios", "any"]
-    min_os: str = Field(description="Android API level, or iOS version")
+    min_os: str = Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){0,3}$", description="Android API level, or iOS version")
     min_ram_bytes: int = Field(ge=0)
     ram_basis: str = Field(description="how the memory figure was got")
     soc: str | None = None
