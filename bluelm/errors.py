@@ -34,6 +34,12 @@ class InputError(ExportError):
     exit_code = 2
 
 
+class OutOfMemoryError(ExportError):
+    """This machine has not the memory that was asked for: with less, or on a larger one, the same would run."""
+
+    exit_code = 2
+
+
 class ChangedInputError(InputError):
     """A file of the input is not any more what it was when the work began."""
 

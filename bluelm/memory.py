@@ -1,9 +1,23 @@
-"""Freed memory, given back to the system."""
+"""Memory of this machine: freed memory given back to it, and what to say when there is not enough."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from bluelm.errors import ExportError, OutOfMemoryError
+
+_SHORT = re.compile(
+    r"DefaultCPUAllocator|can(no|')t allocate|failed to allocate|bad_alloc|out of memory|low on memory|os error 12\b",
+    re.IGNORECASE,
+)
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def give_back() -> None:
@@ -15,3 +29,50 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def free() -> int:
+    """Bytes that a process may still take: of the machine, or of the container that it runs in."""
+    machine = psutil.virtual_memory().available
+    try:
+        most, used = ((CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        return min(machine, max(0, int(most) - int(used)))
+    except (OSError, ValueError):  # no cgroup v2, or no limit
+        return machine
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an exception of whatever library, or one that it was raised from, says that memory ran out."""
+    return any(
+        isinstance(one, MemoryError)
+        or (isinstance(one, OSError) and one.errno == errno.ENOMEM)
+        or (not isinstance(one, ExportError) and _SHORT.search(str(one)) is not None)
+        for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def shortage(problem: str = "", where: object = None) -> OutOfMemoryError:
+    """The error that says so, with what would fit; `problem` may begin the sentence."""
+    left = free()
+    size = f"{left / 1e9:.1f} GB of {psutil.virtual_memory().total / 1e9:.1f} GB are free now"
+    fix = (
+        f"close other programs, or stay within what is free: --max-memory {max(left * 0.8, 1e8) / 1e9:.1f}GB where the "
+        "command takes it (`bluelm-export plan` tells what a run needs); a shorter --context or --length, a smaller "
+        "--chunk and fewer --samples take less"
+    )
+    return OutOfMemoryError(f"{problem} memory ran out: {size}".strip(), where=where, fix=fix)
+
+
+def shortage_of(error: BaseException) -> OutOfMemoryError:
+    """The same of an exception; a GPU's memory is called so."""
+    found = next((str(one) for one in _chain(error) if "CUDA out of memory" in str(one)), None)
+    if found is not None:
+        fix = "close what else runs on it, or give --quantize-on cpu (or --device cpu)"
+        return OutOfMemoryError(f"the GPU's memory ran out: {found.splitlines()[0]}", fix=fix)
+    return shortage()

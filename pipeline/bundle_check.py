@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bluelm.errors import InputError, TargetError, UnavailableError
+from bluelm.errors import InputError, OutOfMemoryError, TargetError, UnavailableError
 from bluelm.tokenizer import Message, Tokenizer
 from export.artifact import MANIFEST, Artifact
 from export.bundle import folder as folders
@@ -92,8 +92,8 @@ def _in_child(ask: Ask, limit_s: float, log: Path) -> str:
     child = Child("pipeline.bundle_worker", log)
     try:
         return child.call(ask, limit_s)
-    except TargetError as error:
-        if not child.failed:
+    except (TargetError, OutOfMemoryError) as error:
+        if isinstance(error, TargetError) and not child.failed:
             raise
         problem = f"the artifact does not answer within {limit_s:g} s and {ask.memory >> 20} MiB: {error.problem}"
         fix = "if you trust it, give it more time with --load-limit, or check files and signature alone with --no-load"

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from bluelm.children import run
 from bluelm.errors import InputError, TargetError, UnavailableError
 from pipeline.effects import refuse_if
 from pipeline.errors import leave
@@ -326,9 +326,7 @@ def xcodebuild(project: Path) -> None:
         raise UnavailableError("xcodebuild is not here", where=project, fix=fix)
     command = ["xcodebuild", "-project", "BlueLMChat.xcodeproj", "-scheme", "BlueLMChat"]
     command += ["-destination", "generic/platform=iOS", "-derivedDataPath", "../build", "build"]
-    done = subprocess.run(
-        [*command, "CODE_SIGNING_ALLOWED=NO"], cwd=project, capture_output=True, text=True, check=False
-    )
+    done = run([*command, "CODE_SIGNING_ALLOWED=NO"], "xcodebuild", folder=project)
     if done.returncode:
         raise TargetError(f"xcodebuild failed:\n{done.stdout[-2000:]}", where=project)
 

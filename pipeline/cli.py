@@ -29,7 +29,7 @@ from pipeline import (
 from pipeline import options as o
 from pipeline.effects import given_options, refuse_if
 from pipeline.errors import INTERRUPTED, crash, leave
-from pipeline.terminal import console, say
+from pipeline.terminal import console, say, show_warnings
 
 if TYPE_CHECKING:
     from eval.tasks import TaskRequest
@@ -289,6 +289,7 @@ for commands in (
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script."""
     sys.excepthook = crash
+    show_warnings()
     interrupt.listen()  # CI cancels with SIGTERM: end as on Ctrl-C
     given = list(sys.argv[1:] if arguments is None else arguments)
     for argument in given:

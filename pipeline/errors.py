@@ -30,6 +30,7 @@ import typer
 from bluelm import interrupt
 from bluelm.address import without_secrets
 from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
+from bluelm.memory import is_shortage, shortage_of
 from pipeline.github import annotation, in_github
 from pipeline.terminal import say
 
@@ -80,7 +81,7 @@ def _guarded(command: Callable[[], int | None]) -> int:
     except ExportError as error:
         if interrupt.seen():
             raise
-        return _tell(error)
+        return _tell(shortage_of(error) if is_shortage(error) else error)
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -91,10 +92,16 @@ def _guarded(command: Callable[[], int | None]) -> int:
         fix = f"pip install 'bluelm-export[{extra}]'"
         return _tell(UnavailableError(f"the package {error.name} is not installed", fix=fix))
     except OSError as error:
+        if is_shortage(error):
+            return _tell(shortage_of(error))
         if error.errno not in _PLACE_ERRORS:
             raise
         fix = _PLACE_ERRORS[error.errno]
         return _tell(InputError(f"{error.strerror}", where=error.filename2 or error.filename, fix=fix))
+    except Exception as error:
+        if interrupt.seen() or not is_shortage(error):
+            raise
+        return _tell(shortage_of(error))
 
 
 def leave(command: Callable[[], int | None]) -> NoReturn:

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluelm.errors import BudgetError, InputError, UnavailableError
+from bluelm.children import HEARTBEAT_S, Watch, killed, name_of
+from bluelm.errors import BudgetError, InputError, InterruptedRun, OutOfMemoryError, UnavailableError
 from bluelm.files import write_text
 from bluelm.reading import read_json
 from pipeline import layout
@@ -240,14 +241,24 @@ def do_variant(variant: Variant, out: Path, rest: Sequence[str]) -> Row:
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
+    watch = Watch(process.pid, f"the run of {variant.name}")
     try:
-        _, said = process.communicate()
+        while True:
+            try:
+                _, said = process.communicate(timeout=HEARTBEAT_S)
+                break
+            except subprocess.TimeoutExpired:
+                watch.look()
     except BaseException:
         process.terminate()  # the run ends as on Ctrl-C and can be resumed
         process.wait()
         raise
-    if process.returncode == INTERRUPTED or process.returncode < 0:
+    ended = killed("the run", process.returncode)
+    if process.returncode == INTERRUPTED or isinstance(ended, InterruptedRun):
         raise KeyboardInterrupt
+    if ended is not None or process.returncode < 0:  # the others may still fit, or run
+        problem = ended.problem if ended is not None else f"the run died ({name_of(process.returncode)})"
+        return _row(variant, out, OutOfMemoryError.exit_code if ended is not None else 1, problem)
     if process.returncode in (0, BudgetError.exit_code):
         write_text(record, json.dumps({**wanted, "exit_code": process.returncode}, indent=1))
         return _row(variant, out, process.returncode, "")

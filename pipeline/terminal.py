@@ -33,6 +33,21 @@ def console(*, error: bool = False) -> Console:
     return made
 
 
+class _Warnings(logging.Handler):
+    """Warnings of the log, shown: errors are told by whoever meets them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.WARNING:
+            say(f"warning: {record.getMessage()}", error=True)
+
+
+def show_warnings() -> None:
+    """Let what the log warns of appear on standard error, above a progress bar where there is one."""
+    log = logging.getLogger("bluelm_export")
+    if not any(isinstance(handler, _Warnings) for handler in log.handlers):
+        log.addHandler(_Warnings(logging.WARNING))
+
+
 class LogLine(logging.Formatter):
     """A record of the log file, which is shown on terminals too."""
 

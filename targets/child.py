@@ -8,9 +8,9 @@ a hang and a failure that the child reports all become errors that a user can ac
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from bluelm import errors
+from bluelm.children import HEARTBEAT_S, Watch, killed, name_of
 from bluelm.errors import ExportError, TargetError
+from bluelm.memory import is_shortage, shortage_of
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("ExportError", "InputError", "TargetError", "UnavailableError")
+KINDS = ("ExportError", "InputError", "OutOfMemoryError", "TargetError", "UnavailableError")
 TAIL = 8
 
 
@@ -73,6 +75,7 @@ class Child:
             os.sched_setaffinity(self._process.pid, {core})
         theirs.close()
         self.failed = False
+        self._watch = Watch(self._process.pid, module)
         self._end = weakref.finalize(self, _end, self._process, self._connection)
 
     def call(self, message: object, limit_s: float) -> Any:
@@ -81,15 +84,17 @@ class Child:
         Raises:
             ExportError: what the child reports.
             TargetError: it crashed, or did not answer within `limit_s` seconds; then it is gone.
+            OutOfMemoryError: its memory ran out, or it was killed. InterruptedRun: something else ended or stopped it.
         """
         if self._connection.closed:
             raise TargetError(f"{self._module} has ended already", where=self.log)
         try:
             self._connection.send(message)
-            if not self._connection.poll(limit_s):
+            if not self._answers(limit_s):
                 self.failed = True
+                stopped = self._watch.silent()
                 self.close()
-                raise TargetError(
+                raise stopped or TargetError(
                     f"{self._module} did not answer {type(message).__name__} within {limit_s:g} s",
                     where=self.log,
                     fix="give it more time, or a smaller model",
@@ -113,13 +118,23 @@ class Child:
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         return "\n".join(line for line in text.splitlines()[-lines:] if line.strip())
 
-    def _crashed(self, message: object) -> TargetError:
+    def _answers(self, limit_s: float) -> bool:
+        """Wait for an answer; a child that was stopped is told of."""
+        end = time.monotonic() + limit_s
+        while True:
+            left = end - time.monotonic()
+            if self._connection.poll(min(max(left, 0), HEARTBEAT_S)):
+                return True
+            if left <= 0:
+                return False
+            self._watch.look()
+
+    def _crashed(self, message: object) -> ExportError:
         self.failed = True
         code = self._process.wait()
         self.close()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return TargetError(
-            f"{self._module} died ({how}) at {type(message).__name__}; its last words:\n{self.tail()}",
+        return killed(self._module, code, self.log) or TargetError(
+            f"{self._module} died ({name_of(code)}) at {type(message).__name__}; its last words:\n{self.tail()}",
             where=self.log,
             fix="the log may say why",
         )
@@ -152,7 +167,8 @@ def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
 def serve(handle: Callable[[Any], object], arguments: Sequence[str]) -> None:
     """The child's loop: answer messages until the parent closes the pipe.
 
-    An `ExportError` becomes a `Failure`; any other exception ends the child with its traceback in the log.
+    An `ExportError` and a shortage of memory become a `Failure`; any other exception ends the child with its traceback
+    in the log.
     """
     connection = Connection(int(arguments[1]))
     while True:
@@ -162,7 +178,14 @@ def serve(handle: Callable[[Any], object], arguments: Sequence[str]) -> None:
             return
         try:
             answer = handle(message)
-        except ExportError as error:
-            kind = type(error).__name__
-            answer = Failure(kind if kind in KINDS else "ExportError", error.problem, error.where, error.fix)
+        except Exception as error:
+            if not isinstance(error, ExportError) and not is_shortage(error):
+                raise
+            answer = _failure(shortage_of(error) if is_shortage(error) else error)
         connection.send(answer)
+
+
+def _failure(error: BaseException) -> Failure:
+    assert isinstance(error, ExportError)
+    kind = type(error).__name__
+    return Failure(kind if kind in KINDS else "ExportError", error.problem, error.where, error.fix)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bluelm.children import run
 from bluelm.errors import InputError, TargetError, UnavailableError
 from export.coreml_package import Package, import_coremltools, value_type
 from export.coreml_program import DECODE, PREFILL
@@ -47,7 +48,7 @@ def compile_package(package: Path, folder: Path) -> Path:
         raise UnavailableError("xcrun is not here", fix="install Xcode and its command line tools")
     command = ["xcrun", "coremlcompiler", "compile", str(package), str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+        done = run(command, "coremlcompiler", limit_s=3600)
     except subprocess.TimeoutExpired as error:
         raise TargetError("coremlcompiler did not end within an hour", where=package) from error
     compiled = folder / f"{package.stem}.mlmodelc"

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from bluelm.children import run
 from bluelm.errors import InputError, UnavailableError
 from bluelm.reading import read_json
 from targets.adb import ShellResult
@@ -53,7 +54,7 @@ def devicectl(*arguments: str, timeout: float = 60) -> dict[str, Any]:
 def _xcrun(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
     command = ["xcrun", "devicectl", *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        return run(command, "devicectl", limit_s=timeout)
     except FileNotFoundError as error:
         fix = "on a Mac, install Xcode 15 or newer; iPhones cannot be reached from elsewhere"
         raise UnavailableError("Xcode's devicectl is not here", fix=fix) from error

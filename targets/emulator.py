@@ -4,6 +4,7 @@ kernels."""
 from __future__ import annotations
 
 import io
+import select
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,7 +14,8 @@ from typing import IO
 
 import numpy as np
 
-from bluelm.errors import TargetError
+from bluelm.children import HEARTBEAT_S, Watch, killed, name_of
+from bluelm.errors import ExportError, TargetError
 from export.artifact import Artifact
 from targets.cached_runtime import Feeds, Step
 from targets.qemu_count import CPU, GRAPHS, QEMU, qemu_version
@@ -47,10 +49,12 @@ class Guest:
             [*command, *(str(path.resolve()) for path in paths)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,  # what was read ahead would not wake `select`
             stderr=self._log,
             env={"PATH": "/usr/bin", "HOME": "/", "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
+        self._watch = Watch(self._process.pid, "the arm64 guest")
         self._read()
 
     def step(self, graph: str) -> Step:
@@ -61,8 +65,9 @@ class Guest:
             np.savez(message, graph=np.array(graph), **feeds)  # pyright: ignore[reportArgumentType]
             data = message.getvalue()
             try:
-                self._pipe("stdin").write(len(data).to_bytes(8, "little") + data)
-                self._pipe("stdin").flush()
+                rest = memoryview(len(data).to_bytes(8, "little") + data)
+                while rest:
+                    rest = rest[self._pipe("stdin").write(rest) :]
             except BrokenPipeError:
                 raise self._died() from None
             return dict(np.load(io.BytesIO(self._read())))
@@ -87,17 +92,29 @@ class Guest:
         return pipe
 
     def _read(self) -> bytes:
-        size = self._pipe("stdout").read(8)
-        if len(size) < 8:
-            raise self._died()
-        return self._pipe("stdout").read(int.from_bytes(size, "little"))
+        size = int.from_bytes(self._exactly(8), "little")
+        return self._exactly(size)
 
-    def _died(self) -> TargetError:
+    def _exactly(self, count: int) -> bytes:
+        """So many bytes of its answer; one that was stopped is told of."""
+        pipe, found = self._pipe("stdout"), bytearray()
+        while len(found) < count:
+            while not select.select([pipe], [], [], HEARTBEAT_S)[0]:
+                self._watch.look()
+            part = pipe.read(min(count - len(found), 1 << 20))
+            if not part:
+                raise self._died()
+            found += part
+        return bytes(found)
+
+    def _died(self) -> ExportError:
         code = self._process.wait()
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip()[-TAIL:]
         self.close()
-        return TargetError(f"the artifact failed as arm64 code (exit code {code}): {said}", where=GUEST)
+        return killed("the arm64 guest", code, GUEST) or TargetError(
+            f"the artifact failed as arm64 code ({name_of(code)}): {said}", where=GUEST
+        )
 
 
 def open_emulated(kind: str, roles: tuple[str, ...]) -> Callable[[Artifact], Runtime]:

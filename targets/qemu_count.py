@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bluelm.children import name_of, run
 from bluelm.errors import UnavailableError
 from export.artifact import Artifact
 from targets.qemu_userland import PYTHON, userland, wheels
@@ -72,7 +73,7 @@ def build_plugin(folder: Path) -> Path:
         raise UnavailableError("no C compiler is here to build qemu's plugin", fix="apt-get install gcc")
     built = folder / "count_instructions.so"
     command = [compiler, "-O2", "-shared", "-fPIC", f"-DAPI_VERSION={api}", "-o", str(built), str(PLUGIN)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(command, Path(compiler).name)
     if done.returncode != 0:
         raise UnavailableError(f"qemu's plugin does not build: {done.stderr[-500:]}", where=PLUGIN)
     return built
@@ -97,19 +98,17 @@ def run_counted(command: Sequence[str], folder: Path, *, prefix: Path | None = N
     # a fixed environment: its size moves the stack, and with it a few instructions
     environment = {"PATH": "/usr/bin", "HOME": "/", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
     try:
-        done = subprocess.run(
+        done = run(
             [*_same_addresses(), *qemu, *command],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**environment, "OPENBLAS_NUM_THREADS": "1"},
-            timeout=TIME_LIMIT_S,
+            "the program under qemu",
+            environment={**environment, "OPENBLAS_NUM_THREADS": "1"},
+            limit_s=TIME_LIMIT_S,
         )
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(f"the program ran longer than {TIME_LIMIT_S} s under qemu") from error
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()[-500:]
-        raise UnavailableError(f"the program failed under qemu ({done.returncode}): {said}", fix="see its log")
+        raise UnavailableError(f"the program failed under qemu ({name_of(done.returncode)}): {said}", fix="see its log")
     marks = {int(k): int(v) for k, v in re.findall(r"^mark (\d+) (\d+)$", out.read_text(), re.MULTILINE)}
     end = re.search(r"^end (\d+)$", out.read_text(), re.MULTILINE)
     return {**marks, 0: int(end[1])} if end else marks

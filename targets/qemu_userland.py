@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from bluelm.children import run
 from bluelm.errors import UnavailableError
 from bluelm.files import atomic_folder
 
@@ -137,7 +137,7 @@ def _describe_cpu(root: Path) -> None:
 
 
 def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run(command, Path(command[0]).name, environment=environment)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()[-500:]
         problem = f"the arm64 userland could not be made: {command[0]} said: {said}"

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+import numpy as np
+
 from bluelm.errors import InputError
 from targets.child import serve
 
@@ -17,6 +19,10 @@ def handle(message: object) -> object:
     if message == "crash":
         print("about to crash", flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
+    if message in ("KILL", "TERM", "STOP"):
+        os.kill(os.getpid(), getattr(signal, f"SIG{message}"))
+    if message == "much":
+        np.ones(1 << 50, np.float64)
     if message == "hang":
         signal.pause()
     if message == "leave":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bluelm.errors import InputError, TargetError, UnavailableError
+from bluelm.errors import InputError, InterruptedRun, OutOfMemoryError, TargetError, UnavailableError
 from targets.child import Child, next_core
 from targets.qnn_messages import Chip, Load
 from tests.limits import HANG_S
@@ -65,6 +68,49 @@ def test_a_dying_child_is_a_target_error(child: Child, message: str, words: list
     assert caught.value.where == str(child.log) and child.log.exists()
     with pytest.raises(TargetError):
         child.call("anybody?", HANG_S)
+
+
+def test_a_killed_child_is_no_fault_of_the_model(child: Child) -> None:
+    """What ends children with SIGKILL is the system's OOM killer."""
+    with pytest.raises(OutOfMemoryError, match=r"killed \(SIGKILL\).* memory ran out: .* GB are free") as caught:
+        child.call("KILL", HANG_S)
+    assert caught.value.exit_code == 2 and "--max-memory" in (caught.value.fix or "")
+
+
+def test_a_child_that_somebody_ends_is_an_interruption(child: Child) -> None:
+    with pytest.raises(InterruptedRun, match=r"ended from outside \(SIGTERM\)") as caught:
+        child.call("TERM", HANG_S)
+    assert caught.value.exit_code == 6
+
+
+def test_memory_that_runs_out_in_a_child_is_said(child: Child) -> None:
+    with pytest.raises(OutOfMemoryError, match="memory ran out"):
+        child.call("much", HANG_S)
+    assert child.call("still there", HANG_S) == "still there"
+
+
+def test_a_stopped_child_is_told_of(
+    child: Child, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("targets.child.HEARTBEAT_S", 0.05)
+    pid = child._process.pid
+
+    def wake() -> None:
+        while not caplog.records:
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGCONT)
+
+    waker = threading.Thread(target=wake, daemon=True)
+    waker.start()
+    assert child.call("STOP", HANG_S) == "STOP"
+    assert f"tests.child_modules (process {pid}) is stopped; `kill -CONT {pid}`" in caplog.messages[0]
+    assert caplog.records[0].levelname == "WARNING"
+
+
+def test_a_child_that_stays_stopped_is_an_interruption(child: Child) -> None:
+    with pytest.raises(InterruptedRun, match="was stopped from outside"):
+        child.call("STOP", 1)
+    assert child._process.poll() is not None
 
 
 def test_a_hanging_child_is_ended(child: Child) -> None:

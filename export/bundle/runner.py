@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
 
+from bluelm.children import run
 from bluelm.errors import ExportError, InputError, UnavailableError
 from bluelm.safety import walk
 
@@ -86,7 +87,7 @@ def build(min_os: str) -> Runner:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, timeout=120, check=False)
+        done = run(command, Path(command[0]).name, limit_s=120, folder=SOURCES)
     except subprocess.TimeoutExpired as error:
         raise ExportError(f"{Path(command[0]).name} did not end in 120 s") from error
     if done.returncode:
