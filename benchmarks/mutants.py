@@ -69,7 +69,7 @@ TESTS = {  # the quick tests of each module; no compiler, simulator or child pro
     "export.readback.genai": ["readback_onnx"],
     "export.readback.gguf": ["readback_gguf"],
     "export.readback.gguf_keys": ["readback_gguf"],
-    "export.readback.gguf_vocabulary": ["readback_gguf", "gguf_bpe"],
+    "export.readback.gguf_vocabulary": ["readback_gguf", "gguf_bpe", "gguf_artifact"],
     "export.readback.held": ["readback_held"],
     "export.readback.items": ["readback_onnx", "readback_gguf"],
     "export.readback.litert": ["readback_litert"],
@@ -79,13 +79,13 @@ TESTS = {  # the quick tests of each module; no compiler, simulator or child pro
     "export.readback.onnx_structure": ["readback_onnx"],
     "export.readback.trail": ["readback_litert", "readback_xnnpack", "readback_coreml"],
     "export.readback.xnnpack": ["readback_xnnpack"],
-    "bluelm.added_tokens": ["bluelm_tokenizer"],
-    "bluelm.jsonpieces": ["bluelm_tokenizer"],
+    "bluelm.added_tokens": ["bluelm_pieces", "bluelm_tokenizer", "bluelm_begins", "bluelm_templates"],
+    "bluelm.jsonpieces": ["bluelm_pieces", "bluelm_tokenizer", "bluelm_begins", "bluelm_templates"],
     "bluelm.manifest": ["bluelm_manifest"],
     "bluelm.rope": ["bluelm_rope"],
-    "bluelm.sentencepieces": ["bluelm_tokenizer"],
+    "bluelm.sentencepieces": ["bluelm_pieces", "bluelm_tokenizer", "bluelm_begins", "bluelm_templates"],
     "bluelm.signature": ["bluelm_signature"],
-    "bluelm.tokenizer": ["bluelm_tokenizer"],
+    "bluelm.tokenizer": ["bluelm_pieces", "bluelm_tokenizer", "bluelm_begins", "bluelm_templates"],
 }
 
 SYMMETRIC = ("min", "max", "minimum", "maximum", "array_equal", "equal", "compare_digest")  # in their arguments

@@ -17,7 +17,7 @@ from bluelm.model import DecoderBlock
 from bluelm.weights import LINEARS
 from calibration.samples import load_samples
 from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage, Streams, collect_hessians
-from compress.awq import FOLDS, channels_read, fold, fold_block, search_clips, search_scales
+from compress.awq import FOLDS, Scaling, channels_read, fold, fold_block, search_clips, search_scales
 from compress.engine import quantize
 from compress.grid import choose_grid
 from compress.probe import Probe
@@ -104,6 +104,116 @@ def test_channels_without_signal_are_left_alone() -> None:
     x = torch.randn(100, 64, generator=torch.Generator().manual_seed(1)) * 10
     x[:, 7] = 0
     assert search_scales([weight], x.T @ x / 100, torch.arange(64), [W4]).scales[7] == 1
+
+
+def test_columns_of_one_size_each_are_divided_by_it() -> None:
+    """Every entry of column j is +c_j or -c_j: divided by c, a row's groups need one scale."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randn(64, generator=generator).exp()
+    weight = torch.randint(0, 2, (16, 64), generator=generator) * 2.0 - 1.0
+    x = torch.randn(100, 64, generator=generator) * torch.randn(64, generator=generator).exp()
+    silent, unread = 5, 9
+    x[:, silent], sizes[unread] = 0, 0
+    found = search_scales([weight * sizes], x.T @ x / 100, torch.arange(64), [W4])
+    assert (found.by_weight, found.exponent) == (True, 0.0)
+    assert found.loss < 0.02 * found.plain
+    assert found.scales[[silent, unread]].tolist() == [1.0, 1.0]
+    alive = [index for index in range(64) if index not in (silent, unread)]
+    wanted = 1 / sizes[alive].double()
+    torch.testing.assert_close(found.scales[alive].double(), wanted / wanted.log().mean().exp(), rtol=1e-4, atol=0)
+
+
+def test_scales_are_no_further_apart_than_the_widest_ratio() -> None:
+    x = torch.eye(64) * 8
+    x[0, 0], x[1, 1] = 1e9, 1e-9
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    weight[:, 0] *= 1e-8  # what speaks loudest is weighed least
+    found = search_scales([weight], x.T @ x / 64, torch.arange(64), [W4], judge=_in_turn(5))
+    assert found.scales.max() <= 100.0 and found.scales.min() >= 0.01
+    assert found.scales.max() / found.scales.min() == pytest.approx(1e4, rel=1e-3)
+
+
+def _in_turn(best: int, losses: list[float] | None = None) -> Any:
+    """A judge whose `best`-th answer, counted from 0, is the least of the first 13; those behind are worse."""
+    asked = losses if losses is not None else []
+
+    def judge(rounded: list[Tensor]) -> float:
+        asked.append(1.0 if len(asked) == best else 2.0)
+        return asked[-1]
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("best", "by_weight", "exponent", "near"),
+    [
+        (0, False, 0.0, 2),  # without scales nothing was gained: 0.1 and 0.05 are tried beside 0
+        (2, False, 0.2, 4),
+        (6, False, 1.0, 2),
+        (7, True, 0.0, 2),
+        (12, True, 1.0, 2),
+    ],
+)
+def test_exponents_are_tried_from_0_to_1(best: int, by_weight: bool, exponent: float, near: int) -> None:
+    losses: list[float] = []
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    found = search_scales([weight], torch.eye(64), torch.arange(64), [W4], judge=_in_turn(best, losses))
+    assert (found.by_weight, found.loss, found.plain) == (by_weight, min(losses), losses[0])
+    assert found.exponent == pytest.approx(exponent)
+    assert len(losses) == 1 + 2 * 6 + near
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_exponents_neighbours_are_no_better(seed: int) -> None:
+    """The scales of exponents 0.05 away, made from their formula in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(32, 64, generator=generator) * torch.randn(64, generator=generator).mul(0.7).exp()
+    x = torch.randn(200, 64, generator=generator) * torch.randn(64, generator=generator).mul(1.5).exp()
+    hessian = x.T @ x / 200
+    found = search_scales([weight], hessian, torch.arange(64), [W4])
+    a, w = x.double().square().mean(0).sqrt(), weight.double().square().mean(0).sqrt()
+
+    def lost(exponent: float) -> float:
+        scales = a**exponent / (w ** (1 - exponent) if found.by_weight else 1)
+        scales = (scales / scales.log().mean().exp()).float()
+        error = round_to_nearest(weight * scales, 4, 32, True).dequantize() / scales - weight
+        return float((error.double() @ hessian.double() * error.double()).sum())
+
+    assert lost(found.exponent) == pytest.approx(lost(0.0) if found.exponent == 0 else lost(found.exponent))
+    for exponent in (found.exponent - 0.05, found.exponent + 0.05):
+        assert not 0 <= exponent <= 1 or lost(exponent) >= lost(found.exponent) * 0.9999
+
+
+def test_notes_tell_what_a_search_found() -> None:
+    ones = torch.ones(4)
+    assert Scaling(ones, 0.5, True, 0.2, 0.4).note == {"exponent": 0.5, "by_weight": True, "loss_ratio": 0.5}
+    assert Scaling(ones, 0.0, False, 0.0, 0.0).note == {"exponent": 0.0, "by_weight": False, "loss_ratio": 1.0}
+
+
+def test_folding_a_block_names_the_linears_to_leave_unclipped() -> None:
+    """A block drawn so that clipping its keys costs attention more than it brings them."""
+    config, generator = small_config(2), torch.Generator().manual_seed(1)
+    tensors = {
+        name: 1 + 0.3 * torch.randn(shape, generator=generator)
+        if name.endswith("norm.weight")
+        else torch.randn(shape, generator=generator) / 8
+        for name, shape in block_shapes(config).items()
+    }
+    streams = Streams(config, torch.randn(3, 10, 64, generator=generator))
+    block = DecoderBlock.from_weights(config, tensors)
+    hessians, probe, widths = collect_hessians(streams, block), Probe(streams, block), Widths(3, 32, True)
+    wanted: set[str] = set()
+    for stage in (QKV, GATE_UP):
+        weights, asked = [tensors[f"{name}.weight"] for name in stage.linears], [widths] * len(stage.linears)
+        judge = probe.judge(stage)
+        assert judge is not None
+        scales = search_scales(weights, hessians[stage.name], torch.arange(64), asked, judge).scales
+        clips = search_clips(weights, hessians[stage.name], scales, asked, judge)
+        wanted |= {name for name, clip in zip(stage.linears, clips, strict=True) if not clip}
+    assert wanted == {"self_attn.k_proj"}
+    asked = dict.fromkeys(LINEARS, widths)
+    assert fold_block(config, tensors, hessians, asked, probe, clip=True).unclipped == wanted
+    assert not fold_block(config, tensors, hessians, asked, probe).unclipped
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

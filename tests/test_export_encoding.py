@@ -32,12 +32,36 @@ def test_a_range_is_held_within_half_a_step(low: float, high: float, bits: Liter
     assert encoding.dequantize(encoding.quantize(np.zeros(1, np.float32)))[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "bits", "scale", "zero"),
+    [
+        (-1, 3, 16, 4 / 65535, 16384),
+        (2, 4, 16, 4 / 65535, 0),
+        (-3, -1, 16, 3 / 65535, 65535),
+        (-1, 3, 8, 4 / 255, 64),
+        (0, 0, 8, 1, 0),
+        (0.25, 0.5, 8, 0.5 / 255, 0),
+        (0, 1e-45, 8, np.finfo(np.float32).tiny, 0),
+    ],
+)
+def test_ranges_as_worked_out_by_hand(low: float, high: float, bits: Literal[8, 16], scale: float, zero: int) -> None:
+    found = Encoding.of_range(low, high, bits)
+    assert found == Encoding(float(np.float32(scale)), zero, "uint16" if bits == 16 else "uint8")
+
+
+def test_shares_of_one_are_whole_parts_of_65536() -> None:
+    assert SHARE.quantize(np.array([0, 2.0**-16, 0.5, 1], np.float32)).tolist() == [0, 1, 32768, 65535]
+    assert SHARE.dequantize(np.array([0, 1, 32768], np.uint16)).tolist() == [0, 2.0**-16, 0.5]
+
+
 @given(floats, floats)
 def test_the_cache_encoding_is_symmetric(low: float, high: float) -> None:
     encoding = Encoding.symmetric(min(low, high), max(low, high))
     assert encoding.zero == 0 and encoding.dtype == "int16"
     reach = max(abs(low), abs(high))
     assert encoding.scale * 32767 >= reach * (1 - 1e-6) or reach == 0
+    assert Encoding.symmetric(-3, 2) == Encoding(float(np.float32(3 / 32767)), 0, "int16")
+    assert Encoding.symmetric(-3, 4, 8) == Encoding(float(np.float32(4 / 127)), 0, "int8")
 
 
 @pytest.mark.parametrize(
