@@ -103,15 +103,16 @@ class SentencePieces:
             trusted: marks in the text become their token.
             behind_mark: the text follows a mark, so it may get no dummy prefix.
         """
+        first = not behind_mark or (self._legacy and bool(self._added))
         if not trusted:
-            return self._plain(text, False, not behind_mark or (self._legacy and bool(self._added)))
+            return self._plain(text, False, first)
         tokens: list[int] = []
         start = 0
         for match in self._splitter.finditer(text) if self._splitter else ():
-            tokens += self._plain(text[start : match.start()], True, start == 0 or self._legacy)
+            tokens += self._plain(text[start : match.start()], True, self._legacy if start else first)
             tokens.append(self._ids[match[match.lastgroup or 0]])
             start = match.end()
-        return tokens + self._plain(text[start:], True, start == 0 or self._legacy)
+        return tokens + self._plain(text[start:], True, self._legacy if start else first)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`; control tokens and ids without a piece give none, broken UTF-8 gives U+FFFD."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -11,15 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bluelm.config import RopeScaling
+from bluelm.config import ModelConfig, RopeScaling
 from bluelm.errors import InputError, TargetError
+from bluelm.files import demo_checkpoint
 from bluelm.rope import inverse_frequencies
 from compress.grid import choose_grid
 from compress.store import QuantizedCheckpoint
 from export import gguf_file
 from export.artifact import Artifact
-from export.gguf_file import interleaved, pack, rope_factors
+from export.gguf_file import in_file_order, interleaved, pack, rope_factors
 from export.gguf_reader import GgufWeights
+from export.gguf_tokenizer import add_tokenizer
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.rounded import rounded
@@ -85,6 +90,45 @@ def test_rows_of_q_and_k_are_put_as_llama_cpp_converts_them(heads: int, pairs: i
         rows[head * 2 * pairs + half * pairs + j] for head in range(heads) for j in range(pairs) for half in (0, 1)
     ]
     assert torch.equal(interleaved(rows, heads), torch.stack(wanted))
+
+
+@pytest.mark.parametrize(("name", "short", "heads"), [("q_proj", "attn_q", 8), ("k_proj", "attn_k", 4)])
+def test_heads_of_a_llama_turn_in_neighbouring_pairs(
+    name: str, short: str, heads: int, quantized: QuantizedCheckpoint, artifact: Artifact
+):
+    """The file alone, by gguf-py: row 2j + half of a head is the checkpoint's row half * d/2 + j."""
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(artifact.path("model")).tensors}
+    tensor = tensors[f"blk.1.{short}.weight"]
+    found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(heads, 16, 2, -1)
+    wanted = quantized.linear(f"model.layers.1.self_attn.{name}").dequantize().numpy().reshape(heads, 2, 16, -1)
+    assert np.array_equal(found[:, :, 0], wanted[:, 0]) and np.array_equal(found[:, :, 1], wanted[:, 1])
+    rows = torch.arange(heads * 32.0)
+    for source in (f"model.layers.0.self_attn.{name}", f"model.layers.0.self_attn.{name}.bias"):
+        assert not torch.equal(in_file_order(quantized.config, source, rows), rows)
+        qwen = replace(quantized.config, qkv_bias=True)
+        assert torch.equal(in_file_order(qwen, source, rows), rows)  # llama.cpp's qwen2 turns halves
+    for source in ("self_attn.v_proj", "mlp.up_proj", "input_layernorm"):
+        assert torch.equal(in_file_order(quantized.config, f"model.layers.0.{source}", rows), rows)
+
+
+def test_every_row_of_the_table_has_a_token(quantized: QuantizedCheckpoint, tmp_path: Path):
+    shutil.copy(demo_checkpoint() / "tokenizer.model", tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"[X]": 6144}')
+    config = replace(quantized.config, vocab_size=6146, eos_token_ids=(7, 2))
+    found = written(tmp_path, config)
+    assert found["tokens"][6142:] == [*found["tokens"][6142:6144], "[X]", "[unused 6145]"]
+    assert (found["token_type"][6144:], found["scores"][6144:]) == ([4, 5], [0.0, 0.0])
+    assert [found[f"{name}_token_id"] for name in ("bos", "eos", "padding", "unknown")] == [1, 7, 3, 0]
+    assert (found["add_bos_token"], found["add_eos_token"]) == (True, False)
+    assert written(tmp_path, replace(config, eos_token_ids=()))["eos_token_id"] == 2
+
+
+def written(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    """The tokenizer's keys, as the writer holds them."""
+    writer = gguf.GGUFWriter(None, "llama")
+    add_tokenizer(writer, folder, config)
+    keys = {key: value.value for one in writer.kv_data for key, value in one.items()}
+    return {key.removeprefix("tokenizer.ggml."): value for key, value in keys.items()}
 
 
 def test_long_contexts_reach_llama_cpp_as_rope_factors(quantized: QuantizedCheckpoint):

@@ -15,6 +15,8 @@ from compress.store import QuantizedCheckpoint
 from export import gguf_file
 from export.artifact import Artifact
 from export.readback import differing, read_back
+from export.readback.gguf_keys import Value
+from export.readback.gguf_keys import differing as gguf_differing
 from tests.checkpoints import write_checkpoint
 from tests.coreml_artifacts import quantized
 from tests.rounded import rounded
@@ -89,6 +91,25 @@ def step(data: np.ndarray) -> None:
     data[3] = np.nextafter(data[3], np.float32(np.inf))
 
 
+def another_type(key: str, kind: int) -> Damage:
+    """The same bytes, called another type."""
+
+    def change(reader: gguf.GGUFReader) -> None:
+        reader.fields[key].parts[2][0] = kind
+
+    return change
+
+
+def information(name: bytes, at: int, size: int, new: int) -> Damage:
+    """Of a tensor: what stands `at` bytes behind its name (4 its length, 12 its type)."""
+
+    def change(reader: gguf.GGUFReader) -> None:
+        start = bytes(reader.data[: reader.data_offset]).index(name) + len(name) + at
+        reader.data[start : start + size] = np.frombuffer(new.to_bytes(size, "little"), np.uint8)
+
+    return change
+
+
 BLOCK = "model.layers.1."
 SHAPES = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
           "attention.value_length", "rope.dimension_count")  # fmt: skip
@@ -108,6 +129,7 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     },
     **{f"two {name} swapped": (swapped(f"tokenizer.ggml.{name}", size), ["metadata"]) for name, size in TABLES.items()},
     "context": (number("llama.context_length", 7), ["context"]),
+    "context as an int32": (another_type("llama.context_length", 5), ["context"]),
     "rows": (number("llama.vocab_size", 7), ["metadata"]),
     "eps 1e-2": (number(EPS, 1e-2), EPSILONS),
     "eps x10": (number(EPS, 1e-5), EPSILONS),
@@ -193,3 +215,47 @@ def test_biases_and_factors_are_held_too(tmp_path: Path) -> None:
     assert differing(one, made) == []  # one float32 step is how processors differ
     one = damaged(artifact, tmp_path / "more", values("rope_freqs.weight", at((3,), 1e-3)))
     assert differing(one, made) == ["rope"]
+    one = damaged(artifact, tmp_path / "steps", values("rope_freqs.weight", three_steps))
+    assert differing(one, made) == ["rope"]
+    for place, size, new, told in ((12, 4, 1, "is F16 [8]"), (4, 8, 4, "is F32 [4]")):
+        one = damaged(artifact, tmp_path / told[3:6], information(b"rope_freqs.weight", place, size, new))
+        (wrong,) = [finding for finding in read_back(one, made).wrong if finding.item == "rope"]
+        assert f"rope_freqs.weight {told}" in str(wrong.told)
+
+
+def three_steps(data: np.ndarray) -> None:
+    """Or a little more."""
+    data[3] *= np.float32(1 + 3.5e-7)
+
+
+def field(kinds: list[gguf.GGUFValueType], *parts: bytes | np.ndarray) -> gguf.ReaderField:
+    arrays = [np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part for part in parts]
+    return gguf.ReaderField(0, "key", arrays, list(range(len(parts))), kinds)
+
+
+def test_what_is_told_of_a_key() -> None:
+    kinds = gguf.GGUFValueType
+    name, some = field([kinds.STRING], b"x" * 50), field([kinds.UINT32], np.array([7], np.uint32))
+    table = field([kinds.ARRAY, kinds.INT32], *(np.array([value], np.int32) for value in (1, 2, 3, 4)))
+    empty = field([kinds.ARRAY, kinds.STRING])
+    many = field([kinds.UINT32], np.arange(5, dtype=np.uint32))
+    fields = {"a": name, "b": some, "c": table, "d": empty, "e": some, "f": many, "general.name": name}
+    wanted = {
+        "a": Value(kinds.STRING, "y"),
+        "b": Value(kinds.UINT32, 8),
+        "c": Value(kinds.INT32, [1, 2, 3, 5], array=True),
+        "d": Value(kinds.FLOAT32, 0.5),
+        "f": Value(kinds.UINT32, 9),
+        "g": Value(kinds.UINT32, 1),
+    }
+    assert dict(gguf_differing(fields, wanted)) == {
+        "a": f"{b'x' * 40!r} instead of 'y'",
+        "b": "7 instead of 8",
+        "c": "is another table",
+        "d": " instead of 0.5",
+        "e": "is none of this model's",
+        "f": "0, 1, 2 instead of 9",
+        "g": "is missing",
+    }
+    right = {"a": Value(kinds.STRING, "x" * 50), "c": Value(kinds.INT32, [1, 2, 3, 4], array=True)}
+    assert not list(gguf_differing({"a": name, "c": table}, right))
