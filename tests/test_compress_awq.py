@@ -211,9 +211,9 @@ def test_folding_a_block_names_the_linears_to_leave_unclipped() -> None:
         clips = search_clips(weights, hessians[stage.name], scales, asked, judge)
         wanted |= {name for name, clip in zip(stage.linears, clips, strict=True) if not clip}
     assert wanted == {"self_attn.k_proj"}
-    asked: dict[str, Widths] = {name: widths for name in LINEARS}  # noqa: C420  (fromkeys keeps the names' own type)
-    assert fold_block(config, tensors, hessians, asked, probe, clip=True).unclipped == wanted
-    assert not fold_block(config, tensors, hessians, asked, probe).unclipped
+    everywhere: dict[str, Widths] = {name: widths for name in LINEARS}  # noqa: C420  (fromkeys keeps the names' own type)
+    assert fold_block(config, tensors, hessians, everywhere, probe, clip=True).unclipped == wanted
+    assert not fold_block(config, tensors, hessians, everywhere, probe).unclipped
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
