@@ -33,9 +33,11 @@ from tests.damages.onnx_edits import (
     bump,
     cut_weights,
     edited,
+    named_constant,
     other_opset,
     quiet_border,
     rewire,
+    shortened,
 )
 from tests.damages.record import copied
 
@@ -132,6 +134,9 @@ def test_each_damage_is_named_in_both_graphs(kind: str, edit: Edit, told: str, r
         (attribute("model.layers.1.mlp.gate_proj.out.silu", "alpha", 1.7), "alpha is 1.7"),
         (rewire("model.layers.1.mlp.inner", 0, "model.layers.1.mlp.up_proj.out"), "operations: model.onnx: node"),
         (add_constant, "operations: more belongs to nothing of the model"),
+        (named_constant("layers.0.keys.scale"), "operations: layers.0.keys.scale belongs to nothing of the model"),
+        (shortened(NORM), f"{NORM}.weight: {NORM} is of another type or size than it says"),
+        (shortened("rope.sin"), "rope: rope.sin is of another type or size than it says"),
     ],
 )  # fmt: skip
 def test_each_damage_of_genais_graph_is_named(edit: Edit, told: str, tmp_path: Path) -> None:

@@ -76,6 +76,27 @@ def add_constant(model: ModelProto, folder: Path) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "more"))
 
 
+def named_constant(name: str) -> Edit:
+    """A number that no node takes, by a name that another model's constant has."""
+
+    def edit(model: ModelProto, folder: Path) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), name))
+
+    return edit
+
+
+def shortened(name: str) -> Edit:
+    """A constant that lies in the graph itself and lacks its last byte."""
+
+    def edit(model: ModelProto, folder: Path) -> None:
+        found = tensor(model, name)
+        found.raw_data = numpy_helper.to_array(found, str(folder)).tobytes()[:-1]
+        del found.external_data[:]
+        found.data_location = TensorProto.DEFAULT
+
+    return edit
+
+
 def add_node(model: ModelProto, folder: Path) -> None:
     """The stream behind block 0 through one more operation."""
     for node in model.graph.node:
