@@ -22,7 +22,8 @@ from compress.store import QuantizedCheckpoint
 from eval import budget_file, heldout
 from eval.budget import Budget, Check, Verdict, judge
 from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
-from export.artifact import SOURCES, Artifact, Format
+from export.artifact import Artifact, Format
+from export.formats import record
 from export.ranges import Ranges, calibrate
 from pipeline import judging
 from pipeline.inspecting import Inspector
@@ -109,8 +110,9 @@ class Bench:
             "coreml": lambda: coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "onnx-npu": lambda: onnx_npu.export(source, self._ranges(), folder, context=CONTEXT, chunk=CHUNK),
         }
-        if kind in SOURCES:
-            return find("snapdragon", runtime=kind).compile(self.artifact(SOURCES[kind], source, name), folder)
+        first = record(kind).compiled_from
+        if first is not None:
+            return find("snapdragon", runtime=kind).compile(self.artifact(first, source, name), folder)
         return makers[kind]()
 
     def judge(

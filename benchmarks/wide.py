@@ -29,7 +29,8 @@ from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
 from compress.store import EMBED, EMBEDDING_FILE, HEAD, HEAD_FILE, QuantizedCheckpoint, block_file, finish
 from export import lowered
-from export.artifact import SOURCES, Artifact
+from export.artifact import Artifact
+from export.formats import record
 from export.ranges import Ranges
 from export.torch_ops import Parameters, Recorded, TorchOps
 
@@ -60,7 +61,7 @@ def main(blocks: int, out: Path, runtimes: list[str]) -> None:
         if _child("--lower", [runtime, str(source), str(place)], wide):
             pages.save_rows("runtimes", "wide", WIDE, wide, key=2)
         words = [runtime, str(place), f"{place}-compiled"]
-        if runtime in SOURCES and place.exists() and _child("--compile", words, compiled):
+        if record(runtime).compiled_from and place.exists() and _child("--compile", words, compiled):
             pages.save_rows("runtimes", "compiled", COMPILED, compiled, key=2)
 
 

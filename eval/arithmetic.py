@@ -12,8 +12,6 @@ import yaml
 from export.artifact import Artifact
 
 EXPECTED = Path(__file__).parent / "data" / "runtime_kl.yaml"
-LEVELS = ("onnx-cpu", "onnx-genai")
-"""Formats whose linears say whether they round activations to 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +31,10 @@ class Allowance:
         return Allowance(self.range + other.range, self.single + other.single, self.decode + other.decode)
 
 
-def allowance(artifact: Artifact) -> Allowance | None:
-    """What the artifact's linears compute in, and its KV cache is rounded to, may cost; None where nobody knows."""
-    table = _table()
-    kind = table["formats"].get(artifact.format)
-    if kind is None:
-        return None
-    if artifact.format in LEVELS and _rounds_activations(artifact):
+def allowance(artifact: Artifact) -> Allowance:
+    """What the artifact's linears compute in, and its KV cache is rounded to, may cost."""
+    table, kind = _table(), artifact.record.arithmetic
+    if artifact.record.levels and _rounds_activations(artifact):
         kind = "8-bit activations"
     found = Allowance(**table["linears"][kind])
     added = table["caches"].get(artifact.cache)

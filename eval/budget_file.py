@@ -23,14 +23,13 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from bluelm.errors import InputError
 from bluelm.reading import read_yaml
 from eval.budget import MAPPING, NUMBER, Budget, DomainLimits, SpeedLimit
-from export.artifact import Format
 
 DEFAULT_BUDGET = Path(__file__).parent / "data" / "budget.yaml"
 SCHEMA = Path(__file__).parent / "data" / "budget.schema.json"
@@ -153,9 +152,10 @@ def _over(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_names(path: Path, sections: Mapping[str, TargetLimits]) -> None:
     """Refuse a section that no run could ever take."""
+    from export.formats import names as formats
     from targets.socs import table
 
-    known = [*table().targets, *(soc.id for soc in table().socs), *get_args(Format)]
+    known = [*table().targets, *(soc.id for soc in table().socs), *formats()]
     for name in sections:
         if name.lower() not in (k.lower() for k in known):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from bluelm.errors import InputError
@@ -18,9 +15,10 @@ from bluelm.rope import inverse_frequencies, rope_rows
 from bluelm.weights import Weights
 from eval import metrics
 from eval.metrics import Estimate
+from export.formats import record
 from targets.runtime import Runtime
 
-EXPECTED = Path(__file__).parent / "data" / "block_errors.yaml"
+EXACT = ("float", "dequantized")  # checkpoints, which torch runs in float32
 TIE = 1e-2  # top two logits closer than this: either may come first
 TWIN_KL = 1e-4  # of an artifact to its debug build: the same codes on the same kernels, compiled once more
 OUTLIER = 2.5  # against other weights than its own, a block may err this many times as much as the middle one
@@ -37,7 +35,7 @@ class Subject:
 
     Attributes:
         name: in tables.
-        kind: key of `data/block_errors.yaml`.
+        kind: its format, or one of `EXACT`.
         runtime: gives logits.
         steps: gives the stream block by block; None where it was not asked for.
         twin: logits of what `steps` runs, where that is a build of its own.
@@ -191,7 +189,7 @@ def local_errors(
 
     Args:
         stream: float32 [layers + 1, n, hidden], from position 0.
-        kinds: keys of `data/block_errors.yaml`. same: `weights` are the very ones that the stream was made with.
+        kinds: formats, or `EXACT`. same: `weights` are the very ones that the stream was made with.
     """
     errors = _relative(stream, _added_by(weights, stream, context))
     return BlockErrors(tuple(float(e) for e in errors), expected_error(kinds, same, errors), True)
@@ -200,11 +198,10 @@ def local_errors(
 def expected_error(kinds: tuple[str, str], same: bool, errors: NDArray[np.float64]) -> float:
     """The largest error that is expected of a block.
 
-    Same quantized weights on both sides: what their kinds of arithmetic cost (`data/block_errors.yaml`).
+    Same quantized weights on both sides: what their kinds of arithmetic cost (`Record.block_error`).
     Other weights: several times what the middle block errs.
     """
-    table = _expected()
-    known = sum(table.get(kind, table["default"]) for kind in kinds)
+    known = sum(0.0 if kind in EXACT else record(kind).block_error for kind in kinds)
     return known if same else max(known, OUTLIER * float(np.median(errors)))
 
 
@@ -275,8 +272,3 @@ def _check_same_model(reference: Subject, subjects: Sequence[Subject]) -> None:
                 f"{subject.name} has {subject.runtime.vocab_size} tokens, {reference.name} "
                 f"{reference.runtime.vocab_size}: they are not of the same model"
             )
-
-
-@cache
-def _expected() -> dict[str, float]:
-    return yaml.safe_load(EXPECTED.read_text(encoding="utf-8"))

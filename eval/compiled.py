@@ -28,11 +28,6 @@ MISMATCHES, EXCESS = "compiled_mismatches", "twin_block_excess"
 LIMIT = 6.0
 """Of `twin_blocks.Apart.ratio`. Sound graphs: up to 3.7 (SmolLM2-135M), 3.6 (the demo model), 1.3 (random ones); with
 the codes of the column that matters least in a matrix drawn anew, 7.2 and more (the demo model)."""
-SHIPPED_CANNOT_RUN = (
-    "what the shipped binary computes: it holds both graphs with shared weights, which Qualcomm's x86 simulator cannot "
-    "load, so the shipped binary itself cannot run here; what ran are the same graphs, compiled one by one by the same "
-    "compiler with the same settings but for the sharing"
-)
 
 
 class Graphs(Protocol):
@@ -101,7 +96,7 @@ def _faults(artifact: Artifact, source: Artifact | None) -> Iterator[str]:
         yield "artifact.json does not tell what was compiled"
         return
     if source is not None:
-        for role in (GIVEN, f"{GIVEN}-shipped") if artifact.format == "qnn-context" else (GIVEN,):
+        for role in (GIVEN, f"{GIVEN}-shipped") if not artifact.record.runs_as_shipped else (GIVEN,):
             for dump, graph in zip(artifact.paths(role), graphs_of(source), strict=True):
                 yield from (f"given for {graph.name}: {fault}" for fault in given_faults(dump, graph))
     soc_model = chip_of(find_soc(artifact.soc or "")).soc_model

@@ -9,25 +9,11 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, UnavailableError
 from eval import size_plan, speed_model
 from eval.measurement import Measurement
-from eval.speed_model import SMALLEST, RuntimeClass, Shape, Soc, Work
-from export.artifact import MANIFEST, SIMULATOR, Artifact, Format
+from eval.speed_model import SMALLEST, Shape, Soc, Work
+from export.artifact import MANIFEST, SIMULATOR, Artifact
+from export.formats import Without
 
 CACHE_BYTES = {"float32": 4, "float16": 2, "int16": 2, "int8": 1}
-NARROW = ("onnx-npu", "qnn-context", "executorch-qnn", "executorch-coreml", "coreml")  # activations of 16 bits
-CLASSES: dict[Format, tuple[RuntimeClass, str]] = {
-    "onnx-npu": ("npu", "QNN"),
-    "qnn-context": ("npu", "QNN"),
-    "executorch-qnn": ("npu", "ExecuTorch"),
-    "executorch-neuropilot": ("npu", ""),
-    "coreml": ("ane", "Core ML (coreml-llm-cli)"),
-    "executorch-coreml": ("ane", ""),
-    "onnx-genai": ("cpu", ""),
-    "litert": ("cpu", "LiteRT / MediaPipe"),
-    "executorch-xnnpack": ("cpu", "ExecuTorch"),
-    "gguf": ("cpu", ""),
-}
-"""The class of published figures that speaks for a format, and its runtime's name there; "": nobody published any.
-`onnx-cpu` is missing: it multiplies in float32, of which nothing is published."""
 READ_ONCE = ("embedding", "tokenizer", "ranges")  # roles that a decoded token reads next to nothing of
 
 
@@ -59,7 +45,7 @@ def work_of(artifact: Artifact) -> Work:
     held = sum(
         file.bytes for file in artifact.files if file.role not in READ_ONCE and not file.role.startswith(SIMULATOR)
     )
-    weight_bytes = held // size_plan.copies(artifact.format)
+    weight_bytes = held // size_plan.copies(artifact)
     attended = 4 * config.num_layers * config.num_heads * config.head_dim * artifact.context
     operations = 2 * (shape.body_weights + shape.head_weights) + attended
     return Work(weight_bytes, cache_bytes(artifact), operations, config.num_layers)
@@ -79,7 +65,7 @@ def activation_bytes(artifact: Artifact) -> int:
     and weights of attention over the whole context. Elements are as wide as the runtime's activations.
     """
     config = artifact.model
-    width = 2 if artifact.format in NARROW else 4
+    width = artifact.record.activation_bytes
     vectors = 2 * config.hidden_size + (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     attention = 2 * config.num_heads * artifact.context
     return artifact.chunk * (4 * config.vocab_size + width * (vectors + 3 * config.intermediate_size + attention))
@@ -102,8 +88,8 @@ def chip(name: str) -> Soc | None:
 
 def not_known(artifact: Artifact) -> str | None:
     """Why no speed is estimated for an artifact; None where one is."""
-    if artifact.format not in CLASSES:
-        return "the speed on the phone: nothing is published of float32 arithmetic on quantized weights"
+    if isinstance(artifact.record.speed, Without):
+        return f"the speed on the phone: {artifact.record.speed.reason}"
     if artifact.parameters < SMALLEST:
         few = f"{artifact.parameters / 1e6:,.1f} M"
         return f"the speed on the phone: nothing is published of models below 0.5 B parameters, and this has {few}"
@@ -115,9 +101,10 @@ def speed(artifact: Artifact, soc: Soc) -> list[Measurement]:
 
     A phase that nobody published a figure for is left out; [] where `not_known` says why.
     """
-    if not_known(artifact) is not None:
+    known = artifact.record.speed
+    if isinstance(known, Without) or not_known(artifact) is not None:
         return []
-    runtime_class, runtime = CLASSES[artifact.format]
+    runtime_class, runtime = known.unit, known.published_as
     load = work_of(artifact)
     gigabytes = (load.weight_bytes + load.cache_bytes) / 1e9
     notes: dict[Literal["decode", "prefill"], str] = {

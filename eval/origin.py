@@ -9,33 +9,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 from eval.measurement import How, Measurement
-from export.artifact import Artifact, Format
+from export.artifact import Artifact
 from targets.runtime import Place
 
-SIMULATOR = "Qualcomm's HTP simulator on x86"
-INTERPRETER = "our interpreter of Core ML programs in NumPy"
-QEMU = "qemu-aarch64 on this machine"
-# what runs in place of the phone's runtime, and the package that brings it; what is not listed is the runtime itself
-STAND_INS: dict[tuple[Format, Place], tuple[str, str]] = {
-    ("onnx-npu", "htp"): (SIMULATOR, "onnxruntime-qnn"),
-    ("qnn-context", "htp"): (SIMULATOR, "onnxruntime-qnn"),
-    ("executorch-qnn", "htp"): (SIMULATOR, "executorch"),
-    ("onnx-npu", "cpu"): ("CPU kernels in place of the NPU's", "onnxruntime"),
-    ("coreml", "interpreter"): (INTERPRETER, "bluelm-export"),
-    ("executorch-coreml", "interpreter"): (INTERPRETER, "bluelm-export"),
-    ("gguf", "cpu"): ("torch on the weights that gguf-py reads, in place of llama.cpp", "gguf"),
-    ("onnx-cpu", "arm64"): (QEMU, "onnxruntime"),
-    ("onnx-genai", "arm64"): (QEMU, "onnxruntime"),
-    ("litert", "arm64"): (QEMU, "ai-edge-litert"),
-}
-RUNTIMES: dict[str, str] = {
-    "onnx-cpu": "onnxruntime",
-    "onnx-genai": "onnxruntime-genai",
-    "executorch-xnnpack": "executorch",
-    "litert": "ai-edge-litert",
-    "coreml": "coremltools",
-    "executorch-coreml": "executorch",
-}
 OVERFLOWS = {  # by an artifact's note or the type of its cache: what to do where its numbers run out of range
     "float16 activations": "beyond float16's 65,504? Export with --activation-bits 32, which computes in float32",
     "float16": "beyond float16's 65,504? Export with --kv-bits 32, a cache in float32",
@@ -69,12 +45,11 @@ class Origin:
 def origin(artifact: Artifact, on: Place) -> Origin:
     """The origin of figures from an artifact that `open_runtime(artifact.folder, on)` runs."""
     remedy = next((fix for told, fix in OVERFLOWS.items() if told in (*artifact.notes, artifact.cache)), "")
-    if (artifact.format, on) in STAND_INS:
-        words, package = STAND_INS[artifact.format, on]
-        return Origin("emulated", f"{words}, {_told(package)}", remedy)
-    package = RUNTIMES.get(artifact.format, artifact.format)
+    run = artifact.record.runs[on]
+    if run.stands_in:
+        return Origin("emulated", f"{run.stands_in}, {_told(run.package)}", remedy)
     unit = "" if on == "cpu" else f" ({on})"
-    return Origin("measured", f"{_told(package)} on this machine, {platform.machine()}{unit}", remedy)
+    return Origin("measured", f"{_told(run.package)} on this machine, {platform.machine()}{unit}", remedy)
 
 
 def _told(package: str) -> str:

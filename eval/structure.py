@@ -22,7 +22,8 @@ from eval import compiled, size_plan
 from eval.budget import NOT_KNOWN
 from eval.compare import BlockErrors
 from eval.measurement import Measurement
-from export.artifact import SOURCES, Artifact
+from export.artifact import Artifact
+from export.formats import Without, function
 from export.readback import config_faults, read_back
 from targets.generation import ends, generate, until
 from targets.runtime import Runtime
@@ -41,21 +42,6 @@ ODD = (
     "def f(x):\n    return {'a': [x ** 2]}  # 平方",
     "[|Human|]: </s> [|AI|]: <s>",
 )
-RUNTIME_PACKAGES = {
-    "onnx-cpu": "onnxruntime",
-    "onnx-npu": "onnxruntime",
-    "onnx-genai": "onnxruntime",
-    "qnn-context": "onnxruntime-qnn",
-    "coreml": "coremltools",
-    "executorch-xnnpack": "executorch",
-    "executorch-qnn": "executorch",
-    "executorch-neuropilot": "executorch",
-    "executorch-coreml": "executorch",
-    "litert": "ai-edge-litert",
-    "gguf": "gguf",
-}
-DELEGATES = {"executorch-qnn": "QnnBackend", "executorch-coreml": "CoreMLBackend"}
-"""Of formats that are to be delegated as a whole: the delegate's name."""
 FORCED = 3  # tokens of an answer before the end token is put on top
 
 
@@ -77,7 +63,7 @@ def files(
         _faults("versions_missing", _missing_versions(artifact), subject, "versions"),
         _faults("files_changed", _changed_files(artifact), subject, "files"),
         *npu_shares(artifact, subject),
-        *([compiled.mismatches(artifact, subject)] if artifact.format in SOURCES else []),
+        *([compiled.mismatches(artifact, subject)] if artifact.record.compiled_from else []),
     ]
     if quantized is None:
         note = "weights, tables and metadata: the quantized checkpoint that it was made of is not at hand"
@@ -134,7 +120,7 @@ def block_figures(to_float: BlockErrors | None, to_quantized: BlockErrors, subje
 def npu_shares(artifact: Artifact, subject: str) -> list[Measurement]:
     """Share of nodes, and of multiply-accumulates of a token, that the NPU takes, and of instructions that a delegate
     takes; [] where no compiler told."""
-    found = _delegated(artifact, subject) if artifact.format in DELEGATES else []
+    found = _delegated(artifact, subject) if artifact.record.delegate else []
     counts = artifact.nodes.values()
     if not counts:
         return found
@@ -152,7 +138,7 @@ def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
     """All of it where every method of the program is nothing but calls of one delegate, else not known."""
     from export.executorch_reader import all_delegated
 
-    name = DELEGATES[artifact.format]
+    name = artifact.record.delegate
     called = all_delegated(artifact.path("model"))
     if called is None or {delegate for delegates in called.values() for delegate in delegates} != {name}:
         return []
@@ -163,11 +149,7 @@ def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
 def not_known(artifact: Artifact, figures: Sequence[Measurement]) -> list[str]:
     """What is not checked because the format does not tell it; `figures` are the artifact's."""
     found = [figure.note for figure in figures if figure.name.startswith(NOT_KNOWN) and figure.value]
-    if artifact.format == "qnn-context":
-        found.append(compiled.SHIPPED_CANNOT_RUN)
-    if artifact.format in ("coreml", "executorch-coreml"):
-        found.append("the share of nodes on the Neural Engine: Core ML chooses the unit on the device")
-    return found
+    return [*found, *artifact.record.untold]
 
 
 def multiply_accumulates(config: ModelConfig, context: int) -> int:
@@ -180,7 +162,7 @@ def multiply_accumulates(config: ModelConfig, context: int) -> int:
 
 def runtime_version(artifact: Artifact) -> str:
     """The package that runs the artifact here, with its version; "" if it is not installed."""
-    package = RUNTIME_PACKAGES[artifact.format]
+    package = artifact.record.package
     try:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
@@ -207,14 +189,6 @@ def _tokenizer_faults(
         again = theirs.decode(ids)
         if mine.encode(text) != ids or mine.decode(ids) != again:
             yield repr(text[:40])
-    if artifact.format == "gguf":
-        from export.gguf_reader import GgufWeights
-
-        pieces = GgufWeights(artifact.path("model"), artifact.model).fields["tokenizer.ggml.tokens"].contents()
-        for index, piece in enumerate(pieces if isinstance(pieces, list) else []):
-            known = theirs.pieces.id(piece)
-            if known is not None and known != index:
-                yield f"the file's piece {index} {piece!r} is {known}"
 
 
 def _template_faults(mine: Tokenizer | None, theirs: Tokenizer) -> Iterator[str]:
@@ -243,22 +217,10 @@ def _end_faults(artifact: Artifact, config: ModelConfig) -> Iterator[str]:
     mine = _tokenizer(artifact)
     if mine is not None and mine.eos is not None and wanted and mine.eos not in wanted:
         yield f"the tokenizer says {mine.eos}, the checkpoint {sorted(wanted)}"
-    if artifact.format == "onnx-genai":
-        told = read_json(artifact.path("genai"))["model"]["eos_token_id"]
-        if {*(told if isinstance(told, list) else [told])} != wanted:
-            yield f"genai_config.json says {told}, the checkpoint {sorted(wanted)}"
-    if artifact.format == "executorch-xnnpack":
-        from export.executorch_reader import constant, read_file
-
-        told = constant(read_file(artifact.path("model")), "get_eos_ids")
-        if told is None or set(told) != wanted:
-            yield f"model.pte says {told}, the checkpoint {sorted(wanted)}"
-    if artifact.format == "gguf":
-        from export.gguf_reader import GgufWeights
-
-        told = GgufWeights(artifact.path("model"), artifact.model).fields["tokenizer.ggml.eos_token_id"].contents()
-        if told not in wanted:
-            yield f"model.gguf says {told}, the checkpoint {sorted(wanted)}"
+    path = artifact.record.ends
+    fault = None if isinstance(path, Without) else function(path)(artifact, wanted)
+    if fault is not None:
+        yield fault
 
 
 def _changed_files(artifact: Artifact) -> Iterator[str]:
@@ -275,7 +237,7 @@ def _missing_versions(artifact: Artifact) -> Iterator[str]:
     if not any(told for name, told in artifact.producers.items() if name != "bluelm-export"):
         yield "the format's own writer"
     if not runtime_version(artifact):
-        yield f"{RUNTIME_PACKAGES[artifact.format]}, which runs it"
+        yield f"{artifact.record.package}, which runs it"
 
 
 def _sizes(artifact: Artifact, quantized: QuantizedCheckpoint, subject: str) -> list[Measurement]:

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
 from bluelm.reading import read_text
+from export import formats
 
-Format = Literal[
-    "onnx-npu",
-    "onnx-cpu",
-    "qnn-context",
-    "coreml",
-    "executorch-xnnpack",
-    "executorch-neuropilot",
-    "executorch-qnn",
-    "executorch-coreml",
-    "litert",
-    "gguf",
-    "onnx-genai",
-]
-SOURCES: Mapping[str, Format] = {"qnn-context": "onnx-npu", "executorch-qnn": "onnx-npu"}
-"""Formats that a vendor's compiler makes of another, in which nothing can be looked at any more."""
+Format = str
+"""Name of a record in `export/formats`."""
 Cache = Literal["float32", "float16", "int16", "int8"]
 MANIFEST = "artifact.json"
 SIMULATOR = "simulator"
@@ -83,7 +70,7 @@ class Artifact(BaseModel):
     """What artifact.json says.
 
     Attributes:
-        format: how the files are read: the key of a runtime.
+        format: how the files are read: the name of a record.
         model: the model's shape.
         context: tokens that the KV cache and the graphs are laid out for.
         chunk: tokens that the prefill graph takes at once.
@@ -119,6 +106,18 @@ class Artifact(BaseModel):
     notes: tuple[str, ...] = ()
     files: tuple[ArtifactFile, ...]
     _folder: Path = PrivateAttr()
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in formats.names():
+            raise ValueError(f"unknown format {name!r}; known: {', '.join(formats.names())}")
+        return name
+
+    @property
+    def record(self) -> formats.Record:
+        """What its format is."""
+        return formats.record(self.format)
 
     @property
     def folder(self) -> Path:
@@ -201,7 +200,7 @@ def find_source(artifact: Artifact) -> Artifact | None:
     quantized checkpoint. None if there is none."""
     for path in sorted(artifact.folder.resolve().parent.glob(f"*/{MANIFEST}")):
         other = Artifact.open(path.parent)
-        if other.format == SOURCES.get(artifact.format) and other.quantized_digest == artifact.quantized_digest:
+        if other.format == artifact.record.compiled_from and other.quantized_digest == artifact.quantized_digest:
             return other.model_copy(update={"soc": artifact.soc})
     return None
 

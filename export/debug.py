@@ -20,15 +20,8 @@ from bluelm.errors import InputError
 from bluelm.files import atomic_folder
 from export.artifact import Artifact, list_files
 from export.lowered import block_output
-from export.onnx_decoder import GRAPHS
 
 DEBUG_NOTE = "debug build: block outputs"
-REWRITTEN = {  # format: roles of its graphs
-    "onnx-cpu": GRAPHS,
-    "onnx-npu": GRAPHS,
-    "litert": ("model",),
-    "onnx-genai": ("model",),
-}
 
 
 def genai_stream(layers: int) -> list[str]:
@@ -46,13 +39,13 @@ def debug_build(artifact: Artifact, folder: Path, values: Sequence[str] = ()) ->
     Raises:
         InputError: an artifact of another kind, or one whose graphs have no such values.
     """
-    if artifact.format not in REWRITTEN:
+    if artifact.record.blocks != "rewritten":
         raise InputError(
             f"a {artifact.format} artifact cannot be opened up",
             where=artifact.folder,
             fix="give the artifact that it was compiled from, or export a debug build",
         )
-    graphs = {path.name for role in REWRITTEN[artifact.format] for path in artifact.paths(role)}
+    graphs = {path.name for role in artifact.record.graphs for path in artifact.paths(role)}
     with atomic_folder(folder) as temporary:
         for file in artifact.files:
             target = temporary / file.path

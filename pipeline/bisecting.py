@@ -20,7 +20,7 @@ from compress.store import EMBED, QuantizedCheckpoint
 from eval import judge
 from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
 from eval.compare import BlockErrors, local_errors, weights_steps
-from export.artifact import SOURCES, Artifact, source_of
+from export.artifact import Artifact, source_of
 from export.ranges import Ranges
 from export.readback import differing, listed, readable, weight_names
 from targets.block_outputs import BlockRuntime, open_blocks
@@ -29,7 +29,6 @@ from targets.runtime import Place, open_runtime
 FORGETS = 1e-3  # nats a token between decoding and one prefill
 DECODED = 4
 HALF = 0.5  # of an error: with so much of it, one part is held to account
-CLOSED = ("gguf", "onnx-genai", "executorch-neuropilot")  # formats that are looked at as a whole
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Bisection:
 
     def _closed(self) -> Finding | None:
         """The first weight that is another, where only the files can tell."""
-        if self.artifact.format not in CLOSED or not self._wrong:
+        if self.artifact.record.inside or not self._wrong:
             return None
         name = self._wrong[0]
         layer = name.split(".")[2] if name.startswith("model.layers.") else None
@@ -115,7 +114,7 @@ class Bisection:
         error, limit = self._answers_apart(), max(self._errors.expected, 1e-5)
         if error <= limit:
             return None
-        if self._shown is not self.artifact or self.artifact.format in CLOSED:
+        if self._shown is not self.artifact or not self.artifact.record.inside:
             compiled = self._shown is not self.artifact
             why = "its graphs do better before compiling" if compiled else "this format is looked at as a whole"
             return Finding("the whole artifact", "logits", error, limit, "runtime", why)
@@ -171,7 +170,7 @@ class Bisection:
     @cached_property
     def _shown(self) -> Artifact:
         """The artifact whose values can be seen: a compiled one's source."""
-        return source_of(self.artifact) if self.artifact.format in SOURCES else self.artifact
+        return source_of(self.artifact) if self.artifact.record.blocks == "source" else self.artifact
 
     @cached_property
     def _wrong(self) -> list[str]:
@@ -187,7 +186,7 @@ class Bisection:
     @cached_property
     def _seen(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The stream, and every block's values where the format shows them."""
-        if self.artifact.format in CLOSED:
+        if not self.artifact.record.inside:
             return weights_steps(self.quantized, self.artifact.context)(self.tokens), {}
         layers = range(self.artifact.model.num_layers)
         names = [name for layer in layers for name in probe_names(layer)]

@@ -20,25 +20,13 @@ from export.artifact import MANIFEST, Artifact
 from export.bundle import folder as folders
 from export.bundle.build import Verified
 from targets.child import Child
-from targets.runtime import Place, open_runtime
+from targets.runtime import Place, natural, open_runtime
 
 QUESTION = "你好"
 TOKENS = 8
 # Limits: seconds and bytes at least, and for each byte of the artifact; a simulator of a phone's NPU takes longer.
 SECONDS, SECONDS_A_BYTE, SIMULATED = 600.0, 300 / 1e9, 10
 MEMORY, MEMORY_A_BYTE = 4 << 30, 4
-# Where each format runs on this machine; the rest runs on phones alone.
-PLACES: dict[str, Place] = {
-    "onnx-cpu": "cpu",
-    "onnx-npu": "cpu",
-    "onnx-genai": "cpu",
-    "gguf": "cpu",
-    "coreml": "cpu" if platform.system() == "Darwin" else "interpreter",
-    "executorch-xnnpack": "cpu",
-    "executorch-coreml": "cpu" if platform.system() == "Darwin" else "interpreter",
-    "executorch-qnn": "htp",
-    "litert": "cpu",
-}
 
 
 @dataclass(frozen=True)
@@ -79,13 +67,21 @@ def answer(verified: Verified, limit_s: float | None = None) -> str:
         folders.extract(sources, place)
         artifact = Artifact.open(place)
         artifact.verify()
-        if artifact.format not in PLACES:
+        on = _place(artifact)
+        if on == "device":
             raise _not_run(f"only {verified.manifest.target} runs a {artifact.format} artifact", "on that phone")
-        on = PLACES[artifact.format]
         limit = limit_s or (SECONDS + artifact.bytes * SECONDS_A_BYTE) * (SIMULATED if on == "htp" else 1)
         memory = MEMORY + int(artifact.bytes * MEMORY_A_BYTE)
         ask = Ask(str(place), on, int(limit * (os.cpu_count() or 1)) + 1, memory)
         return _in_child(ask, limit, place.with_name(f"{place.name}.log"))
+
+
+def _place(artifact: Artifact) -> Place:
+    """Where this machine runs what ships; on a Mac Core ML itself."""
+    if not artifact.record.runs_as_shipped:
+        return "device"
+    place = natural(artifact.format)
+    return "cpu" if place == "interpreter" and platform.system() == "Darwin" else place
 
 
 def _in_child(ask: Ask, limit_s: float, log: Path) -> str:

@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from eval.compare import Comparison, Subject
     from targets.runtime import Place
 
-NATURAL: dict[str, Place] = {
-    "qnn-context": "htp",
-    "coreml": "interpreter",
-    "executorch-coreml": "interpreter",
-    "executorch-qnn": "htp",
-}  # where an artifact runs by default
 BLOCK_TOKENS = 64
 PROMPT_TOKENS = 32
 
@@ -163,11 +157,11 @@ def open_subjects(path: str, blocks: bool, scratch: Path, stack: ExitStack) -> l
 
 def _shipped(folders: Sequence[Path]) -> list[Path]:
     """The artifacts of a run without those that another was compiled from."""
-    from export.artifact import SOURCES, Artifact
+    from export.artifact import Artifact
 
-    kinds = {folder: Artifact.open(folder).format for folder in folders}
-    sources = {SOURCES.get(kind) for kind in kinds.values()}
-    return [folder for folder, kind in kinds.items() if kind not in sources]
+    kinds = {folder: Artifact.open(folder).record for folder in folders}
+    sources = {kind.compiled_from for kind in kinds.values()}
+    return [folder for folder, kind in kinds.items() if kind.name not in sources]
 
 
 def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack: ExitStack) -> Subject:
@@ -175,10 +169,10 @@ def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack
     from eval.origin import origin
     from export.artifact import Artifact
     from targets.block_outputs import BlockTwin
-    from targets.runtime import open_runtime
+    from targets.runtime import natural, open_runtime
 
     artifact = Artifact.open(folder)
-    place: Place = on or NATURAL.get(artifact.format, "cpu")
+    place: Place = on or natural(artifact.format)
     name = f"{folder.resolve().parent.name}/{folder.name} on {place}"
 
     # figures are the artifact's own; a build that shows its blocks answers for those alone

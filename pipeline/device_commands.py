@@ -186,11 +186,13 @@ def _artifact_rows(
     Raises:
         InputError: no artifact. UnavailableError: nothing is published of the way it computes.
     """
-    from eval.estimate import CLASSES, find_artifact, not_known, work_of
+    from eval.estimate import find_artifact, not_known, work_of
     from eval.speed_model import SMALLEST
+    from export.formats import Without
 
     artifact, name = find_artifact(folder)
-    known = CLASSES.get(artifact.format)
+    speed = artifact.record.speed
+    known = None if isinstance(speed, Without) else (speed.unit, speed.published_as)
     small = artifact.parameters < SMALLEST
     if on is None and known is None and not small:
         raise UnavailableError(f"not estimated: {not_known(artifact)}", where=folder, fix="measure it on a phone")

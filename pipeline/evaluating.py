@@ -21,7 +21,6 @@ from eval.sufficient import check_text
 from export.artifact import MANIFEST, Artifact
 from pipeline import judging, layout, provenance
 from pipeline.binding import seal
-from pipeline.compare_commands import NATURAL
 from pipeline.effects import EVALUATE, EvaluateFacts, refuse_idle
 from pipeline.inspecting import Inspector
 from pipeline.judging import Subject
@@ -30,7 +29,7 @@ from pipeline.report_commands import write_all
 from pipeline.source import open_source
 from pipeline.stages import PREVIOUS, retire_reports
 from targets.registry import find
-from targets.socs import table
+from targets.runtime import natural
 from targets.target import Target
 
 TOKENS = {"npu": 4096, "cpu": 16384}
@@ -198,7 +197,7 @@ def _subjects(asked: Asked, earlier: Report | None) -> tuple[Subject, ...]:
     found: list[Subject] = []
     for folder in folders:
         artifact = Artifact.open(folder)
-        on = NATURAL.get(artifact.format, "cpu")
+        on = natural(artifact.format)
         name = "npu" if on == "htp" else "cpu"
         count = (asked.npu_tokens if name == "npu" else asked.eval_tokens) or TOKENS[name]
         if earlier is not None and not (asked.npu_tokens if name == "npu" else asked.eval_tokens):
@@ -252,7 +251,7 @@ def _target(asked: Asked, earlier: Report | None, artifact: Artifact) -> Target:
     told: dict[str, Any] = earlier.configuration if earlier else {}
     name, soc = asked.target or told.get("target") or artifact.target, asked.soc or told.get("soc") or artifact.soc
     if name is None:
-        owners = [name for name, row in table().targets.items() if artifact.format in row.runtimes]
+        owners = artifact.record.targets
         if not owners:
             raise InputError(
                 f"nothing says what this {artifact.format} artifact is for", where=artifact.folder, fix="add --target"

@@ -21,19 +21,15 @@ from eval.compiled import Graphs, TwinCheck
 from eval.heldout import HeldOut
 from eval.measurement import Measurement
 from eval.positions import Plan, Rows
-from export.artifact import SOURCES, Artifact, find_source
+from export.artifact import Artifact, find_source
 from targets.block_outputs import open_blocks
 from targets.runtime import Place, Runtime
 from targets.torch_runtime import TorchRuntime
 
 BLOCK_TOKENS = 64
-# formats that show their blocks at little cost
-SHOWN = ("onnx-cpu", "onnx-npu", "onnx-genai", "litert", "gguf", "coreml", "executorch-coreml", *SOURCES)
 SLOW: tuple[Place, ...] = ("htp", "interpreter", "arm64")
 PREFILLED, DECODED = 4096, 256  # tokens of the context that are prefilled at most, and decoded
 SLOWLY_PREFILLED, SLOWLY_DECODED = 1024, 16  # where a step takes a second
-SEEKING = ("onnx-cpu", "onnx-npu", "litert", "gguf", "executorch-coreml", *SOURCES)
-"""Formats whose cache this side keeps: their runtimes can stand behind empty slots."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +70,10 @@ class Inspector:
 
     def blocks(self, artifact: Artifact, on: Place, subject: str) -> list[Measurement]:
         """Errors of blocks; [] where showing them would take long (`bluelm-export bisect` does)."""
-        if self.quantized is None or artifact.format not in SHOWN or on == "arm64":
+        if self.quantized is None or not artifact.record.blocks_in_runs or on == "arm64":
             return []
         twins = None
-        if artifact.format in SOURCES:
+        if artifact.record.blocks == "source":
             if find_source(artifact) is None:
                 return []
             twins = TwinCheck(artifact, self.quantized, on)
@@ -124,7 +120,7 @@ class Inspector:
 
     def _too_coarse(self, artifact: Artifact) -> bool:
         """Whether nobody knows what the artifact's activations may cost."""
-        return self.coarse and artifact.format in ("onnx-npu", *SOURCES)
+        return self.coarse and artifact.record.lowered_as == "onnx-npu"
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -144,4 +140,5 @@ def plan_positions(artifact: Artifact, on: Place) -> Plan:
     chunk = artifact.chunk
     if chunk == artifact.context:  # no chunks, the text goes in as one: not a long one
         chunk = min(chunk, positions.AT_ONCE)
-    return positions.plan(artifact.context, chunk, prefilled, decoded, seeks=artifact.format in SEEKING, brief=slow)
+    seeks = bool(artifact.record.host_cache)  # its runtime can stand behind empty slots
+    return positions.plan(artifact.context, chunk, prefilled, decoded, seeks=seeks, brief=slow)

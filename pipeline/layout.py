@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.artifact import SOURCES
+from export.formats import record
 
 WIDTHS = "widths"  # with --bits auto: the width of every linear, and the recipe that it comes to
 QUANTIZED = "quantized"  # codes, scales, zero points: what every exporter reads
@@ -16,4 +16,4 @@ LOG = "log.txt"
 
 def lowered(runtime: str) -> str:
     """Folder of what the vendor's compiler takes: `onnx-npu` for Snapdragons, else named as the runtime."""
-    return SOURCES.get(runtime, runtime)
+    return record(runtime).lowered_as

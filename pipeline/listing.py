@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from targets.registry import runtimes_of
 from targets.socs import table
 
 
@@ -18,7 +19,7 @@ def show_targets(console: Console) -> None:
             (soc for soc in table().socs if soc.vendor == target.vendor), key=lambda soc: soc.id != target.soc
         )
         for index, soc in enumerate(chips):
-            first = (name, ", ".join(target.runtimes)) if index == 0 else ("", "")
+            first = (name, ", ".join(runtimes_of(name))) if index == 0 else ("", "")
             bandwidth = "" if soc.dram_gb_s is None else f"{soc.dram_gb_s:.1f}"
             rows.add_row(*first, soc.id.lower(), soc.name, bandwidth, end_section=index == len(chips) - 1)
     console.print(rows)

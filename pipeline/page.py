@@ -10,7 +10,7 @@ from typing import Any
 
 from bluelm.clean import visible
 from bluelm.files import write_text
-from eval.estimate import CLASSES, chip
+from eval.estimate import chip
 from eval.measurement import Measurement
 from eval.report import (
     PLACES,
@@ -25,6 +25,7 @@ from eval.report import (
     task_rows,
     told,
 )
+from export.formats import record
 from pipeline import page_plots
 from pipeline.page_plots import Mark
 from targets.socs import find_soc
@@ -222,7 +223,7 @@ def published(report: Report) -> Section:
     from eval.speed_fit import published as rows_of
 
     soc = chip(find_soc(str(report.configuration["soc"])).name)
-    kind, _ = CLASSES.get(artifact["format"], ("cpu", ""))
+    kind = getattr(record(artifact["format"]).speed, "unit", "cpu")
     rows = [row for row in rows_of("decode") if row.runtime_class == kind]
     plot = page_plots.published_speeds(
         rows,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from bluelm.errors import InputError, UnavailableError
 from compress.cost import Cost, cost, matmul_rate
 from compress.recipe import Recipe, parse_size
 from eval.positions import ROWS
+from export.formats import Sizes, record
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +27,10 @@ SHARE = 0.8  # of the memory that is free now, what activations may bring the ru
 GRAPH_BYTES = 0.1e6  # of one block in one of the two graphs of an artifact
 RUNTIMES = 0.6e9  # bytes of a runtime with its process, and of the exporters
 BESIDE_SECONDS = 10.0  # inspecting the artifacts, measuring the speed, writing the pages
-LOWERED_BYTES_PER_SECOND = 50e6  # through exporter and compiler, beyond LOWERING
+LOWERED_BYTES_PER_SECOND = 50e6  # through exporter and compiler, beyond `Lowering`
 SIMULATOR_RATE = 0.6e9  # operations a second of the NPU's simulator, which runs whole chunks
 SIMULATED_CHUNKS = 25  # beside the judged text: the positions of the context, what it continues, blocks and their twins
 SMALL_PRODUCTS = 3.0  # how much slower judging is than the rate of large products
-LOWERING = Path(__file__).parent / "data" / "lowering.yaml"
 
 
 @dataclass(frozen=True)
@@ -105,17 +104,19 @@ def plan_run(
     quantizing = plan_quantizing(checkpoint, recipe, max_memory)
     config, limit = checkpoint.config, quantizing.limit
     size = quantizing.quantizing.size
-    row = _lowering(runtime)
-    artifact = row.get("copies", 1) * size + 2 * GRAPH_BYTES * config.num_layers
+    kind = record(runtime)
+    row = kind.lowering
+    copies = kind.sizes.copies if isinstance(kind.sizes, Sizes) else 1
+    artifact = copies * size + 2 * GRAPH_BYTES * config.num_layers
     weights = sum(math.prod(shape) for shape in file_shapes(config).values())
-    processes = 2 * (RUNTIMES / 2 + row.get("process", 0)) if npu_tokens else 0.0
+    processes = 2 * (RUNTIMES / 2 + row.process) if npu_tokens else 0.0
     answers = 4 * ROWS * config.vocab_size  # of the weights in float32, which the artifacts' are held against
     judging = RUNTIMES + processes + artifact + 4 * weights + answers
     room = psutil.virtual_memory().available if limit is None else limit
     if judging > room:  # it is then left out, and said so
         judging = RUNTIMES + artifact
     compiled = size - config.vocab_size * config.hidden_size * recipe.embed_bits / 8
-    lowering = RUNTIMES + max(size, row.get("memory", 0) * min(compiled, row.get("part", compiled)))
+    lowering = RUNTIMES + max(size, row.memory * min(compiled, row.part or compiled))
     if limit is not None and lowering > limit:
         raise InputError(
             f"lowering and compiling for {runtime} take about {_gb(lowering)}: more than --max-memory {_gb(limit)}",
@@ -137,13 +138,8 @@ def plan_run(
 
 def lowering_seconds(runtime: str, blocks: int, artifact: float) -> float:
     """Of lowering and compiling an artifact of so many bytes."""
-    row = _lowering(runtime)
-    return row["whole"] + row["block"] * blocks + 4 * artifact / LOWERED_BYTES_PER_SECOND
-
-
-def _lowering(runtime: str) -> dict[str, float]:
-    table: dict[str, dict[str, float]] = yaml.safe_load(LOWERING.read_text())
-    return table.get(runtime, table["other"])
+    row = record(runtime).lowering
+    return row.whole + row.block * blocks + 4 * artifact / LOWERED_BYTES_PER_SECOND
 
 
 def bytes_of(text: str) -> int:

@@ -19,9 +19,9 @@ from compress.formats.adopt import adopt, given_recipe, scattered
 from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
+from export.formats import record, records
 
 CHOOSES_CODES = frozenset({"method", "bits", "auto", "group_size", "symmetric", "refine", "rotate", "size", "max_kl"})
-REORDERS = ("onnx-cpu",)  # runtimes whose graphs put inputs in another order
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,15 @@ class Source:
 
     def check_runtime(self, runtime: str) -> None:
         """TargetError if the runtime cannot hold the checkpoint's codes in their order."""
-        if isinstance(self.checkpoint, PackedCheckpoint) and runtime not in REORDERS:
+        if isinstance(self.checkpoint, PackedCheckpoint) and not record(runtime).reorders:
             names = scattered(self.checkpoint)
             if names:
+                able = [kind.name for kind in records().values() if kind.reorders is True]
                 raise TargetError(
                     f"act-order scattered the groups of {len(names)} linears over their inputs; {runtime} cannot put "
                     "inputs in another order",
                     where=names[0],
-                    fix=f"use --runtime {REORDERS[0]}, or a checkpoint with static groups (desc_act false)",
+                    fix=f"use --runtime {able[0]}, or a checkpoint with static groups (desc_act false)",
                 )
 
     def quantize(

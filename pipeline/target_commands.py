@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bluelm.errors import InputError, UnavailableError
+from bluelm.errors import UnavailableError
 from pipeline.errors import leave
 from pipeline.terminal import console, say
 
@@ -44,10 +44,8 @@ def examine_machine(target: str | None, runtime: str | None, console: Console) -
     """
     from targets.tools import examine, tools
 
-    wanted = _runtimes(target, runtime)
-    found = [examine(tool) for tool in tools() if wanted is None or set(tool.runtimes) & wanted]
-    if wanted is not None and not found:
-        raise InputError(f"no runtime {runtime!r}", fix="see: bluelm-export targets")
+    wanted, optional = _tools_of(target, runtime)
+    found = [examine(tool) for tool in tools() if wanted is None or tool.name in wanted]
     rows = Table(title=f"Python {platform.python_version()} on {platform.machine()}", title_justify="left")
     for heading in ("tool", "state", "here", "wanted", "for"):
         rows.add_column(heading)
@@ -64,22 +62,25 @@ def examine_machine(target: str | None, runtime: str | None, console: Console) -
     lacking = [one for one in found if one.state != "ok"]
     for one in lacking:
         console.print(f"{one.tool.name}: {one.tool.fix}", soft_wrap=True, markup=False, highlight=False)
-    needed = [one.tool for one in lacking if one.state == "missing" and not one.tool.optional]
+    needed = [one.tool for one in lacking if one.state == "missing" and one.tool.name not in optional]
     if wanted is not None and needed:
         names = ", ".join(tool.name for tool in needed)
         raise UnavailableError(f"missing here: {names}", fix=needed[0].fix)
     return 0
 
 
-def _runtimes(target: str | None, runtime: str | None) -> set[str] | None:
-    """The runtimes that the options name; None: all."""
+def _tools_of(target: str | None, runtime: str | None) -> tuple[set[str] | None, set[str]]:
+    """Names of the tools of the runtime that the options name (None: all), and those that it lowers without."""
+    from export.formats import record
     from targets.registry import find
-    from targets.socs import table
 
-    if target is None:
-        return None if runtime is None else {runtime}
-    name = find(target, runtime=runtime).name
-    return {runtime} if runtime else {table().targets[name].runtimes[0]}
+    if target is not None:
+        runtime = find(target, runtime=runtime).runtime
+    if runtime is None:
+        return None, set()
+    found = record(runtime)
+    needed = {*found.tools, *(record(found.compiled_from).tools if found.compiled_from else ())}
+    return {*needed, *found.optional_tools}, {*found.optional_tools} - needed
 
 
 @emulator.command("install")

@@ -25,7 +25,6 @@ from export.coreml_package import Package
 from targets.backend import Lowering, Uncompiled
 from targets.coreml_macos import MacEngine, compile_package
 from targets.coreml_runtime import CoreMLRuntime, Interpreted
-from targets.runtime import Place
 from targets.socs import Soc
 
 TABLE = Path(__file__).parent / "data" / "coreml.yaml"
@@ -126,7 +125,6 @@ class CoreMLBackend(Uncompiled):
     activations: Activations = "float16"
     kv_bits = 16
     needs_ranges = False
-    place: Place = "interpreter"
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)

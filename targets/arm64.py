@@ -11,7 +11,6 @@ from export import onnx_cpu
 from export.artifact import Artifact
 from export.mobile_package import KvBits
 from targets.backend import Lowering, Uncompiled
-from targets.runtime import Place
 from targets.socs import Soc
 
 
@@ -21,7 +20,6 @@ class CpuBackend(Uncompiled):
 
     kv_bits: KvBits = 32
     kv_widths = (32, 16, 8)
-    place: Place = "cpu"
 
     @property
     def needs_ranges(self) -> bool:

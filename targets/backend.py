@@ -13,7 +13,6 @@ from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.ranges import Ranges
 from targets.legality import check_groups, check_lengths
-from targets.runtime import Place
 from targets.socs import Soc
 
 
@@ -37,8 +36,6 @@ class Backend(Protocol):
 
     @property
     def needs_ranges(self) -> bool: ...
-
-    place: Place
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None: ...
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from bluelm.errors import InputError
 from compress.store import QuantizedCheckpoint
-from export.artifact import SOURCES, Artifact, source_of
-from export.debug import DEBUG_NOTE, REWRITTEN, debug_build
+from export.artifact import Artifact, source_of
+from export.debug import DEBUG_NOTE, debug_build
+from export.formats import function
 from targets.runtime import Place, Runtime, open_runtime
 
 
@@ -59,11 +60,12 @@ def open_blocks(artifact: Artifact, on: Place, scratch: Path, values: Sequence[s
     Raises:
         InputError: the artifact has nothing to make a debug build from.
     """
-    if artifact.format in SOURCES:
+    if artifact.record.blocks == "source":
         artifact = source_of(artifact)
-    if artifact.format in AGAIN and DEBUG_NOTE not in artifact.notes:
-        artifact = AGAIN[artifact.format](artifact, _checkpoint_of(artifact), scratch / f"{artifact.format}-debug")
-    if artifact.format in REWRITTEN:
+    if artifact.record.rebuild is not None and DEBUG_NOTE not in artifact.notes:
+        build: Builder = function(artifact.record.rebuild)
+        artifact = build(artifact, _checkpoint_of(artifact), scratch / f"{artifact.format}-debug")
+    if artifact.record.blocks == "rewritten":
         artifact = debug_build(artifact, scratch / f"{artifact.format}-debug", values)
     runtime = open_runtime(artifact.folder, on)
     if not hasattr(runtime, "blocks"):
@@ -72,7 +74,8 @@ def open_blocks(artifact: Artifact, on: Place, scratch: Path, values: Sequence[s
     return cast(BlockRuntime, runtime)
 
 
-def _xnnpack_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
+def xnnpack_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
+    """The program once more around the weights that it holds, its blocks shown."""
     from export import executorch
     from export.executorch_held import held
     from export.mobile_package import KvBits
@@ -89,7 +92,6 @@ def _xnnpack_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: P
 
 
 Builder = Callable[[Artifact, QuantizedCheckpoint, Path], Artifact]
-AGAIN: dict[str, Builder] = {"executorch-xnnpack": _xnnpack_debug}
 
 
 def _checkpoint_of(artifact: Artifact) -> QuantizedCheckpoint:

@@ -7,7 +7,7 @@ import io
 import select
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
@@ -117,18 +117,16 @@ class Guest:
         )
 
 
-def open_emulated(kind: str, roles: tuple[str, ...]) -> Callable[[Artifact], Runtime]:
-    """A function that opens artifacts whose graphs are the files of `roles`.
+def open_emulated(artifact: Artifact, kind: str, roles: tuple[str, ...]) -> Runtime:
+    """An artifact whose graphs are the files of `roles`, as arm64 code.
 
-    It raises UnavailableError without qemu or userland, and TargetError where the graphs do not load.
+    Raises:
+        UnavailableError: qemu or the userland is not there.
+        TargetError: the graphs do not load.
     """
-
-    def opened(artifact: Artifact) -> Runtime:
-        package = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}[kind]
-        name = f"{artifact.format} in {package} {version(package)} on {CPU} under qemu"
-        guest = Guest(kind, [artifact.path(role) for role in roles])
-        runtime = host(name, artifact, *(guest.step(graph) for graph in GRAPHS))
-        runtime.close = guest.close
-        return runtime
-
-    return opened
+    package = artifact.record.package
+    name = f"{artifact.format} in {package} {version(package)} on {CPU} under qemu"
+    guest = Guest(kind, [artifact.path(role) for role in roles])
+    runtime = host(name, artifact, *(guest.step(graph) for graph in GRAPHS))
+    runtime.close = guest.close
+    return runtime

@@ -10,7 +10,6 @@ from export.artifact import Artifact
 from export.mobile_package import KvBits
 from targets.backend import Lowering, Uncompiled
 from targets.legality import check_integer_kernels
-from targets.runtime import Place
 from targets.socs import Soc
 
 
@@ -21,7 +20,6 @@ class ExecutorchBackend(Uncompiled):
     kv_bits: KvBits = 32
     kv_widths = (32, 16, 8)
     needs_ranges = False
-    place: Place = "cpu"
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)

@@ -28,7 +28,6 @@ from targets.cached_runtime import CachedRuntime, Feeds
 from targets.coreml_interpreter import Function, Interpreter
 from targets.coreml_macos import MacModels
 from targets.legality import weight_bytes
-from targets.runtime import Place
 from targets.socs import Soc
 from targets.tools import require
 
@@ -48,7 +47,6 @@ class ExecutorchCoreMLBackend(Uncompiled):
 
     activations: Activations = "float16"
     needs_ranges = False
-    place: Place = "interpreter"
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)

@@ -18,7 +18,6 @@ from compress.recipe import Recipe
 from export.artifact import Artifact
 from export.mobile_package import MODEL, describe_steps
 from targets.backend import Lowering, Uncompiled
-from targets.runtime import Place
 from targets.socs import Soc
 from targets.tools import require
 
@@ -33,7 +32,6 @@ class NeuropilotBackend(Uncompiled):
 
     soc: Soc | None = None
     needs_ranges = False
-    place: Place = "device"
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)

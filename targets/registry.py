@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import cast, get_args
+from typing import cast
 
 from bluelm.errors import InputError
-from export.artifact import Format
-from targets.apple import CoreMLBackend
-from targets.arm64 import CpuBackend, GenaiBackend, GgufBackend
+from export.formats import Without, function, record, records
 from targets.backend import Backend
-from targets.executorch import ExecutorchBackend
-from targets.executorch_coreml import ExecutorchCoreMLBackend
-from targets.executorch_qnn import ExecutorchQnnBackend
-from targets.litert import LitertBackend
-from targets.mediatek import NeuropilotBackend
-from targets.snapdragon import HtpBackend
-from targets.socs import Soc, find_soc, table
+from targets.socs import Soc, TargetRow, find_soc, table
 from targets.target import Target
-
-BACKENDS: dict[str, Backend] = {
-    "qnn-context": HtpBackend(),
-    "onnx-cpu": CpuBackend(),
-    "coreml": CoreMLBackend(),
-    "executorch-xnnpack": ExecutorchBackend(),
-    "executorch-qnn": ExecutorchQnnBackend(),
-    "executorch-coreml": ExecutorchCoreMLBackend(),
-    "litert": LitertBackend(),
-    "executorch-neuropilot": NeuropilotBackend(),
-    "onnx-genai": GenaiBackend(),
-    "gguf": GgufBackend(),
-}
 
 
 def targets() -> tuple[Target, ...]:
@@ -66,15 +45,27 @@ def find(
         soc = soc or chip.id
         return find(owner, soc, runtime, kv_bits=kv_bits, activation_bits=activation_bits, device_ram_gb=device_ram_gb)
     row = rows[name]
-    chosen = runtime or row.runtimes[0]
-    if chosen not in row.runtimes:
-        raise InputError(f"the target {name} has no runtime {chosen!r}", fix=f"its runtimes: {', '.join(row.runtimes)}")
-    assert chosen in get_args(Format), chosen
+    chosen, offered = runtime or row.runtime, runtimes_of(name)
+    if chosen not in offered:
+        raise InputError(f"the target {name} has no runtime {chosen!r}", fix=f"its runtimes: {', '.join(offered)}")
     chip = find_soc(soc or row.soc, row.vendor)
-    backend = _for_chip(_with_cache(BACKENDS[chosen], chosen, kv_bits), chip)
+    backend = _for_chip(_with_cache(_backend(chosen), chosen, kv_bits), chip)
     if activation_bits is not None and not backend.needs_ranges:
         backend = _with_floats(backend, chosen, activation_bits)
-    return Target(name, chip, cast(Format, chosen), backend, device_ram_gb)
+    return Target(name, chip, chosen, backend, device_ram_gb)
+
+
+def runtimes_of(name: str) -> tuple[str, ...]:
+    """The runtimes of a target, its default first."""
+    row: TargetRow = table().targets[name]
+    others = [kind.name for kind in records().values() if name in kind.targets and kind.name != row.runtime]
+    return (row.runtime, *others)
+
+
+def _backend(runtime: str) -> Backend:
+    path = record(runtime).backend
+    assert not isinstance(path, Without), f"{runtime}: {path}"
+    return function(path)()
 
 
 def _for_chip(backend: Backend, chip: Soc) -> Backend:

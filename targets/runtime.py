@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from bluelm.errors import InputError, UnavailableError
-from export.artifact import Artifact
+from export.artifact import Artifact, Format
+from export.formats import Place, function, record
 
-Place = Literal["cpu", "htp", "arm64", "interpreter", "gpu", "ane", "device"]
-"""Where an artifact runs; `device`: on a phone alone, nothing here can load it."""
+__all__ = ["Place", "Runtime", "RuntimeBase", "natural", "only_on_device", "open_runtime"]
 
 
 class Runtime(Protocol):
@@ -112,10 +112,9 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
     """Load an artifact.
 
     Args:
-        on: `cpu` for onnx-cpu, onnx-genai, executorch-xnnpack, litert, gguf and, as a slow reference,
-            onnx-npu; `arm64` for onnx-cpu, onnx-genai and litert: as arm64 code under qemu; `htp` for onnx-npu
-            (compiled in memory), qnn-context and executorch-qnn: Qualcomm's simulator of its NPU, in a child process;
-            `interpreter` for coreml and executorch-coreml anywhere, and `cpu`, `gpu`, `ane` on a Mac.
+        on: one of the places where its format runs (`Record.runs`): `arm64` is arm64 code under qemu, `htp`
+            Qualcomm's simulator of its NPU in a child process, `interpreter` ours of Core ML programs; `gpu` and `ane`
+            are a Mac's.
 
     Raises:
         InputError: no artifact, or one that cannot run there.
@@ -123,17 +122,23 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
         TargetError: the runtime refuses the artifact.
     """
     artifact = Artifact.open(folder)
-    runtimes = _runtimes()
-    if (artifact.format, on) not in runtimes:
-        places = [place for kind, place in runtimes if kind == artifact.format]
-        if not places:
-            raise only_on_device(artifact)
+    runs = artifact.record.runs
+    if not runs:
+        raise only_on_device(artifact)
+    if on not in runs:
         raise InputError(
             f"a {artifact.format} artifact does not run on {on!r}",
             where=folder,
-            fix=f"it runs on {' or '.join(map(repr, places))}",
+            fix=f"it runs on {' or '.join(map(repr, runs))}",
         )
-    return runtimes[artifact.format, on](artifact)
+    opened: Callable[..., Runtime] = function(runs[on].opener)
+    return opened(artifact, *runs[on].options)
+
+
+def natural(kind: Format) -> Place:
+    """Where `open_runtime` runs a format's artifacts if nothing else is asked for."""
+    places: list[Place] = [*record(kind).runs, "device"]
+    return places[0]
 
 
 def only_on_device(artifact: Artifact) -> UnavailableError:
@@ -143,40 +148,3 @@ def only_on_device(artifact: Artifact) -> UnavailableError:
         where=artifact.folder,
         fix=f"run it on a phone with {artifact.soc or 'its chip'}, or choose a --runtime that is judged here",
     )
-
-
-def _runtimes() -> dict[tuple[str, Place], Callable[[Artifact], Runtime]]:
-    """Imported here: each brings libraries that the others do not need."""
-    from targets.apple import open_interpreter, open_mac
-    from targets.emulator import open_emulated
-    from targets.executorch_coreml import open_executorch_coreml
-    from targets.executorch_qnn import open_executorch_qnn
-    from targets.executorch_runtime import open_executorch
-    from targets.genai_runtime import open_genai
-    from targets.gguf_runtime import open_gguf
-    from targets.litert_runtime import open_litert
-    from targets.onnx_runtime import open_cpu
-    from targets.qnn_runtime import open_htp
-
-    return {
-        ("onnx-cpu", "cpu"): open_cpu,
-        ("onnx-npu", "cpu"): open_cpu,
-        ("onnx-npu", "htp"): open_htp,
-        ("qnn-context", "htp"): open_htp,
-        ("executorch-xnnpack", "cpu"): open_executorch,
-        ("executorch-qnn", "htp"): open_executorch_qnn,
-        ("litert", "cpu"): open_litert,
-        ("litert", "arm64"): open_emulated("litert", ("model",)),
-        ("onnx-cpu", "arm64"): open_emulated("onnx", ("prefill", "decode")),
-        ("onnx-genai", "arm64"): open_emulated("onnx", ("model", "model")),
-        ("onnx-genai", "cpu"): open_genai,
-        ("gguf", "cpu"): open_gguf,
-        ("coreml", "interpreter"): open_interpreter,
-        ("coreml", "cpu"): lambda artifact: open_mac(artifact, "cpu"),
-        ("coreml", "gpu"): lambda artifact: open_mac(artifact, "gpu"),
-        ("coreml", "ane"): lambda artifact: open_mac(artifact, "ane"),
-        ("executorch-coreml", "interpreter"): open_executorch_coreml,
-        ("executorch-coreml", "cpu"): lambda artifact: open_executorch_coreml(artifact, "cpu"),
-        ("executorch-coreml", "gpu"): lambda artifact: open_executorch_coreml(artifact, "gpu"),
-        ("executorch-coreml", "ane"): lambda artifact: open_executorch_coreml(artifact, "ane"),
-    }

@@ -22,7 +22,6 @@ from targets.backend import Lowering
 from targets.legality import check_groups, check_lengths, weight_bytes
 from targets.qnn import compile_contexts
 from targets.qnn_messages import Chip
-from targets.runtime import Place
 from targets.socs import Soc
 
 MIB = 2**20
@@ -39,7 +38,6 @@ class HtpBackend:
     kv_bits: Bits = 16
     kv_widths = (16, 8)
     needs_ranges = True
-    place: Place = "htp"
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         check_lengths(config, context, chunk)

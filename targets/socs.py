@@ -40,13 +40,13 @@ class Soc(BaseModel):
 
 
 class TargetRow(BaseModel):
-    """A name that `--target` takes: its default chip, and its runtimes, the default first."""
+    """A name that `--target` takes: its default chip and runtime. What else it offers, formats' records say."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vendor: str
     soc: str
-    runtimes: tuple[str, ...]
+    runtime: str
 
 
 class Table(BaseModel):

@@ -13,7 +13,7 @@ from export.artifact import Artifact, Format
 from export.ranges import Ranges
 from targets.backend import Backend, Lowering
 from targets.memory import check_memory
-from targets.runtime import Place
+from targets.runtime import Place, natural
 from targets.socs import Soc
 
 
@@ -41,7 +41,7 @@ class Target:
     @property
     def default_on(self) -> Place:
         """Where `open_runtime` runs its artifacts here."""
-        return self.backend.place
+        return natural(self.runtime)
 
     def check(self, config: ModelConfig, recipe: Recipe, context: int = 512, chunk: int = 128) -> None:
         """Whether the target can hold and run the model, before any work.

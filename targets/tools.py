@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from bluelm.errors import UnavailableError
+from export.formats import record
 
 TABLE = Path(__file__).parent / "data" / "tools.yaml"
 
@@ -27,8 +28,6 @@ class Tool(BaseModel):
         kind: `package` is installed by pip (version: the one that works with the others), `program` lies on the
             PATH, `module` is a vendor's Python module that no public index has, `library` is one of the system's
             that a package loads and does not bring.
-        runtimes: whose compiler or runtime it is.
-        optional: runs or checks beyond lowering need it.
         fix: how to get it.
     """
 
@@ -37,8 +36,6 @@ class Tool(BaseModel):
     name: str
     kind: Literal["package", "program", "module", "library"]
     version: str | None = None
-    runtimes: tuple[str, ...]
-    optional: bool = False
     purpose: str
     fix: str
 
@@ -110,4 +107,4 @@ def require_for(runtime: str) -> None:
     Raises:
         UnavailableError: something is missing; with how to get it.
     """
-    require(*(tool.name for tool in tools() if runtime in tool.runtimes and not tool.optional))
+    require(*record(runtime).tools)

@@ -17,10 +17,9 @@ from export.bundle import build, project
 from export.bundle.build import Input
 from export.bundle.zip32 import FileSource
 from export.ranges import calibrate
-from pipeline.bundle_check import PLACES
 from pipeline.generate import ends, generate, until
 from targets.registry import find
-from targets.runtime import open_runtime
+from targets.runtime import natural, open_runtime
 from tests import bundles, kotlin_app
 from tests.packages import requires
 from tests.rounded import rounded
@@ -76,7 +75,7 @@ def expected(artifact: Artifact, questions: Sequence[str]) -> list[str]:
     """What the artifact answers to each question, likeliest tokens until the context is full."""
     tokenizer = Tokenizer.from_folder(artifact.folder)
     out: list[str] = []
-    with open_runtime(artifact.folder, PLACES[artifact.format]) as runtime:
+    with open_runtime(artifact.folder, natural(artifact.format)) as runtime:
         for question in questions:
             prompt = tokenizer.chat([Message("user", question)])
             new = until(

@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import get_args
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from eval.history import History
 from eval.measurement import Measurement
-from eval.origin import RUNTIMES, STAND_INS
 from eval.report import Report
-from export.artifact import Format
-from targets.runtime import _runtimes
+from export.formats import records
 from tests.test_pipeline_cli import QUICK, bluelm
 from tests.tiny import tiny_checkpoint
 
@@ -127,12 +124,10 @@ def test_the_speed_of_a_tiny_model_is_not_known(ran: Ran) -> None:
 
 
 def test_every_place_that_an_artifact_runs_at_is_the_runtime_or_a_stand_in() -> None:
-    places = set(_runtimes())
-    assert set(STAND_INS) <= places
+    places = {(kind.name, on): run for kind in records().values() for on, run in kind.runs.items()}
     on_a_mac = {(kind, on) for kind in ("coreml", "executorch-coreml") for on in ("cpu", "gpu", "ane")}
     itself = {(kind, "cpu") for kind in ("onnx-cpu", "onnx-genai", "executorch-xnnpack", "litert")} | on_a_mac
-    assert places - set(STAND_INS) == itself
-    assert {kind for kind, _ in itself} == set(RUNTIMES) <= set(get_args(Format))
+    assert {place for place, run in places.items() if not run.stands_in} == itself
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError, UnavailableError
 from bluelm.files import demo_checkpoint
 from compress.recipe import Recipe
+from export.formats import function, record, records
 from pipeline.cli import app
 from targets.memory import APP_SHARE, GIB, check_memory, footprint
-from targets.registry import BACKENDS, find
+from targets.registry import find, runtimes_of
 from targets.runners import load_runner
 from targets.socs import table
 from targets.tools import Tool, examine, tools
@@ -41,8 +42,10 @@ def test_every_chip_and_alias_finds_its_target_and_every_runtime_has_a_backend()
             if soc.id != table().targets[find(name).name].soc:
                 assert find(name).soc == soc
     for name, row in table().targets.items():
-        for runtime in row.runtimes:
-            assert type(find(name, runtime=runtime).backend) is type(BACKENDS[runtime])
+        assert runtimes_of(name)[0] == row.runtime
+        for runtime in runtimes_of(name):
+            path = str(record(runtime).backend)
+            assert type(find(name, runtime=runtime).backend) is function(path)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +108,11 @@ def test_the_refusals_advice_would_have_fitted(ram: float, context: int, bits: i
 def test_tools_are_found_or_named():
     here = {tool.name: examine(tool).state for tool in tools()}
     assert here["onnx"] == "ok"
-    absent = Tool(name="no-such-package", kind="package", runtimes=(), purpose="", fix="")
+    absent = Tool(name="no-such-package", kind="package", purpose="", fix="")
     assert examine(absent).state == "missing"
-    library = Tool(name="libnone.so.9", kind="library", runtimes=(), purpose="", fix="")
+    library = Tool(name="libnone.so.9", kind="library", purpose="", fix="")
     assert examine(library).state == "missing"
-    other = Tool(name="onnx", kind="package", version="0.1", runtimes=(), purpose="", fix="")
+    other = Tool(name="onnx", kind="package", version="0.1", purpose="", fix="")
     assert examine(other).state == "other version"
 
 
@@ -140,6 +143,6 @@ def test_the_npu_of_a_dimensity_says_that_its_sdk_is_missing():
 
 
 def test_every_runtime_that_is_measured_over_adb_has_a_runner_of_its_name():
-    (adb,) = (tool for tool in tools() if tool.name == "adb")
-    for runtime in adb.runtimes:
-        assert load_runner(runtime).decode
+    for kind in records().values():
+        if "adb" in kind.optional_tools:
+            assert load_runner(str(kind.device_program)).decode

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bluelm.errors import InputError, TargetError
 from export.bundle.manifest import BundleManifest, Format
+from export.formats import Without, record
 
 TEMPLATES = Path(__file__).parent / "templates"
 _TABLE = Path(__file__).parent / "data" / "runtimes.yaml"
@@ -48,8 +49,7 @@ class RuntimeFacts(BaseModel):
     """What a bundle must know of a runtime.
 
     Attributes:
-        formats: of artifacts that it executes.
-        of_one_chip: those of `formats` that are compiled for one chip.
+        of_one_chip: formats that it executes and that are compiled for one chip.
         engine: name of the Kotlin or Swift engine template.
         android: libraries from Maven; empty where there are none.
         no_app: why no project is made around it.
@@ -61,7 +61,6 @@ class RuntimeFacts(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    formats: tuple[str, ...]
     of_one_chip: tuple[str, ...] = ()
     os: Annotated[str, Field(pattern="^(android|ios|any)$")]
     engine: str
@@ -97,11 +96,10 @@ def runtime_of(artifact_format: str) -> tuple[str, RuntimeFacts]:
     Raises:
         TargetError: no phone's runtime does.
     """
-    for name, facts in runtimes().items():
-        if artifact_format in facts.formats:
-            return name, facts
-    known = ", ".join(sorted(f for facts in runtimes().values() for f in facts.formats))
-    raise TargetError(f"no runtime on a phone executes {artifact_format!r}", fix=f"known: {known}")
+    app = record(artifact_format).app
+    if isinstance(app, Without):
+        raise TargetError(f"no runtime on a phone executes {artifact_format!r}: {app.reason}")
+    return app, runtimes()[app]
 
 
 def render(manifest: BundleManifest) -> dict[str, bytes]:

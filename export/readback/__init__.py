@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compress.store import QuantizedCheckpoint
-from export.artifact import SOURCES, Artifact, Format
-from export.readback import beside, compiled, coreml, executorch_coreml, genai, gguf, litert, onnx, xnnpack
+from export.artifact import Artifact
+from export.formats import Without, function
+from export.readback import beside
 from export.readback.beside import config_faults
 from export.readback.held import listed, same
 from export.readback.items import Finding, Reader, inventory, linear_names, untold, weight_names
@@ -49,7 +50,7 @@ def read_back(artifact: Artifact, quantized: QuantizedCheckpoint) -> ReadBack:
     Raises:
         InputError: a file is damaged so that it cannot be read at all.
     """
-    found = list(_READERS.get(artifact.format, _closed)(artifact, quantized))
+    found = list(_reader(artifact)(artifact, quantized))
     said = {finding.item for finding in found}
     forgotten = [Finding(item, "wrong", "was not read back") for item in inventory(artifact, quantized)]
     found += [finding for finding in forgotten if finding.item not in said]
@@ -65,28 +66,17 @@ def differing(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str]:
 
 def readable(artifact: Artifact) -> bool:
     """Whether anything of the format's program can be read back."""
-    return artifact.format in _READERS
+    return not isinstance(artifact.record.reader, Without)
+
+
+def _reader(artifact: Artifact) -> Reader:
+    path = artifact.record.reader
+    return _closed if isinstance(path, Without) else function(path)
 
 
 def _closed(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
-    """A format that nobody but its runtime reads."""
-    why = f"{artifact.format} files cannot be read back: that they answer as their own weights do speaks for them alone"
+    """Nothing is told."""
+    reader = artifact.record.reader
+    assert isinstance(reader, Without)
+    why = f"{artifact.format} files cannot be read back: {reader.reason}"
     yield from untold(why, *inventory(artifact, quantized))
-
-
-def _compiled(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
-    yield from compiled.findings(artifact, quantized, _READERS[SOURCES[artifact.format]])
-
-
-_READERS: dict[Format, Reader] = {
-    "onnx-cpu": onnx.findings,
-    "onnx-npu": onnx.findings,
-    "onnx-genai": genai.findings,
-    "litert": litert.findings,
-    "executorch-xnnpack": xnnpack.findings,
-    "executorch-coreml": executorch_coreml.findings,
-    "executorch-qnn": _compiled,
-    "qnn-context": _compiled,
-    "gguf": gguf.findings,
-    "coreml": coreml.findings,
-}

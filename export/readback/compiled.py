@@ -13,6 +13,7 @@ from dataclasses import replace
 from bluelm.files import sha256
 from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact, find_source
+from export.formats import function, record
 from export.readback.held import table_faults
 from export.readback.items import Finding, Reader, checked, inventory, untold
 
@@ -20,8 +21,8 @@ GIVEN = "what the compiler was given"
 CLOSED = "in what the compiler was given it is right; what Qualcomm's compiler wrote does not tell it"
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint, reader: Reader) -> Iterator[Finding]:
-    """What is wrong in the artifact that was compiled, by its `reader`; what is right there is not told here."""
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+    """What is wrong in the artifact that was compiled, by its reader; what is right there is not told here."""
     source = find_source(artifact)
     if source is None:
         yield from untold(
@@ -29,6 +30,7 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint, reader: Reader)
         )
         return
     yield from checked(GIVEN, given_faults(artifact, source))
+    reader: Reader = function(str(record(source.format).reader))
     for finding in reader(source, quantized):
         if finding.item != EMBED:
             yield replace(finding, state="untold", told=CLOSED) if finding.state == "right" else finding

@@ -28,8 +28,6 @@ GRAPH = "operations"
 """That the program computes this model: its operations, how they hang together, and nothing besides."""
 TELLS = "metadata"
 """What the file itself tells a runner: sizes, special tokens, the tokenizer's tables, how to sample."""
-ROUNDED = ("onnx-npu", "qnn-context", "executorch-qnn", "executorch-neuropilot")
-"""Formats whose activations are rounded to encodings."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def attention_scale(layer: int) -> str:
 
 def inventory(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str]:
     """All that the artifact's program must hold; names alone, nothing is read."""
-    rounded = artifact.format in ROUNDED or artifact.cache == "int8"
+    rounded = artifact.record.encodings or artifact.cache == "int8"
     return [
         *weight_names(quantized),
         *vector_names(quantized),

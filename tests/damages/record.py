@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 from bluelm.checkpoint import Checkpoint
 from compress.store import QuantizedCheckpoint
-from export.artifact import SOURCES, Artifact, Format
+from export.artifact import Artifact, Format
+from export.formats import record
 from pipeline import judging
 from targets import runtime as runtimes
 from targets.registry import find
@@ -85,10 +86,11 @@ def damaged(bench: Bench, kind: Format, damage: Damage) -> Artifact:
         with damage.exporting() if damage.exporting else nullcontext():
             return bench.artifact(kind, source, name)
     folder = bench.place(name)
-    for made in (kind, SOURCES.get(kind)):
+    compiled_from = record(kind).compiled_from
+    for made in (kind, compiled_from):
         shutil.rmtree(folder / str(made), ignore_errors=True)
-    if kind in SOURCES:  # what it is compiled from lies beside it
-        first = copied(sound(bench, SOURCES[kind]), folder / SOURCES[kind])
+    if compiled_from is not None:  # it lies beside
+        first = copied(sound(bench, compiled_from), folder / compiled_from)
         if damage.before is not None:
             return find("snapdragon", runtime=kind).compile(damage.before(first), folder / kind)
     change = damage.files

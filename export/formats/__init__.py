@@ -1,0 +1,229 @@
+"""Every format of an artifact: one record with all that any part of the product has to know of it.
+
+Each part looks a format up here and keeps no table of its own, so that one that is forgotten somewhere cannot be judged
+less strictly. What a format does not have is written out as `Without` a reason. Functions of higher layers stand here
+by import path ("package.module:name") and are imported when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+from bluelm.errors import InputError
+
+Place = Literal["cpu", "htp", "arm64", "interpreter", "gpu", "ane", "device"]
+"""Where an artifact runs; `device`: on a phone alone, nothing here can load it."""
+Arithmetic = Literal["float32", "float16", "16-bit activations", "8-bit activations"]
+SpeedClass = Literal["cpu", "gpu", "npu", "ane"]
+Blocks = Literal["rewritten", "runtime", "built again", "source"]
+MODULES = ("onnx", "qnn", "coreml", "executorch", "litert", "gguf")
+
+
+@dataclass(frozen=True)
+class Without:
+    """In place of what a format does not have.
+
+    Attributes:
+        reason: a clause for errors and reports.
+    """
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to run an artifact on this machine.
+
+    Attributes:
+        opener: of a function (Artifact) -> Runtime.
+        package: distribution that runs it; its version stands beside figures.
+        stands_in: what this is in place of the phone's runtime, which makes its figures emulated; "": it is that
+            runtime itself.
+        options: more arguments of the opener.
+    """
+
+    opener: str
+    package: str
+    stands_in: str = ""
+    options: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How a format holds numbers, in bytes (`eval/size_plan.py`).
+
+    Attributes:
+        scale, row_scale, vector, rope: of scales of groups, of rows, of vectors' and rope tables' numbers.
+        block: it repeats scales over blocks of so many columns.
+        copies: how often all but the embedding is there.
+        structure: what may describe the graphs, for each block and once more.
+    """
+
+    scale: float = 2
+    row_scale: float = 2
+    block: int | None = None
+    copies: int = 1
+    vector: float = 4
+    rope: float = 4
+    structure: int = 0
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What lowering and compiling take, alone on two x86 cores, measured on the demo checkpoint (6 blocks).
+
+    Attributes:
+        whole, block: seconds, and for each block; what wider blocks add is worked out from the artifact's bytes.
+        memory: bytes that a vendor's compiler takes for a byte of weights, at most for a part of `part` bytes
+            (benchmarks/runtimes.md).
+        process: bytes that each of the two simulators takes more.
+    """
+
+    whole: float
+    block: float
+    memory: float = 0.0
+    part: float | None = None
+    process: float = 0.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Which published figures speak for its speed on a phone (`eval/speed_model.py`).
+
+    Attributes:
+        published_as: the runtime's name there; "": nobody published figures of this one.
+    """
+
+    unit: SpeedClass
+    published_as: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one format is.
+
+    Attributes:
+        name: in artifact.json, `--runtime`, budgets.
+        targets: names that `--target` takes which offer it as `--runtime`.
+        tools: rows of `targets/data/tools.yaml` that lowering needs. optional_tools: that running it here needs.
+        package: distribution that runs or reads it here.
+        backend: class of `targets.backend.Backend`.
+        compiled_from: the format that a vendor's compiler makes it of.
+        runs: where it runs on this machine, the natural place first.
+        runs_as_shipped: whether what ships is what runs here; else a form beside it does.
+        reader: function (Artifact, QuantizedCheckpoint) -> Iterator[Finding] that reads it back.
+        ends: function (Artifact, end tokens) -> what a file names otherwise, or None.
+        arithmetic: what its linears compute in, which says what it may cost (`eval/data/runtime_kl.yaml`).
+        levels: a linear of its graph can say that it rounds activations to 8 bits.
+        encodings: its activations are rounded to scales that the file holds.
+        block_error: relative L2 error of what one block adds to the stream, against the same weights in float32: the
+            largest that is expected, three times what was measured on the demo (benchmarks/block_damage.md).
+        sizes: what its files should take.
+        lowering: what making it takes.
+        speed: whose published figures speak for it.
+        blocks: how the outputs of its blocks are seen: its graphs are `rewritten` with more outputs, its `runtime` here
+            shows them, the program is `built again` around its weights, or the `source` that it was compiled from is.
+        graphs: roles of the graphs that are rewritten.
+        rebuild: function that builds it again, for `built again`.
+        blocks_in_runs: whether a run looks at its blocks; else `bluelm-export bisect` does, as it takes long.
+        inside: whether values inside a block are seen; else it is looked at as a whole.
+        host_cache: this side keeps the KV cache, so that a step can be put behind empty slots.
+        reorders: its graph puts the inputs of a linear in another order, as act-order needs.
+        delegate: the ExecuTorch delegate that must take all of its program.
+        app: row of `export/bundle/data/runtimes.yaml`: what executes it in an app.
+        device_program: row of `targets/data/runners.yaml`: the runtime's own benchmark program on a phone.
+        untold: what no check here can know of it, a sentence each.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    tools: tuple[str, ...]
+    optional_tools: tuple[str, ...] = ()
+    package: str
+    backend: str | Without
+    compiled_from: str | None = None
+    runs: Mapping[Place, Run]
+    runs_as_shipped: bool = True
+    reader: str | Without
+    ends: str | Without
+    arithmetic: Arithmetic
+    levels: bool = False
+    encodings: bool = False
+    block_error: float
+    sizes: Sizes | Without
+    lowering: Lowering
+    speed: Speed | Without
+    blocks: Blocks | Without
+    graphs: tuple[str, ...] = ()
+    rebuild: str | None = None
+    blocks_in_runs: bool | Without
+    inside: bool | Without
+    host_cache: bool | Without
+    reorders: bool | Without
+    delegate: str | None = None
+    app: str | Without
+    device_program: str | Without
+    untold: tuple[str, ...] = ()
+
+    @property
+    def activation_bytes(self) -> int:
+        """Of one activation."""
+        return 2 if self.arithmetic in ("float16", "16-bit activations") else 4
+
+    @property
+    def lowered_as(self) -> str:
+        """The format that our exporter writes: itself, unless a vendor's compiler makes it of another."""
+        return self.compiled_from or self.name
+
+
+def records() -> dict[str, Record]:
+    """All of them by name, in the order of `MODULES`."""
+    return _records()
+
+
+def names() -> tuple[str, ...]:
+    """All that artifact.json and `--runtime` may say."""
+    return tuple(_records())
+
+
+def record(name: str) -> Record:
+    """The record of a format.
+
+    Raises:
+        InputError: there is none; the known ones are listed.
+    """
+    if name not in _records():
+        raise InputError(f"unknown format {name!r}", fix=f"known formats: {', '.join(_records())}")
+    return _records()[name]
+
+
+def function(path: str) -> Any:
+    """What an import path ("package.module:name") names."""
+    return resolve_name(path)
+
+
+@contextmanager
+def added(new: Record) -> Iterator[None]:
+    """One more format for as long as the context lasts, e.g. of another distribution."""
+    if new.name in _records():
+        raise InputError(f"there is a format {new.name!r} already", fix="choose another name")
+    _records()[new.name] = new
+    try:
+        yield
+    finally:
+        del _records()[new.name]
+
+
+@cache
+def _records() -> dict[str, Record]:
+    modules = [import_module(f"{__name__}.{name}") for name in MODULES]
+    return {row.name: row for module in modules for row in module.RECORDS}

@@ -1,0 +1,39 @@
+"""Core ML packages."""
+
+from __future__ import annotations
+
+from export.formats import Lowering, Place, Record, Run, Sizes, Speed, Without
+
+INTERPRETER = "our interpreter of Core ML programs in NumPy"
+UNIT = "the share of nodes on the Neural Engine: Core ML chooses the unit on the device"
+_ON_MACS: tuple[Place, ...] = ("cpu", "gpu", "ane")
+
+COREML = Record(
+    name="coreml",
+    targets=("apple",),
+    tools=("coremltools",),
+    optional_tools=("xcrun",),
+    package="coremltools",
+    backend="targets.apple:CoreMLBackend",
+    runs={
+        "interpreter": Run("targets.apple:open_interpreter", "bluelm-export", INTERPRETER),
+        **{unit: Run("targets.apple:open_mac", "coremltools", options=(unit,)) for unit in _ON_MACS},
+    },
+    reader="export.readback.coreml:findings",
+    ends=Without("the package holds no tokens"),
+    arithmetic="float16",
+    block_error=0.005,
+    sizes=Sizes(rope=2, structure=25_000),
+    lowering=Lowering(2.0, 1.2),
+    speed=Speed("ane", "Core ML (coreml-llm-cli)"),
+    blocks="runtime",
+    blocks_in_runs=True,
+    inside=True,
+    host_cache=Without("the package keeps the cache in states"),
+    reorders=Without("the package has no order of inputs"),
+    app="coreml",
+    device_program="coreml",
+    untold=(UNIT,),
+)
+
+RECORDS = (COREML,)

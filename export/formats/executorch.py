@@ -1,0 +1,121 @@
+"""ExecuTorch programs: for CPUs through XNNPACK; delegated as a whole to Core ML, Qualcomm's or MediaTek's NPU."""
+
+from __future__ import annotations
+
+from export.formats import Lowering, Place, Record, Run, Sizes, Speed, Without
+from export.formats.coreml import INTERPRETER, UNIT
+from export.formats.onnx import SIMULATOR
+
+_ON_MACS: tuple[Place, ...] = ("cpu", "gpu", "ane")
+_NO_ORDER = Without("its programs have no order of inputs")
+_STATES = Without("the program keeps the cache")
+
+XNNPACK = Record(
+    name="executorch-xnnpack",
+    targets=("snapdragon", "dimensity", "generic-arm64", "apple"),
+    tools=("torch", "executorch"),
+    optional_tools=("adb",),
+    package="executorch",
+    backend="targets.executorch:ExecutorchBackend",
+    runs={"cpu": Run("targets.executorch_runtime:open_executorch", "executorch")},
+    reader="export.readback.xnnpack:findings",
+    ends="export.readback.ends:xnnpack",
+    arithmetic="8-bit activations",
+    block_error=0.04,
+    sizes=Sizes(row_scale=4, structure=30_000),
+    lowering=Lowering(10, 6),
+    speed=Speed("cpu", "ExecuTorch"),
+    blocks="built again",
+    rebuild="targets.block_outputs:xnnpack_debug",
+    blocks_in_runs=Without("building the program again takes as long as exporting it"),
+    inside=True,
+    host_cache=_STATES,
+    reorders=_NO_ORDER,
+    app="executorch",
+    device_program="executorch-xnnpack",
+)
+
+COREML = Record(
+    name="executorch-coreml",
+    targets=("apple",),
+    tools=("executorch", "coremltools"),
+    optional_tools=("xcrun",),
+    package="executorch",
+    backend="targets.executorch_coreml:ExecutorchCoreMLBackend",
+    runs={
+        "interpreter": Run("targets.executorch_coreml:open_executorch_coreml", "bluelm-export", INTERPRETER),
+        **{
+            unit: Run("targets.executorch_coreml:open_executorch_coreml", "executorch", options=(unit,))
+            for unit in _ON_MACS
+        },
+    },
+    reader="export.readback.executorch_coreml:findings",
+    ends=Without("the program's methods name no tokens"),
+    arithmetic="float16",
+    block_error=0.005,
+    sizes=Sizes(vector=2, rope=2, structure=60_000),  # two functions of one package in the program
+    lowering=Lowering(10, 18),
+    speed=Speed("ane"),
+    blocks="runtime",
+    blocks_in_runs=True,
+    inside=True,
+    host_cache=True,
+    reorders=_NO_ORDER,
+    delegate="CoreMLBackend",
+    app="executorch-coreml",
+    device_program=Without("ExecuTorch's program on iPhones is not known to take it"),
+    untold=(UNIT,),
+)
+
+QNN = Record(
+    name="executorch-qnn",
+    targets=("snapdragon",),
+    tools=("onnxruntime-qnn", "libatomic.so.1", "executorch", "py-cpuinfo"),
+    package="executorch",
+    backend="targets.executorch_qnn:ExecutorchQnnBackend",
+    compiled_from="onnx-npu",
+    runs={"htp": Run("targets.executorch_qnn:open_executorch_qnn", "executorch", SIMULATOR)},
+    reader="export.readback.compiled:findings",
+    ends=Without("the program's methods name no tokens"),
+    arithmetic="16-bit activations",
+    encodings=True,
+    block_error=0.005,
+    # a method's graph holds its own weights
+    sizes=Sizes(copies=2, scale=2, row_scale=4, vector=2, rope=2, structure=250_000),
+    lowering=Lowering(5.0, 1.0, memory=7.4, part=1.07e9, process=3.3e8),
+    speed=Speed("npu", "ExecuTorch"),
+    blocks="source",
+    blocks_in_runs=True,
+    inside=True,
+    host_cache=True,
+    reorders=_NO_ORDER,
+    delegate="QnnBackend",
+    app="executorch-qnn",
+    device_program=Without("ExecuTorch's programs for Snapdragons take other caches"),
+)
+
+NEUROPILOT = Record(
+    name="executorch-neuropilot",
+    targets=("dimensity",),
+    tools=("executorch", "mtk_converter", "mtk_neuron"),
+    package="executorch",
+    backend="targets.mediatek:NeuropilotBackend",
+    runs={},
+    reader=Without("nobody but its runtime reads it: that it answers as its own weights do speaks for them alone"),
+    ends=Without("the program's methods name no tokens"),
+    arithmetic="8-bit activations",
+    encodings=True,
+    block_error=0.04,
+    sizes=Without("how MediaTek's compiler stores weights is not known"),
+    lowering=Lowering(5, 2),  # guessed: the compiler could not be had
+    speed=Speed("npu"),
+    blocks=Without("nothing here runs it"),
+    blocks_in_runs=Without("nothing here runs it"),
+    inside=Without("nothing here runs it"),
+    host_cache=Without("nothing here runs it"),
+    reorders=_NO_ORDER,
+    app="executorch-neuropilot",
+    device_program=Without("MediaTek's program comes with its SDK alone"),
+)
+
+RECORDS = (XNNPACK, COREML, QNN, NEUROPILOT)

@@ -1,0 +1,34 @@
+"""GGUF, the file of llama.cpp."""
+
+from __future__ import annotations
+
+from export.formats import Lowering, Record, Run, Sizes, Speed, Without
+
+GGUF = Record(
+    name="gguf",
+    targets=("generic-arm64",),
+    tools=("gguf",),
+    package="gguf",
+    backend="targets.arm64:GgufBackend",
+    runs={
+        "cpu": Run(
+            "targets.gguf_runtime:open_gguf", "gguf", "torch on the weights that gguf-py reads, in place of llama.cpp"
+        ),
+    },
+    reader="export.readback.gguf:findings",
+    ends="export.readback.ends:gguf",
+    arithmetic="float32",
+    block_error=1e-5,
+    sizes=Sizes(block=32, rope=0, structure=20_000),
+    lowering=Lowering(0.5, 0.05),
+    speed=Speed("cpu"),
+    blocks="runtime",
+    blocks_in_runs=True,
+    inside=Without("it holds weights and no graph, so it is looked at as a whole"),
+    host_cache=True,
+    reorders=Without("llama.cpp has no order of inputs"),
+    app="llama.cpp",
+    device_program=Without("llama.cpp's llama-bench is not called yet"),
+)
+
+RECORDS = (GGUF,)

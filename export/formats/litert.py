@@ -1,0 +1,36 @@
+"""LiteRT's flatbuffers."""
+
+from __future__ import annotations
+
+from export.formats import Lowering, Record, Run, Sizes, Speed, Without
+from export.formats.onnx import QEMU
+
+LITERT = Record(
+    name="litert",
+    targets=("dimensity", "generic-arm64"),
+    tools=("ai-edge-litert",),
+    optional_tools=("qemu-aarch64", "adb"),
+    package="ai-edge-litert",
+    backend="targets.litert:LitertBackend",
+    runs={
+        "cpu": Run("targets.litert_runtime:open_litert", "ai-edge-litert"),
+        "arm64": Run("targets.emulator:open_emulated", "ai-edge-litert", QEMU, ("litert", ("model",))),
+    },
+    reader="export.readback.litert:findings",
+    ends=Without("the graph alone holds no tokens"),
+    arithmetic="8-bit activations",
+    block_error=0.04,
+    sizes=Sizes(row_scale=4, structure=50_000),
+    lowering=Lowering(0.5, 0.1),
+    speed=Speed("cpu", "LiteRT / MediaPipe"),
+    blocks="rewritten",
+    graphs=("model",),
+    blocks_in_runs=True,
+    inside=True,
+    host_cache=True,
+    reorders=Without("LiteRT's graph has no order of inputs"),
+    app="litert",
+    device_program="litert",
+)
+
+RECORDS = (LITERT,)

@@ -1,0 +1,100 @@
+"""ONNX graphs: for CPUs, for onnxruntime-genai, and what Qualcomm's compiler is given."""
+
+from __future__ import annotations
+
+from export.formats import Lowering, Record, Run, Sizes, Speed, Without
+
+QEMU = "qemu-aarch64 on this machine"
+SIMULATOR = "Qualcomm's HTP simulator on x86"
+GRAPHS = ("prefill", "decode")
+_TOOLS = ("onnx", "onnxruntime")
+_PHONE_TOOLS = ("qemu-aarch64", "cc", "adb")
+_NO_ENDS = Without("the graph alone holds no tokens")
+
+CPU = Record(
+    name="onnx-cpu",
+    targets=("snapdragon", "generic-arm64", "apple"),
+    tools=_TOOLS,
+    optional_tools=_PHONE_TOOLS,
+    package="onnxruntime",
+    backend="targets.arm64:CpuBackend",
+    runs={
+        "cpu": Run("targets.onnx_runtime:open_cpu", "onnxruntime"),
+        "arm64": Run("targets.emulator:open_emulated", "onnxruntime", QEMU, ("onnx", GRAPHS)),
+    },
+    reader="export.readback.onnx:findings",
+    ends=_NO_ENDS,
+    arithmetic="float32",
+    levels=True,
+    block_error=1e-5,
+    sizes=Sizes(structure=4000),
+    lowering=Lowering(0.3, 0.05),
+    speed=Without("nothing is published of float32 arithmetic on quantized weights"),
+    blocks="rewritten",
+    graphs=GRAPHS,
+    blocks_in_runs=True,
+    inside=True,
+    host_cache=True,
+    reorders=True,
+    app="onnxruntime",
+    device_program="onnx-cpu",
+)
+
+NPU = Record(
+    name="onnx-npu",
+    targets=(),
+    tools=_TOOLS,
+    package="onnxruntime",
+    backend=Without("the runtimes that are compiled of it lower to it"),
+    runs={
+        "cpu": Run("targets.onnx_runtime:open_cpu", "onnxruntime", "CPU kernels in place of the NPU's"),
+        "htp": Run("targets.qnn_runtime:open_htp", "onnxruntime-qnn", SIMULATOR),
+    },
+    reader="export.readback.onnx:findings",
+    ends=_NO_ENDS,
+    arithmetic="16-bit activations",
+    encodings=True,
+    block_error=0.005,
+    sizes=Sizes(scale=4, row_scale=4, vector=2, rope=2, structure=4000),
+    lowering=Lowering(1.0, 0.1),
+    speed=Speed("npu", "QNN"),
+    blocks="rewritten",
+    graphs=GRAPHS,
+    blocks_in_runs=True,
+    inside=True,
+    host_cache=True,
+    reorders=Without("Qualcomm's compiler takes no order of inputs"),
+    app="onnxruntime-qnn",
+    device_program=Without("what is compiled of it is measured"),
+)
+
+GENAI = Record(
+    name="onnx-genai",
+    targets=("generic-arm64",),
+    tools=_TOOLS,
+    optional_tools=("onnxruntime-genai", *_PHONE_TOOLS),
+    package="onnxruntime",
+    backend="targets.arm64:GenaiBackend",
+    runs={
+        "cpu": Run("targets.genai_runtime:open_genai", "onnxruntime-genai"),
+        "arm64": Run("targets.emulator:open_emulated", "onnxruntime", QEMU, ("onnx", ("model", "model"))),
+    },
+    reader="export.readback.genai:findings",
+    ends="export.readback.ends:genai",
+    arithmetic="float32",
+    levels=True,
+    block_error=0.02,
+    sizes=Sizes(rope=2, structure=4000),
+    lowering=Lowering(0.5, 0.05),
+    speed=Speed("cpu"),
+    blocks="rewritten",
+    graphs=("model",),
+    blocks_in_runs=True,
+    inside=Without("its operators are fused, so it is looked at as a whole"),
+    host_cache=Without("its cache is as long as what it has seen"),
+    reorders=Without("onnxruntime-genai's graph has no order of inputs"),
+    app="onnxruntime-genai",
+    device_program="onnx-genai",
+)
+
+RECORDS = (CPU, NPU, GENAI)

@@ -1,0 +1,40 @@
+"""What Qualcomm's compiler makes of an onnx-npu artifact for onnxruntime."""
+
+from __future__ import annotations
+
+from export.formats import Lowering, Record, Run, Sizes, Speed, Without
+from export.formats.onnx import SIMULATOR
+
+QNN_CONTEXT = Record(
+    name="qnn-context",
+    targets=("snapdragon",),
+    tools=("onnx", "onnxruntime", "onnxruntime-qnn", "libatomic.so.1"),
+    optional_tools=("adb",),
+    package="onnxruntime-qnn",
+    backend="targets.snapdragon:HtpBackend",
+    compiled_from="onnx-npu",
+    runs={"htp": Run("targets.qnn_runtime:open_htp", "onnxruntime-qnn", SIMULATOR)},
+    runs_as_shipped=False,
+    reader="export.readback.compiled:findings",
+    ends=Without("the binary holds no tokens"),
+    arithmetic="16-bit activations",
+    encodings=True,
+    block_error=0.005,
+    sizes=Sizes(scale=2, row_scale=4, vector=2, rope=2, structure=200_000),
+    lowering=Lowering(1.0, 0.6, memory=13.1, part=1.07e9),
+    speed=Speed("npu", "QNN"),
+    blocks="source",
+    blocks_in_runs=True,
+    inside=True,
+    host_cache=True,
+    reorders=Without("Qualcomm's compiler takes no order of inputs"),
+    app="onnxruntime-qnn",
+    device_program="qnn-context",
+    untold=(
+        "what the shipped binary computes: it holds both graphs with shared weights, which Qualcomm's x86 simulator "
+        "cannot load, so the shipped binary itself cannot run here; what ran are the same graphs, compiled one by one "
+        "by the same compiler with the same settings but for the sharing",
+    ),
+)
+
+RECORDS = (QNN_CONTEXT,)
