@@ -71,7 +71,7 @@ def test_no_speed_where_nothing_published_speaks_for_it(artifact: Artifact) -> N
     ],
 )
 def test_speed_is_that_of_the_artifact_s_own_class(
-    artifact: Artifact, kind: Format, chip: str, runtime_class: RuntimeClass, runtime: str
+    artifact: Artifact, kind: str, chip: str, runtime_class: RuntimeClass, runtime: str
 ) -> None:
     large = artifact.model_copy(update={"format": kind, "parameters": 1_000_000_000})
     soc = find_soc(chip)

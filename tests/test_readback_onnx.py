@@ -22,6 +22,7 @@ from export import onnx_cpu, onnx_genai, onnx_npu, readback
 from export.artifact import Artifact
 from export.embedding import EmbeddingTable
 from export.readback import items
+from export.readback import onnx as onnx_reader
 from export.readback.onnx_constants import around, span
 from tests import lowering
 from tests.damage import again
@@ -303,8 +304,8 @@ def test_what_a_reader_forgets_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None
     def most(artifact: Artifact, quantized: Any) -> Any:
         return (f for f in everything(artifact, quantized) if f.item not in (items.ROPE, f"{NORM}.weight"))
 
-    everything = readback._READERS["onnx-cpu"]
-    monkeypatch.setitem(readback._READERS, "onnx-cpu", most)
+    everything = onnx_reader.findings
+    monkeypatch.setattr(onnx_reader, "findings", most)
     found = readback.read_back(artifact, quantized)
     assert [str(finding) for finding in found.wrong] == [f"{NORM}.weight: was not read back", "rope: was not read back"]
 

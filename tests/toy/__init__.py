@@ -17,6 +17,7 @@ from torch import Tensor
 from bluelm.config import ModelConfig
 from bluelm.files import atomic_folder
 from bluelm.weights import LINEARS, NORMS
+from compress.quantized import QuantizedTensor
 from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.formats import Lowering, Record, Run, Sizes, Speed, Without
@@ -38,7 +39,7 @@ RECORD = Record(
     ends=Without("its file holds no tokens"),
     arithmetic="float32",
     block_error=1e-5,
-    sizes=Sizes(structure=20_000),
+    sizes=Sizes(rope=0, structure=20_000),
     lowering=Lowering(0.1, 0.01),
     speed=Speed("cpu"),
     blocks="runtime",
@@ -51,6 +52,12 @@ RECORD = Record(
 )
 
 
+def packed(weight: QuantizedTensor) -> Tensor:
+    """Codes uint8 [rows, columns], two of 4 bits a byte."""
+    codes = weight.codes
+    return codes[:, ::2] | codes[:, 1::2] << 4 if weight.bits == 4 else codes
+
+
 class Backend(Uncompiled):
     """Lowers by copying."""
 
@@ -61,7 +68,7 @@ class Backend(Uncompiled):
         tensors = {name: q.vector(name) for name in vector_names(q)}
         for name in (n for n in weight_names(q) if n in q.linears):
             weight = q.linear(name)
-            tensors |= {f"{name}.codes": weight.codes, f"{name}.scales": weight.scales, f"{name}.zeros": weight.zeros}
+            tensors |= {f"{name}.codes": packed(weight), f"{name}.scales": weight.scales, f"{name}.zeros": weight.zeros}
         with atomic_folder(job.folder) as folder:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MODEL)
             describe(
@@ -86,9 +93,11 @@ class Held:
         return load_file(self.artifact.path("model"))
 
     def weight(self, name: str) -> Tensor:
-        codes, scales, zeros = (self.tensors[f"{name}.{part}"].float() for part in ("codes", "scales", "zeros"))
-        groups = codes.unflatten(1, (scales.shape[1], -1))
-        return ((groups - zeros.unsqueeze(-1)) * scales.unsqueeze(-1)).flatten(1)
+        codes, scales, zeros = (self.tensors[f"{name}.{part}"] for part in ("codes", "scales", "zeros"))
+        if ".layers." in name:
+            codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)
+        groups = codes.float().unflatten(1, (scales.shape[1], -1))
+        return ((groups - zeros.float().unsqueeze(-1)) * scales.float().unsqueeze(-1)).flatten(1)
 
     def block(self, index: int) -> dict[str, Tensor]:
         at = f"model.layers.{index}"
@@ -115,7 +124,7 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     tensors = Held(artifact).tensors
     for name in weight_names(quantized):
         weight = quantized.linear(name)
-        wanted = {"codes": weight.codes, "scales": weight.scales, "zeros": weight.zeros}
+        wanted = {"codes": packed(weight), "scales": weight.scales, "zeros": weight.zeros}
         yield from checked(name, [p for p, tensor in wanted.items() if not torch.equal(tensors[f"{name}.{p}"], tensor)])
     for name in vector_names(quantized):
         yield from equal(name, torch.equal(tensors[name], quantized.vector(name)), True)
