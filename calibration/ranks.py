@@ -109,7 +109,7 @@ def join(device: torch.device) -> Iterator[Ranks]:
     if missing:
         raise InputError(
             f"WORLD_SIZE is {size}, but {', '.join(missing)} not set",
-            fix="start it with: torchrun --nproc-per-node N -m pipeline.quantize …",
+            fix="start it with: torchrun --nproc-per-node N -m pipeline quantize …",
         )
     with _lost():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)

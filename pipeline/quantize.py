@@ -1,6 +1,6 @@
 """`bluelm-export quantize`: a checkpoint to a quantized checkpoint, and nothing else.
 
-`python -m pipeline.quantize …` is the same command, so that torchrun can start it.
+`torchrun -m pipeline quantize …` starts it on several processes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def quantize(
     """Quantize a checkpoint into a folder of codes, scales and zero points; or, with --format, into one that vLLM,
     transformers, GPTQModel or AutoAWQ load. A checkpoint that is quantized already keeps its codes.
 
-    `torchrun --nproc-per-node N -m pipeline.quantize …` shares the calibration samples and the layers out among N
+    `torchrun --nproc-per-node N -m pipeline quantize …` shares the calibration samples and the layers out among N
     processes, on one machine or several: the codes are the same.
     """
 
@@ -305,14 +305,3 @@ def _peak() -> int:
 
 def _tell(messages: Console, text: Any) -> None:
     messages.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def main() -> None:
-    """Entry point of `python -m pipeline.quantize`."""
-    from pipeline.cli import main as command_line
-
-    command_line(["quantize", *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m pipeline.quantize` whose rank 1 is killed in its third block: for torchrun."""
+"""`python -m pipeline quantize` whose rank 1 is killed in its third block: for torchrun."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 from compress import engine
-from pipeline import quantize
+from pipeline.cli import main
 
 
 def die_in_the_third_block() -> None:
@@ -25,4 +25,4 @@ def die_in_the_third_block() -> None:
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
         die_in_the_third_block()
-    quantize.main()
+    main()

@@ -27,13 +27,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(model: Path) -> Path:
     """What one process makes."""
     out = model.parent / "alone"
-    subprocess.run([sys.executable, "-m", "pipeline.quantize", str(model), str(out), *SMALL], check=True)
+    subprocess.run([sys.executable, "-m", "pipeline", "quantize", str(model), str(out), *SMALL], check=True)
     return out
 
 
-def torchrun(model: Path, out: Path, ranks: int, module: str = "pipeline.quantize") -> list[str]:
+def torchrun(model: Path, out: Path, ranks: int, module: str = "pipeline") -> list[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*launcher, "-m", module, str(model), str(out), *SMALL]
+    return [*launcher, "-m", module, "quantize", str(model), str(out), *SMALL]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -49,7 +49,7 @@ def test_two_ranks_make_the_same_bytes(model: Path, alone: Path, tmp_path: Path)
 def test_two_ranks_learn_the_same_rounding(model: Path, tmp_path: Path) -> None:
     learning = ("--refine", "2")
     subprocess.run([*torchrun(model, tmp_path / "two", 2), *learning], check=True)
-    one = [sys.executable, "-m", "pipeline.quantize", str(model), str(tmp_path / "one"), *SMALL, *learning]
+    one = [sys.executable, "-m", "pipeline", "quantize", str(model), str(tmp_path / "one"), *SMALL, *learning]
     said = subprocess.run(one, check=True, capture_output=True, text=True)
     assert content(tmp_path / "two") == content(tmp_path / "one")
     assert "Planned" in said.stderr  # and how far off that was
@@ -62,7 +62,7 @@ def test_a_killed_rank_ends_the_run_which_one_process_completes(model: Path, alo
     assert "another rank of the run was lost" in run.stderr or "interrupted" in run.stderr, run.stderr
     assert (partial / "block-00000.safetensors").exists()
     assert not out.exists()
-    done = [sys.executable, "-m", "pipeline.quantize", str(model), str(out), *SMALL]
+    done = [sys.executable, "-m", "pipeline", "quantize", str(model), str(out), *SMALL]
     subprocess.run(done, check=True)
     assert content(out) == content(alone)
 

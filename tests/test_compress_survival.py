@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoints import write_checkpoint
 
 LAYERS = 3
-QUANTIZE = ("-m", "pipeline.quantize")
+QUANTIZE = ("-m", "pipeline", "quantize")
 SMALL = ("--samples", "16", "--length", "32")
 UNCHECKED = """
 import sys

@@ -1,0 +1,53 @@
+"""The packages' layers: imports run downward only, and none runs in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import networkx
+import pytest
+
+LAYERS = ("bluelm", "calibration", "compress", "export", "targets", "eval", "pipeline")
+"""Each may import those before it."""
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name; a package by its own."""
+    files = {path for layer in LAYERS for path in Path(layer).rglob("*.py")}
+    return {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of ours that a file imports anywhere in it, within functions and for type checkers too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = [f"{node.module}.{name.name}" for name in node.names]
+            yield from (name if name in modules() else node.module for name in inner)
+
+
+@pytest.fixture(scope="module")
+def graph() -> networkx.DiGraph:
+    """Who imports whom."""
+    found = networkx.DiGraph()
+    for name, path in modules().items():
+        found.add_edges_from((name, other) for other in imported(path) if other in modules() and other != name)
+    return found
+
+
+def test_imports_run_downward_only(graph: networkx.DiGraph) -> None:
+    def layer(name: str) -> int:
+        return LAYERS.index(name.partition(".")[0])
+
+    assert len(graph) > 200
+    assert not [(name, other) for name, other in graph.edges if layer(other) > layer(name)]
+
+
+def test_imports_run_in_no_circle(graph: networkx.DiGraph) -> None:
+    circles = [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1]
+    assert not circles
