@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Lock, Thread
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,7 +24,9 @@ log = logging.getLogger("bluelm_export")
 def show_progress(console: Console) -> Iterator[Progress]:
     """Yield the `Progress` that fits where `console` writes to."""
     if not console.is_terminal:
-        yield PlainProgress(console)
+        plain = PlainProgress(console)
+        with _reminding(plain):
+            yield plain
         return
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -38,10 +41,20 @@ def show_progress(console: Console) -> Iterator[Progress]:
         yield BarProgress(bars)
 
 
-def _finished(console: Console, name: str, started: float) -> None:
-    line = f"{name}: done in {time.monotonic() - started:.1f} s"
-    console.print(f"[green]done[/] {escape(name)} [dim]{time.monotonic() - started:.1f} s[/]", highlight=False)
-    log.info(line)
+@contextmanager
+def working(console: Console, name: str) -> Iterator[None]:
+    """One piece of work that cannot be counted: a spinner, or plain lines where it takes long."""
+    if console.is_terminal:
+        with console.status(name):
+            yield
+        return
+    with show_progress(console) as progress, progress.task(name, 1):
+        yield
+
+
+def _finished(console: Console, name: str, seconds: float) -> None:
+    console.print(f"[green]done[/] {escape(name)} [dim]{seconds:.1f} s[/]", highlight=False)
+    log.info("%s: done in %.1f s", name, seconds)
 
 
 class BarProgress:
@@ -59,7 +72,7 @@ class BarProgress:
             yield _BarTask(self._bars, bar)
         finally:
             self._bars.remove_task(bar)
-        _finished(self._bars.console, name, started)
+        _finished(self._bars.console, name, time.monotonic() - started)
 
 
 class _BarTask:
@@ -71,32 +84,85 @@ class _BarTask:
 
 
 class PlainProgress:
-    """A line when a task begins, at most one each ten seconds while it runs, and one when it ends."""
+    """Lines: when a task begins, when it ends, and one each ten seconds between, whatever it does meanwhile."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self.clock = console, clock
+        self._tasks: list[_PlainTask] = []
+        self._before = ""
+        self._lock = Lock()
+        self._said = clock()
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Task]:
         log.info("%s: begins, %d steps", name, total)
-        self._console.print(f"{name} ...", highlight=False, markup=False)
-        started = time.monotonic()
-        yield _PlainTask(self._console, name, total)
-        _finished(self._console, name, started)
+        self.say(f"{name} ...")
+        started, one = self.clock(), _PlainTask(self, name, total)
+        self._tasks.append(one)
+        try:
+            yield one
+        finally:
+            self._tasks.remove(one)
+            self._before, self._said = name, self.clock()
+        _finished(self._console, name, self.clock() - started)
+
+    def say(self, line: str) -> None:
+        """Print it now."""
+        with self._lock:
+            self._said = self.clock()
+            self._console.print(line, highlight=False, markup=False)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it is time for a line again."""
+        return self.clock() - self._said >= SECONDS_BETWEEN_LINES
+
+    def remind(self) -> None:
+        """Say what is under way, if nothing was said for ten seconds."""
+        if not self.is_quiet:
+            return
+        if self._tasks:
+            self.say(self._tasks[-1].reminder())
+        elif self._before:
+            self.say(f"what follows {self._before}: under way")
 
 
 class _PlainTask:
-    def __init__(self, console: Console, name: str, total: int) -> None:
-        self._console, self._name, self._total = console, name, total
-        self._done = 0
-        self._started = self._told = time.monotonic()
+    def __init__(self, plain: PlainProgress, name: str, total: int) -> None:
+        self._plain, self._name, self._total = plain, name, total
+        self._done, self._note = 0, ""
+        self._started = plain.clock()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        self._done += steps
-        now = time.monotonic()
-        if now - self._told < SECONDS_BETWEEN_LINES or self._done >= self._total:
-            return
-        self._told = now
-        left = (now - self._started) / max(self._done, 1) * (self._total - self._done)
-        line = f"{self._name}: {self._done}/{self._total}, about {left:.0f} s left{f', {note}' if note else ''}"
-        self._console.print(line, highlight=False, markup=False)
+        self._done, self._note = self._done + steps, note
+        if self._done < self._total and self._plain.is_quiet:
+            left = self._seconds() / max(self._done, 1) * (self._total - self._done)
+            self._plain.say(f"{self._where()}, about {left:.0f} s left{f', {note}' if note else ''}")
+
+    def reminder(self) -> str:
+        """A line for a step that takes long."""
+        return f"{self._where()}, under way for {self._seconds():.0f} s{f', behind {self._note}' if self._note else ''}"
+
+    def _where(self) -> str:
+        return f"{self._name}: {self._done}/{self._total}" if self._total > 1 else self._name
+
+    def _seconds(self) -> float:
+        return self._plain.clock() - self._started
+
+
+@contextmanager
+def _reminding(plain: PlainProgress) -> Iterator[None]:
+    """Look once a second, from a thread, whether it is time for a line."""
+    ended = Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            plain.remind()
+
+    thread = Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

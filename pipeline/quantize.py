@@ -169,7 +169,7 @@ def run(job: Job, output: Console, messages: Console) -> int:
     from compress.formats.write import check_out, check_recipe
     from pipeline import provenance, resources
     from pipeline.effects import QUANTIZE, QuantizeFacts, refuse_idle
-    from pipeline.progress import show_progress
+    from pipeline.progress import show_progress, working
     from pipeline.source import open_source
 
     device = resources.compute_device(job.device)
@@ -185,7 +185,8 @@ def run(job: Job, output: Console, messages: Console) -> int:
             check_room(source.checkpoint.config, source.recipe, _allowed(job, source.recipe))
         for folder in (source.checkpoint.folder, *(folder for folder, _ in job.adapters)):
             ranks.shared(lambda folder=folder: provenance.check(folder, job.trust, required=job.signed))
-        samples, planned = _samples(job, source), None
+        with working(messages, "read the calibration text") if ranks.leads else nullcontext():
+            samples, planned = _samples(job, source), None
         if source.given is None:
             planned = ranks.shared(
                 lambda: resources.plan_quantizing(

@@ -40,7 +40,7 @@ from pipeline.judging_tasks import judge_tasks
 from pipeline.page import PAGE
 from pipeline.phone import ChosenPhone, find_phone, measure_on
 from pipeline.plan import RANGE_WINDOWS, Plan, Request, make_plan
-from pipeline.progress import show_progress
+from pipeline.progress import show_progress, working
 from pipeline.recording import record
 from pipeline.report_commands import write_all
 from pipeline.resources import check_disk, compute_device, how_far_off, show_resources
@@ -63,7 +63,7 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
     """
     if request.model is None:
         messages.print("No --model given: this is the small BlueLM that ships with the tool.", highlight=False)
-    with messages.status("reading the checkpoint and the texts"):
+    with working(messages, "read the checkpoint and the texts"):
         plan = make_plan(request)
     for warning in plan.warnings:
         messages.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
