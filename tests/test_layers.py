@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -51,3 +53,12 @@ def test_imports_run_downward_only(graph: networkx.DiGraph) -> None:
 def test_imports_run_in_no_circle(graph: networkx.DiGraph) -> None:
     circles = [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1]
     assert not circles
+
+
+def test_every_module_is_installed_with_its_package() -> None:
+    told = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    homes = {path.parent for path in modules().values() if path.parent.name != "data"}
+    for home in homes:
+        assert (home / "__init__.py").is_file(), home
+        assert any(fnmatch(".".join(home.parts), pattern) for pattern in told["packages"]["find"]["include"]), home
+    assert set(told["package-data"]) <= {".".join(home.parts) for home in homes}
