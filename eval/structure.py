@@ -15,7 +15,6 @@ import numpy as np
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError
 from bluelm.files import sha256
-from bluelm.reading import read_json
 from bluelm.tokenizer import Message, Tokenizer
 from compress.store import QuantizedCheckpoint
 from eval import compiled, size_plan

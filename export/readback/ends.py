@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Set
 
+from bluelm.reading import read_json
 from export.artifact import Artifact
 
 
 def genai(artifact: Artifact, wanted: Set[int]) -> str | None:
     """genai_config.json names all of them."""
-    told = json.loads(artifact.path("genai").read_text(encoding="utf-8"))["model"]["eos_token_id"]
+    told = read_json(artifact.path("genai"))["model"]["eos_token_id"]
     same = {*(told if isinstance(told, list) else [told])} == wanted
     return None if same else f"genai_config.json says {told}, the checkpoint {sorted(wanted)}"
 
