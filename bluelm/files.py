@@ -5,6 +5,7 @@ Writing goes to a temporary name in the same folder, then one rename.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
+
+DEVICE_ERRORS = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO)
+TRY_AGAIN = "give the same command again; if this comes back, the disk or its connection fails"
 
 
 @contextmanager
@@ -73,6 +77,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether a disk or its connection failed, so that nothing is known of what the file holds.
+
+    A library in C says so in words alone: torch raises a RuntimeError where a file cannot be mapped.
+    """
+    return getattr(error, "errno", None) in DEVICE_ERRORS or os.strerror(errno.EIO) in str(error)
 
 
 def sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.files import member
+from bluelm.files import TRY_AGAIN, is_device_error, member
 from bluelm.reading import MOST_TABLE_BYTES, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -116,7 +116,7 @@ def tensors_of(path: Path) -> dict[str, TensorInfo]:
                 piece = file.get_slice(name)
                 dtype = str(piece.get_dtype())
                 found[name] = TensorInfo(tuple(piece.get_shape()), NAMES.get(dtype, dtype.lower()), path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None
     return found
 
@@ -172,7 +172,7 @@ def _read(name: str, info: TensorInfo) -> Tensor:
     try:
         with safe_open(info.file, framework="pt") as file:
             return file.get_tensor(name)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _damaged(info.file, error) from None
 
 
@@ -218,4 +218,6 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
 
 def _damaged(path: Path, error: Exception, fix: str = "fetch it again") -> InputError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if is_device_error(error):
+        return InputError(f"the file cannot be read: {reason}", where=path, fix=TRY_AGAIN)
     return InputError(f"the file is truncated or corrupt: {reason}", where=path, fix=fix)

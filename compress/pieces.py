@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.files import atomic_file
+from bluelm.files import TRY_AGAIN, atomic_file, is_device_error
 from bluelm.reading import parse_json
 from compress.packing import pack, unpack
 from compress.quantized import OrderedWeight, QuantizedTensor
@@ -110,7 +110,7 @@ def read_header(path: Path) -> Header:
             for name, info in header["linears"].items()
         }
         return Header(header["fingerprint"], linears, tuple(header["vectors"]), header["notes"])
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise _damaged(path, error) from None
 
 
@@ -160,11 +160,13 @@ def read_vector(path: Path, name: str) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
     if not path.exists():
         return InputError("a file of the quantized checkpoint is missing", where=path, fix="quantize again")
+    if is_device_error(error):
+        return InputError(f"the file cannot be read: {error}", where=path, fix=TRY_AGAIN)
     return InputError(f"damaged, or not part of a quantized checkpoint: {error}", where=path, fix="quantize again")

@@ -152,7 +152,7 @@ def verify(
 
         if pinned is None and signature is None and public_key is None and not chain:
             refuse_if(not load, context, "--load-limit", "nothing is loaded")
-            return _verify_bundle(path, certificate, load, load_limit, day(signed_at))
+            return verify_bundle(path, certificate, load, load_limit, day(signed_at))
         for option in ("--certificate", "--load", "--load-limit"):
             refuse_if(True, context, option, "a checkpoint is checked, and that is asked of a bundle")
         return _verify_checkpoint(path, pinned, signature, trust_of(public_key, chain, signed_at))
@@ -184,9 +184,23 @@ def _verify_checkpoint(path: Path, pinned: Path | None, signature: Path | None, 
     return 0
 
 
-def _verify_bundle(
-    path: Path, certificate: str | None, load: bool, load_limit: float | None, signed_at: datetime | None
+def verify_bundle(
+    path: Path,
+    certificate: str | None = None,
+    load: bool = True,
+    load_limit: float | None = None,
+    signed_at: datetime | None = None,
 ) -> int:
+    """Check a bundle and say what it is; 0.
+
+    Args:
+        certificate: hex SHA-256 of the one that must have signed.
+        load: let the artifact answer, within `load_limit` seconds.
+        signed_at: when certificates must have been valid; None: now.
+
+    Raises:
+        InputError: what is wrong with it. UnavailableError: nothing here can run it.
+    """
     from export.bundle import build, keys
     from pipeline.bundle_check import answer
 

@@ -30,14 +30,21 @@ import typer
 from bluelm import interrupt
 from bluelm.address import without_secrets
 from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
+from bluelm.files import DEVICE_ERRORS, TRY_AGAIN
 from bluelm.memory import is_shortage, shortage_of
 from pipeline.github import annotation, in_github
 from pipeline.terminal import say
 
 INTERRUPTED = InterruptedRun.exit_code
 _PLACE_ERRORS = {
+    **dict.fromkeys(DEVICE_ERRORS, TRY_AGAIN),
     errno.ENOSPC: "free some space, or name another --out folder",
     errno.EDQUOT: "free some space, or name another --out folder",
+    errno.EFBIG: "allow larger files (ulimit -f), or name an --out folder on another file system",
+    errno.EMFILE: "let a process open more files (ulimit -n), then give the same command again",
+    errno.ENFILE: "let this machine open more files (sysctl fs.file-max), then give the same command again",
+    errno.EBUSY: "another process holds it: wait for its end, or name another folder",
+    errno.ETXTBSY: "another process runs it: wait for its end, or name another folder",
     errno.EACCES: "give the permission, or name another folder",
     errno.EPERM: "give the permission, or name another folder",
     errno.EROFS: "name a folder that can be written to",

@@ -1,4 +1,4 @@
-"""Every change of a bundle is found: single bytes, truncations, swaps, additions and removals of files."""
+"""Every change of a bundle is found, in every format; a share of benchmarks/tamper.py at every run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tamper import ACCEPTED, FOUND, Bench
 from bluelm.errors import InputError
 from export.bundle import build
 from export.bundle.manifest import Format
-from tests import bundles
+from tests import bundles, tampering
+from tests.packages import need
+from tests.tampering import FORMATS, TAMPERINGS
 
-FORMATS: tuple[Format, ...] = ("apk", "ipa", "folder", "gradle", "xcode")
 Made = Callable[[Format], Path]
-CHANGES = 200  # a format: 1,000 in all
+DRAWN = 10  # of each format, behind one of every tampering
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +47,44 @@ def copied(path: Path, folder: Path) -> Path:
     return target
 
 
-def files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    need("clang-19", "lld-19")
+    return Bench.make(tmp_path_factory.mktemp("tampering"))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_changed_byte_is_found(kind: Format, made: Made, tmp_path: Path) -> None:
-    path = copied(made(kind), tmp_path)
-    build.verify(path)
-    generator = random.Random(f"bytes of {kind}")
-    missed = []
-    for _ in range(CHANGES):
-        file = generator.choice(files(path))
-        place, value = generator.randrange(file.stat().st_size), generator.randrange(1, 256)
-        with file.open("r+b") as stream:
-            stream.seek(place)
-            old = stream.read(1)
-            stream.seek(place)
-            stream.write(bytes([old[0] ^ value]))
-        if not found(path):
-            missed.append((file.name, place, value))
-        with file.open("r+b") as stream:
-            stream.seek(place)
-            stream.write(old)
-    assert missed == []
-    build.verify(path)
+def test_every_tampering_is_found(kind: str, bench: Bench) -> None:
+    """By `verify --certificate OWNER`, with exit code 2 and no other error; but for what no bundle holds."""
+    kinds = [what for what in TAMPERINGS if kind in what.kinds]
+    drawn = random.Random(kind).choices(kinds, [what.weight for what in kinds], k=DRAWN)
+    for number, what in enumerate([*kinds, *drawn]):
+        expected = ACCEPTED if what.harmless else FOUND
+        assert bench.trial(kind, what, f"{number}") == expected, (what.name, number)
+
+
+def test_every_format_is_tampered_with(bench: Bench) -> None:
+    """The bundles are what they are called, and the tamperings change them."""
+    assert {path.suffix for path in bench.made.values()} == {".apk", ".ipa", ""}
+    assert len(list(bench.made["split apks"].glob("split_*.apk"))) >= 2
+    for kind, path in bench.made.items():
+        assert bench.answer(path) == ACCEPTED, kind
+        for what in (each for each in TAMPERINGS if kind in each.kinds and not each.harmless):
+            copy = tampering.copied(path, bench.place / "twice")
+            case = tampering.Case(copy, kind, random.Random(what.name), bench.owner, bench.attacker)
+            changed = tampering.tamper(case, what)
+            assert changed.name != path.name or content(changed) != content(path), what.name
+
+
+def content(path: Path) -> dict[str, object]:
+    """What lies there: bytes by name, or what a path is that is no file."""
+    paths = [path] if path.is_file() else sorted(path.rglob("*"))
+    return {
+        str(each.relative_to(path.parent)): each.read_bytes()
+        if each.is_file() and not each.is_symlink()
+        else each.lstat().st_mode
+        for each in paths
+    }
 
 
 @pytest.mark.parametrize("kind", ("apk", "ipa"))
@@ -85,53 +100,6 @@ def test_every_byte_outside_the_contents_is_found(kind: Format, made: Made, tmp_
         changed[place] ^= 1 << generator.randrange(8)
         path.write_bytes(changed)
         assert found(path), place
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_truncations_and_additions_of_bytes_are_found(kind: Format, made: Made, tmp_path: Path) -> None:
-    generator = random.Random(f"cuts of {kind}")
-    path = copied(made(kind), tmp_path)
-    for _ in range(10):
-        file = generator.choice(files(path))
-        raw = file.read_bytes()
-        for changed in (raw[: generator.randrange(len(raw))], raw + b"\0", b"\0" + raw):
-            file.write_bytes(changed)
-            assert found(path), file
-        file.write_bytes(raw)
-    build.verify(path)
-
-
-def _swap(path: Path) -> None:
-    weights, tokenizer = sorted(path.rglob("weights.bin"))[0], sorted(path.rglob("tokenizer.model"))[0]
-    a, b = weights.read_bytes(), tokenizer.read_bytes()
-    weights.write_bytes(b)
-    tokenizer.write_bytes(a)
-
-
-def _rename(path: Path) -> None:
-    weights = sorted(path.rglob("weights.bin"))[0]
-    weights.rename(weights.with_name("weights2.bin"))
-
-
-@pytest.mark.parametrize("kind", ("folder", "gradle", "xcode"))
-@pytest.mark.parametrize(
-    "change",
-    [
-        _swap,
-        _rename,
-        lambda path: sorted(path.rglob("weights.bin"))[0].unlink(),
-        lambda path: (path / "extra.txt").write_text("x"),
-        lambda path: sorted(path.rglob("model.sig"))[0].with_name(".gitignore").write_text("x"),
-        lambda path: (path / "link").symlink_to("/etc/passwd"),
-        lambda path: sorted(path.rglob("model.sig"))[0].unlink(),
-    ],
-)
-def test_swaps_additions_and_removals_of_files_are_found(
-    kind: Format, change: Callable[[Path], object], made: Made, tmp_path: Path
-) -> None:
-    path = copied(made(kind), tmp_path)
-    change(path)
-    assert found(path)
 
 
 @pytest.mark.parametrize("kind", ("apk", "ipa"))
