@@ -1,7 +1,6 @@
 """Faults done to `quantize` and to whole runs, in turn and at random: what was kept, and what comes out afterwards.
 
     python -m benchmarks.faults OUT [--only SUBJECT ...] [--share N/M] [--most N]
-    python -m benchmarks.faults OUT --page        results/faults.json and faults.md of what OUT has
 
 A trial does one fault (`FAULTS`) to one command (`subjects`), then gives the same command again without any, and holds
 all that lies there against an undisturbed run. What is in OUT/trials.jsonl is not done again; `--share 1/2` and
@@ -73,7 +72,7 @@ def subjects() -> list[Subject]:
         return Subject(runtime, tuple(words.split()), "dist/run", share, children)
 
     return [
-        Subject("quantize", ("quantize", "model", "out", "--samples", "16", "--length", "32"), "out", 4.0),
+        Subject("quantize", ("quantize", "model", "out", "--samples", "8", "--length", "16"), "out", 4.0),
         run("generic-arm64", "onnx-cpu", 1.0),
         run("generic-arm64", "gguf", 1.0),
         run("generic-arm64", "litert", 1.0),
@@ -362,7 +361,7 @@ def trial(bench: Bench, subject: Subject, whole: Whole, name: str, number: int) 
         "subject": subject.name, "fault": name, "number": number, "hit": hit,
         "first": first.code, "told": first.problem, "again": again.code, "again_told": again.problem,
         "differing": differing(whole.files, found)[:5], "lost": lost[:5], "kept": len(kept),
-        "left": first.left + again.left, "notes": len(notes),
+        "left": first.left + again.left, "notes": len(notes), "seconds": first.seconds,
     }  # fmt: skip
     row["result"], row["why"] = verdict(row, whole, first, again)
     return row
@@ -421,7 +420,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--share", default="1/1", help="N/M: the N-th of M parts")
     parser.add_argument("--most", type=int, help="trials of this call")
-    parser.add_argument("--page", action="store_true")
     given = parser.parse_args()
     numbers = re.fullmatch(r"(\d+)/(\d+)", given.share)
     if numbers is None:
