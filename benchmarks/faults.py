@@ -37,11 +37,12 @@ max_artifact_bytes: 50 MB
 max_memory_bytes: 1 GB
 """
 QUICK = (
-    "--samples 4 --length 32 --eval-tokens 256 --context 128 --budget lax.yaml --calibration cal.txt --eval eval.txt"
+    "--samples 4 --length 32 --eval-tokens 256 --context 128 --budget lax.yaml --calibration cal.txt --eval eval.jsonl"
 )
 TOLD = ("report.json", "report.html", "junit.xml", "summary.md", "log.txt", ".stages/report", ".stages/lock")
 """Files of a run with clocks, speeds or memory in them; of report.json the rest is compared."""
 NOTE = "a file of the user's"
+PARTS = 5  # of the series, each with a share of all faults
 Row = dict[str, Any]
 
 
@@ -50,14 +51,13 @@ class Subject:
     """A command, and the folder that it fills.
 
     Attributes:
-        most: trials of every fault, as a share of its number.
+        few: it has children, and takes so long that few trials must do.
     """
 
     name: str
     words: tuple[str, ...]
     out: str
-    share: float = 1.0
-    children: bool = False
+    few: bool = False
 
     @property
     def is_run(self) -> bool:
@@ -67,16 +67,16 @@ class Subject:
 def subjects() -> list[Subject]:
     """`quantize`, and whole runs on runtimes that load their artifact in this process, or in a child."""
 
-    def run(target: str, runtime: str, share: float, children: bool = False, more: str = "") -> Subject:
+    def run(target: str, runtime: str, few: bool = False, more: str = "") -> Subject:
         words = f"--target {target} --runtime {runtime} --name run --out dist --model run-model {QUICK} {more}"
-        return Subject(runtime, tuple(words.split()), "dist/run", share, children)
+        return Subject(runtime, tuple(words.split()), "dist/run", few)
 
     return [
-        Subject("quantize", ("quantize", "model", "out", "--samples", "8", "--length", "16"), "out", 4.0),
-        run("generic-arm64", "onnx-cpu", 1.0),
-        run("generic-arm64", "gguf", 1.0),
-        run("generic-arm64", "litert", 1.0),
-        run("snapdragon", "qnn-context", 0.1, True, "--npu-tokens 256"),
+        Subject("quantize", ("quantize", "model", "out", "--samples", "8", "--length", "16"), "out"),
+        run("generic-arm64", "onnx-cpu"),
+        run("generic-arm64", "gguf"),
+        run("generic-arm64", "litert"),
+        run("snapdragon", "qnn-context", True, "--npu-tokens 256"),
     ]
 
 
@@ -123,7 +123,8 @@ def make_inputs(folder: Path) -> None:
     tiny_checkpoint(begun / "run-model")
     text = (demo_checkpoint() / "README.md").read_text(encoding="utf-8").split("\n\n")
     (begun / "cal.txt").write_text("\n\n".join(text[::2]), encoding="utf-8")
-    (begun / "eval.txt").write_text("\n\n".join(text[1::2]), encoding="utf-8")
+    records = [json.dumps({"text": part[:150]}, ensure_ascii=False) for part in text[1::2]]
+    (begun / "eval.jsonl").write_text("\n".join(records), encoding="utf-8")
     (begun / "lax.yaml").write_text(LAX)
     begun.rename(folder)
 
@@ -135,6 +136,7 @@ class Whole:
     Attributes:
         files: digest by name of all that is compared.
         writes, reads: operations on its files, and on those of its inputs, that the shim sees.
+        clocks: how often it reads the wall clock.
     """
 
     code: int
@@ -142,20 +144,23 @@ class Whole:
     files: dict[str, str]
     writes: int
     reads: int
+    clocks: int
 
 
 def undisturbed(bench: Bench, subject: Subject) -> Whole:
     """The run that others are held against; done twice, the second with its reads counted: they agree."""
     found: list[tuple[Ended, dict[str, str], int]] = []
+    clocks = 0
     for kinds, under in ((faulty.WRITE, bench.work), (faulty.READ, bench.inputs)):
         folder = bench.fresh()
-        bench.control.set(under, kinds=kinds)
+        bench.control.set(under, kinds=kinds, clock_at=1 << 62)
         ended = faulty.run(subject.words, folder)
         found.append((ended, content(folder / subject.out), bench.control.seen))
+        clocks = bench.control.clock_seen
     (first, files, writes), (second, again, reads) = found
     assert first.code in (0, 3) and first.code == second.code, first.said
     assert files == again, f"{subject.name}: two undisturbed runs differ in {differing(files, again)}"
-    return Whole(first.code, min(first.seconds, second.seconds), files, writes, reads)
+    return Whole(first.code, min(first.seconds, second.seconds), files, writes, reads, clocks)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -262,7 +267,7 @@ def by_shim(action: int, kinds: int, *numbers: int, lasting: bool = False) -> Fa
 
 def clock_back(bench: Bench, subject: Subject, whole: Whole, draw: random.Random, folder: Path) -> Done:
     """The wall clock goes back, by a minute to thirty years."""
-    back, at = draw.choice((60, 86_400, 400 * 86_400, 30 * 365 * 86_400)), draw.randint(1, 400)
+    back, at = draw.choice((60, 86_400, 400 * 86_400, 30 * 365 * 86_400)), draw.randint(1, whole.clocks)
     bench.control.set(folder, clock_at=at, clock_back=back)
     ended = faulty.run(subject.words, folder)
     return ended, f"{back} s at reading {at}" if bench.control.clock_seen >= at else ""
@@ -315,24 +320,24 @@ def flip(folder: Path, draw: random.Random) -> str:
     return f"{path.relative_to(folder)}, byte {place} of {len(data)}"
 
 
-FAULTS: dict[str, tuple[Fault, int]] = {
-    "kill -9 at a moment": (at_a_moment(signal.SIGKILL), 15),
-    "kill -9 at a write": (by_shim(faulty.KILL_GROUP, faulty.WRITE, 0), 15),
-    "kill -9 of a child alone": (to_a_child, 50),
-    "SIGINT or SIGTERM at a moment": (at_a_moment(signal.SIGINT, signal.SIGTERM), 6),
-    "SIGINT or SIGTERM in a read": (by_shim(faulty.SIGNAL, faulty.READ, signal.SIGINT, signal.SIGTERM), 10),
-    "a flipped bit behind a kill": (flipped, 10),
-    "a flipped bit in a finished folder": (flipped_afterwards, 10),
-    "a full disk (tmpfs)": (full_disk, 5),
-    "no space at a write and after it": (by_shim(faulty.FAIL, faulty.WRITE, errno.ENOSPC, lasting=True), 6),
-    "EIO at a read": (by_shim(faulty.FAIL, faulty.READ, errno.EIO), 8),
-    "EIO at a write": (by_shim(faulty.FAIL, faulty.WRITE, errno.EIO), 8),
-    "EIO at a write and after it": (by_shim(faulty.FAIL, faulty.WRITE, errno.EIO, lasting=True), 4),
-    "the clock goes back": (clock_back, 4),
+FAULTS: dict[str, tuple[Fault, int, int]] = {
+    "kill -9 at a moment": (at_a_moment(signal.SIGKILL), 80, 20),
+    "kill -9 at a write": (by_shim(faulty.KILL_GROUP, faulty.WRITE, 0), 60, 15),
+    "kill -9 of a child alone": (to_a_child, 0, 6),
+    "SIGINT or SIGTERM at a moment": (at_a_moment(signal.SIGINT, signal.SIGTERM), 15, 3),
+    "SIGINT or SIGTERM in a read": (by_shim(faulty.SIGNAL, faulty.READ, signal.SIGINT, signal.SIGTERM), 30, 4),
+    "a flipped bit behind a kill": (flipped, 30, 5),
+    "a flipped bit in a finished folder": (flipped_afterwards, 20, 5),
+    "a full disk (tmpfs)": (full_disk, 10, 3),
+    "no space at a write and after it": (by_shim(faulty.FAIL, faulty.WRITE, errno.ENOSPC, lasting=True), 15, 4),
+    "EIO at a read": (by_shim(faulty.FAIL, faulty.READ, errno.EIO), 15, 4),
+    "EIO at a write": (by_shim(faulty.FAIL, faulty.WRITE, errno.EIO), 15, 4),
+    "EIO at a write and after it": (by_shim(faulty.FAIL, faulty.WRITE, errno.EIO, lasting=True), 10, 3),
+    "the clock goes back": (clock_back, 8, 2),
 }
-"""What is done, and how many trials of it a subject of share 1 has."""
+"""What is done, and how many trials of it `quantize` and a run have."""
 KILLED = tuple(name for name in FAULTS if name.startswith("kill"))
-FLIPS = tuple(name for name in FAULTS if "flipped" in name)
+FLIPS = tuple(name for name in FAULTS if name.startswith("a flipped"))
 
 
 def trial(bench: Bench, subject: Subject, whole: Whole, name: str, number: int) -> Row:
@@ -389,12 +394,14 @@ def verdict(row: Row, whole: Whole, first: Ended, again: Ended) -> tuple[str, st
 
 def plan(chosen: list[Subject], root: bool) -> Iterator[tuple[Subject, str, int]]:
     """Trials, all faults in turn, so that a broken-off series has some of each."""
-    for number in range(200):
+    for part in range(PARTS):
         for subject in chosen:
-            for name, (_, count) in FAULTS.items():
-                wanted = count if "child" in name else max(round(count * subject.share), 2 if subject.children else 0)
-                possible = (root or "tmpfs" not in name) and ("child" not in name or subject.children)
-                if possible and number < min(wanted, 8 if "child" in name else wanted):
+            for name, (_, single, whole) in FAULTS.items():
+                count = whole if subject.is_run else single
+                if subject.few:
+                    count = count if "child" in name else min(count, 1)
+                possible = (root or "tmpfs" not in name) and ("child" not in name or subject.few)
+                for number in range(count * part // PARTS, count * (part + 1) // PARTS if possible else 0):
                     yield subject, name, number
 
 

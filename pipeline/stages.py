@@ -46,8 +46,14 @@ def code(*packages: str) -> str:
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(p for package in packages for p in (root / package).rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\n{meaning(path.read_text(encoding='utf-8'))}\n".encode())
+        digest.update(f"{path.relative_to(root).as_posix()}\n{_meaning_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+@cache
+def _meaning_of(path: Path) -> str:
+    """SHA-256 of a source's `meaning`: parsing takes seconds for all of them, and several stages ask."""
+    return hashlib.sha256(meaning(path.read_text(encoding="utf-8")).encode()).hexdigest()
 
 
 def meaning(source: str) -> str:

@@ -25,7 +25,11 @@ from pathlib import Path
 import psutil
 
 SHIM = Path(__file__).with_name("fault_shim.c")
-HEAVY = ("torch", "onnx", "onnxruntime", "sentencepiece", "pipeline.cli", "pipeline.run", "pipeline.quantize")
+HEAVY = (
+    "torch", "onnx", "onnxruntime", "sentencepiece", "gguf", "matplotlib.figure", "model_signing", "sigstore_models",
+    "pipeline.cli", "pipeline.run", "pipeline.quantize", "export.bundle.build", "pipeline.bundling",
+)  # fmt: skip
+ROOTS = ("bluelm", "calibration", "compress", "export", "targets", "eval")
 READ, WRITE = 1, 2
 COUNT, KILL_GROUP, SIGNAL, FAIL = range(4)
 HANG_S = 900.0
@@ -87,6 +91,8 @@ def prepare(place: Path) -> Control:
     for name in HEAVY:
         importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)  # threads do not survive a fork
+    stages = importlib.import_module("pipeline.stages")
+    stages.code(*ROOTS)  # parsed once, for all commands
     return control
 
 

@@ -1,0 +1,170 @@
+"""One family of hostile inputs, read in a forked process with limits; what went wrong, input by input.
+
+An input may be accepted or refused with an `ExportError`. A fault is any other exception (what would be a traceback),
+more than `SECONDS` of processor time or `WALL_S` of waiting, more than `MEMORY_MB` above what the process had before, a
+file written outside the reader's folder, and a message with control characters or a line that a CI system obeys.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from benchmarks.fuzz import Watch
+from bluelm.errors import ExportError
+from tests import readers
+from tests.hostile.rows import FEW, SLOW, Row
+from tests.readers import READERS, Reader
+
+SECONDS, WALL_S, MEMORY_MB = 10.0, 120, 500
+HARD_MB = 3000  # behind this the process gets no memory at all
+FORBIDDEN = {chr(code) for code in [*range(32), *range(127, 160)]} - {"\n", "\t"} | {"\u202e", "\u2066", "\u2067"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a family came to.
+
+    Attributes:
+        faults: inputs that were faults, and how.
+    """
+
+    row: str
+    inputs: int
+    refused: int
+    slowest_s: float
+    memory_mb: float
+    faults: tuple[str, ...]
+
+
+def judge(row: Row) -> Judged:
+    """Read every input of a family."""
+    with tempfile.TemporaryDirectory(prefix="hostile-") as place:
+        said, result = Path(place) / "said", Path(place) / "result"
+        child = os.fork()
+        if child == 0:
+            _in_child(row, Path(place), said, result)
+        status = _waited(child)
+        found = [json.loads(line) for line in result.read_text().splitlines()] if result.exists() else []
+        faults = [f"{each['name']}: {each['fault']}" for each in found if each.get("fault")]
+        if status != 0:
+            begun = found[-1]["name"] if found and "seconds" not in found[-1] else "?"
+            how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+            faults.append(f"{begun}: the process ended with {how}: {said.read_text(errors='replace')[-500:]}")
+        done = [each for each in found if "seconds" in each]
+        return Judged(
+            row.name, len(done), sum(each["refused"] for each in done), max((each["seconds"] for each in done), default=0),
+            max((each["memory"] for each in done), default=0), tuple(faults),
+        )  # fmt: skip
+
+
+def _waited(child: int) -> int:
+    """Its exit code, or minus the signal that ended it; after too long it is killed."""
+    until = time.monotonic() + WALL_S
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _in_child(row: Row, place: Path, said: Path, result: Path) -> NoReturn:
+    code = 70
+    try:
+        descriptor = os.open(said, os.O_WRONLY | os.O_CREAT)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        limit = (_memory("VmData") + HARD_MB) << 20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        _read_all(row, place, result)
+        code = 0
+    except BaseException:  # noqa: BLE001 - the parent tells it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _read_all(row: Row, place: Path, result: Path) -> None:
+    reader = READERS[row.reader]()
+    inputs = row.inputs(reader)
+    home = place / "home"
+    tempfile.tempdir = str(place)
+    watch = Watch(place)
+    readers.allowed(reader, readers.fresh(reader, home), reader.seed)  # what its libraries take is taken
+    with result.open("w") as out:
+        for name, put in itertools.islice(inputs, FEW) if row.reader in SLOW else inputs:
+            out.write(json.dumps({"name": name}) + "\n")
+            out.flush()
+            readers.fresh(reader, home)
+            put(home / reader.target, reader.seed)
+            _limit_seconds()
+            found = _read_one(reader, home, watch)
+            out.write(json.dumps({"name": name, **found}) + "\n")
+            out.flush()
+
+
+def _limit_seconds() -> None:
+    """A signal that ends the process after some more seconds of processor time."""
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    until = int(spent.ru_utime + spent.ru_stime + 3 * SECONDS) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
+
+
+def _read_one(reader: Reader, home: Path, watch: Watch) -> dict[str, Any]:
+    """Seconds, memory and faults of one input."""
+    _reset_peak()
+    before, began, faults = _memory("VmRSS"), time.process_time(), list[str]()
+    watch.found.clear()
+    watch.armed, refused = True, False
+    try:
+        reader.read(home)
+        if reader.exact and (home / reader.target).is_file() and (home / reader.target).read_bytes() != reader.seed:
+            faults.append("a changed bundle was accepted")
+    except ExportError as error:
+        refused = True
+        faults += unclean(str(error))
+    except BaseException as error:  # noqa: BLE001 - the fault itself
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        faults.append(f"{type(error).__name__}: {str(error)[:200]!a} ({Path(last.filename).name}:{last.lineno})")
+    finally:
+        watch.armed = False
+    seconds, memory = time.process_time() - began, _memory("VmHWM") - before
+    faults += [f"wrote {path}" for path in watch.found[:3]]
+    if seconds > SECONDS:
+        faults.append(f"took {seconds:.1f} s")
+    if memory > MEMORY_MB:
+        faults.append(f"took {memory} MB")
+    return {"seconds": round(seconds, 3), "memory": memory, "refused": refused, "fault": "; ".join(faults)}
+
+
+def unclean(message: str) -> list[str]:
+    """What a terminal or a CI system would obey in a message."""
+    found = sorted({f"U+{ord(letter):04X}" for letter in message if letter in FORBIDDEN})
+    faults = [f"control characters in the message: {', '.join(found)}"] if found else []
+    if any(line.lstrip().startswith("::") for line in message.splitlines()):
+        faults.append("a line of the message is an order to GitHub")
+    return faults
+
+
+def _memory(name: str) -> int:
+    """MiB, from /proc."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition(f"{name}:")[2].split()[0]) >> 10
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")

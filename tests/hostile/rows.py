@@ -1,0 +1,112 @@
+"""Which hostile input goes to which reader of `tests/readers.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.hostile import binaries, files, texts
+from tests.readers import READERS, Reader
+
+Put = Callable[[Path, bytes], None]
+YAML_READERS = ("recipe", "budget", "recipe of single linears", "budget of targets and sizes", "runner configuration")
+FORMATS: dict[str, dict[str, binaries.Change]] = {
+    "safetensors": binaries.SAFETENSORS,
+    "GPTQ tensors": binaries.SAFETENSORS,
+    "AWQ tensors": binaries.SAFETENSORS,
+    "compressed-tensors tensors": binaries.SAFETENSORS,
+    "adapter tensors": binaries.SAFETENSORS,
+    "embedding": binaries.SAFETENSORS,
+    "quantized tensors": binaries.SAFETENSORS,
+    "torch file": binaries.PICKLES,
+    "folder with a torch file": binaries.PICKLES,
+    "calibration parquet": binaries.PARQUET,
+    "calibration jsonl": binaries.JSONL,
+    "history": binaries.SQLITE,
+    "apk": binaries.ZIPS,
+    "ipa": binaries.ZIPS,
+}
+SLOW = ("GPTQ tensors", "AWQ tensors", "compressed-tensors tensors", "quantized manifest", "quantized tensors")
+"""Readers of which one input takes a good part of a second: of the families below, the first inputs."""
+FEW = 40
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family of inputs for one reader.
+
+    Attributes:
+        inputs: names, and what puts each in the place of the reader's target.
+    """
+
+    reader: str
+    family: str
+    inputs: Callable[[Reader], Iterator[tuple[str, Put]]]
+
+    @property
+    def name(self) -> str:
+        return f"{self.reader}: {self.family}"
+
+
+def _any(reader: Reader) -> Iterator[tuple[str, Put]]:
+    yield from files.ANY.items()
+
+
+def _written(data: bytes) -> Put:
+    return _changed(lambda valid: data)
+
+
+def _changed(change: binaries.Change) -> Put:
+    def put(path: Path, valid: bytes) -> None:
+        path.write_bytes(change(valid))
+
+    return put
+
+
+def _changes(table: dict[str, binaries.Change]) -> Callable[[Reader], Iterator[tuple[str, Put]]]:
+    def inputs(reader: Reader) -> Iterator[tuple[str, Put]]:
+        for name, change in table.items():
+            yield name, _changed(change)
+
+    return inputs
+
+
+def _json(values: list[object]) -> Callable[[Reader], Iterator[tuple[str, Put]]]:
+    def inputs(reader: Reader) -> Iterator[tuple[str, Put]]:
+        for name, data in texts.json_with(reader.seed, values):
+            yield name, _written(data)
+
+    return inputs
+
+
+def _given(table: dict[str, bytes]) -> Callable[[Reader], Iterator[tuple[str, Put]]]:
+    def inputs(reader: Reader) -> Iterator[tuple[str, Put]]:
+        for name, data in table.items():
+            yield name, _written(data)
+
+    return inputs
+
+
+def is_json(reader: Reader) -> bool:
+    """Whether the reader's target is a JSON object."""
+    try:
+        return isinstance(json.loads(reader.seed), dict)
+    except ValueError:
+        return False
+
+
+def rows() -> list[Row]:
+    """All of them."""
+    found: list[Row] = []
+    for name, make in READERS.items():
+        found.append(Row(name, "files", _any))
+        if name in FORMATS:
+            found.append(Row(name, "its format", _changes(FORMATS[name])))
+        if name in YAML_READERS:
+            found.append(Row(name, "YAML", _given(texts.YAML)))
+        elif is_json(make()):
+            found += [Row(name, family, _json(values)) for family, values in texts.VALUES.items()]
+            found.append(Row(name, "JSON", _given(texts.JSON_TEXTS)))
+    return found
