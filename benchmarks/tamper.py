@@ -15,7 +15,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ class Bench:
     def answer(self, path: Path) -> str:
         """What `verify --certificate OWNER --no-load` makes of it: `FOUND` for an error of ours that ends with 2."""
         try:
-            verify_bundle(path, keys.fingerprint(self.owner.model.certificate), load=False)
+            with redirect_stdout(StringIO()):
+                verify_bundle(path, keys.fingerprint(self.owner.model.certificate), load=False)
         except InputError:
             return FOUND
         except Exception as error:  # noqa: BLE001 - told as a fault

@@ -16,6 +16,19 @@ OLD = "for a signature that was made when it was valid, say when: --signed-at YY
 WRONG_USE = "sign with a certificate for signing (digitalSignature, and codeSigning where it names its uses)"
 
 
+PARTS = ("subject", "issuer", "not_valid_before_utc", "not_valid_after_utc", "serial_number", "signature_algorithm_oid")
+
+
+def read_all(certificate: x509.Certificate) -> None:
+    """Read what the library reads only when it is asked for.
+
+    Raises:
+        ValueError: a part of the certificate is damaged.
+    """
+    for part in PARTS:
+        getattr(certificate, part)
+
+
 def check(certificate: x509.Certificate, at: datetime | None = None, where: object = None) -> None:
     """Refuse a signer's certificate that is not valid at a time (default: now), or that is for something else.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import ssl
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tamper import ACCEPTED, FOUND, Bench
+from bluelm import certificates
 from bluelm.errors import InputError
-from export.bundle import build
+from export.bundle import build, keys
 from export.bundle.manifest import Format
 from tests import bundles, tampering
 from tests.packages import need
@@ -74,6 +76,24 @@ def test_every_format_is_tampered_with(bench: Bench) -> None:
             case = tampering.Case(copy, kind, random.Random(what.name), bench.owner, bench.attacker)
             changed = tampering.tamper(case, what)
             assert changed.name != path.name or content(changed) != content(path), what.name
+
+
+def test_a_damaged_certificate_is_an_error_of_ours(tmp_path: Path) -> None:
+    """The library reads names and days only when asked: each byte of a certificate damaged, each in three ways."""
+    key = bundles.development_keys(tmp_path).model.certificate
+    der, refused = key.public_bytes(keys.serialization.Encoding.DER), 0
+    for place in range(len(der)):
+        for value in (0x80, 0x01, 0xFF):
+            changed = bytearray(der)
+            changed[place] ^= value
+            pem = ssl.DER_cert_to_PEM_cert(bytes(changed)).encode()
+            try:
+                found = keys.load_certificate(pem, "x")
+                certificates.check(found)
+                keys.subject(found), keys.is_development(found), keys.is_self_signed(found)
+            except InputError:
+                refused += 1
+    assert refused > len(der)
 
 
 def content(path: Path) -> dict[str, object]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
+from bluelm import certificates
 from bluelm.errors import InputError
 from export.bundle import keys, zip32
 
@@ -172,11 +172,12 @@ def verify_apk(path: Path, alignment: int) -> tuple[zip32.Archive, x509.Certific
 def _check_signer(signer: Signer, scheme: int, path: Path) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(signer.certificate)
+        certificates.read_all(certificate)
         algorithm = keys.algorithm_of(certificate)
         info = certificate.public_key().public_bytes(
             keys.serialization.Encoding.DER, keys.serialization.PublicFormat.SubjectPublicKeyInfo
         )
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except keys.UNREADABLE as error:
         raise InputError(f"the signer's certificate cannot be read: {error}", where=path) from error
     if signer.public_key != info or signer.algorithm != algorithm:
         raise InputError("the signing block names another key than its certificate", where=path)

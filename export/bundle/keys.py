@@ -24,6 +24,8 @@ PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
 DEVELOPMENT_NAME = "bluelm-export development key - not for release"
 RSA_SHA256, ECDSA_SHA256 = 0x0103, 0x0201  # algorithm ids of APK Signature Scheme v2 and v3
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What the library raises at damaged keys and certificates."""
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 
@@ -64,7 +66,7 @@ def algorithm_of(certificate: x509.Certificate) -> int:
     """
     try:
         key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise InputError(f"the certificate's key cannot be read: {error}") from error
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         return RSA_SHA256
@@ -119,8 +121,9 @@ def load_certificate(data: bytes, where: object) -> x509.Certificate:
     """
     try:
         certificate = x509.load_pem_x509_certificate(data)
+        certificates.read_all(certificate)
         again = certificate.public_bytes(serialization.Encoding.PEM)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise InputError(f"not a PEM certificate: {error}", where=where) from error
     if again != data:
         raise InputError("the PEM certificate holds more than one plain certificate", where=where)
@@ -142,7 +145,9 @@ def load_key(path: Path, password: str | None = None, certificate: Path | None =
             found = x509.load_pem_x509_certificate(_read(certificate) if certificate else data)
         else:
             private, found, _ = pkcs12.load_key_and_certificates(data, secret)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        if found is not None:
+            certificates.read_all(found)
+    except UNREADABLE as error:
         fix = "check the password and that the file holds a private key and its certificate (PKCS#12 or PEM)"
         raise InputError(f"the signing key cannot be read: {error}", where=path, fix=fix) from error
     if not isinstance(private, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) or found is None:

@@ -63,7 +63,9 @@ SAFETENSORS: dict[str, Change] = {
     "a header of no bytes": _length(0),
     "a header of one byte": _length(1),
     "a deep header": _header(lambda header: b'{"a":' * DEEP + b"1" + b"}" * DEEP),
-    "5000 digits in the header": _header(lambda header: f'{{"a": {{"dtype":"F32","shape":[{DIGITS}],"data_offsets":[0,4]}}}}'.encode()),
+    "5000 digits in the header": _header(
+        lambda header: f'{{"a": {{"dtype":"F32","shape":[{DIGITS}],"data_offsets":[0,4]}}}}'.encode()
+    ),
     "a header of spaces": _header(lambda header: b" " * (20 << 20)),
     "a shape of 2^62": _first(shape=[2**62, 4]),
     "a shape whose product overflows": _first(shape=[2**32, 2**32]),
@@ -83,7 +85,9 @@ SAFETENSORS: dict[str, Change] = {
     ),
     "metadata that is a list": _header(lambda header: {"__metadata__": [1]} | header),
     "overlapping tensors": _header(
-        lambda header: {name: (value if name == "__metadata__" else {**value, "data_offsets": [0, 4]}) for name, value in header.items()}
+        lambda header: {
+            name: value if name == "__metadata__" else {**value, "data_offsets": [0, 4]} for name, value in header.items()
+        }
     ),
 }  # fmt: skip
 

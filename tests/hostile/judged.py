@@ -62,10 +62,8 @@ def judge(row: Row) -> Judged:
             how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
             faults.append(f"{begun}: the process ended with {how}: {said.read_text(errors='replace')[-500:]}")
         done = [each for each in found if "seconds" in each]
-        return Judged(
-            row.name, len(done), sum(each["refused"] for each in done), max((each["seconds"] for each in done), default=0),
-            max((each["memory"] for each in done), default=0), tuple(faults),
-        )  # fmt: skip
+        slowest, most = (max((each[name] for each in done), default=0) for name in ("seconds", "memory"))
+        return Judged(row.name, len(done), sum(each["refused"] for each in done), slowest, most, tuple(faults))
 
 
 def _waited(child: int) -> int:

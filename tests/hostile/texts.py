@@ -22,8 +22,10 @@ VALUES: dict[str, list[Any]] = {
     "depth": [Raw("[" * DEEP + "]" * DEEP), Raw('{"a":' * DEEP + "1" + "}" * DEEP), Raw("[" * DEEP)],
     "text that shouts": [SHOUT, [SHOUT], {SHOUT: SHOUT}, "\x00", "a\x00b"],
     "text that is none": [Raw('"\\ud800"'), Raw('"\\udc80x"'), Raw('{"\\ud800": 1}')],
-    "names of other places": ["../../../etc/passwd", "/etc/passwd", "~/.ssh/id_rsa", "..", ".", "a/../../b", "C:\\x", "\\\\a\\b"],
-    "size": ["x" * (4 << 20), Raw("[" + "0," * (1 << 20) + "0]"), Raw("{" + ",".join(f'"{i}":0' for i in range(1 << 17)) + "}")],
+    "names of other places": ["../../../etc/passwd", "/etc/passwd", "~/.ssh/x", "..", ".", "a/../../b", "C:\\x"],
+    "size": [
+        "x" * (4 << 20), Raw("[" + "0," * (1 << 20) + "0]"), Raw("{" + ",".join(f'"{i}":0' for i in range(1 << 17)) + "}"),
+    ],
 }  # fmt: skip
 
 
