@@ -86,7 +86,8 @@ SAFETENSORS: dict[str, Change] = {
     "metadata that is a list": _header(lambda header: {"__metadata__": [1]} | header),
     "overlapping tensors": _header(
         lambda header: {
-            name: value if name == "__metadata__" else {**value, "data_offsets": [0, 4]} for name, value in header.items()
+            name: value if name == "__metadata__" else {**value, "data_offsets": [0, 4]}
+            for name, value in header.items()
         }
     ),
 }  # fmt: skip

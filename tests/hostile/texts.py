@@ -24,7 +24,8 @@ VALUES: dict[str, list[Any]] = {
     "text that is none": [Raw('"\\ud800"'), Raw('"\\udc80x"'), Raw('{"\\ud800": 1}')],
     "names of other places": ["../../../etc/passwd", "/etc/passwd", "~/.ssh/x", "..", ".", "a/../../b", "C:\\x"],
     "size": [
-        "x" * (4 << 20), Raw("[" + "0," * (1 << 20) + "0]"), Raw("{" + ",".join(f'"{i}":0' for i in range(1 << 17)) + "}"),
+        "x" * (4 << 20), Raw("[" + "0," * (1 << 20) + "0]"),
+        Raw("{" + ",".join(f'"{i}":0' for i in range(1 << 17)) + "}"),
     ],
 }  # fmt: skip
 
