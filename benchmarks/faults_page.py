@@ -15,6 +15,7 @@ from benchmarks.faults import FAULTS, KILLED
 from benchmarks.gate_bench import Results
 
 Row = dict[str, Any]
+COMMAND = "python -m benchmarks.faults OUT; python -m benchmarks.faults_page OUT"
 KEY = ("subject", "fault", "number")
 
 
@@ -43,6 +44,9 @@ def summed(rows: list[Row]) -> Row:
         "signals": sum(row["fault"].startswith("SIG") for row in hit),
         "signals_identical": sum(row["fault"].startswith("SIG") and row["result"] == "identical" for row in hit),
         "kept": sum(row["kept"] for row in hit if row["fault"] in KILLED),
+        "processes_left": sum(row["left"] for row in hit),
+        "users_files_gone": sum(row["notes"] != 2 for row in hit),
+        "made_again": sum(bool(row["lost"]) for row in hit if row["fault"] in KILLED),
         "codes": {str(code): count for code, count in sorted(codes.items())},
         "wrong": [
             f"{row['subject']}, {row['fault']} {row['number']} ({row['hit']}): {row['why'][:200]}"
@@ -60,7 +64,8 @@ def main() -> None:
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
     paths = [path for name in sys.argv[1:] for path in sorted(Path(name).glob("trials-*.jsonl"))]
-    pages.save("faults", summed([row for path in paths for row in Results(path, KEY)]), part="faults")
+    found = summed([row for path in paths for row in Results(path, KEY)])
+    pages.save("faults", {"faults": {**found, "made": {**pages.stamp(), "command": COMMAND}}})
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def main() -> None:
         "seconds": round(time.monotonic() - began),
         "table": table(rows),
     }
-    pages.save("tamper", part, part="tampering")
+    pages.save("tamper", {"tampering": {**part, "made": pages.stamp()}})
     sys.exit(bool(missed))
 
 
