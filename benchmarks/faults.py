@@ -267,7 +267,7 @@ def by_shim(action: int, kinds: int, *numbers: int, lasting: bool = False) -> Fa
 
 def clock_back(bench: Bench, subject: Subject, whole: Whole, draw: random.Random, folder: Path) -> Done:
     """The wall clock goes back, by a minute to thirty years."""
-    back, at = draw.choice((60, 86_400, 400 * 86_400, 30 * 365 * 86_400)), draw.randint(1, whole.clocks)
+    back, at = draw.choice((60, 86_400, 400 * 86_400, 30 * 365 * 86_400)), draw.randint(1, max(whole.clocks, 1))
     bench.control.set(folder, clock_at=at, clock_back=back)
     ended = faulty.run(subject.words, folder)
     return ended, f"{back} s at reading {at}" if bench.control.clock_seen >= at else ""
@@ -333,7 +333,7 @@ FAULTS: dict[str, tuple[Fault, int, int]] = {
     "EIO at a read": (by_shim(faulty.FAIL, faulty.READ, errno.EIO), 15, 4),
     "EIO at a write": (by_shim(faulty.FAIL, faulty.WRITE, errno.EIO), 15, 4),
     "EIO at a write and after it": (by_shim(faulty.FAIL, faulty.WRITE, errno.EIO, lasting=True), 10, 3),
-    "the clock goes back": (clock_back, 8, 2),
+    "the clock goes back": (clock_back, 1, 4),
 }
 """What is done, and how many trials of it `quantize` and a run have."""
 KILLED = tuple(name for name in FAULTS if name.startswith("kill"))
