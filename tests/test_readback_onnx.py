@@ -35,6 +35,7 @@ from tests.damages.onnx_edits import (
     cut_weights,
     edited,
     named_constant,
+    narrowed,
     other_opset,
     quiet_border,
     rewire,
@@ -79,6 +80,8 @@ FLOAT = [
     (bump("rope.sin.table", 3), "rope: rope.sin.table of ROLE.onnx has 1 other numbers, first at [0, 0]"),
     (bump("layers.0.q_scaled.factor", 2), "model.layers.0 attention scale: layers.0.q_scaled.factor of ROLE.onnx has"),
     (bump("index.8"), "operations: index.8 of ROLE.onnx has 1 other numbers"),
+    (shortened(NORM), f"{NORM}.weight: {NORM} is of another type or size than it says"),
+    (narrowed(NORM), f"{NORM}.weight: {NORM} of ROLE.onnx is float16 [64] instead of float32 [64]"),
     (attribute("layers.1.mlp_norm", "epsilon", 1e-2), f"{NORM} epsilon: 0.01"),
     (attribute("layers.1.scores", "transA", 1), "operations: ROLE.onnx: node"),
     (rewire("layers.0.q_rope.cos", 1, "rope.sin"), "operations: ROLE.onnx: node"),
@@ -153,6 +156,20 @@ def test_a_zero_point_of_a_group_is_read_back(kind: str, tmp_path: Path) -> None
     hurt = edited(copied(made(kind, asymmetric=True), tmp_path / "a"), role, bump(f"{name}.zeros", 11))
     found = wrong(hurt, asymmetric=True)
     assert f"{name}: zero points" in found
+
+
+@pytest.mark.parametrize("exporter", [onnx_cpu, onnx_genai])
+def test_how_a_product_is_computed_is_a_choice(exporter: Any, tmp_path: Path) -> None:
+    quantized = lowering.quantized(**QWEN)
+    artifact = exporter.export(quantized, tmp_path / "a", context=32, chunk=8, accuracy_level=4)
+    assert not wrong(artifact)
+
+    def mixed(model: ModelProto, folder: Path) -> None:
+        name = next(node.name for node in model.graph.node if node.op_type == "MatMulNBits")
+        attribute(name, "accuracy_level", 1)(model, folder)
+
+    hurt = edited(artifact, "model" if exporter is onnx_genai else "decode", mixed)
+    assert any("operations: " in line for line in wrong(hurt))  # the same in all nodes
 
 
 @pytest.mark.parametrize("kind", ["onnx-cpu", "onnx-genai"])

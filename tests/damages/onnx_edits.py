@@ -85,6 +85,16 @@ def named_constant(name: str) -> Edit:
     return edit
 
 
+def narrowed(name: str) -> Edit:
+    """The same numbers in float16, more or less."""
+
+    def edit(model: ModelProto, folder: Path) -> None:
+        found = tensor(model, name)
+        found.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(found, str(folder)).astype(np.float16), name))
+
+    return edit
+
+
 def shortened(name: str) -> Edit:
     """A constant that lies in the graph itself and lacks its last byte."""
 
