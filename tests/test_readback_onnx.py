@@ -17,6 +17,9 @@ from onnx import ModelProto
 from sentencepiece import sentencepiece_model_pb2
 
 from bluelm.errors import InputError
+from compress.formats.adopt import adopt, given_recipe
+from compress.formats.packed import PackedCheckpoint
+from compress.recipe import Recipe
 from compress.store import EMBED
 from export import onnx_cpu, onnx_genai, onnx_npu, readback
 from export.artifact import Artifact
@@ -42,6 +45,8 @@ from tests.damages.onnx_edits import (
     shortened,
 )
 from tests.damages.record import copied
+from tests.packed import gptq, write_packed
+from tests.test_formats_read import V1
 
 QWEN = {"architecture": "Qwen2ForCausalLM", "layer_norm": False}
 NORM, BIAS = "model.layers.1.post_attention_layernorm", "model.layers.1.self_attn.k_proj.bias"
@@ -197,6 +202,21 @@ def test_narrow_caches_are_read_back(kind: str, kv_bits: int, tmp_path: Path) ->
 
     hurt = wrong(edited(copied(artifact, tmp_path / "wide"), role, widen))
     assert any(line.startswith("activation encodings: ") for line in hurt), hurt
+
+
+@pytest.mark.parametrize("exporter", [onnx_cpu, onnx_genai])
+def test_the_order_of_a_weights_inputs_is_held(exporter: Any, tmp_path: Path) -> None:
+    """Another tool's codes whose groups are scattered over the columns."""
+    write_packed(tmp_path / "m", gptq, V1 | {"desc_act": True}, scattered=True)
+    packed = PackedCheckpoint.open(tmp_path / "m")
+    quantized = adopt(packed, given_recipe(packed, Recipe()), tmp_path / "codes")
+    artifact = exporter.export(quantized, tmp_path / "a", context=32, chunk=8)
+    assert not readback.read_back(artifact, quantized).wrong
+    name = next(name for name, info in quantized.linears.items() if info.ordered and name.endswith("o_proj"))
+    role, item = ("model", items.GRAPH) if exporter is onnx_genai else ("decode", name)
+    hurt = edited(artifact, role, bump(f"{name}.order", 8))
+    found = [str(finding) for finding in readback.read_back(hurt, quantized).wrong]
+    assert any(line.startswith(f"{item}: {name}.order ") and " other numbers" in line for line in found), found
 
 
 def test_rows_of_the_embedding_beside_the_graphs(tmp_path: Path) -> None:
