@@ -76,7 +76,7 @@ TESTS = {  # the quick tests of each module; no compiler, simulator or child pro
     "export.readback.numbers": ["readback_onnx", "readback_gguf"],
     "export.readback.onnx": ["readback_onnx"],
     "export.readback.onnx_constants": ["readback_onnx"],
-    "export.readback.onnx_structure": ["readback_onnx"],
+    "export.readback.onnx_structure": ["readback_structure"],
     "export.readback.trail": ["readback_litert", "readback_xnnpack", "readback_coreml"],
     "export.readback.xnnpack": ["readback_xnnpack"],
     "bluelm.added_tokens": ["bluelm_pieces", "bluelm_tokenizer", "bluelm_begins", "bluelm_templates"],
