@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -25,6 +26,7 @@ from export.artifact import Artifact
 from export.gguf_file import in_file_order, interleaved, pack, rope_factors
 from export.gguf_reader import GgufWeights
 from export.gguf_tokenizer import add_tokenizer
+from export.readback import gguf_vocabulary
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.rounded import rounded
@@ -121,6 +123,15 @@ def test_every_row_of_the_table_has_a_token(quantized: QuantizedCheckpoint, tmp_
     assert [found[f"{name}_token_id"] for name in ("bos", "eos", "padding", "unknown")] == [1, 7, 3, 0]
     assert (found["add_bos_token"], found["add_eos_token"]) == (True, False)
     assert written(tmp_path, replace(config, eos_token_ids=()))["eos_token_id"] == 2
+    assert found == held(tmp_path, config)
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    assert written(tmp_path, config) == held(tmp_path, config) == found | {"add_bos_token": False}
+
+
+def held(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    """The same, as reading back wants them."""
+    wanted = gguf_vocabulary.keys(cast(QuantizedCheckpoint, SimpleNamespace(folder=folder, config=config)))
+    return {key.removeprefix("tokenizer.ggml."): value.content for key, value in wanted.items()}
 
 
 def written(folder: Path, config: ModelConfig) -> dict[str, Any]:
@@ -128,7 +139,7 @@ def written(folder: Path, config: ModelConfig) -> dict[str, Any]:
     writer = gguf.GGUFWriter(None, "llama")
     add_tokenizer(writer, folder, config)
     keys = {key: value.value for one in writer.kv_data for key, value in one.items()}
-    return {key.removeprefix("tokenizer.ggml."): value for key, value in keys.items()}
+    return {key.removeprefix("tokenizer.ggml."): value for key, value in keys.items() if "tokenizer" in key}
 
 
 def test_long_contexts_reach_llama_cpp_as_rope_factors(quantized: QuantizedCheckpoint):

@@ -17,6 +17,7 @@ from compress.store import QuantizedCheckpoint
 from export import gguf_file
 from export.gguf_bpe import read_byte_pairs
 from export.gguf_reader import GgufWeights
+from export.readback import differing
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import quantized
@@ -90,6 +91,7 @@ def test_the_file_holds_the_tokenizer(model: tuple[str, QuantizedCheckpoint], tm
     assert len(ours.encode("12345")) == (5 if kind == "qwen2" else 2)
     for text in TEXTS:
         assert rebuilt(found, kind).encode(text).ids == ours.encode(text, marks=True), text
+    assert differing(made, source) == []
     with open_runtime(made.folder) as runtime:
         tokens = ours.encode("a model", bos=True)
         assert np.array_equal(runtime.logits(tokens), TorchRuntime(source, 64).logits(tokens))
