@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,22 +91,15 @@ class JsonPieces:
         def work() -> list[int]:  # of `encode` and `encode_batch`, the second lets other threads run
             return list(tokenizer.encode_batch([text], add_special_tokens=special)[0].ids)
 
-        try:
+        with _told(f"a text of {len(text)} characters", self._path):
             if not self._has_patterns:
                 return list(tokenizer.encode(text, add_special_tokens=special).ids)
             return _in_time(work, SECONDS + len(text) / CHARACTERS_PER_SECOND)
-        except TimeoutError as error:
-            problem = f"{error} to cut {len(text)} characters by this file's patterns"
-            raise InputError(problem, where=self._path, fix=ANOTHER) from None
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # what Rust's panics are in Python: no Exception
-                raise
-            problem = f"the tokenizer gives up on a text of {len(text)} characters: {error}"
-            raise InputError(problem, where=self._path, fix=ANOTHER) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out."""
-        return self._trusting.decode(list(tokens), skip_special_tokens=True)
+        with _told(f"{len(tokens)} tokens", self._path):
+            return self._trusting.decode(list(tokens), skip_special_tokens=True)
 
     def stream(self, continues: bool) -> JsonStream:
         """A decoder that takes one token at a time."""
@@ -223,10 +217,23 @@ def _in_time(work: Callable[[], list[int]], seconds: float) -> list[int]:
 
 
 def _build(library: Any, data: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
-    try:
+    with _told("this file", path):
         return library.Tokenizer.from_str(json.dumps(data))
-    except BaseException as error:  # the library raises bare Exception for a malformed file, and panics
+
+
+@contextmanager
+def _told(what: str, path: Path) -> Iterator[None]:
+    """What the library raises, bare Exceptions and Rust's panics (which are none), as an InputError.
+
+    Args:
+        what: it is given.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, MemoryError, SystemExit):
+        raise
+    except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"not a tokenizer.json: {reason}", where=path, fix="fetch the file again") from error
+        raise InputError(f"the tokenizer gives up on {what}: {reason}", where=path, fix=ANOTHER) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError, UnavailableError
+from bluelm.reading import parse_json
 
 MOST_TEXT = 512 * 2**20  # bytes of text in one file; a packed file may hold thousands of times its own size
 BATCH_BYTES = 2**24  # of a parquet file read at a time, and 16 rows at least
@@ -47,9 +48,10 @@ def json_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
             continue
         where = f"{file}, line {number}"
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not JSON: {error}", where=where, fix="one JSON object a line") from None
+            value = parse_json(line, where)
+        except InputError as error:
+            problem = error.problem.replace("not readable as JSON", "not JSON")
+            raise InputError(problem, where=where, fix="one JSON object a line") from None
         if "\\ud" in line.lower():
             check_unicode(json.dumps(value, ensure_ascii=False), where)
         yield where, value

@@ -99,19 +99,23 @@ def read_header(path: Path) -> Header:
     try:
         with safe_open(path, framework="pt") as file:
             header = parse_json((file.metadata() or {})[KEY], path)
-        linears = {
-            name: LinearInfo(
-                (info["shape"][0], info["shape"][1]),
-                info["bits"],
-                info["group_size"],
-                info["symmetric"],
-                info.get("ordered", False),
-            )
-            for name, info in header["linears"].items()
-        }
+        linears = {name: _info(name, told) for name, told in header["linears"].items()}
+        if not isinstance(header["notes"], dict) or not isinstance(header["fingerprint"], str):
+            raise ValueError("it does not tell of what it was made")
         return Header(header["fingerprint"], linears, tuple(header["vectors"]), header["notes"])
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise _damaged(path, error) from None
+
+
+def _info(name: str, told: Mapping[str, Any]) -> LinearInfo:
+    """What a header says of one linear; ValueError where no weight can be so."""
+    rows, columns = told["shape"]
+    info = LinearInfo((rows, columns), told["bits"], told["group_size"], told["symmetric"], told.get("ordered", False))
+    numbers, flags = (rows, columns, info.bits, info.group_size), (info.symmetric, info.ordered)
+    right = all(type(n) is int for n in numbers) and all(isinstance(flag, bool) for flag in flags)
+    if not right or min(rows, columns) < 1 or not 1 <= info.bits <= 8 or info.group_size == 0 or info.group_size < -1:
+        raise ValueError(f"{name} cannot have {info}")
+    return info
 
 
 def read_ordered(path: Path, name: str, info: LinearInfo) -> OrderedWeight:

@@ -112,7 +112,11 @@ def _layers(
     path: Path, names: tuple[str, ...], parameters: float | None, seen: tuple[Path, ...], met: Iterator[int]
 ) -> Iterator[dict[str, Any]]:
     """Limits as they were written, each to be laid over those before it."""
-    if path.resolve() in seen:
+    try:
+        here = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a zero byte
+        raise InputError(f"the budget cannot be read: {error}", where=repr(str(path)), fix="name a file") from None
+    if here in seen:
         raise InputError("budgets extend one another in a circle", where=path, fix="take one `extends` away")
     if next(met) > MOST_FILES:
         fix = "let fewer of them extend the same files"
@@ -120,7 +124,7 @@ def _layers(
     file = _read(path)
     for other in file.extends:
         base = DEFAULT_BUDGET if other == DEFAULT else path.parent / other
-        yield from _layers(base, names, parameters, (*seen, path.resolve()), met)
+        yield from _layers(base, names, parameters, (*seen, here), met)
     yield from _limits(file, parameters)
     _check_names(path, file.targets)
     wanted = [name.lower() for name in names]

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
-from calibration.rows import json_rows, parquet_rows
+from bluelm.files import sha256
+from bluelm.reading import open_regular, read_bytes
+from calibration.rows import MOST_TEXT, json_rows, parquet_rows
 
 Rows = list[dict[str, Any]]
 LETTERS = "ABCD"
@@ -113,7 +115,7 @@ class LocalData:
         paths = next(_candidates(self.folder, layout, split, subject), [])
         rows: Rows = []
         for path in paths:
-            self.files[str(path.relative_to(self.folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.files[str(path.relative_to(self.folder))] = sha256(path)
             rows += [_checked(row, layout, path, number) for number, row in enumerate(_read(path, layout), start=1)]
         return rows
 
@@ -133,7 +135,7 @@ def _read(path: Path, layout: Layout) -> Rows:
     try:
         if path.suffix == ".parquet":
             return [row for _, row in parquet_rows(path)]
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = _unpacked(path) if path.suffix == ".gz" else read_bytes(path, MOST_TEXT)
         text = data.decode("utf-8-sig")
         if ".jsonl" in path.name:
             return [row for _, row in json_rows(text, path)]
@@ -144,6 +146,15 @@ def _read(path: Path, layout: Layout) -> Rows:
     if lines and (not heading or [cell.strip().lower() for cell in lines[0]] == [h.lower() for h in heading]):
         heading, lines = [cell.strip() for cell in lines[0]], lines[1:]
     return [dict(zip(heading, line, strict=False)) for line in lines if line]
+
+
+def _unpacked(path: Path) -> bytes:
+    """A .gz file's content, which may be thousands of times as large as the file."""
+    with open_regular(path) as file, gzip.open(file) as packed:
+        data = packed.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise ValueError(f"it unpacks to more than {MOST_TEXT >> 20} MiB")
+    return data
 
 
 def _checked(row: Any, layout: Layout, path: Path, number: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from bluelm.memory import is_shortage, shortage_of
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("ExportError", "InputError", "OutOfMemoryError", "TargetError", "UnavailableError")
-TAIL = 8
+TAIL, TAIL_BYTES = 8, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,11 @@ class Child:
 
     def tail(self, lines: int = TAIL) -> str:
         """The end of the log."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        if not self.log.is_file():
+            return ""
+        with self.log.open("rb") as file:  # a child may have written gigabytes
+            file.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
+            text = file.read(TAIL_BYTES).decode(errors="replace")
         return "\n".join(line for line in text.splitlines()[-lines:] if line.strip())
 
     def _answers(self, limit_s: float) -> bool:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
@@ -164,3 +166,41 @@ def test_config_that_asks_for_more_than_the_files_hold_is_refused(stored: Quanti
     path.write_text(json.dumps(config | {"intermediate_size": 1024}))
     with pytest.raises(InputError, match="mlp"):
         QuantizedCheckpoint.open(stored.folder)
+
+
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"bits": 4', '"bits": 99'),
+        ('"bits": 4', '"bits": "4"'),
+        ('"bits": 4', f'"bits": {"9" * 5000}'),
+        ('"bits": 4', f'"bits": {DEEP}'),
+        ('"bits": 4', '"bits": true'),
+        ('"group_size": 32', '"group_size": 0'),
+        ('"group_size": 32', '"group_size": -7'),
+        ('"shape": [8, 64]', '"shape": [8, -64]'),
+        ('"shape": [8, 64]', '"shape": [8]'),
+        ('"symmetric": true', '"symmetric": 1'),
+        ('"notes": {}', '"notes": []'),
+        ('"vectors": []', f'"vectors": [], "more": {DEEP}'),
+    ],
+)
+def test_a_header_that_no_weight_can_have_is_damage(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "piece.safetensors"
+    weight = QuantizedTensor(
+        torch.zeros(8, 64, dtype=torch.uint8), torch.ones(8, 2, dtype=torch.float16),
+        torch.full((8, 2), 8, dtype=torch.uint8), 4, 32,
+    )  # fmt: skip
+    write_piece(path, Piece({"w": weight}), "made so")
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert read_header(path).linears["w"].bits == 4
+    key, header = next(iter(metadata.items()))
+    assert old in header
+    save_file(tensors, path, {key: header.replace(old, new)})
+
+    with pytest.raises(InputError, match="piece"):
+        read_header(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pyarrow
@@ -103,6 +104,15 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes, told: str) -> N
     with pytest.raises(InputError, match=told) as caught:
         LocalData(tmp_path).splits(CMMLU)
     assert "arts.csv" in str(caught.value)
+
+
+def test_a_packed_file_is_not_unpacked_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.task_data.MOST_TEXT", 100_000)
+    task_files.humaneval(tmp_path / "HumanEval.jsonl.gz")
+    assert LocalData(tmp_path).splits(HUMANEVAL)["test"]
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(b" " * 100_001))
+    with pytest.raises(InputError, match="unpacks to more than"):
+        LocalData(tmp_path).splits(HUMANEVAL)
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
