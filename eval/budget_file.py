@@ -115,7 +115,8 @@ def _layers(
     try:
         here = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a zero byte
-        raise InputError(f"the budget cannot be read: {error}", where=repr(str(path)), fix="name a file") from None
+        where = f"{seen[-1]}, extends" if seen else repr(str(path))
+        raise InputError(f"the budget cannot be read: {error}", where=where, fix="name a file") from None
     if here in seen:
         raise InputError("budgets extend one another in a circle", where=path, fix="take one `extends` away")
     if next(met) > MOST_FILES:
