@@ -13,6 +13,7 @@ from bluelm.files import member
 from bluelm.reading import read_json
 
 MAX_ID = 2**24
+MOST_TOKENS, MOST_CHARACTERS = 10_000, 1000  # a pattern is made of them
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,27 @@ def read_added_tokens(folder: Path) -> list[AddedToken]:
     decoder = optional_json(folder, where.name).get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise InputError("added_tokens_decoder must be an object", where=where)
-    found += [_token(key, token, int(key) if key.isdecimal() else None, where) for key, token in decoder.items()]
+    for key, token in decoder.items():
+        number = int(key) if key.isdecimal() and len(key) < 10 else None
+        found.append(_token(key, token, number, where))
     texts: dict[str, AddedToken] = {}
     ids: dict[int, str] = {}
     for token in found:  # the decoder knows more about a token and comes last
         if texts.get(token.text, token).id != token.id or ids.get(token.id, token.text) != token.text:
             raise InputError(f"added token {token.text!r} (id {token.id}) is given twice, differently", where=folder)
         texts[token.text], ids[token.id] = token, token.text
+    if len(texts) > MOST_TOKENS:
+        problem = f"{len(texts)} added tokens: more than {MOST_TOKENS}"
+        raise InputError(problem, where=folder, fix="fetch the files again")
     return sorted(texts.values(), key=lambda token: token.id)
 
 
 def _token(name: str, token: Any, number: Any, where: Path) -> AddedToken:
     text = token.get("content") if isinstance(token, dict) else None
     good_id = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_ID
-    if not isinstance(text, str) or not text or not good_id:
-        raise InputError(f"added token {name!r} must have a text and an id", where=where, fix="fetch the file again")
+    if not isinstance(text, str) or not 0 < len(text) <= MOST_CHARACTERS or not good_id:
+        problem = f"added token {name[:60]!r} must have a text and an id"
+        raise InputError(problem, where=where, fix="fetch the file again")
     return AddedToken(text, number, token.get("lstrip") is True, token.get("rstrip") is True)
 
 

@@ -38,6 +38,7 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Each value in which two runs differ, in words."""
+    found = found if isinstance(found, Mapping) else {}  # a damaged record
     for key in sorted(found.keys() | wanted.keys()):
         old, new = found.get(key), wanted.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -93,14 +93,14 @@ class Recipe(BaseModel):
     embed_bits: TableBits = 8
     damping: float = Field(default=0.01, gt=0, le=1)
     act_order: bool = True
-    sweeps: int = Field(default=4, ge=0)
+    sweeps: int = Field(default=4, ge=0, le=10**6)
     correction: float = Field(default=0.5, ge=0, le=1)
     rotate: bool = False
-    refine: int = Field(default=0, ge=0)
+    refine: int = Field(default=0, ge=0, le=10**6)
     activations: Literal["float32", "bfloat16"] = "float32"
-    samples: int = Field(default=128, ge=1)
-    length: int = Field(default=512, ge=2)
-    seed: int = Field(default=0, ge=0)
+    samples: int = Field(default=128, ge=1, le=10**9)
+    length: int = Field(default=512, ge=2, le=2**24)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     auto: bool = False
     size: int | None = Field(default=None, gt=0)
     max_kl: float | None = Field(default=None, gt=0)

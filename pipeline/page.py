@@ -173,7 +173,7 @@ def blocks(report: Report) -> Section:
     series: dict[str, dict[int, float]] = {}
     for m in report.measurements:
         name, _, index = m.name.partition("@")
-        if name == "block_error" and index.isdigit() and math.isfinite(m.value):
+        if name == "block_error" and index.isdecimal() and len(index) < 10 and math.isfinite(m.value):
             series.setdefault(m.subject, {})[int(index)] = m.value
     if not series:
         return Section("Error by block")

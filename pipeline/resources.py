@@ -184,7 +184,8 @@ def compute_device(name: str) -> torch.device:
     import torch
 
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
+    known = not number or (kind == "cuda" and number.isdecimal() and len(number) < 6)
+    if kind not in ("cpu", "cuda") or not known:
         raise InputError(f"there is no device {name!r}", fix="give cpu, cuda, or cuda:0 for one GPU of several")
     if kind == "cpu":
         return torch.device("cpu")

@@ -183,7 +183,9 @@ def _paths(folder: Path) -> list[str]:
 def _entries(record: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     """The record's files; of another version's record, none that any file could equal."""
     return {
-        path: (entry[0], entry[1]) if isinstance(entry, list) and len(entry) == 2 else (-1, "")
+        path: (entry[0], entry[1])
+        if isinstance(entry, list) and [type(part) for part in entry] == [int, str]
+        else (-1, "")
         for path, entry in record["files"].items()
     }
 

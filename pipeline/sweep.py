@@ -210,7 +210,7 @@ def on_ray(address: str) -> Iterator[RunAll]:
 def _knock(address: str) -> None:
     """Ray itself waits for minutes where nobody listens; an OSError says it at once."""
     host, found, port = address.rpartition("://")[2].rpartition(":")
-    if found and port.isdigit():
+    if found and port.isdecimal() and len(port) < 6 and int(port) < 1 << 16:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
@@ -232,7 +232,7 @@ def do_variant(variant: Variant, out: Path, rest: Sequence[str]) -> Row:
     record = out / variant.name / DONE
     wanted = {"arguments": arguments, "code": code_digest()}
     found = _read(record)
-    if found is not None and {k: found.get(k) for k in wanted} == wanted:
+    if found is not None and type(found.get("exit_code")) is int and {k: found.get(k) for k in wanted} == wanted:
         return _row(variant, out, found["exit_code"], "")
     process = subprocess.Popen(
         [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments],

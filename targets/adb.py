@@ -133,7 +133,7 @@ class Server:
     def __init__(self, host: str | None = None, port: int | None = None) -> None:
         self.host = host or os.environ.get("ANDROID_ADB_SERVER_ADDRESS", "127.0.0.1")
         text = os.environ.get("ANDROID_ADB_SERVER_PORT", "5037")
-        if port is None and not text.isdigit():
+        if port is None and not (text.isdecimal() and len(text) < 6):
             raise InputError(f"ANDROID_ADB_SERVER_PORT is not a port: {text!r}", fix="unset it, or name a port")
         self.port = port or int(text)
 

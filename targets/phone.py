@@ -121,7 +121,8 @@ def parse_thermal(text: str) -> Thermal:
 
 def describe(device: Device) -> Phone:
     """Ask one device for everything that the list shows."""
-    properties = dict(re.findall(r"^\[([^\]]+)\]: \[([^\]]*)\]", device.check("getprop"), re.MULTILINE))
+    told = re.findall(r"^\[([^\]]+)\]: \[([^\]]*)\]", device.check("getprop"), re.MULTILINE)
+    properties = {name: value[:100] for name, value in told}
     memory = re.search(r"MemTotal:\s*([0-9]{1,15}) kB", device.check("cat /proc/meminfo"))
     present = device.shell("ls -d " + " ".join(NPU_LIBRARIES.values())).stdout.split()
     api = properties.get("ro.build.version.sdk", "?")

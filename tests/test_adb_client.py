@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socketserver
+import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from pydantic import ValidationError
 
 from bluelm.errors import InputError, UnavailableError
-from targets.adb import CHUNK, Server
-from targets.phone import parse_thermal, phones
+from export.bundle.manifest import Requirements
+from pipeline.install import objections
+from targets.adb import CHUNK, Server, ShellResult
+from targets.phone import Thermal, describe, parse_thermal, phones
+from tests.bundles import draft
 from tests.limits import HANG_S
 from tests.packages import requires
 from tests.phone import FakePhone, running_phone
@@ -168,6 +177,84 @@ def test_list_tells_chip_memory_system_libraries_and_heat(phone):
     assert found.memory == own * 1024  # the phone's /proc/meminfo is this machine's
     assert found.runtimes == ("NeuroPilot",)
     assert str(found.thermal) == "moderate, hottest sensor 42 °C"
+
+
+class OddWords(socketserver.BaseRequestHandler):
+    """Answers every request with what the test wants to be said."""
+
+    said: ClassVar[dict[bytes, bytes]] = {}
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while True:
+                name = self.request.recv(int(self.request.recv(4), 16))
+                self.request.sendall(next(answer for key, answer in self.said.items() if name.startswith(key)))
+
+
+@pytest.fixture
+def odd() -> Iterator[Server]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), OddWords) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Server("127.0.0.1", server.server_address[1])
+        server.shutdown()
+
+
+def test_odd_words_of_a_server(odd: Server) -> None:
+    """What another program, or a broken one, says at adb's port."""
+    OddWords.said = {
+        b"host:version": b"OKAY0002zz",
+        b"host:devices-l": b"OKAY001flonely\n\n  \nX1 device model:a:b x\n",
+        b"host-serial": b"OKAY0008shell_v2",
+        b"host:transport": b"OKAY",
+        b"shell": b"OKAY" + struct.pack("<BI", 1, 0xFFFFFFFF),
+        b"sync:": b"OKAY" + struct.pack("<4sI", b"FAIL", 0xFFFFFFFF),
+    }
+    with pytest.raises(UnavailableError, match="not an adb server: 'zz'"):
+        odd.version()
+    assert [(found.serial, found.state) for found in odd.devices()] == [("lonely", ""), ("X1", "device")]
+    with pytest.raises(UnavailableError, match="wrote more than"):
+        odd.device("X1").shell("ls")
+    with pytest.raises(UnavailableError, match="sent b'FAIL' of 4294967295 bytes"):
+        odd.device("X1").pull("/a", Path("never"))
+
+
+class Talker:
+    """A device whose every command is answered by a text."""
+
+    serial = "X1"
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def check(self, command: str) -> str:
+        return self.text
+
+    def shell(self, command: str) -> ShellResult:
+        return ShellResult(self.text, "", 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"MemTotal: {'9' * 5000} kB",
+        "Thermal Status: \u0663\nCurrent temperatures from HAL:\nTemperature{mValue=1.2.3, mName=a}",
+        f"Thermal Status: {'3' * 5000}\nTemperature{{mValue={'9' * 5000}.0, mName=a}}",
+        f"[ro.build.version.sdk]: [{'9' * 5000}]",
+        "\x1b[2J\0\n::error::",
+    ],
+)
+def test_odd_words_of_a_phone(text: str) -> None:
+    found = describe(Talker(text))  # pyright: ignore[reportArgumentType]
+    assert found.memory is None and found.thermal == Thermal(None)
+    assert all(len(word) < 200 for word in objections(draft("apk"), found))
+    assert "needs Android API 24" in objections(draft("apk"), found)[0]
+
+
+@pytest.mark.parametrize("word", ["latest", "", "18.x", "9" * 5000, "1.2.3.4.5", "\u0663"])
+def test_a_system_that_is_no_number_is_no_requirement(word: str) -> None:
+    """It was compared with the phone's, by a ValueError."""
+    with pytest.raises(ValidationError, match="min_os"):
+        Requirements.model_validate({"os": "ios", "min_os": word, "min_ram_bytes": 1, "ram_basis": ""})
 
 
 def test_thermal_texts():

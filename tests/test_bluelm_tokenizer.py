@@ -384,3 +384,19 @@ def test_a_tokenizer_that_makes_much_of_little(
 ) -> None:
     with pytest.raises(InputError, match=said):
         Tokenizer.from_folder(changed(json_folder, tmp_path / "m", **parts)).encode("b")
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"9" * 5000: {"content": "<x>"}},
+        {"6200": {"content": "x" * 100_000}},
+        {str(index): {"content": f"<{index}>"} for index in range(6144, 16_200)},
+    ],
+)
+def test_added_tokens_without_bounds(tmp_path: Path, decoder: dict[str, Any]) -> None:
+    """A number of 5000 digits as an id, a text that is no token, more than any tokenizer adds."""
+    shutil.copyfile(demo_checkpoint() / "tokenizer.model", tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    with pytest.raises(InputError, match="added token"):
+        Tokenizer.from_folder(tmp_path)

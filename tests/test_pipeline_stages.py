@@ -184,7 +184,16 @@ def test_a_users_files_are_not_removed(tmp_path: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["more.txt", "result.txt"]
 
 
-@pytest.mark.parametrize("record", ["", "{", "[]", '{"files": 3}', '{"files": {"result.txt": [1]}}', "[" * 100_000])
+DAMAGED = [
+    "", "{", "[]", '{"files": 3}', '{"files": {"result.txt": [1]}}', "[" * 100_000,
+    '{"files": {"result.txt": [[1], "x"]}}', '{"files": {"result.txt": [1, {}]}}',
+    '{"files": {"result.txt": [true, ""]}}',
+    f'{{"files": {{"result.txt": [{"9" * 5000}, "x"]}}}}', '{"files": {"result.txt": [1, "x"]}, "fingerprint": [1]}',
+    '{"files": {"result.txt": [1, "x"]}, "inputs": {"a": ' + "[" * 900 + "]" * 900 + "}}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", DAMAGED)
 def test_a_damaged_record_is_no_record(tmp_path: Path, record: str) -> None:
     calls: list[str] = []
     Stages(tmp_path).run("quantized", {}, writer("a", calls))

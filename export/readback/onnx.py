@@ -276,11 +276,12 @@ def accuracy_level(files: Sequence[OnnxFile]) -> Literal[0, 4]:
 def _part(file: OnnxFile) -> Part:
     """Which blocks a part's graph gives keys of."""
     names = [value.name for value in file.graph.output]
-    layers = [int(name.removeprefix("keys.")) for name in names if name.removeprefix("keys.").isdecimal()]
+    numbers = [name.removeprefix("keys.") for name in names]
+    layers = [int(number) for number in numbers if number.isdecimal() and len(number) < 10]
     first_input = next((value.name for value in file.graph.input), "")
     embeds, heads = first_input == "hidden", "logits" in names
     if not layers:  # a head alone, behind the stream of the last block
         number = first_input.split(".")[1:2]
-        first = int(number[0]) + 1 if number and number[0].isdecimal() else 0
+        first = int(number[0]) + 1 if number and number[0].isdecimal() and len(number[0]) < 10 else 0
         return Part(embeds, first, first, heads)
     return Part(embeds, min(layers), max(layers) + 1, heads)
