@@ -153,7 +153,8 @@ def main() -> None:
         for trial in trials:
             rows.append([trial.name, *(run(trial, chip, Path(folder)) for chip in chips)])
             print(rows[-1], flush=True)
-    pages.save_rows("htp_trials", "trials", ("trial", *socs), rows, compiler=version("onnxruntime-qnn"))
+    about = {"names": [trial.name for trial in trials], "compiler": version("onnxruntime-qnn")}
+    pages.save_rows("htp_trials", "trials", ("trial", *socs), rows, **about)
 
 
 if __name__ == "__main__":
