@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bluelm.errors import InputError, UnavailableError
@@ -98,6 +98,22 @@ def test_files_that_are_no_signature(folder: Path, tmp_path: Path) -> None:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(InputError, match="too large for a signature"):
         verify_folder(folder, bad, trust)
+
+
+def test_other_digests_than_sha256_are_not_taken(folder: Path, tmp_path: Path) -> None:
+    """Signed by the right key as DSSE says, over another kind of digest."""
+    whole = json.loads(sign("home", DIGESTS, KEY))
+    envelope = whole["dsseEnvelope"]
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    for resource in statement["predicate"]["resources"]:
+        resource["algorithm"] = "blake2b"
+    body, kind = json.dumps(statement).encode(), envelope["payloadType"].encode()
+    signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(body), body)
+    envelope["payload"] = base64.b64encode(body).decode()
+    envelope["signatures"][0]["sig"] = base64.b64encode(KEY.sign(signed, ec.ECDSA(hashes.SHA256()))).decode()
+    (tmp_path / "model.sig").write_text(json.dumps(whole))
+    with pytest.raises(InputError, match=r"uses \['blake2b'\], only sha256 by file is known"):
+        verify_folder(folder, tmp_path / "model.sig", Trust(pem(KEY, tmp_path / "key.pub")))
 
 
 def test_without_the_library_it_is_said_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

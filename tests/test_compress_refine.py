@@ -16,13 +16,10 @@ from bluelm.weights import LINEARS
 from calibration.samples import Samples, load_samples
 from calibration.walk import Streams
 from compress.engine import quantize
-from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
-from compress.refine import Refined, _Latent, refine, relative_error
-from compress.rtn import round_to_nearest
+from compress.refine import refine, relative_error
 from compress.store import QuantizedCheckpoint
 from tests.rounded import shortened
-from tests.test_compress_awq import random_block, small_config
 
 VALUES = {"samples": 32, "length": 128, "sweeps": 0}  # of so few tokens, sweeps and refining learn too much by heart
 
@@ -131,64 +128,3 @@ def test_codes_that_training_would_make_worse_stay(short: Checkpoint, plain: Qua
     assert found.weights == solved
     assert found.before == found.after == pytest.approx(0, abs=1e-12)
     assert not any(found.flipped.values())
-
-
-def test_latents_begin_at_the_weight_but_near_their_code() -> None:
-    """Codes 7 to 10, zero point 8, scale 0.5; weights that lie off by what stands in the third line."""
-    codes = torch.tensor([[7, 8, 9, 10]], dtype=torch.uint8)
-    scales, zeros = torch.full((1, 1), 0.5, dtype=torch.float16), torch.full((1, 1), 8, dtype=torch.uint8)
-    off = torch.tensor([[0.1, -0.05, 0.4, -0.4]])
-    latent = _Latent((codes.float() - 8 + off) * 0.5, QuantizedTensor(codes, scales, zeros, 4, 4))
-    torch.testing.assert_close(latent.codes.detach().view(1, 4), codes + torch.tensor([[0.1, -0.05, 0.2, -0.2]]))
-    torch.testing.assert_close(latent.dequantize(), (codes.float() - 8) * 0.5)
-    assert torch.equal(latent.freeze().codes, codes)
-    with torch.no_grad():
-        latent.codes.view(1, 4).copy_(torch.tensor([[-3.0, 8.6, 40.0, 15.4]]))
-        latent.stretch.fill_(1.5)
-    torch.testing.assert_close(latent.dequantize(), (torch.tensor([[0.0, 9.0, 15.0, 15.0]]) - 8) * 0.75)
-    frozen = latent.freeze()
-    assert frozen.codes.tolist() == [[0, 9, 15, 15]] and frozen.scales.tolist() == [[0.75]]
-    assert torch.equal(frozen.zeros, zeros) and (frozen.bits, frozen.group_size) == (4, 4)
-    latent.dequantize().sum().backward()
-    assert latent.codes.grad is not None
-    assert latent.codes.grad.view(-1).tolist() == [0.0, 0.75, 0.0, 0.75]  # none beyond the least and greatest code
-
-
-def pushed(steps: int, *, by: int = 0, stretch: float = 1.0) -> tuple[Refined, QuantizedTensor, float]:
-    """What refining a small block came to, down_proj as it began, which lies off on one side, and its loss then."""
-    config = small_config(2)
-    tensors = random_block(config)
-    block = DecoderBlock.from_weights(config, tensors)
-    solved = {name: round_to_nearest(tensors[f"{name}.weight"], 4, 32, True) for name in LINEARS}
-    streams = Streams(config, torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(0)))
-    rotary = (streams.cos, streams.sin)
-    targets = block(streams.hidden, *rotary)
-    down = solved["mlp.down_proj"]
-    codes = (down.codes.int() + by).clamp(0, 15).to(torch.uint8)
-    scales = (down.scales.float() * stretch).to(torch.bfloat16).to(torch.float16)
-    begun = {**solved, "mlp.down_proj": QuantizedTensor(codes, scales, down.zeros, 4, 32)}
-    weights = {name: weight.dequantize() for name, weight in begun.items()}
-    found = refine(block, weights, begun, streams.hidden, targets, rotary, steps=steps, seed=0)
-    exact = DecoderBlock.from_weights(config, tensors | {f"{n}.weight": w for n, w in weights.items()})
-    output = exact(streams.hidden, *rotary).double()
-    wrong = ((output - targets).square().sum(-1) / targets.double().square().sum(-1)).mean().item()
-    return found, begun["mlp.down_proj"], wrong
-
-
-def test_codes_and_scales_go_no_further_than_they_may() -> None:
-    """Of a linear whose codes are all 3 too high, or whose scales are all twice as large, pushed one way all the time:
-    a code goes about one step, a scale about a fifth; within a few steps no code goes as far as to flip."""
-    found, begun, wrong = pushed(60, by=3)
-    assert found.before == pytest.approx(wrong, rel=1e-4)  # over all three samples
-    assert found.after < found.before
-    moved = (found.weights["mlp.down_proj"].codes.int() - begun.codes.int()).abs()
-    assert moved.max() == 1 and moved.float().mean() > 0.1
-    found, begun, _ = pushed(60, stretch=2.0)
-    change = found.weights["mlp.down_proj"].scales.float() / begun.scales.float()
-    assert 0.75 < change.min() < 0.9 and 0.78 < change.median() < 0.95
-    found, begun, _ = pushed(12, by=3)
-    assert torch.equal(found.weights["mlp.down_proj"].codes, begun.codes)
-
-
-def test_what_is_told_has_four_digits() -> None:
-    assert Refined({}, {}, 0.123456, 2.0).note == {"loss_before": 0.1235, "loss_after": 2.0}
