@@ -125,10 +125,11 @@ def test_columns_of_one_size_each_are_divided_by_it() -> None:
 
 def test_scales_are_no_further_apart_than_the_widest_ratio() -> None:
     x = torch.eye(64) * 8
-    x[0, 0], x[1, 1] = 1e9, 1e-9
+    x[0, 0], x[1, 1], x[7, 7] = 1e9, 1e-9, 0
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
     weight[:, 0] *= 1e-8  # what speaks loudest is weighed least
     found = search_scales([weight], x.T @ x / 64, torch.arange(64), [W4], judge=_in_turn(5))
+    assert not found.by_weight and found.scales[7] == 1  # without a signal
     assert found.scales.max() <= 100.0 and found.scales.min() >= 0.01
     assert found.scales.max() / found.scales.min() == pytest.approx(1e4, rel=1e-3)
 
