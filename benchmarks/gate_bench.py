@@ -20,7 +20,8 @@ from compress.engine import quantize
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget_file, heldout
-from eval.budget import Budget, Check, Verdict, judge
+from eval.budget import Check, Verdict, judge
+from eval.limits import Budget
 from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import Artifact, Format
 from export.formats import record

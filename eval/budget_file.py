@@ -29,7 +29,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from bluelm.errors import InputError
 from bluelm.reading import read_yaml
-from eval.budget import MAPPING, NUMBER, Budget, DomainLimits, SpeedLimit
+from eval.limits import MAPPING, NUMBER, Budget, DomainLimits, SpeedLimit
 
 DEFAULT_BUDGET = Path(__file__).parent / "data" / "budget.yaml"
 SCHEMA = Path(__file__).parent / "data" / "budget.schema.json"

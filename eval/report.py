@@ -17,9 +17,10 @@ from rich.table import Table
 from bluelm.errors import InputError
 from bluelm.files import write_text
 from bluelm.reading import MOST_TABLE_BYTES, read_text
-from eval.budget import NOT_KNOWN, STRUCTURE, Check, Verdict
+from eval.budget import Check, Verdict
 from eval.confidence import Sample
 from eval.judge import DocumentSums
+from eval.limits import NOT_KNOWN, STRUCTURE
 from eval.measurement import Measurement
 
 FILE = "report.json"

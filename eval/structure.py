@@ -18,8 +18,8 @@ from bluelm.files import sha256
 from bluelm.tokenizer import Message, Tokenizer
 from compress.store import QuantizedCheckpoint
 from eval import compiled, size_plan
-from eval.budget import NOT_KNOWN
 from eval.compare import BlockErrors
+from eval.limits import NOT_KNOWN
 from eval.measurement import Measurement
 from export.artifact import Artifact
 from export.formats import Without, function

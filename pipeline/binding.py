@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
 from bluelm.reading import read_note
-from eval.budget import Budget, judge
+from eval.budget import judge
+from eval.limits import Budget
 from eval.report import FILE, Report
 from export.artifact import MANIFEST, Artifact
 from pipeline.stages import RECORDS

@@ -14,8 +14,8 @@ from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
 from eval import heldout
-from eval.budget import Budget
 from eval.heldout import HeldOut
+from eval.limits import Budget
 from eval.report import FILE, Built, Report, tool_versions
 from eval.sufficient import check_text
 from export.artifact import MANIFEST, Artifact

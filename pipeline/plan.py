@@ -12,9 +12,9 @@ from bluelm.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
 from compress.recipe import Recipe
 from eval import budget_file, estimate, heldout
-from eval.budget import Budget
 from eval.budget_file import DEFAULT_BUDGET
 from eval.heldout import HeldOut
+from eval.limits import Budget
 from eval.sufficient import check_text
 from eval.tasks import CODE_TASKS, TaskRequest, TaskSet
 from eval.tasks import load as load_tasks

@@ -103,8 +103,9 @@ def phone_artifact(run: Path, report: Report, subjects: Sequence[str] = ("npu", 
 
 def _judge(report: Report, figures: Sequence[Measurement], history: Path | None) -> int:
     """Print the figures, append them to the history, hold the run's own speed limit against them."""
-    from eval.budget import Budget, judge
+    from eval.budget import judge
     from eval.history import History, Run
+    from eval.limits import Budget
 
     for m in figures:
         say(f"{m.name}: {m.value:,.5g} {m.unit}, {m.how} by {m.by} ({m.note})")

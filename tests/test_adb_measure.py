@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from bluelm.errors import InputError, TargetError, UnavailableError
-from eval.budget import Budget, judge
+from eval.budget import judge
 from eval.device_speed import Call, Protocol, check_chip, cool, measure
+from eval.limits import Budget
 from targets.phone import AndroidBench, Phone, describe
 from targets.runners import Runner, load_runner, read_figures
 from tests.phone import FakePhone, running_phone

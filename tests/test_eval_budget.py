@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval import budget_file
-from eval.budget import STRUCTURE, Budget, Check, judge
+from eval.budget import Check, judge
 from eval.budget_file import DEFAULT_BUDGET
 from eval.confidence import (
     LEAST_DOCUMENTS,
@@ -18,6 +18,7 @@ from eval.confidence import (
     sample_of,
     student_quantile,
 )
+from eval.limits import STRUCTURE, Budget
 from eval.measurement import Measurement
 
 GOOD = [

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from bluelm.errors import InputError
-from eval.budget import AtMost
 from eval.budget_file import DEFAULT_BUDGET, SCHEMA, json_schema, load
+from eval.limits import AtMost
 
 LAYERED = """
 extends: default
@@ -164,3 +164,10 @@ def test_the_published_schema_is_the_code_s(tmp_path: Path) -> None:
         assert not list(check.iter_errors(yaml.safe_load(good)))
     for bad in ("max_mean_k: 1", "targets: {snapdragon: {max_mean_kl: soon}}", "sizes: [{max_mean_kl: 1}]"):
         assert list(check.iter_errors(yaml.safe_load(bad)))
+
+
+def test_a_format_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "budget.yaml"
+    path.write_text("accept_not_known: [onnx-cpu, onxx]\n")
+    with pytest.raises(InputError, match="unknown format 'onxx'"):
+        load(path)

@@ -20,7 +20,8 @@ from compress.formats.packed import PackedCheckpoint, offset
 from compress.formats.write import write
 from compress.recipe import Recipe
 from eval import heldout
-from eval.budget import Budget, judge
+from eval.budget import judge
+from eval.limits import Budget
 from eval.metrics import log_softmax
 from eval.sanity import GUESS, reference_to_guess, unigram_perplexity
 from pipeline.given import check_foresees

@@ -13,7 +13,8 @@ from bluelm.errors import InputError
 from bluelm.progress import Silent
 from compress.store import EMBED, QuantizedCheckpoint
 from eval import heldout
-from eval.budget import Budget, Verdict, judge
+from eval.budget import Verdict, judge
+from eval.limits import Budget
 from export import coreml, gguf_file, litert, onnx_cpu, onnx_genai
 from export.artifact import Artifact, Format
 from export.readback import differing, linear_names

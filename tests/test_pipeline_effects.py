@@ -17,7 +17,7 @@ from bluelm.tokenizer import Tokenizer
 from compress.allocate import Allowed, check_room
 from compress.recipe import Recipe
 from eval import heldout
-from eval.budget import Budget, DomainLimits
+from eval.limits import Budget, DomainLimits
 from eval.sufficient import check_text, lacking
 from pipeline import cli
 from pipeline.cli import main

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.budget import Budget, judge
+from eval.budget import judge
+from eval.limits import Budget
 from eval.repeats import Repeats
 from eval.speed import host_speed
 from targets.runtime import RuntimeBase
