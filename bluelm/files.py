@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
+from bluelm.reading import open_regular
 
 DEVICE_ERRORS = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO)
 TRY_AGAIN = "give the same command again; if this comes back, the disk or its connection fails"
@@ -88,9 +89,17 @@ def is_device_error(error: BaseException) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hex SHA-256 of a file's bytes, read in pieces.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is no regular file.
+    """
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        fix = "see that it is there and may be read"
+        raise InputError(f"the file cannot be read: {error.strerror or error}", where=path, fix=fix) from error
 
 
 def demo_checkpoint() -> Path:

@@ -21,7 +21,7 @@ from torch import Tensor
 from bluelm.checkpoint import block_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
-from bluelm.files import sha256, write_text
+from bluelm.files import member, sha256, write_text
 from bluelm.reading import read_json
 from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer, copy_files
 from compress.pieces import Header, LinearInfo, read_header, read_ordered, read_vector
@@ -112,7 +112,7 @@ class QuantizedCheckpoint:
             InputError: a file was changed.
         """
         for name, expected in self.info["files"].items():
-            if sha256(self.folder / name) != expected:
+            if sha256(member(self.folder, name)) != expected:
                 raise InputError(
                     "the file was changed after it was made", where=self.folder / name, fix="quantize again"
                 )

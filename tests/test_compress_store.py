@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from compress.pieces import Piece, read_header, read_linear, read_vector, write_
 from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
 from compress.store import MANIFEST, QuantizedCheckpoint
+from compress.work import finished
 from tests.rounded import shortened
 
 
@@ -151,6 +153,28 @@ def test_bad_manifests_are_refused(stored: QuantizedCheckpoint, change, says: st
     path.write_text(json.dumps(info))
     with pytest.raises(InputError, match=says):
         QuantizedCheckpoint.open(stored.folder)
+
+
+@pytest.mark.parametrize("kind", ["missing", "a pipe", "a folder", "outside"])
+def test_a_finished_folder_whose_files_are_none(stored: QuantizedCheckpoint, kind: str) -> None:
+    """It was a FileNotFoundError, or waited for the other end of the pipe."""
+    path = stored.folder / "tokenizer.model"
+    if kind == "outside":
+        info = json.loads((stored.folder / MANIFEST).read_text())
+        info["files"]["../other"] = "0" * 64
+        (stored.folder.parent / "other").write_text("")
+        (stored.folder / MANIFEST).write_text(json.dumps(info))
+    else:
+        path.unlink()
+    if kind == "a pipe":
+        os.mkfifo(path)
+    if kind == "a folder":
+        path.mkdir()
+    said = {"missing": "is missing", "outside": "outside the checkpoint's folder"}.get(kind, "not a regular file")
+    with pytest.raises(InputError, match=said):
+        QuantizedCheckpoint.open(stored.folder).verify()
+    with pytest.raises(InputError, match="damaged"):
+        finished(stored.folder, {})
 
 
 def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
