@@ -22,6 +22,7 @@ from bluelm.checkpoint import Checkpoint
 from pipeline.errors import guard
 
 checkpoint = Checkpoint.open(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in the background inherits that it is ignored
 interrupt.listen()
 
 def read():
