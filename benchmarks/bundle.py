@@ -4,7 +4,7 @@
 
 The artifact is random bytes: several files, one of them (of 3 GB) larger than one APK may be. Every step runs in a
 process of its own, so that its peak memory is its own; `sync` belongs to every time. Copying and packing take turns.
-Writes results/bundle.json and the page.
+Writes results/bundle.json and the page; other sizes keep their rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STEPS = {
     "folder": "folder: manifest, ML-BOM, model signature",
     "verify": "verify of the APKs, every byte",
 }
-COLUMNS = ("step", "median s", "runs, s", "x copy", "peak MB")
+COLUMNS = ("GB", "step", "median s", "runs, s", "x copy", "peak MB")
 MIB = 1 << 20
 
 
@@ -103,7 +103,6 @@ def main() -> None:
     artifact = given.folder / "artifact"
     shutil.rmtree(given.folder, ignore_errors=True)
     make_artifact(artifact, int(given.gigabytes * 1e9))
-    files = len(list(artifact.iterdir()))
     results: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
     for _ in range(given.repeats):
         for name in STEPS:
@@ -115,8 +114,8 @@ def main() -> None:
             results[name].append(measure(name, artifact, given.folder / "out"))
     shutil.rmtree(given.folder)
     copy = statistics.median(run["seconds"] for run in results["copy"])
-    rows = [[STEPS[name], *row(runs, copy)] for name, runs in results.items()]
-    pages.save_rows("bundle", "steps", COLUMNS, rows, gigabytes=given.gigabytes, files=files, repeats=given.repeats)
+    rows = [[f"{given.gigabytes:g}", STEPS[name], *row(runs, copy)] for name, runs in results.items()]
+    pages.save_rows("bundle", "steps", COLUMNS, rows, key=2)
 
 
 def row(runs: list[dict[str, float]], copy: float) -> list[str]:
