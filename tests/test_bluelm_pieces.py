@@ -13,7 +13,8 @@ import sentencepiece
 from bluelm.errors import InputError
 from bluelm.files import demo_checkpoint
 from bluelm.jsonpieces import JsonPieces, same_tokens
-from bluelm.sentencepieces import SentencePieces, has_dummy_prefix, piece_count
+from bluelm.sentencepieces import SentencePieces, has_dummy_prefix, piece_count, read_model
+from bluelm.templates import CHATML
 from bluelm.tokenizer import Message, Tokenizer
 from tests.checkpoints import train_tokenizer
 from tests.test_gguf_bpe import write_tokenizer
@@ -38,6 +39,17 @@ def test_marks_are_control_pieces_and_pieces_that_look_so(tmp_path: Path) -> Non
     mark = library.piece_to_id("[|AI|]:")
     assert mark in tokenizer.encode("x[|AI|]:", marks=True) and mark not in tokenizer.encode("x[|AI|]:")
     assert tokenizer.decode(tokenizer.encode("x[|AI|]:")) == "x[|AI|]:"
+
+
+def test_marks_of_the_model_count_beside_added_ones(tmp_path: Path) -> None:
+    library = sentencepiece.SentencePieceProcessor(model_proto=MARKED)
+    mark, added = library.piece_to_id("[|AI|]:"), library.vocab_size()
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, MARKED, added_tokens={"[X]": added}))
+    tokens = tokenizer.encode("a[|AI|]:b[X]c[|AI|]:d", marks=True)
+    assert (tokens.count(mark), tokens.count(added)) == (2, 1)
+    assert not {mark, added} & set(tokenizer.encode("a[|AI|]:b[X]c[|AI|]:d"))
+    bare = folder_with(tmp_path / "bare", train_tokenizer(add_dummy_prefix=False)) / "tokenizer.model"
+    assert not has_dummy_prefix(bare) and len(read_model(bare).pieces) == piece_count(bare)
 
 
 def test_text_behind_a_mark_gets_no_space_of_its_own(tmp_path: Path) -> None:
@@ -74,6 +86,23 @@ def test_a_chat_has_marks_where_both_turns_have_one(tmp_path: Path) -> None:
         assert tokenizer.chat_marks is wanted
         assert tokenizer.template is None  # BlueLM's, spelled out where a mark is no token
         assert tokenizer.decode(tokenizer.chat([Message("user", "a")])) == "[|Human|]:a[|AI|]:"
+
+
+def test_marks_of_bluelm_come_before_another_models(tmp_path: Path) -> None:
+    plain = train_tokenizer(add_dummy_prefix=False)
+    size = sentencepiece.SentencePieceProcessor(model_proto=plain).vocab_size()
+    qwen = ["<|im_start|>", "<|im_end|>"]
+    for marks, template in [
+        (["[|Human|]:", "[|AI|]:", *qwen], None), (["[|Human|]:", *qwen], CHATML), (qwen, CHATML), ([], None)
+    ]:  # fmt: skip
+        added = {mark: size + index for index, mark in enumerate(marks)}
+        tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "x", plain, added_tokens=added))
+        assert tokenizer.template is template
+        chat = tokenizer.decode(tokenizer.chat([Message("system", "a"), Message("user", "b")]))
+        if template is None:
+            assert chat == "[|SYSTEM|]:a[|Human|]:b[|AI|]:"
+        else:
+            assert chat == "<|im_start|>system\na<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_tokenizer_config_names_the_ends(tmp_path: Path) -> None:
