@@ -4,7 +4,7 @@
 |---|---|
 | 0 | passed |
 | 1 | internal error: a short message, the traceback in a log file |
-| 2 | bad input or configuration (typer gives it for wrong options itself) |
+| 2 | bad input or configuration (typer gives it for wrong options itself), or memory that ran out |
 | 3 | a budget failed |
 | 4 | the target cannot hold this model |
 | 5 | a device, an emulator or an SDK is not available |
