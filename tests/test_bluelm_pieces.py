@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
+from bluelm.added_tokens import MOST_CHARACTERS, MOST_TOKENS, read_added_tokens
 from bluelm.errors import InputError
 from bluelm.files import demo_checkpoint
 from bluelm.jsonpieces import JsonPieces, same_tokens
@@ -121,6 +122,22 @@ def test_ids_of_config_json_are_whole_numbers_from_0(told: object, bos: int | No
     model = train_tokenizer(bos_id=-1)
     tokenizer = Tokenizer.from_folder(folder_with(tmp_path, model, config={"bos_token_id": told}))
     assert tokenizer.bos == bos
+
+
+def test_added_tokens_are_bounded(tmp_path: Path) -> None:
+    def read(tokens: dict[str, int]) -> int:
+        (tmp_path / "added_tokens.json").write_text(json.dumps(tokens))
+        return len(read_added_tokens(tmp_path))
+
+    assert read({"X": 0, "y" * MOST_CHARACTERS: 1}) == 2
+    assert read({f"<{index}>": index for index in range(MOST_TOKENS)}) == MOST_TOKENS
+    for tokens in (
+        {f"<{index}>": index for index in range(MOST_TOKENS + 1)},
+        {"y" * (MOST_CHARACTERS + 1): 1},
+        {"": 1},
+    ):
+        with pytest.raises(InputError, match="more than|must have a text"):
+            read(tokens)
 
 
 def test_ids_beyond_any_vocabulary_are_refused(tmp_path: Path) -> None:

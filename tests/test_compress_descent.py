@@ -54,6 +54,18 @@ def test_no_row_gets_worse(seed: int, bits: int, size: int, symmetric: bool) -> 
     assert torch.equal(fitted.scales.float(), representable(fitted.scales.float()))
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+def test_quiet_inputs_count_as_loud_ones_do(damping: float) -> None:
+    """Powers of two change no digit: what is moved depends on what the inputs are to each other."""
+    weight, hessian = case(2)
+    hessian[:, 5] = hessian[5] = 0  # never excited
+    start = rounded(weight, 4, 32, False)
+    loud = move_codes(weight, start, hessian, damping)
+    assert not torch.equal(loud.codes, start.codes) and torch.equal(loud.codes[:, 5], start.codes[:, 5])
+    for power in (-40, -12, 12):
+        assert torch.equal(move_codes(weight, start, hessian * 2.0**power, damping).codes, loud.codes)
+
+
 def test_no_single_code_is_left_to_move() -> None:
     weight, hessian = case(1, rows=3, columns=64)
     found = rounded(weight, 4, 32, True)
