@@ -22,6 +22,7 @@ import os
 import random
 import resource
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -333,11 +334,13 @@ def _lines_of(item: pytest.Item, file: str) -> tuple[bool, set[int], float]:
         return inside if frame.f_code.co_filename == file else None
 
     started = time.process_time()
+    threading.settrace(calls)
     sys.settrace(calls)
     try:
         reports = runtestprotocol(item, log=False, nextitem=None)
     finally:
         sys.settrace(None)
+        threading.settrace(None)  # pyright: ignore[reportArgumentType]
     return all(report.passed or report.skipped for report in reports), lines, time.process_time() - started
 
 

@@ -13,7 +13,7 @@ import sentencepiece
 from bluelm.added_tokens import MOST_CHARACTERS, MOST_TOKENS, read_added_tokens
 from bluelm.errors import InputError
 from bluelm.files import demo_checkpoint
-from bluelm.jsonpieces import JsonPieces, same_tokens
+from bluelm.jsonpieces import MOST_GROWTH, JsonPieces, _told, same_tokens
 from bluelm.sentencepieces import SentencePieces, has_dummy_prefix, piece_count, read_model
 from bluelm.templates import CHATML
 from bluelm.tokenizer import Message, Tokenizer
@@ -136,7 +136,7 @@ def test_added_tokens_are_bounded(tmp_path: Path) -> None:
         {"y" * (MOST_CHARACTERS + 1): 1},
         {"": 1},
     ):
-        with pytest.raises(InputError, match="more than|must have a text"):
+        with pytest.raises(InputError, match=r"more than|must have a text"):
             read(tokens)
 
 
@@ -206,6 +206,36 @@ def test_special_tokens_of_tokenizer_json_have_no_text(tmp_path: Path) -> None:
     assert end not in pieces.encode("a<|end|>", trusted=False)
     assert pieces.decode(pieces.encode("a<|end|>", trusted=False)) == "a<|end|>"
     assert pieces.has_marks("x<|end|>") and not pieces.has_marks("plain-added") and pieces.size == 323
+
+
+def test_a_character_becomes_no_more_than_so_many(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "qwen2")
+    path = tmp_path / "tokenizer.json"
+    sound = json.loads(path.read_text())
+
+    def replaced(*sizes: int) -> JsonPieces:
+        steps = [{"type": "Replace", "pattern": {"String": "q"}, "content": "q" * size} for size in sizes]
+        path.write_text(json.dumps({**sound, "normalizer": {"type": "Sequence", "normalizers": steps}}))
+        return JsonPieces(path)
+
+    assert MOST_GROWTH % 10 == 0
+    assert replaced(10, MOST_GROWTH // 10).encode("a", trusted=False)
+    for sizes in ((10, MOST_GROWTH // 10 + 1), (MOST_GROWTH + 1,)):
+        with pytest.raises(InputError, match=f"a character may become more than {MOST_GROWTH}"):
+            replaced(*sizes)
+
+
+def test_only_what_the_library_raises_is_told_as_its_own(tmp_path: Path) -> None:
+    class Ours(BaseException):
+        pass
+
+    class PanicException(BaseException):
+        """As Rust's."""
+
+    for raised, told in [(Ours, Ours), (KeyboardInterrupt, KeyboardInterrupt), (MemoryError, MemoryError),
+                         (Exception, InputError), (PanicException, InputError)]:  # fmt: skip
+        with pytest.raises(told), _told("a text", tmp_path):
+            raise raised("why")
 
 
 def test_the_demo_folder_takes_its_model(tmp_path: Path) -> None:
