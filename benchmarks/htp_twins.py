@@ -32,7 +32,7 @@ from tests import lowering
 from tests.rounded import rounded
 
 COLUMNS = (
-    "model", "blocks", "width", "blocks apart", "keys, values", "head",
+    "model", "blocks", "width", "context", "blocks apart", "keys, values", "head",
     "keys and values of the first block, relative L2", "with block outputs and without",
 )  # fmt: skip
 SAMPLES, LENGTH = 8, 64
@@ -66,7 +66,7 @@ def row(model: str, out: Path, blocks: int) -> list[str]:
     pairs = [pair for graph in own for pair in zip(own[graph], outputs[graph], strict=True)]
     same = all(np.array_equal(array, theirs[name]) for mine, theirs in pairs for name, array in mine.items())
     config = quantized.config
-    cells = [Path(model).name, str(config.num_layers), str(config.hidden_size)]
+    cells = [Path(model).name, str(config.num_layers), str(config.hidden_size), str(context)]
     cells += [f"{_largest(found, *kinds):.1f}" for kinds in (("block",), ("keys", "values"), ("head",))]
     return [*cells, f"{min(first):.1e} to {max(first):.1e}", "the same bits" if same else "**other answers**"]
 
