@@ -41,6 +41,7 @@ from benchmarks import pages
 
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.yaml")
+MOST_BYTES = 4 << 30  # of a mutant that takes more and more
 SLOW_S = 4.0  # CPU seconds; slower tests are left out
 READS = ("export.readback",)  # modules that make nothing: artifacts that the tests keep are as good as new ones
 OURS = ("bluelm", "calibration", "compress", "export", "targets", "eval", "pipeline", "tests")
@@ -367,13 +368,14 @@ def _forget() -> None:
 
 
 def _in_child(run: Callable[[], int], limit_s: int) -> str:
-    """The outcome of a mutant; one that breaks the process or takes `limit_s` of CPU is killed too."""
+    """The outcome of a mutant; one that breaks the process or takes `limit_s` of CPU, or `MOST_BYTES`, is killed too."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         code = 1
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s))
+            resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, 1)
             os.dup2(nothing, 2)

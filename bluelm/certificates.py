@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
-OLD = "for a signature that was made when it was valid, say when: --signed-at YYYY-MM-DD"
+OLD = "for a signature that was made when it was valid, say when: --signed-at YYYY-MM-DD, or a time stamp of it"
 WRONG_USE = "sign with a certificate for signing (digitalSignature, and codeSigning where it names its uses)"
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bluelm import certificates
 from bluelm.errors import InputError, UnavailableError
 from bluelm.manifest import Difference, FolderManifest, report
+from bluelm.timestamps import stamped
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,6 +34,8 @@ class Trust:
     public_key: Path | None = None
     certificates: Sequence[Path] = ()
     at: datetime | None = None  # when certificates must have been valid; None: now
+    stamp: Path | None = None  # instead: a time stamp of the signature file
+    stamp_authorities: Sequence[Path] = ()  # whose stamps to believe
 
 
 def sign(name: str, digests: Mapping[str, str], private: ec.EllipticCurvePrivateKey) -> bytes:
@@ -113,9 +116,10 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
     _, _, _, ec_key, certificate, bundle = _library()
     if trust.public_key is None and not trust.certificates:
         raise InputError("nothing to trust was given", fix="give --public-key FILE or --certificate-chain FILE")
+    at = stamped(trust.stamp, signature, trust.stamp_authorities) if trust.stamp else trust.at
     try:
         verifier = (
-            ec_key.Verifier(trust.public_key) if trust.public_key else _by_certificates(certificate, trust, where)
+            ec_key.Verifier(trust.public_key) if trust.public_key else _by_certificates(certificate, trust, at, where)
         )
     except Exception as error:  # the library lets those of cryptography and OpenSSL through
         named = trust.public_key or ", ".join(map(str, trust.certificates))
@@ -139,7 +143,7 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
     return digests
 
 
-def _by_certificates(library: Any, trust: Trust, where: object) -> Any:
+def _by_certificates(library: Any, trust: Trust, at: datetime | None, where: object) -> Any:
     """The library's verifier with a check of the chain that looks at the clock: its own takes the day when the
     signer's certificate began, on which nothing has expired.
     """
@@ -149,7 +153,7 @@ def _by_certificates(library: Any, trust: Trust, where: object) -> Any:
         def _verify_certificates(self, verification_material: Any, log_fingerprints: bool = False) -> Any:
             told = verification_material.x509_certificate_chain
             chain = [x509.load_der_x509_certificate(each.raw_bytes) for each in (told.certificates if told else ())]
-            return certificates.trusted_key(chain, self._store, trust.at, where)
+            return certificates.trusted_key(chain, self._store, at, where)
 
     return Verifier(list(trust.certificates))
 

@@ -17,7 +17,7 @@ from bluelm.children import run
 from bluelm.errors import InputError, TargetError, UnavailableError
 from pipeline.effects import refuse_if
 from pipeline.errors import leave
-from pipeline.options import SignedAt
+from pipeline.options import SignedAt, StampAuthority
 from pipeline.progress import show_progress
 from pipeline.terminal import console, say
 
@@ -144,6 +144,7 @@ def verify(
         typer.Option(min=1, help="Seconds that it may take to answer. Default: by its size.", show_default=False),
     ] = None,
     signed_at: SignedAt = None,
+    stamp_authority: StampAuthority = None,
 ) -> None:
     """Check a checkpoint against a manifest or a signature; or everything about a bundle."""
 
@@ -152,10 +153,13 @@ def verify(
 
         if pinned is None and signature is None and public_key is None and not chain:
             refuse_if(not load, context, "--load-limit", "nothing is loaded")
+            refuse_if(
+                True, context, "--stamp-authority", "a bundle is checked, and stamps are of a checkpoint's signature"
+            )
             return verify_bundle(path, certificate, load, load_limit, day(signed_at))
         for option in ("--certificate", "--load", "--load-limit"):
             refuse_if(True, context, option, "a checkpoint is checked, and that is asked of a bundle")
-        return _verify_checkpoint(path, pinned, signature, trust_of(public_key, chain, signed_at))
+        return _verify_checkpoint(path, pinned, signature, trust_of(public_key, chain, signed_at, stamp_authority))
 
     leave(work)
 

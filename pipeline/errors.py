@@ -134,6 +134,7 @@ _EXTRAS = {
     "cryptography": "bundle",
     "model_signing": "bundle",
     "OpenSSL": "bundle",
+    "rfc3161_client": "bundle",
     "cyclonedx": "bundle",
     "lm_eval": "tasks",
     "datasets": "tasks",

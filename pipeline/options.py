@@ -358,9 +358,16 @@ SignedAt = Annotated[
     str | None,
     typer.Option(
         metavar="YYYY-MM-DD",
-        help="Day on which the signer's certificate must have been valid. Default: today.",
+        help="Day on which the signer's certificate must have been valid, or a time stamp of the signature file"
+        " (RFC 3161). Default: today.",
         rich_help_panel=TRUST,
         show_default=False,
+    ),
+]
+StampAuthority = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="PEM certificates of the authority that made the time stamp.", rich_help_panel=TRUST, show_default=False
     ),
 ]
 Bundle = Annotated[

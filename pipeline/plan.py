@@ -59,6 +59,7 @@ class Request:
     public_key: Path | None = None
     certificate_chain: tuple[Path, ...] = ()
     signed_at: str | None = None
+    stamp_authority: tuple[Path, ...] = ()
     require_signature: bool = False
     bundle: bool = True
     overwrite: bool = False
@@ -155,7 +156,7 @@ def make_plan(request: Request) -> Plan:
         target.check(checkpoint.config, one, context=context, chunk=min(request.chunk, context))
     if recipe.auto:
         check_size(target, checkpoint.config, recipe, context=context, chunk=min(request.chunk, context))
-    trust = trust_of(request.public_key, request.certificate_chain, request.signed_at)
+    trust = trust_of(request.public_key, request.certificate_chain, request.signed_at, request.stamp_authority)
     provenance = admit(checkpoint.folder, trust, required=request.require_signature)
     if request.adapters:
         provenance["adapters"] = {

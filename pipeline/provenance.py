@@ -28,22 +28,37 @@ def day(text: str | None) -> datetime | None:
     try:
         found = datetime.strptime(text, "%Y-%m-%d").replace(hour=12, tzinfo=UTC)
     except ValueError as error:
-        raise InputError(f"--signed-at {text!r} is not a day", fix="e.g. --signed-at 2024-05-31") from error
+        fix = "e.g. --signed-at 2024-05-31, or of a checkpoint's signature the file of a time stamp"
+        raise InputError(f"--signed-at {text!r} is not a day", fix=fix) from error
     if found.date() > datetime.now(UTC).date():
         raise InputError(f"--signed-at {text} is still to come", fix="name the day on which it was signed")
     return found
 
 
-def trust_of(public_key: Path | None, chain: Sequence[Path] | None, signed_at: str | None = None) -> Trust | None:
+def trust_of(
+    public_key: Path | None,
+    chain: Sequence[Path] | None,
+    signed_at: str | None = None,
+    stamp_authority: Sequence[Path] | None = None,
+) -> Trust | None:
     """Whom to believe, if anybody is named.
 
+    Args:
+        signed_at: a day, or the file of a time stamp.
+
     Raises:
-        InputError: a day for certificates, where there are none.
+        InputError: a day for certificates, where there are none; a stamp without an authority, or the reverse.
     """
     if signed_at is not None and (public_key or not chain):
         fix = "add --certificate-chain, or leave --signed-at out"
         raise InputError("--signed-at would change nothing: no certificate is checked", fix=fix)
-    return Trust(public_key, tuple(chain or ()), day(signed_at)) if public_key or chain else None
+    stamp = Path(signed_at) if signed_at is not None and Path(signed_at).is_file() else None
+    if bool(stamp) != bool(stamp_authority):
+        fix = "give both, --signed-at FILE and --stamp-authority FILE, or a day alone"
+        raise InputError("a time stamp and the authority that made it belong together", fix=fix)
+    at = None if stamp else day(signed_at)
+    found = Trust(public_key, tuple(chain or ()), at, stamp, tuple(stamp_authority or ()))
+    return found if public_key or chain else None
 
 
 def admit(

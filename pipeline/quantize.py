@@ -83,6 +83,7 @@ def quantize(
     public_key: o.PublicKey = None,
     certificate_chain: o.CertificateChain = None,
     signed_at: o.SignedAt = None,
+    stamp_authority: o.StampAuthority = None,
     require_signature: o.RequireSignature = False,
 ) -> None:
     """Quantize a checkpoint into a folder of codes, scales and zero points; or, with --format, into one that vLLM,
@@ -128,7 +129,7 @@ def quantize(
             overwrite=overwrite,
             dry_run=dry_run,
             given=given_options(context),
-            trust=trust_of(public_key, certificate_chain, signed_at),
+            trust=trust_of(public_key, certificate_chain, signed_at, stamp_authority),
             signed=require_signature,
         )
         return run(job, console(), console(error=True))
