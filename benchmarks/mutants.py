@@ -368,7 +368,7 @@ def _forget() -> None:
 
 
 def _in_child(run: Callable[[], int], limit_s: int) -> str:
-    """The outcome of a mutant; one that breaks the process or takes `limit_s` of CPU, or `MOST_BYTES`, is killed too."""
+    """The outcome of a mutant; what breaks the process or takes `limit_s` of CPU, or `MOST_BYTES`, is killed too."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
