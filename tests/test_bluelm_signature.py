@@ -41,6 +41,7 @@ def test_signatures_are_the_same_each_time_and_hold_exactly() -> None:
     statement = json.loads(base64.b64decode(json.loads(raw)["dsseEnvelope"]["payload"]))
     rules = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": ["model.sig"]}
     assert statement["predicate"]["serialization"] == rules
+    assert list(statement) == sorted(statement) and list(statement["predicate"]) == sorted(statement["predicate"])
     for name, digests, key, told in (
         ("another", DIGESTS, KEY, "damaged or changed"),
         ("model", {**DIGESTS, "a.txt": DIGESTS["sub/b.txt"]}, KEY, r"changed: a\.txt"),
