@@ -124,9 +124,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "mine", tmp_path / "theirs"
 
 
-def told(mine: Path, theirs: Path, digest: str = "d") -> list[str]:
+def told(mine: Path, theirs: Path, digest: str = "d", heads: int = CONFIG.num_kv_heads) -> list[str]:
     """What is wrong beside the program."""
-    artifact: Any = SimpleNamespace(model=CONFIG, quantized_digest=digest, folder=mine)
+    model = replace(CONFIG, num_kv_heads=heads)
+    artifact: Any = SimpleNamespace(model=model, quantized_digest=digest, folder=mine)
     quantized: Any = SimpleNamespace(config=CONFIG, digest=lambda: "d", folder=theirs)
     found = list(beside.findings(artifact, quantized))
     assert {finding.item for finding in found} >= {"artifact.json", "config.json", "tokenizer.model", "tokenizer.json"}
@@ -137,6 +138,7 @@ def test_what_lies_beside_is_the_checkpoints(folders: tuple[Path, Path]) -> None
     mine, theirs = folders
     assert told(mine, theirs) == []
     assert told(mine, theirs, "e") == ["artifact.json: quantized_digest is that of another quantized checkpoint"]
+    assert told(mine, theirs, heads=1) == [f"artifact.json: num_kv_heads is 1 instead of {CONFIG.num_kv_heads}"]
     config = json.loads((mine / "config.json").read_text())
     (mine / "config.json").write_text(json.dumps({**config, "bos_token_id": True, "new": None}))
     assert told(mine, theirs) == [
