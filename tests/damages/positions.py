@@ -187,8 +187,8 @@ def misplaced_decode(held: int, count: int, context: int) -> int:
 
 
 def misplaced_end(held: int, count: int, context: int) -> int:
-    """The last tokens of the context are put over those before them."""
-    return held - 6 if count == 1 and held >= context - 2 else held
+    """The last tokens of the context are put over others, far enough that it costs more than 8-bit activations do."""
+    return held - 64 if count == 1 and held >= context - 8 else held
 
 
 def forgetful_decode(runtime: Runtime) -> Runtime:
