@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from eval.measurement import How, Measurement
 from export.artifact import Artifact
-from targets.runtime import Place
+from targets.runtime import Place, run_of
 
 OVERFLOWS = {  # by an artifact's note or the type of its cache: what to do where its numbers run out of range
     "float16 activations": "beyond float16's 65,504? Export with --activation-bits 32, which computes in float32",
@@ -45,7 +45,7 @@ class Origin:
 def origin(artifact: Artifact, on: Place) -> Origin:
     """The origin of figures from an artifact that `open_runtime(artifact.folder, on)` runs."""
     remedy = next((fix for told, fix in OVERFLOWS.items() if told in (*artifact.notes, artifact.cache)), "")
-    run = artifact.record.runs[on]
+    run = run_of(artifact, on)
     if run.stands_in:
         return Origin("emulated", f"{run.stands_in}, {_told(run.package)}", remedy)
     unit = "" if on == "cpu" else f" ({on})"

@@ -10,9 +10,9 @@ import numpy as np
 
 from bluelm.errors import InputError, UnavailableError
 from export.artifact import Artifact, Format
-from export.formats import Place, function, record
+from export.formats import Place, Run, function, record
 
-__all__ = ["Place", "Runtime", "RuntimeBase", "natural", "only_on_device", "open_runtime"]
+__all__ = ["Place", "Runtime", "RuntimeBase", "natural", "only_on_device", "open_runtime", "run_of"]
 
 
 class Runtime(Protocol):
@@ -122,17 +122,27 @@ def open_runtime(folder: Path, on: Place = "cpu") -> Runtime:
         TargetError: the runtime refuses the artifact.
     """
     artifact = Artifact.open(folder)
+    run = run_of(artifact, on)
+    opened: Callable[..., Runtime] = function(run.opener)
+    return opened(artifact, *run.options)
+
+
+def run_of(artifact: Artifact, on: Place) -> Run:
+    """How an artifact runs there.
+
+    Raises:
+        InputError: it does not. UnavailableError: nothing here can run it.
+    """
     runs = artifact.record.runs
     if not runs:
         raise only_on_device(artifact)
     if on not in runs:
         raise InputError(
             f"a {artifact.format} artifact does not run on {on!r}",
-            where=folder,
+            where=artifact.folder,
             fix=f"it runs on {' or '.join(map(repr, runs))}",
         )
-    opened: Callable[..., Runtime] = function(runs[on].opener)
-    return opened(artifact, *runs[on].options)
+    return runs[on]
 
 
 def natural(kind: Format) -> Place:
