@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bluelm.address import without_secrets
 from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
-from bluelm.reading import read_bytes
+from bluelm.reading import first_fault, read_record
 from bluelm.safety import MAX_FILES, walk
 
 MAX_BYTES = 64 << 20  # of a manifest file
@@ -87,12 +87,10 @@ class FolderManifest(BaseModel):
             InputError: missing, too large, or not as `bluelm-export manifest` writes it.
         """
         try:
-            return cls.model_validate_json(read_bytes(path, MAX_BYTES, "the manifest"))
+            return cls.model_validate_json(read_record(path, MAX_BYTES, "the manifest"))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the file"
             fix = "make it with `bluelm-export manifest FOLDER`"
-            raise InputError(f"not a manifest: {place}: {first['msg']}", where=path, fix=fix) from error
+            raise InputError(f"not a manifest: {first_fault(error)}", where=path, fix=fix) from error
 
     def save(self, path: Path) -> None:
         write_text(path, json.dumps(self.model_dump(exclude_none=True), indent=1, sort_keys=True) + "\n")

@@ -13,15 +13,19 @@ import stat
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
 from bluelm.errors import InputError
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 MOST_BYTES = 16 << 20  # of a file of settings; the largest that are known have a fraction of it
 MOST_TABLE_BYTES = 64 << 20  # of a tokenizer or an index of tensors
 MOST_YAML_BYTES = 1 << 20  # a recipe that names every linear of 100 blocks has 50 kB
+MOST_RECORD_PARTS = 200_000  # values of a file that pydantic checks: it makes an error of each that is wrong
 MOST_PARTS = 4 << 20  # values in one JSON file: some 250 MB in memory
 MOST_VALUES = 50_000  # in one YAML file, aliases counted as often as they stand for something
 MOST_DEPTH = 64
@@ -44,6 +48,17 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         raise InputError("this is not a regular file", where=path, fix="give a file that lies on a disk")
     return os.fdopen(descriptor, "rb")
+
+
+def check_regular(path: Path) -> Path:
+    """The path itself, for a library that opens it: at a pipe that would wait for ever. Others tell what is missing.
+
+    Raises:
+        InputError: a pipe, a device or a folder lies there.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError("this is not a regular file", where=path, fix="give a file that lies on a disk")
+    return path
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES, what: str = "the file") -> bytes:
@@ -81,6 +96,32 @@ def read_text(path: Path, most: int = MOST_BYTES, what: str = "the file") -> str
         raise InputError(problem, where=path, fix="write it in UTF-8") from None
 
 
+def read_record(path: Path, most: int = MOST_BYTES, what: str = "the file") -> str:
+    """Text of a JSON file whose values are checked one by one.
+
+    Raises:
+        InputError: as `read_text`, or it has more than `MOST_RECORD_PARTS` values.
+    """
+    return check_record(read_text(path, most, what), path, what)
+
+
+def check_record(text: str, where: object, what: str = "the file") -> str:
+    """The text itself; raises InputError if it has more than `MOST_RECORD_PARTS` values."""
+    if _parts(text) > MOST_RECORD_PARTS:
+        raise InputError(f"{what} has more than {MOST_RECORD_PARTS} values", where=where, fix="fetch it again")
+    return text
+
+
+def _parts(text: str) -> int:
+    return text.count(",") + text.count("[") + text.count("{")
+
+
+def first_fault(error: ValidationError) -> str:
+    """What pydantic found first, and where in the file."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+
+
 def read_note(path: Path) -> str:
     """A line that we wrote for ourselves, a digest say; "" where there is none, or something else."""
     try:
@@ -109,7 +150,7 @@ def parse_json(text: str, where: object) -> Any:
             number of more than `MOST_DIGITS` digits.
     """
     try:
-        if text.count(",") + text.count("[") + text.count("{") > MOST_PARTS:
+        if _parts(text) > MOST_PARTS:
             raise ValueError(f"more than {MOST_PARTS} values")
         data = json.loads(text, parse_int=_whole)
         _check_depth(data)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from bluelm.files import TRY_AGAIN, atomic_file, is_device_error
-from bluelm.reading import parse_json
+from bluelm.reading import check_regular, parse_json
 from compress.packing import pack, unpack
 from compress.quantized import OrderedWeight, QuantizedTensor
 
@@ -97,7 +97,7 @@ def read_header(path: Path) -> Header:
         InputError: there is no such file, it is damaged or not a piece.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(check_regular(path), framework="pt") as file:
             header = parse_json((file.metadata() or {})[KEY], path)
         linears = {name: _info(name, told) for name, told in header["linears"].items()}
         if not isinstance(header["notes"], dict) or not isinstance(header["fingerprint"], str):
@@ -141,7 +141,7 @@ def read_linear(path: Path, name: str, info: LinearInfo) -> QuantizedTensor:
     """
     rows, columns = info.shape
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(check_regular(path), framework="pt") as file:
             codes = unpack(file.get_tensor(f"{name}.codes"), info.bits, columns)
             scales = file.get_tensor(f"{name}.scales")
             if info.symmetric:
@@ -162,7 +162,7 @@ def read_vector(path: Path, name: str) -> Tensor:
         InputError: the file is damaged or does not hold it.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(check_regular(path), framework="pt") as file:
             return file.get_tensor(name)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise _damaged(path, error) from None

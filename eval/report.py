@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bluelm.errors import InputError
 from bluelm.files import write_text
-from bluelm.reading import MOST_TABLE_BYTES, read_text
+from bluelm.reading import MOST_TABLE_BYTES, read_record
 from eval.budget import Check, Verdict
 from eval.confidence import Sample
 from eval.judge import DocumentSums
@@ -144,7 +144,7 @@ class Report(BaseModel):
             fix = "name the folder of a finished run, e.g. dist/<run>"
             raise InputError("this is not the folder of a finished run: it holds no report", where=path, fix=fix)
         try:
-            return cls.model_validate_json(read_text(path, MOST_TABLE_BYTES))
+            return cls.model_validate_json(read_record(path, MOST_TABLE_BYTES))
         except ValidationError as error:
             fix = "run bluelm-export again with this version"
             raise InputError("the report cannot be read", where=path, fix=fix) from error

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.files import sha256, write_text
-from bluelm.reading import read_text
+from bluelm.reading import first_fault, read_record
 from export import formats
 
 Format = str
@@ -160,9 +160,9 @@ class Artifact(BaseModel):
         if not path.exists():
             raise InputError(f"there is no {MANIFEST}", where=folder, fix="name a folder that bluelm-export made")
         try:
-            artifact = Artifact.model_validate_json(read_text(path))
+            artifact = Artifact.model_validate_json(read_record(path))
         except ValidationError as error:
-            raise InputError(f"{MANIFEST} cannot be read: {error}", where=path) from None
+            raise InputError(f"{MANIFEST} cannot be read: {first_fault(error)}", where=path) from None
         artifact._folder = Path(folder)
         for file in artifact.files:
             found = artifact._folder / file.path

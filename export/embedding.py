@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bluelm.errors import InputError
-from bluelm.reading import parse_json
+from bluelm.reading import check_regular, parse_json
 from compress.quantized import QuantizedTensor
 from export.packing import pack, unpack
 
@@ -52,7 +52,7 @@ class EmbeddingTable:
             InputError: it is something else.
         """
         try:
-            file = safe_open(path, "numpy")
+            file = safe_open(check_regular(path), "numpy")
             about = parse_json((file.metadata() or {})["bluelm"], path)
             return EmbeddingTable(
                 file.get_slice("codes"),

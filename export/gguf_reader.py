@@ -15,6 +15,7 @@ from torch import Tensor
 from bluelm.checkpoint import model_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
+from bluelm.reading import check_regular
 from bluelm.rope import inverse_frequencies
 from compress.quantized import QuantizedTensor
 from export.gguf_file import (
@@ -52,7 +53,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         """Raises InputError: not a GGUF file, or a cut one."""
         try:
-            reader = _Reader(path)
+            reader = _Reader(check_regular(path))
         except (ValueError, OSError, LookupError, ArithmeticError, TypeError, RecursionError) as error:
             raise InputError(f"not a GGUF file: {error}", where=path, fix="export it again") from None
         self.path, self.fields = path, reader.fields

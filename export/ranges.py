@@ -17,7 +17,7 @@ from torch import Tensor
 from bluelm.errors import InputError
 from bluelm.files import write_text
 from bluelm.progress import Progress, Silent
-from bluelm.reading import MOST_TABLE_BYTES, read_text
+from bluelm.reading import first_fault, read_record
 from bluelm.weights import Weights
 from compress.store import QuantizedCheckpoint
 from export import lowered
@@ -93,9 +93,9 @@ class Ranges(BaseModel):
             InputError: the file is missing, or is something else.
         """
         try:
-            return Ranges.model_validate_json(read_text(path, MOST_TABLE_BYTES))
+            return Ranges.model_validate_json(read_record(path))
         except ValidationError as error:
-            raise InputError(f"not a file of activation ranges: {error}", where=path) from None
+            raise InputError(f"not a file of activation ranges: {first_fault(error)}", where=path) from None
 
     def _widened(self, name: str, headroom: float | None = None) -> tuple[float, float]:
         if name not in self.values:

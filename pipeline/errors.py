@@ -106,7 +106,14 @@ def _guarded(command: Callable[[], int | None]) -> int:
         fix = _PLACE_ERRORS[error.errno]
         return _tell(InputError(f"{error.strerror}", where=error.filename2 or error.filename, fix=fix))
     except Exception as error:
-        if interrupt.seen() or not is_shortage(error):
+        if interrupt.seen():
+            raise
+        if str(error).startswith("Symlink loop"):  # what pathlib's resolve makes of ELOOP, a RuntimeError
+            fix = _PLACE_ERRORS[errno.ELOOP]
+            return _tell(
+                InputError("symbolic links lead in a circle", where=str(error).partition("'")[2][:-1], fix=fix)
+            )
+        if not is_shortage(error):
             raise
         return _tell(shortage_of(error))
 

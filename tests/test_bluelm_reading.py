@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from bluelm.errors import InputError
-from bluelm.reading import MOST_DEPTH, parse_json, read_bytes, read_json, read_text, read_yaml
+from bluelm.manifest import FolderManifest
+from bluelm.reading import MOST_DEPTH, check_regular, parse_json, read_bytes, read_json, read_text, read_yaml
+from eval.report import Report
+from export.artifact import Artifact
+from export.embedding import EmbeddingTable
+from export.gguf_reader import GgufFile
+from export.ranges import Ranges
 
 DIGITS = "9" * 5000
 
@@ -118,3 +125,33 @@ def test_a_pipe_a_device_and_a_folder_are_no_files(tmp_path: Path, reader) -> No
         reader(tmp_path / "nothing")
     with pytest.raises(InputError, match="cannot be read"):
         reader(tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("reader", [check_regular, EmbeddingTable.open, GgufFile])
+def test_libraries_do_not_wait_at_a_pipe(tmp_path: Path, reader: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"):
+        reader(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "list_"),
+    [
+        (Report.read, "report.json", "stages"),
+        (lambda path: Artifact.open(path.parent), "artifact.json", "files"),
+        (Ranges.load, "ranges.json", "values"),
+        (FolderManifest.open, "manifest.json", "files"),
+    ],
+)
+def test_a_million_wrong_values_are_not_told_one_by_one(
+    tmp_path: Path, reader: Callable[[Path], object], name: str, list_: str
+) -> None:
+    """pydantic makes an error of each: 700 MB and 11 s for a file of 2 MB."""
+    path = tmp_path / name
+    path.write_text(f'{{"{list_}": [{"0," * 1_000_000}0]}}')
+    with pytest.raises(InputError, match="more than 200000 values"):
+        reader(path)
+    path.write_text(f'{{"{list_}": [{"0," * 1000}0]}}')
+    with pytest.raises(InputError) as caught:
+        reader(path)
+    assert len(str(caught.value)) < 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -248,6 +249,24 @@ def test_errors_become_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert "bluelm-export --again" in told
     assert "where: there" in told
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, os.strerror(errno.EIO), "/x"),
+        OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/x"),
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/x"),
+        RuntimeError("Symlink loop from '/x'"),
+    ],
+)
+def test_what_a_machine_refuses_is_no_internal_error(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise error
+
+    assert guard(work, resume="") == 2
+    assert "fix:" in capsys.readouterr().err
 
 
 def test_lists_behind_an_option() -> None:

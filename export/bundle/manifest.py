@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bluelm.errors import InputError
 from bluelm.manifest import Sha256
+from bluelm.reading import check_record, first_fault
 
 FILE, MLBOM, CERTIFICATE, SIGNATURE = "manifest.json", "mlbom.cdx.json", "signer.pem", "model.sig"
 MAX_BYTES = 16 << 20
@@ -180,10 +181,10 @@ class BundleManifest(_Part):
             InputError: not as `encode` writes it.
         """
         try:
-            manifest = cls.model_validate_json(raw)
+            manifest = cls.model_validate_json(check_record(raw.decode(), where))
             same = manifest.encode() == raw
         except (ValidationError, UnicodeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = first_fault(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:200]
             raise InputError(f"manifest.json cannot be read: {reason}", where=where) from error
         if not same:
             raise InputError("manifest.json is not as it was written: damaged or changed", where=where)
