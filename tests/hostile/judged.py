@@ -8,9 +8,9 @@ written outside the folder of the reader, a message with control characters or a
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
+import random
 import resource
 import signal
 import sys
@@ -28,7 +28,7 @@ from tests import readers
 from tests.hostile.rows import FEW, SLOW, Row
 from tests.readers import READERS, Reader
 
-SECONDS, WALL_S, MEMORY_MB = 10.0, 120, 500
+SECONDS, WALL_S, MEMORY_MB = 10, 120, 500
 CLEAR = (0, 2, 4, 5)
 HARD_MB = 3000  # behind this the process gets no memory at all
 FORBIDDEN = {chr(code) for code in [*range(32), *range(127, 160)]} - {"\n", "\t"} | {"\u202e", "\u2066", "\u2067"}
@@ -50,13 +50,13 @@ class Judged:
     faults: tuple[str, ...]
 
 
-def judge(row: Row) -> Judged:
-    """Read every input of a family."""
+def judge(row: Row, most: int | None = None) -> Judged:
+    """Read every input of a family, or so many of them, drawn."""
     with tempfile.TemporaryDirectory(prefix="hostile-") as place:
         said, result = Path(place) / "said", Path(place) / "result"
         child = os.fork()
         if child == 0:
-            _in_child(row, Path(place), said, result)
+            _in_child(row, most, Path(place), said, result)
         status = _waited(child)
         found = [json.loads(line) for line in result.read_text().splitlines()] if result.exists() else []
         faults = [f"{each['name']}: {each['fault']}" for each in found if each.get("fault")]
@@ -65,8 +65,8 @@ def judge(row: Row) -> Judged:
             how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
             faults.append(f"{begun}: the process ended with {how}: {said.read_text(errors='replace')[-500:]}")
         done = [each for each in found if "seconds" in each]
-        slowest, most = (max((each[name] for each in done), default=0) for name in ("seconds", "memory"))
-        return Judged(row.name, len(done), sum(each["refused"] for each in done), slowest, most, tuple(faults))
+        slowest, peak = (max((float(each[name]) for each in done), default=0.0) for name in ("seconds", "memory"))
+        return Judged(row.name, len(done), sum(each["refused"] for each in done), slowest, peak, tuple(faults))
 
 
 def _waited(child: int) -> int:
@@ -81,7 +81,7 @@ def _waited(child: int) -> int:
         time.sleep(0.01)
 
 
-def _in_child(row: Row, place: Path, said: Path, result: Path) -> NoReturn:
+def _in_child(row: Row, most: int | None, place: Path, said: Path, result: Path) -> NoReturn:
     code = 70
     try:
         descriptor = os.open(said, os.O_WRONLY | os.O_CREAT)
@@ -90,7 +90,7 @@ def _in_child(row: Row, place: Path, said: Path, result: Path) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         limit = (_memory("VmData") + HARD_MB) << 20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        _read_all(row, place, result)
+        _read_all(row, most, place, result)
         code = 0
     except BaseException:  # noqa: BLE001 - the parent tells it
         traceback.print_exc()
@@ -99,15 +99,18 @@ def _in_child(row: Row, place: Path, said: Path, result: Path) -> NoReturn:
         os._exit(code)
 
 
-def _read_all(row: Row, place: Path, result: Path) -> None:
+def _read_all(row: Row, most: int | None, place: Path, result: Path) -> None:
     reader = READERS[row.reader]()
-    inputs = row.inputs(reader)
+    inputs = list(row.inputs(reader))
+    most = min(most or len(inputs), FEW if row.reader in SLOW else len(inputs))
+    if most < len(inputs):
+        inputs = random.Random(row.name).sample(inputs, most)
     home = place / "home"
     tempfile.tempdir = str(place)
     watch = Watch(place)
     readers.allowed(reader, readers.fresh(reader, home), reader.seed)  # what its libraries take is taken
     with result.open("w") as out:
-        for name, put in itertools.islice(inputs, FEW) if row.reader in SLOW else inputs:
+        for name, put in inputs:
             out.write(json.dumps({"name": name}) + "\n")
             out.flush()
             readers.fresh(reader, home)

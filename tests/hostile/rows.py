@@ -29,7 +29,7 @@ FORMATS: dict[str, dict[str, binaries.Change]] = {
     "ipa": binaries.ZIPS,
 }
 SLOW = ("GPTQ tensors", "AWQ tensors", "compressed-tensors tensors", "quantized manifest", "quantized tensors")
-"""Readers of which one input takes a good part of a second: of the families below, the first inputs."""
+"""Readers of which one input takes a good part of a second: of each family some must do."""
 FEW = 40
 
 
@@ -75,8 +75,8 @@ def _changes(table: dict[str, binaries.Change]) -> Callable[[Reader], Iterator[t
 
 def _json(values: list[object]) -> Callable[[Reader], Iterator[tuple[str, Put]]]:
     def inputs(reader: Reader) -> Iterator[tuple[str, Put]]:
-        for name, data in texts.json_with(reader.seed, values):
-            yield name, _written(data)
+        for name, make in texts.json_with(reader.seed, values):
+            yield name, _changed(lambda valid, make=make: make())
 
     return inputs
 

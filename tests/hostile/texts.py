@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 DIGITS = "9" * 5000
@@ -30,15 +30,14 @@ VALUES: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
-def json_with(valid: bytes, values: list[Any]) -> Iterator[tuple[str, bytes]]:
-    """The valid document with each value in place of each of its own at the top, and one level below."""
+def json_with(valid: bytes, values: list[Any]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The valid document with each value in place of each of its own, two levels deep; made when called."""
     document = json.loads(valid)
     for value in values:
         text = value if isinstance(value, Raw) else json.dumps(value)
-        big = len(text) > 1000
-        yield "the whole", text.encode("utf-8", "surrogatepass")
-        for way in _ways(document, 1 if big else 2):
-            yield " ".join(map(str, way)), _text(document, way, text).encode("utf-8", "surrogatepass")
+        yield "the whole", lambda text=text: text.encode("utf-8", "surrogatepass")
+        for way in _ways(document, 1 if len(text) > 1000 else 2):
+            yield " ".join(map(str, way)), lambda way=way, text=text: _text(document, way, text)
 
 
 def _ways(value: Any, depth: int) -> Iterator[tuple[Any, ...]]:
@@ -50,14 +49,14 @@ def _ways(value: Any, depth: int) -> Iterator[tuple[Any, ...]]:
             yield from ((key, *rest) for rest in _ways(inner, depth - 1))
 
 
-def _text(document: Any, way: tuple[Any, ...], text: str) -> str:
+def _text(document: Any, way: tuple[Any, ...], text: str) -> bytes:
     mark = "@@here@@"
     changed = json.loads(json.dumps(document))
     place = changed
     for key in way[:-1]:
         place = place[key]
     place[way[-1]] = mark
-    return json.dumps(changed).replace(json.dumps(mark), text, 1)
+    return json.dumps(changed).replace(json.dumps(mark), text, 1).encode("utf-8", "surrogatepass")
 
 
 JSON_TEXTS: dict[str, bytes] = {
