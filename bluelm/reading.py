@@ -119,7 +119,7 @@ def _parts(text: str) -> int:
 def first_fault(error: ValidationError) -> str:
     """What pydantic found first, and where in the file."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
 
 
 def read_note(path: Path) -> str:

@@ -15,7 +15,7 @@ from calibration.rows import json_rows, parquet_rows
 BUNDLED = Path(__file__).parent / "data" / "default.jsonl"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COLUMNS = ("text", "prompt", "response", "messages")
-MOST_BYTES = 512 * 2**20  # a few MB calibrate any model; more than this is a mistake
+MOST_BYTES = 384 * 2**20  # a few MB calibrate any model; more than this is a mistake
 SHAPES = "`text`, `prompt` and `response`, or `messages` (a list of `role` and `content`)"
 
 
