@@ -69,6 +69,11 @@ def test_the_turned_demo_model_is_the_demo_model() -> None:
     plain, turned = (Decoder.from_weights(weights)(tokens) for weights in (checkpoint, rotated))
     assert (plain - turned).abs().max() < 1e-4 * plain.abs().max()
     assert torch.equal(rotated.block(0)["input_layernorm.weight"], torch.ones(256))
+    assert (len(rotated.stream.signs), len(rotated.values.signs)) == (256, checkpoint.config.head_dim)
+    assert (rotated.folder, rotated.digest()) == (checkpoint.folder, checkpoint.digest())
+    assert rotated.tensors == checkpoint.tensors and rotated.config == checkpoint.config
+    other = Rotated(checkpoint, seed=1)
+    assert not torch.equal(other.stream.signs, rotated.stream.signs)
 
 
 def test_outliers_of_the_stream_are_spread() -> None:
