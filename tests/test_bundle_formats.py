@@ -23,9 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError, TargetError
+from export import formats
 from export.bundle import apk, axml, build, macho, manifest, mlbom, project, runner, zip32
 from export.bundle.manifest import BundleManifest
-from export.formats import names
 from tests import bundles
 from tests.packages import requires
 
@@ -184,7 +184,7 @@ def test_gradle_projects(name: str) -> None:
 
 
 def test_every_artifact_has_a_runtime_on_phones() -> None:
-    for kind in names():
+    for kind in formats.names():
         name, facts = project.runtime_of(kind)
         assert project.system_of(name, "ipa" if facts.os == "ios" else "apk") in ("android", "ios")
     pinned = project.pinned(project.runtimes()["executorch-qnn"], {"onnxruntime-qnn": "2.5.0", "executorch": "1.4.1"})
