@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bluelm import certificates
 from bluelm.errors import InputError, UnavailableError
 from bluelm.manifest import Difference, FolderManifest, report
+from bluelm.reading import open_regular, read_bytes
 from bluelm.timestamps import stamped
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
         raise InputError("nothing to trust was given", fix="give --public-key FILE or --certificate-chain FILE")
     at = stamped(trust.stamp, signature, trust.stamp_authorities) if trust.stamp else trust.at
     try:
+        for path in (trust.public_key, *trust.certificates):
+            if path is not None:
+                read_bytes(path)  # a regular file of some kilobytes: the library opens whatever it is given
         verifier = (
             ec_key.Verifier(trust.public_key) if trust.public_key else _by_certificates(certificate, trust, at, where)
         )
@@ -126,6 +130,7 @@ def _signed_digests(signature: Path, trust: Trust, where: object) -> dict[str, s
         fix = "name a PEM file: --public-key for a public key, --certificate-chain for certificates"
         raise InputError("the key or certificate to trust cannot be read", where=named, fix=fix) from error
     try:
+        open_regular(signature).close()
         if signature.stat().st_size > MAX_BYTES:
             raise ValueError("the file is too large for a signature")
         signed = verifier.verify(bundle.Signature.read(signature))

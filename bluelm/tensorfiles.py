@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from bluelm.files import TRY_AGAIN, is_device_error, member
-from bluelm.reading import MOST_TABLE_BYTES, read_json
+from bluelm.reading import MOST_TABLE_BYTES, open_regular, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN_SINGLE, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -179,7 +179,7 @@ def _read(name: str, info: TensorInfo) -> Tensor:
 def _is_zip_or_pickle(path: Path) -> bool:
     """True for torch.save's files: zip (since torch 1.6) or a bare pickle; safetensors never starts so."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(9)
     except OSError as error:
         raise _damaged(path, error) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def test_whom_to_trust_must_be_said_and_be_right(folder: Path, tmp_path: Path) -
         with pytest.raises(InputError, match="cannot be read") as caught:
             verify_folder(folder, signature, trust)
         assert "bad.pub" in str(caught.value)
+
+
+def test_pipes_are_neither_keys_nor_signatures(folder: Path, tmp_path: Path) -> None:
+    """Opening one waits for whoever writes into it."""
+    signature, pipe, key = tmp_path / "model.sig", tmp_path / "pipe", pem(KEY, tmp_path / "key.pub")
+    signature.write_bytes(sign("home", DIGESTS, KEY))
+    os.mkfifo(pipe)
+    for trust, given, told in (
+        (Trust(pipe), signature, "to trust cannot be read"),
+        (Trust(certificates=[pipe]), signature, "to trust cannot be read"),
+        (Trust(key), pipe, "not a regular file"),
+    ):
+        with pytest.raises(InputError, match=told):
+            verify_folder(folder, given, trust)
 
 
 def test_files_that_are_no_signature(folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from bluelm.errors import ExportError
 from tests import readers
+from tests.limits import HANG_S
 from tests.readers import READERS
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "25"))  # a reader
@@ -57,6 +60,34 @@ def place(data: st.DataObject, document: Any) -> None:
         return place(data, document[key])
     document[key] = data.draw(JSON)
     return None
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_and_a_hole_in_place_of_a_file_are_refused(name: str, tmp_path: Path) -> None:
+    """Nobody waits for the other end of a pipe; nobody reads 128 GB of nothing."""
+    reader = READERS[name]()
+    found: list[BaseException] = []
+
+    def read(home: Path) -> None:
+        try:
+            reader.read(home)
+        except BaseException as error:  # noqa: BLE001  (looked at below)
+            found.append(error)
+
+    for kind in ("pipe", "hole"):
+        path = readers.fresh(reader, tmp_path / kind) / reader.target
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            with path.open("wb") as file:
+                file.truncate(128 << 30)
+        thread = threading.Thread(target=read, args=(tmp_path / kind,), daemon=True)
+        thread.start()
+        thread.join(HANG_S)
+        assert not thread.is_alive(), f"{kind}: it waits for ever"
+        error = found.pop() if found else None
+        assert isinstance(error, ExportError), f"{kind}: {error!r}"
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -15,6 +15,7 @@ from xml.parsers.expat import ExpatError
 
 from bluelm.children import run
 from bluelm.errors import ExportError, InputError, UnavailableError
+from bluelm.reading import read_bytes
 from bluelm.safety import walk
 
 SOURCES = Path(__file__).parent / "templates" / "runner"
@@ -22,6 +23,7 @@ EXECUTABLE = "BundleRunner"
 _VERSIONS = ("19", "20", "18", "17", "16")
 _NESTED = ("Frameworks/", "PlugIns/", "Watch/", "Extensions/", "XPCServices/")
 _MACHO = (b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xbe\xba\xfe\xca", b"\xca\xfe\xba\xbf")
+MOST_BYTES = 256 << 20  # of one file of a user's runner app
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def of_app(app: Path) -> Runner:
     if executable not in files:
         raise InputError(f"the app lacks its executable {executable}", where=app)
     nested = [name for name in files if name.startswith(_NESTED)]
-    content = {name: path.read_bytes() for name, path in files.items()}
+    content = {name: read_bytes(path, MOST_BYTES) for name, path in files.items()}
     code = content.pop(executable)
     nested += [name for name, data in content.items() if data.startswith(_MACHO)]
     if nested or any(name.startswith("Model/") for name in content):
@@ -120,7 +122,7 @@ def of_app(app: Path) -> Runner:
 def _info(path: Path | None, app: Path) -> dict[str, Any]:
     if path is None:
         raise InputError("the folder holds no Info.plist", where=app, fix="give an unpacked .app folder")
-    return read_info(path.read_bytes(), path)
+    return read_info(read_bytes(path), path)
 
 
 def read_info(data: bytes, where: object) -> dict[str, Any]:
