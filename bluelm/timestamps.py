@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bluelm.errors import InputError, UnavailableError
+from bluelm.reading import read_bytes
 
 MAX_BYTES = 1 << 20
 
@@ -32,18 +33,18 @@ def stamped(stamp: Path, signature: Path, authorities: Sequence[Path]) -> dateti
     try:
         if stamp.stat().st_size > MAX_BYTES:
             raise ValueError("it is too large")
-        response = decode_timestamp_response(stamp.read_bytes())
+        response = decode_timestamp_response(read_bytes(stamp, MAX_BYTES))
         moment = response.tst_info.gen_time
     except (OSError, ValueError) as error:
         fix = "give the authority's answer as it came: openssl ts -query -data model.sig -sha256 -cert"
         raise InputError(f"not a time stamp: {_short(error)}", where=stamp, fix=fix) from error
     try:
-        roots = [root for file in authorities for root in x509.load_pem_x509_certificates(file.read_bytes())]
+        roots = [root for file in authorities for root in x509.load_pem_x509_certificates(read_bytes(file))]
     except (OSError, ValueError) as error:
         where = ", ".join(map(str, authorities))
         raise InputError("the certificates of the stamp's authority cannot be read", where=where) from error
     try:
-        VerifierBuilder(roots=roots).build().verify_message(response, signature.read_bytes())
+        VerifierBuilder(roots=roots).build().verify_message(response, read_bytes(signature))
     except (VerificationError, ValueError) as error:
         fix = "ask for a stamp of this signature file, and name its authority with --stamp-authority"
         raise InputError(f"the time stamp does not hold: {_short(error)}", where=stamp, fix=fix) from error
