@@ -1,6 +1,6 @@
 """Faults done to `quantize` and to whole runs, in turn and at random: what was kept, and what comes out afterwards.
 
-    python -m benchmarks.faults OUT [--only SUBJECT ...] [--share N/M] [--most N] [--each N]
+    python -m benchmarks.faults OUT [--only SUBJECT ...] [--fault NAME ...] [--share N/M] [--most N] [--each N]
 
 A trial does one fault (`FAULTS`) to one command (`subjects`), then gives the same command again without any, and holds
 all that lies there against an undisturbed run. What is in OUT/trials.jsonl is not done again; `--share 1/2` and
@@ -406,7 +406,12 @@ def plan(chosen: list[Subject], root: bool) -> Iterator[tuple[Subject, str, int]
 
 
 def series(
-    out: Path, only: list[str] | None, share: tuple[int, int], most: int | None = None, each: int | None = None
+    out: Path,
+    only: list[str] | None,
+    share: tuple[int, int],
+    most: int | None = None,
+    each: int | None = None,
+    faults: list[str] | None = None,
 ) -> None:
     """All trials that are not done yet; at most so many in all, or of each fault."""
     bench = Bench(out, faulty.prepare(out / f"shim-{share[0]}"))
@@ -415,7 +420,7 @@ def series(
     chosen = [subject for subject in subjects() if not only or subject.name in only]
     wholes: dict[str, Whole] = {}
     mine = [job for index, job in enumerate(plan(chosen, os.geteuid() == 0)) if index % share[1] == share[0] - 1]
-    mine = [job for job in mine if each is None or job[2] < each]
+    mine = [job for job in mine if (each is None or job[2] < each) and (not faults or job[1] in faults)]
     left = [job for job in mine if {"subject": job[0].name, "fault": job[1], "number": job[2]} not in rows]
     for subject, name, number in left[:most]:
         if subject.name not in wholes:
@@ -428,6 +433,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--fault", nargs="*", help="as `FAULTS` calls it")
     parser.add_argument("--share", default="1/1", help="N/M: the N-th of M parts")
     parser.add_argument("--most", type=int, help="trials of this call")
     parser.add_argument("--each", type=int, help="trials of each fault")
@@ -435,7 +441,7 @@ def main() -> None:
     numbers = re.fullmatch(r"(\d+)/(\d+)", given.share)
     if numbers is None:
         parser.error("--share is N/M")
-    series(given.out.resolve(), given.only, (int(numbers[1]), int(numbers[2])), given.most, given.each)
+    series(given.out.resolve(), given.only, (int(numbers[1]), int(numbers[2])), given.most, given.each, given.fault)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(
     model: Path, undisturbed: dict[str, bytes], tmp_path: Path, seed: int
 ) -> None:
