@@ -159,6 +159,7 @@ def crash(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 logging.getLogger("bluelm_export").addHandler(logging.NullHandler())  # without a run there is no log
+logging.raiseExceptions = False  # a log that finds the disk full is no traceback on standard error
 
 
 def _tell(error: ExportError) -> int:

@@ -99,6 +99,8 @@ class Stages:
         why = self._differs(name, record, inputs) if record else ""
         if record and not why:
             self._tell(f"{name}: unchanged, taken from an earlier run")
+            if read_note(self._begun(name)) != fingerprint(inputs):  # damaged: if the record were lost, it would count
+                write_text(self._begun(name), fingerprint(inputs))
             self.done.append(Stage(name=name, seconds=0, reused=True))
             return folder
         if why:

@@ -133,3 +133,19 @@ def test_files_of_another_bundle_are_found(kind: Format, tmp_path: Path) -> None
     a, b = one.read_bytes(), two.read_bytes()
     two.write_bytes(a[: len(a) // 2] + b[len(b) // 2 :])
     assert found(two)
+
+
+@pytest.mark.parametrize("name", ["model.sig", "signer.pem", "manifest.json", "artifact/weights.bin", "extra.bin"])
+def test_sparse_files_are_not_read(name: str, made: Made, tmp_path: Path) -> None:
+    """128 GB that take no room on a disk: hashing them would take minutes."""
+    path = copied(made("folder"), tmp_path) / name
+    with path.open("ab") as file:
+        file.truncate(128 << 30)
+    if name == "extra.bin":
+        path.unlink()
+        with (copied(made("gradle"), tmp_path / "g") / name).open("wb") as file:
+            file.truncate(128 << 30)
+        path = tmp_path / "g" / made("gradle").name / name
+    root = path.parents[1] if name.startswith("artifact") else path.parent
+    with pytest.raises(InputError):
+        build.verify(root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -267,6 +268,18 @@ def test_what_a_machine_refuses_is_no_internal_error(error: Exception, capsys: p
 
     assert guard(work, resume="") == 2
     assert "fix:" in capsys.readouterr().err
+
+
+def test_a_log_that_finds_the_disk_full_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = logging.FileHandler("/dev/full")
+    log = logging.getLogger("bluelm_export")
+    log.addHandler(handler)
+    try:
+        log.error("what is told")
+    finally:
+        log.removeHandler(handler)
+        handler.stream = None  # closing it would write again
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_lists_behind_an_option() -> None:

@@ -202,6 +202,17 @@ def test_a_damaged_record_is_no_record(tmp_path: Path, record: str) -> None:
     assert calls == ["a", "a"]
 
 
+@pytest.mark.parametrize("note", ["", "x", None])
+def test_a_damaged_note_of_what_was_begun_is_mended(tmp_path: Path, note: str | None) -> None:
+    calls: list[str] = []
+    Stages(tmp_path).run("quantized", {}, writer("a", calls))
+    begun = tmp_path / ".stages" / "quantized.begun"
+    before = begun.read_text()
+    begun.unlink() if note is None else begun.write_text(note)
+    Stages(tmp_path).run("quantized", {}, writer("a", calls))
+    assert calls == ["a"] and begun.read_text() == before
+
+
 def test_a_report_is_moved_away_when_a_stage_is_made_again(tmp_path: Path) -> None:
     Stages(tmp_path).run("judged", {"text": 1}, writer("a", []))
     (tmp_path / "report.json").write_text("passed")
