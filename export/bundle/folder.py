@@ -55,6 +55,7 @@ def verify(folder: Path, home: str = "") -> payload.Opened:
         if name.startswith(prefix):
             sources[name.removeprefix(prefix)] = FileSource(path)
         else:
+            payload.check_size(FileSource(path), name)  # a project's files are small
             around[name] = payload.measure(name, "", FileSource(path)).sha256
     if FILE not in sources:
         raise InputError(f"the folder holds no {prefix}{FILE}: not a bundle", where=folder)

@@ -217,7 +217,7 @@ def verify(
     manifest = BundleManifest.decode(_read(sources[FILE], FILE), where)
     certificate = keys.load_certificate(_read(sources[CERTIFICATE], CERTIFICATE), where)
     for name in OWN:
-        _check_size(sources[name], name)
+        check_size(sources[name], name)
     found = {path: _measured(path, source, manifest) for path, source in sorted(sources.items())}
     _compare(manifest, found, container, where)
     if mlbom.encode(manifest) != _read(sources[MLBOM], MLBOM):
@@ -261,11 +261,12 @@ def _compare(manifest: BundleManifest, found: Mapping[str, Content], container: 
     report(out, where)
 
 
-def _check_size(source: Source, name: str, limit: int = 64 << 20) -> None:
+def check_size(source: Source, name: str, limit: int = 64 << 20) -> None:
+    """Raises InputError: a file has more bytes than any bundle's of its kind."""
     if source.size > limit:
         raise InputError(f"{name} has {source.size} bytes, more than any bundle's", where=name)
 
 
 def _read(source: Source, name: str) -> bytes:
-    _check_size(source, name)
+    check_size(source, name)
     return b"".join(source.pieces())
