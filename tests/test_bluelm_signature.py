@@ -114,6 +114,10 @@ def test_files_that_are_no_signature(folder: Path, tmp_path: Path) -> None:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(InputError, match="too large for a signature"):
         verify_folder(folder, bad, trust)
+    with bad.open("r+b") as file:
+        file.truncate(MAX_BYTES)
+    with pytest.raises(InputError, match="not valid: (?!.*too large)"):
+        verify_folder(folder, bad, trust)
 
 
 def test_other_digests_than_sha256_are_not_taken(folder: Path, tmp_path: Path) -> None:
