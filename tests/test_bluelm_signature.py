@@ -116,7 +116,7 @@ def test_files_that_are_no_signature(folder: Path, tmp_path: Path) -> None:
         verify_folder(folder, bad, trust)
     with bad.open("r+b") as file:
         file.truncate(MAX_BYTES)
-    with pytest.raises(InputError, match="not valid: (?!.*too large)"):
+    with pytest.raises(InputError, match=r"not valid: (?!.*too large)"):
         verify_folder(folder, bad, trust)
 
 

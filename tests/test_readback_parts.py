@@ -20,6 +20,7 @@ from compress.quantized import QuantizedTensor
 from export.readback import beside, items
 from export.readback.beside import config_faults
 from export.readback.items import Finding
+from export.readback.litert import _differences
 from export.readback.numbers import array_fault
 from export.readback.trail import BEHIND, Trail
 
@@ -186,3 +187,29 @@ def test_pieces_scores_and_kinds_are_the_checkpoints(folders: tuple[Path, Path])
     assert told(mine, theirs) == ["added_tokens.json: the checkpoint has no such file"]
     (theirs / "added_tokens.json").write_text("{} ")
     assert told(mine, theirs) == ["added_tokens.json: is not the checkpoint's, byte for byte"]
+
+
+class Node:
+    """As the objects of a FlatBuffer's schema: what they hold is in their __dict__."""
+
+    def __init__(self, **held: Any) -> None:
+        self.__dict__.update(held)
+
+
+def test_trees_differ_at_places() -> None:
+    wanted = Node(name=b"x", sizes=np.array([1, 2]), parts=[Node(at=1), Node(at=2)], bare=None)
+
+    def told(**changes: Any) -> list[tuple[str, str]]:
+        return list(_differences(Node(**{**vars(wanted), **changes}), wanted, ""))
+
+    assert told() == []
+    assert told(name=b"y", sizes=np.array([1, 3])) == [
+        ("name", "b'y' instead of b'x'"), ("sizes", "[1, 3] instead of [1, 2]")
+    ]  # fmt: skip
+    assert told(parts=[Node(at=1), Node(at=5)]) == [("parts[1].at", "5 instead of 2")]
+    assert told(parts=[Node(at=4)]) == [("parts", "1 instead of 2"), ("parts[0].at", "4 instead of 1")]
+    assert told(bare=[1]) == [("bare", "[1] instead of None")]
+    assert [place for place, _ in told(parts=None)] == ["parts"]
+    assert list(_differences(Node(a=Node(b=1)), Node(a=Node(b=2)), "top")) == [("top.a.b", "1 instead of 2")]
+    (long,) = told(name=b"z" * 100)
+    assert long[1].startswith("b'zzz") and len(long[1]) == 60 + len(" instead of b'x'")
