@@ -20,13 +20,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gate_bench import CONTEXT, PLACES, Bench, Results, timed, told
+from benchmarks.gate_bench import CONTEXT, Bench, Results, timed, told
 from bluelm.errors import ExportError
 from eval import size_plan
 from eval.arithmetic import allowance
 from export.artifact import Artifact, Format
 from targets import runtime as runtimes
-from targets.runtime import Place, Runtime
+from targets.runtime import Place, Runtime, natural
 from targets.torch_runtime import TorchRuntime
 from tests import damage
 from tests.damages import ALL, DAMAGES, Damage, damaged, judged_as, sound
@@ -84,7 +84,7 @@ def run_size(bench: Bench, kinds: Sequence[Format]) -> None:
 def run_arithmetic(bench: Bench, kinds: Sequence[Format]) -> None:
     """What a format's arithmetic costs, beside damage in torch: the worst eighth of the context, and one answer."""
     results = Results(bench.out / "arithmetic.jsonl", ("what", "blocks"))
-    artifacts: list[tuple[Artifact, Place]] = [(sound(bench, kind), PLACES.get(kind, "cpu")) for kind in kinds]
+    artifacts: list[tuple[Artifact, Place]] = [(sound(bench, kind), natural(kind)) for kind in kinds]
     bench.inspector.expect(artifacts)
 
     def add(what: str, artifact: Artifact, place: Place, runtime: Runtime) -> None:

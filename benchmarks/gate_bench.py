@@ -30,7 +30,7 @@ from pipeline import judging
 from pipeline.inspecting import Inspector
 from pipeline.judging import Subject
 from targets.registry import find
-from targets.runtime import Place
+from targets.runtime import natural
 from tests.rounded import shortened
 
 CONTEXT, CHUNK = 512, 128
@@ -38,9 +38,6 @@ TOKENS = {"htp": 1536, "interpreter": 1024}  # others: 4096
 CUT_TOKENS = 128  # of a cut model, which says little of accuracy: limits on it are left out
 CUT_TEXTS = 12  # of a cut model every twelfth text goes through the tokenizer
 CUT_LIMITS = {"max_perplexity_ratio": None, "max_mean_kl": None, "min_top1_agreement": None}
-PLACES: dict[str, Place] = {
-    "qnn-context": "htp", "executorch-qnn": "htp", "coreml": "interpreter", "executorch-coreml": "interpreter",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ class Bench:
         self, artifact: Artifact, tokens: int | None = None, limits: dict[str, float] | None = None
     ) -> tuple[Verdict, float]:
         """The verdict on one artifact, and the seconds that it took; `limits` in place of the budget's own."""
-        place = PLACES.get(artifact.format, "cpu")
+        place = natural(artifact.format)
         count = tokens or (CUT_TOKENS if self.cut else TOKENS.get(place, 4096))
         started = time.monotonic()
         name = "npu" if place == "htp" else "cpu"
