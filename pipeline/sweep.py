@@ -28,6 +28,7 @@ import typer
 from bluelm.children import HEARTBEAT_S, Watch, killed, name_of
 from bluelm.errors import BudgetError, InputError, InterruptedRun, OutOfMemoryError, UnavailableError
 from bluelm.files import write_text
+from bluelm.memory import shortage
 from bluelm.reading import read_json
 from pipeline import layout
 from pipeline.effects import refuse_if
@@ -189,6 +190,7 @@ def on_threads(jobs: int) -> Iterator[RunAll]:
 def on_ray(address: str) -> Iterator[RunAll]:
     """A task a group on a Ray cluster (extra `ray`); "local" starts one here."""
     import ray
+    from ray import exceptions
 
     try:
         _knock(address)
@@ -200,7 +202,15 @@ def on_ray(address: str) -> Iterator[RunAll]:
 
         def run_all(worker: Worker, work: Sequence[Group]) -> list[list[Row]]:
             task = ray.remote(num_cpus=1)(worker)
-            return ray.get([task.remote(item) for item in work])
+            try:
+                return ray.get([task.remote(item) for item in work])
+            except exceptions.RayTaskError:
+                raise  # what the run itself raised
+            except exceptions.OutOfMemoryError as error:
+                raise shortage("a worker of Ray was killed:", address) from error
+            except exceptions.RayError as error:
+                fix = "give the same command again: finished runs are kept; `ray status` tells what is left"
+                raise UnavailableError(f"a worker of Ray was lost: {error}", where=address, fix=fix) from error
 
         yield run_all
     finally:

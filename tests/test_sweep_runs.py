@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from bluelm.errors import UnavailableError
 from pipeline.sweep import Group, Variant, on_ray
 from pipeline.sweep_results import Row
 from tests.limits import HANG_S
@@ -146,6 +148,17 @@ def test_two_ray_workers_work_at_the_same_time(tmp_path, cluster):
     assert [group[0].name for group in found] == [v.name for v in variants]
     workers = {group[0].exit_code for group in found}
     assert len(workers) == 2 and os.getpid() not in workers
+
+
+def dies(work: Group) -> list[Row]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def test_a_ray_worker_that_is_killed_is_said(tmp_path, cluster):
+    with on_ray(cluster) as run_all, pytest.raises(UnavailableError, match="a worker of Ray was lost") as caught:
+        run_all(dies, [([], str(tmp_path), [])])
+    assert "finished runs are kept" in (caught.value.fix or "")
 
 
 def test_a_sweep_on_ray(tmp_path, model, cluster):
