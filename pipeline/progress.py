@@ -122,7 +122,7 @@ class PlainProgress:
         if not self.is_quiet:
             return
         if self._tasks:
-            self.say(self._tasks[-1].reminder())
+            self.say(self._tasks[-1].line())
         elif self._before:
             self.say(f"what follows {self._before}: under way")
 
@@ -131,23 +131,24 @@ class _PlainTask:
     def __init__(self, plain: PlainProgress, name: str, total: int) -> None:
         self._plain, self._name, self._total = plain, name, total
         self._done, self._note = 0, ""
-        self._started = plain.clock()
+        self._started = self._advanced = plain.clock()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self._done, self._note = self._done + steps, note
+        self._advanced = self._plain.clock()
         if self._done < self._total and self._plain.is_quiet:
-            left = self._seconds() / max(self._done, 1) * (self._total - self._done)
-            self._plain.say(f"{self._where()}, about {left:.0f} s left{f', {note}' if note else ''}")
+            self._plain.say(self.line())
 
-    def reminder(self) -> str:
-        """A line for a step that takes long."""
-        return f"{self._where()}, under way for {self._seconds():.0f} s{f', behind {self._note}' if self._note else ''}"
-
-    def _where(self) -> str:
-        return f"{self._name}: {self._done}/{self._total}" if self._total > 1 else self._name
-
-    def _seconds(self) -> float:
-        return self._plain.clock() - self._started
+    def line(self) -> str:
+        """How far it is, and for how long yet: by the steps that are done, which may be too little for a longer one."""
+        now = self._plain.clock()
+        parts = [f"{self._name}: {self._done}/{self._total}" if self._total > 1 else self._name]
+        left = (self._advanced - self._started) / max(self._done, 1) * (self._total - self._done) - now + self._advanced
+        if left > 0:
+            parts.append(f"about {left:.0f} s left")
+        else:
+            parts.append(f"under way for {now - self._started:.0f} s")
+        return ", ".join([*parts, *([self._note] if self._note else [])])
 
 
 @contextmanager

@@ -36,17 +36,26 @@ def plain(clock: Clock, words: io.StringIO) -> PlainProgress:
 
 def test_a_long_step_is_told_each_ten_seconds(plain: PlainProgress, clock: Clock, words: io.StringIO) -> None:
     with plain.task("quantize", 3) as task:
+        clock.now += 8
         task.advance(note="embedding")
         for _ in range(35):
             clock.now += 1
             plain.remind()
     assert words.getvalue().splitlines() == [
         "quantize ...",
-        "quantize: 1/3, under way for 10 s, behind embedding",
-        "quantize: 1/3, under way for 20 s, behind embedding",
-        "quantize: 1/3, under way for 30 s, behind embedding",
-        "done quantize 35.0 s",
+        "quantize: 1/3, about 14 s left, embedding",  # 8 s a step, 2 s behind the first
+        "quantize: 1/3, about 4 s left, embedding",
+        "quantize: 1/3, under way for 30 s, embedding",
+        "quantize: 1/3, under way for 40 s, embedding",
+        "done quantize 43.0 s",
     ]
+
+
+def test_nothing_is_known_of_the_first_step(plain: PlainProgress, clock: Clock, words: io.StringIO) -> None:
+    with plain.task("judge", 2):
+        clock.now += 10
+        plain.remind()
+    assert words.getvalue().splitlines()[1] == "judge: 0/2, under way for 10 s"
 
 
 def test_steps_tell_the_time_left_and_reminders_wait_for_them(
