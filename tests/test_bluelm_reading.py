@@ -12,7 +12,8 @@ import pytest
 
 from bluelm.errors import InputError
 from bluelm.manifest import FolderManifest
-from bluelm.reading import MOST_DEPTH, check_regular, parse_json, read_bytes, read_json, read_text, read_yaml
+from bluelm.reading import MOST_DEPTH, check_regular, parse_json, read_bytes, read_json, read_text
+from bluelm.yamlfiles import read_yaml
 from eval.report import Report
 from export.artifact import Artifact
 from export.embedding import EmbeddingTable

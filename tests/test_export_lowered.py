@@ -71,7 +71,7 @@ def test_ranges_round_trip(tmp_path: Path) -> None:
 
 
 def test_bad_ranges(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a file of activation ranges"):
+    with pytest.raises(InputError, match="No such file"):
         Ranges.load(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text('{"values": 3}')
     with pytest.raises(InputError, match="not a file of activation ranges"):
