@@ -25,7 +25,7 @@ from eval.report import (
     task_rows,
     told,
 )
-from export.formats import record
+from export.formats import Without, record
 from pipeline import page_plots
 from pipeline.page_plots import Mark
 from targets.socs import find_soc
@@ -223,7 +223,10 @@ def published(report: Report) -> Section:
     from eval.speed_fit import published as rows_of
 
     soc = chip(find_soc(str(report.configuration["soc"])).name)
-    kind = getattr(record(artifact["format"]).speed, "unit", "cpu")
+    speed = record(artifact["format"]).speed
+    if isinstance(speed, Without):
+        return Section(title)
+    kind = speed.unit
     rows = [row for row in rows_of("decode") if row.runtime_class == kind]
     plot = page_plots.published_speeds(
         rows,

@@ -121,8 +121,9 @@ class PlainProgress:
         """Say what is under way, if nothing was said for ten seconds."""
         if not self.is_quiet:
             return
-        if self._tasks:
-            self.say(self._tasks[-1].line())
+        under_way = self._tasks[-1:]  # a copy: this is asked from a thread, and a task may end meanwhile
+        if under_way:
+            self.say(under_way[0].line())
         elif self._before:
             self.say(f"what follows {self._before}: under way")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import ssl
 from collections.abc import Callable
 from functools import cache
@@ -38,15 +37,6 @@ def found(path: Path) -> bool:
     except InputError:
         return True
     return False
-
-
-def copied(path: Path, folder: Path) -> Path:
-    target = folder / path.name
-    if path.is_dir():
-        shutil.copytree(path, target)
-    else:
-        shutil.copyfile(path, target)
-    return target
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +100,7 @@ def content(path: Path) -> dict[str, object]:
 @pytest.mark.parametrize("kind", ("apk", "ipa"))
 def test_every_byte_outside_the_contents_is_found(kind: Format, made: Made, tmp_path: Path) -> None:
     """Headers, directory, signing block and Mach-O headers are small beside the contents: try more."""
-    path = copied(made(kind), tmp_path)
+    path = tampering.copied(made(kind), tmp_path / "copy")
     raw = path.read_bytes()
     start = raw.index(bundles.FILES["artifact/weights.bin"])
     generator = random.Random(f"structure of {kind}")
@@ -138,12 +128,12 @@ def test_files_of_another_bundle_are_found(kind: Format, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["model.sig", "signer.pem", "manifest.json", "artifact/weights.bin", "extra.bin"])
 def test_sparse_files_are_not_read(name: str, made: Made, tmp_path: Path) -> None:
     """128 GB that take no room on a disk: hashing them would take minutes."""
-    path = copied(made("folder"), tmp_path) / name
+    path = tampering.copied(made("folder"), tmp_path / "copy") / name
     with path.open("ab") as file:
         file.truncate(128 << 30)
     if name == "extra.bin":
         path.unlink()
-        with (copied(made("gradle"), tmp_path / "g") / name).open("wb") as file:
+        with (tampering.copied(made("gradle"), tmp_path / "g") / name).open("wb") as file:
             file.truncate(128 << 30)
         path = tmp_path / "g" / made("gradle").name / name
     root = path.parents[1] if name.startswith("artifact") else path.parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tomllib
@@ -11,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from bluelm.errors import InputError
@@ -19,14 +17,13 @@ from eval.report import Report
 from export import formats
 from export.artifact import Artifact
 from export.bundle import project
-from export.formats import Record, Run, Sizes, Without
+from export.formats import Record, Without
 from targets.backend import Backend
 from targets.runners import load_runner
 from targets.socs import table
 from targets.tools import tools
 from tests.test_pipeline_cli import LAX, bluelm, environment
 from tests.tiny import tiny_checkpoint
-from tests.toy import RECORD
 
 RECORDS = pytest.mark.parametrize("record", formats.records().values(), ids=lambda record: record.name)
 
@@ -166,8 +163,6 @@ def test_damage_in_it_is_found(run: Path) -> None:
     tensors = load_file(path)
     name = "model.layers.0.mlp.down_proj.scales"
     save_file(tensors | {name: tensors[name] * 1.05}, path)
-    told = json.loads(artifact.read_text())
-    artifact.write_text(json.dumps(told))  # the digests stay, so that files are told to be changed too
     done = toy("evaluate", str(run), "--budget", "../lax.yaml", cwd=run.parent)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "FAIL max_weight_mismatches" in done.stdout
@@ -182,7 +177,3 @@ def test_without_its_record_it_is_no_runtime(run: Path) -> None:
     with pytest.raises(InputError, match="unknown format 'toy'"):
         Artifact.open(artifact.parent)
 
-
-def test_the_toy_says_of_itself_what_records_must() -> None:
-    assert isinstance(RECORD.sizes, Sizes) and isinstance(RECORD.runs["cpu"], Run)
-    assert torch.__version__.startswith("2.")

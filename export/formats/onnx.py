@@ -63,7 +63,7 @@ NPU = Record(
     blocks_in_runs=True,
     inside=True,
     host_cache=True,
-    reorders=Without("Qualcomm's compiler takes no order of inputs"),
+    reorders=Without("its graph has no order of inputs"),
     app="onnxruntime-qnn",
     device_program=Without("what is compiled of it is measured"),
 )
@@ -92,7 +92,7 @@ GENAI = Record(
     blocks_in_runs=True,
     inside=Without("its operators are fused, so it is looked at as a whole"),
     host_cache=Without("its cache is as long as what it has seen"),
-    reorders=Without("onnxruntime-genai's graph has no order of inputs"),
+    reorders=Without("its graph has no order of inputs"),
     app="onnxruntime-genai",
     device_program="onnx-genai",
 )
