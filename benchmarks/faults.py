@@ -111,7 +111,7 @@ class Bench:
 
 def make_inputs(folder: Path) -> None:
     """Two tiny checkpoints, texts and a budget."""
-    from bluelm.files import demo_checkpoint
+    from bluelm.system.files import demo_checkpoint
     from tests.checkpoints import write_checkpoint
     from tests.tiny import tiny_checkpoint
 

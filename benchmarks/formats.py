@@ -21,8 +21,8 @@ from benchmarks import pages
 from benchmarks.peer_exports import llama_folder
 from benchmarks.quantizers import DISTRIBUTIONS, versions
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
+from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
 from compress.engine import quantize
 from compress.formats.packed import open_weights

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from benchmarks import pages
 from bluelm.checkpoint import Checkpoint, model_shapes
 from bluelm.config import ModelConfig
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from calibration.samples import CalibrationReport, Samples
 from compress.engine import quantize
 from compress.recipe import Recipe

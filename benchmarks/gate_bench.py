@@ -13,8 +13,8 @@ from typing import Any
 from unittest.mock import patch
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
-from bluelm.progress import Silent
+from bluelm.system.files import demo_checkpoint
+from bluelm.system.progress import Silent
 from calibration.samples import load_samples
 from compress.engine import quantize
 from compress.recipe import Recipe

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks.gate_bench import Bench, Results, timed, told
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import TOKENIZER_FILES
 from eval.heldout import BUNDLED
 from export.artifact import Format
 from tests.damages import sound

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
 from compress.engine import quantize
 from compress.recipe import Recipe

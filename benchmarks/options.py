@@ -25,8 +25,8 @@ from torch import Tensor
 from benchmarks import pages
 from benchmarks.quality import LENGTH, held_out, log_probabilities
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
+from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
 from compress.allocate import choose
 from compress.engine import quantize

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bluelm.files import write_text
+from bluelm.system.files import write_text
 from export import formats
 
 HERE = Path(__file__).parent

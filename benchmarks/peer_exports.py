@@ -42,7 +42,7 @@ from torch import Tensor
 
 from benchmarks import pages
 from benchmarks.runtimes import demo
-from bluelm.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Tokenizer
 from bluelm.weights import Weights
 from export import onnx_genai
 from export.artifact import Artifact, list_files

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
 from calibration.samples import load_samples
 from calibration.sources import document
 from compress.engine import quantize

@@ -35,9 +35,9 @@ from benchmarks import pages
 from benchmarks.peer_exports import llama_folder
 from benchmarks.quality import LENGTH, FloatEnds, held_out, judge, log_probabilities
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
 from bluelm.weights import LINEARS
 from eval.metrics import Float
 

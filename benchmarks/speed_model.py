@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pages
-from bluelm.files import write_text
+from bluelm.system.files import write_text
 from eval.speed_fit import Leave, Row, dumps, fit_all, half_width, inside, leaves, left_out, published, rounded, twin
 from eval.speed_model import DATA, Phase, RuntimeClass, coefficients, default_work, estimate, find_shape, find_soc
 

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bluelm.config import ModelConfig
-from bluelm.files import atomic_file, demo_checkpoint
 from bluelm.model import Decoder
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import atomic_file, demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

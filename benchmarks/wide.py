@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import pages
 from bluelm.config import ModelConfig
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from bluelm.weights import LINEARS, NORMS
 from compress.pieces import Piece, write_piece
 from compress.quantized import QuantizedTensor

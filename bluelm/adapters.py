@@ -22,11 +22,11 @@ from torch import Tensor
 
 from bluelm.checkpoint import EMBED, HEAD, Checkpoint, stamp
 from bluelm.errors import InputError
-from bluelm.files import member, sha256
-from bluelm.patterns import check_count, matcher
-from bluelm.reading import read_json
-from bluelm.safety import check_folder
+from bluelm.system.files import member, sha256
+from bluelm.system.reading import read_json
 from bluelm.tensorfiles import TensorInfo, load_tensor, tensors_of
+from bluelm.text.patterns import check_count, matcher
+from bluelm.trust.safety import check_folder
 
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 ROWS = 1024  # rows of W merged at a time: bounds the float64 copies

@@ -14,12 +14,12 @@ from torch import Tensor
 from bluelm.architectures import ARCHITECTURES
 from bluelm.config import GENERATION, ModelConfig
 from bluelm.errors import ChangedInputError, InputError
-from bluelm.files import member, sha256
 from bluelm.fold import fold_layer_norm, normalise_rows
 from bluelm.naming import file_name, half_split, source
-from bluelm.reading import read_json
+from bluelm.system.files import member, sha256
+from bluelm.system.reading import read_json
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
-from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
+from bluelm.text.tokenizer import TOKENIZER_FILES, Tokenizer
 
 EMBED, EMBED_NORM, FINAL_NORM, HEAD = (
     "model.embed_tokens.weight",

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from bluelm.architectures import ARCHITECTURES, Architecture, find
 from bluelm.errors import InputError
-from bluelm.files import member
-from bluelm.reading import read_json
+from bluelm.system.files import member
+from bluelm.system.reading import read_json
 
 GENERATION = "generation_config.json"
 NTKMIXED_POWER = "ntkmixed_power"  # beside the factors of a `longrope` that is ntkmixed spelled out

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.files import TRY_AGAIN, is_device_error, member
-from bluelm.reading import MOST_TABLE_BYTES, open_regular, read_json
+from bluelm.system.files import TRY_AGAIN, is_device_error, member
+from bluelm.system.reading import MOST_TABLE_BYTES, open_regular, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN_SINGLE, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

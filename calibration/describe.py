@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bluelm.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Tokenizer
 
 LEAST_SHARE = 0.05  # a language below this share of the set, or of the vocabulary, counts as missing
 PIECES_LOOKED_AT = 4096

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError, UnavailableError
-from bluelm.reading import parse_json
+from bluelm.system.reading import parse_json
 
 MOST_TEXT = 384 * 2**20  # bytes of text in one file; a packed file may hold thousands of times its own size
 BATCH_BYTES = 2**24  # of a parquet file read at a time, and 16 rows at least

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.tokenizer import Message, Tokenizer
+from bluelm.text.tokenizer import Message, Tokenizer
 from calibration.describe import model_languages, shares, warnings
 from calibration.sources import Document, TextSet, check_roles, read_texts
 

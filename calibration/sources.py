@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Tokenizer
 from calibration.rows import json_rows, parquet_rows
 
 BUNDLED = Path(__file__).parent / "data" / "default.jsonl"

@@ -21,7 +21,7 @@ from torch import Tensor
 from bluelm.checkpoint import model_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from bluelm.progress import Progress
+from bluelm.system.progress import Progress
 from bluelm.weights import Weights
 from compress.recipe import HEAD, Recipe, Widths
 from compress.sensitivity import Sensitivity, measure

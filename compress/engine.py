@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import ChangedInputError, InputError
-from bluelm.memory import give_back
 from bluelm.model import DecoderBlock
-from bluelm.progress import Progress, Silent
+from bluelm.system.memory import give_back
+from bluelm.system.progress import Progress, Silent
 from bluelm.weights import LINEARS
 from calibration.activations import Shelf
 from calibration.ranks import ALONE, Ranks

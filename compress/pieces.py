@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.files import TRY_AGAIN, atomic_file, is_device_error
-from bluelm.reading import check_regular, parse_json
+from bluelm.system.files import TRY_AGAIN, atomic_file, is_device_error
+from bluelm.system.reading import check_regular, parse_json
 from compress.packing import pack, unpack
 from compress.quantized import OrderedWeight, QuantizedTensor
 

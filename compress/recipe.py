@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bluelm.errors import InputError
-from bluelm.yamlfiles import read_yaml
+from bluelm.system.yamlfiles import read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from bluelm.errors import InputError
 from bluelm.model import DecoderBlock
-from bluelm.progress import Progress, Silent
 from bluelm.rope import rope_table
+from bluelm.system.progress import Progress, Silent
 from bluelm.weights import Weights
 from calibration.walk import STAGES, Streams, collect_hessians
 from compress.gptq import objective

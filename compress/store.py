@@ -21,9 +21,9 @@ from torch import Tensor
 from bluelm.checkpoint import block_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
-from bluelm.files import member, sha256, write_text
-from bluelm.reading import read_json
-from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer, copy_files
+from bluelm.system.files import member, sha256, write_text
+from bluelm.system.reading import read_json
+from bluelm.text.tokenizer import TOKENIZER_FILES, Tokenizer, copy_files
 from compress.pieces import Header, LinearInfo, read_header, read_ordered, read_vector
 from compress.quantized import OrderedWeight, QuantizedTensor
 from compress.recipe import Recipe

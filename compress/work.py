@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.files import atomic_file, sha256, write_text
-from bluelm.reading import read_json, read_note
-from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.system.files import atomic_file, sha256, write_text
+from bluelm.system.reading import read_json, read_note
+from bluelm.text.tokenizer import TOKENIZER_FILES
 from calibration.ranks import Ranks
 from calibration.walk import Streams
 from compress.fingerprint import differences, fingerprint

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from bluelm.errors import InputError
-from bluelm.yamlfiles import read_yaml
+from bluelm.system.yamlfiles import read_yaml
 from eval.limits import MAPPING, NUMBER, Budget, DomainLimits, SpeedLimit
 
 DEFAULT_BUDGET = Path(__file__).parent / "data" / "budget.yaml"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from bluelm.errors import TargetError, UnavailableError
-from bluelm.files import write_text
-from bluelm.progress import Progress, Silent
+from bluelm.system.files import write_text
+from bluelm.system.progress import Progress, Silent
 from eval.measurement import Measurement
 from eval.repeats import AT_LEAST, Repeats
 from targets.phone import Bench, Phone, Thermal

@@ -12,8 +12,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import NDArray
 
 from bluelm.errors import InputError
-from bluelm.progress import Progress, Silent
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.progress import Progress, Silent
+from bluelm.text.tokenizer import Tokenizer
 from eval.metrics import log_softmax
 from targets.generation import generate, until
 from targets.runtime import Runtime

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluelm.errors import InputError
-from bluelm.files import sha256
-from bluelm.tokenizer import Message, Tokenizer
+from bluelm.system.files import sha256
+from bluelm.text.tokenizer import Message, Tokenizer
 from calibration.rows import json_rows
 from calibration.sources import Document, check_roles, document, read_texts
 

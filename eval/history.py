@@ -20,8 +20,8 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from bluelm.errors import InputError
-from bluelm.files import plain
-from bluelm.reading import parse_json
+from bluelm.system.files import plain
+from bluelm.system.reading import parse_json
 from eval.measurement import Measurement
 
 PATIENCE_S = 120

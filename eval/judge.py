@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluelm.errors import TargetError
-from bluelm.progress import Progress, Silent
+from bluelm.system.progress import Progress, Silent
 from eval import metrics
 from eval.compare import Continuation, Divergence, divergence, greedy
 from eval.confidence import Sample, sample_of

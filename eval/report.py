@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bluelm.errors import InputError
-from bluelm.files import write_text
-from bluelm.reading import MOST_TABLE_BYTES, read_record
+from bluelm.system.files import write_text
+from bluelm.system.reading import MOST_TABLE_BYTES, read_record
 from eval.budget import Check, Verdict
 from eval.confidence import Sample
 from eval.judge import DocumentSums

@@ -14,8 +14,8 @@ import numpy as np
 
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError
-from bluelm.files import sha256
-from bluelm.tokenizer import Message, Tokenizer
+from bluelm.system.files import sha256
+from bluelm.text.tokenizer import Message, Tokenizer
 from compress.store import QuantizedCheckpoint
 from eval import compiled, size_plan
 from eval.compare import BlockErrors

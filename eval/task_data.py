@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.files import sha256
-from bluelm.reading import open_regular, read_bytes
+from bluelm.system.files import sha256
+from bluelm.system.reading import open_regular, read_bytes
 from calibration.rows import MOST_TEXT, json_rows, parquet_rows
 
 Rows = list[dict[str, Any]]

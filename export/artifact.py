@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from bluelm.files import sha256, write_text
-from bluelm.reading import first_fault, read_record
+from bluelm.system.files import sha256, write_text
+from bluelm.system.reading import first_fault, read_record
 from export import formats
 
 Format = str

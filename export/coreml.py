@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from bluelm.errors import ExportError
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
-from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress, Silent
+from bluelm.text.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bluelm.errors import InputError, UnavailableError
-from bluelm.reading import read_json
+from bluelm.system.reading import read_json
 
 SENTINEL = 0xDEADBEEF
 RECORD = struct.Struct("<IIQQQ")

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from bluelm.errors import InputError
-from bluelm.files import atomic_folder
+from bluelm.system.files import atomic_folder
 from export.artifact import Artifact, list_files
 from export.lowered import block_output
 

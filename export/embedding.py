@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bluelm.errors import InputError
-from bluelm.reading import check_regular, parse_json
+from bluelm.system.reading import check_regular, parse_json
 from compress.quantized import QuantizedTensor
 from export.packing import pack, unpack
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from bluelm.errors import ExportError, TargetError
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress, Silent
 from bluelm.weights import LINEARS
 from compress.store import QuantizedCheckpoint
 from export import executorch_static as static

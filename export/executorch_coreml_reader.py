@@ -14,7 +14,7 @@ from typing import Any
 from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
 
 from bluelm.errors import InputError
-from bluelm.reading import parse_json, read_json
+from bluelm.system.reading import parse_json, read_json
 from export.coreml_package import Package, import_coremltools
 
 IDENTIFIER = b"ET12"  # of the flatbuffer

@@ -17,7 +17,7 @@ from executorch.exir.backend.backend_details import CompileSpec, PreprocessResul
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from bluelm.memory import give_back
+from bluelm.system.memory import give_back
 
 SHARED = 2**16  # elements of a tensor that is not copied with its program
 

@@ -16,7 +16,7 @@ from typing import Any
 import gguf
 
 from bluelm.errors import TargetError
-from bluelm.reading import MOST_TABLE_BYTES, read_json
+from bluelm.system.reading import MOST_TABLE_BYTES, read_json
 
 Kind = gguf.TokenType
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # what ByteLevel does by itself

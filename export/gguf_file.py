@@ -20,9 +20,9 @@ from torch import Tensor
 
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
 from bluelm.rope import inverse_frequencies
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress, Silent
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact

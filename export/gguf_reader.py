@@ -15,8 +15,8 @@ from torch import Tensor
 from bluelm.checkpoint import model_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from bluelm.reading import check_regular
 from bluelm.rope import inverse_frequencies
+from bluelm.system.reading import check_regular
 from compress.quantized import QuantizedTensor
 from export.gguf_file import (
     BLOCK,

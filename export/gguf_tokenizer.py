@@ -8,8 +8,8 @@ from pathlib import Path
 import gguf
 
 from bluelm.config import ModelConfig
-from bluelm.sentencepieces import SentencePieces, read_model
-from bluelm.tokenizer import Tokenizer
+from bluelm.text.sentencepieces import SentencePieces, read_model
+from bluelm.text.tokenizer import Tokenizer
 from export.gguf_bpe import read_byte_pairs
 
 Kind = gguf.TokenType

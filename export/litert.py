@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bluelm.errors import TargetError
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress, Silent
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact

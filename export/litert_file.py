@@ -17,7 +17,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated
 
-from bluelm.files import atomic_file
+from bluelm.system.files import atomic_file
 from compress.quantized import QuantizedTensor
 
 schema: Any = schema_py_generated  # generated classes, whose annotations are wrong

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.text.tokenizer import TOKENIZER_FILES
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, Cache, Format, list_files
 from export.embedding import write_embedding

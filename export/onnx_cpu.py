@@ -19,8 +19,8 @@ import torch
 from onnx import TensorProto
 
 from bluelm.errors import TargetError
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress, Silent
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact

@@ -27,7 +27,7 @@ from pathlib import Path
 from onnx import TensorProto
 
 from bluelm.config import ModelConfig
-from bluelm.progress import Progress
+from bluelm.system.progress import Progress
 from export import lowered
 from export.encoding import Encoding
 from export.lowered import KeysValues

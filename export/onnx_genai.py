@@ -23,9 +23,9 @@ from onnx import TensorProto, helper
 
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
 from bluelm.rope import rope_table
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress, Silent
 from compress.quantized import QuantizedTensor
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact

@@ -20,8 +20,8 @@ import numpy as np
 from onnx import TensorProto
 
 from bluelm.errors import TargetError
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress, Silent
 from bluelm.weights import LINEARS
 from compress.quantized import QuantizedTensor
 from compress.store import EMBED, HEAD, LinearInfo, QuantizedCheckpoint

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bluelm.config import ModelConfig
-from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.text.tokenizer import TOKENIZER_FILES
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, ArtifactFile, Cache, Format, list_files
 from export.embedding import write_embedding

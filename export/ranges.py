@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.files import write_text
-from bluelm.progress import Progress, Silent
-from bluelm.reading import first_fault, read_record
+from bluelm.system.files import write_text
+from bluelm.system.progress import Progress, Silent
+from bluelm.system.reading import first_fault, read_record
 from bluelm.weights import Weights
 from compress.store import QuantizedCheckpoint
 from export import lowered

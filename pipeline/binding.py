@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from bluelm.errors import InputError
-from bluelm.files import sha256, write_text
-from bluelm.reading import read_note
+from bluelm.system.files import sha256, write_text
+from bluelm.system.reading import read_note
 from eval.budget import judge
 from eval.limits import Budget
 from eval.report import FILE, Report

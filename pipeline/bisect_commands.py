@@ -42,7 +42,7 @@ def bisect(
     def work() -> int:
         from typing import cast
 
-        from bluelm.files import json_text, write_text
+        from bluelm.system.files import json_text, write_text
         from eval.origin import origin
         from eval.report import Report
         from export.artifact import Artifact

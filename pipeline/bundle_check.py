@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bluelm.errors import InputError, OutOfMemoryError, TargetError, UnavailableError
-from bluelm.tokenizer import Message, Tokenizer
+from bluelm.text.tokenizer import Message, Tokenizer
 from export.artifact import MANIFEST, Artifact
 from export.bundle import folder as folders
 from export.bundle.build import Verified

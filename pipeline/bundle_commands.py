@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from bluelm.children import run
 from bluelm.errors import InputError, TargetError, UnavailableError
+from bluelm.system.children import run
 from pipeline.effects import refuse_if
 from pipeline.errors import leave
 from pipeline.options import SignedAt, StampAuthority
@@ -24,7 +24,7 @@ from pipeline.terminal import console, say
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from bluelm.signature import Trust
+    from bluelm.trust.signature import Trust
 
 
 class BundleFormat(StrEnum):
@@ -81,10 +81,10 @@ def fetch(
     """
 
     def work() -> int:
-        from bluelm.fetch import fetch as get
-        from bluelm.hubs import HUBS
-        from bluelm.manifest import FolderManifest
-        from bluelm.transfer import Limits
+        from bluelm.trust.fetch import fetch as get
+        from bluelm.trust.hubs import HUBS
+        from bluelm.trust.manifest import FolderManifest
+        from bluelm.trust.transfer import Limits
 
         limits = Limits(slowest=slowest, total_s=time_limit)
         target = out or Path("checkpoints") / repo.rpartition("/")[2]
@@ -109,8 +109,8 @@ def manifest(
     """Write down size and SHA-256 of every file of a folder, for `verify --manifest`."""
 
     def work() -> int:
-        from bluelm.manifest import FolderManifest
-        from bluelm.safety import check_folder
+        from bluelm.trust.manifest import FolderManifest
+        from bluelm.trust.safety import check_folder
 
         check_folder(checkpoint)
         found = FolderManifest.of(checkpoint)
@@ -165,9 +165,9 @@ def verify(
 
 
 def _verify_checkpoint(path: Path, pinned: Path | None, signature: Path | None, trust: Trust | None) -> int:
-    from bluelm.manifest import FolderManifest, verify_folder
-    from bluelm.safety import check_folder
-    from bluelm.signature import verify_folder as verify_signature
+    from bluelm.trust.manifest import FolderManifest, verify_folder
+    from bluelm.trust.safety import check_folder
+    from bluelm.trust.signature import verify_folder as verify_signature
     from pipeline.provenance import PINNED, SIGNATURE
 
     check_folder(path)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import BudgetError, InputError, TargetError
-from bluelm.files import demo_checkpoint
-from bluelm.progress import Progress
-from bluelm.tokenizer import TURNS, Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.system.progress import Progress
+from bluelm.text.tokenizer import TURNS, Tokenizer
 from eval.report import Report
 from export.artifact import MANIFEST, SIMULATOR, Artifact
 from export.bundle import build, keys, payload, project, runner

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.main import get_command
 
-from bluelm import interrupt
 from bluelm.errors import InputError
+from bluelm.system import interrupt
 from pipeline import (
     bisect_commands,
     bundle_commands,

@@ -18,7 +18,7 @@ from pipeline.terminal import console, say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bluelm.tokenizer import Tokenizer
+    from bluelm.text.tokenizer import Tokenizer
     from eval.compare import Comparison, Subject
     from targets.runtime import Place
 
@@ -73,7 +73,7 @@ def _compare(
     stack: ExitStack,
 ) -> int:
 
-    from bluelm.files import json_text, write_text
+    from bluelm.system.files import json_text, write_text
     from eval import heldout
     from eval.compare import compare as hold
     from pipeline import compare_report
@@ -212,7 +212,7 @@ def _checkpoint(folder: Path) -> Subject:
 
 def _tokenizer(path: str) -> Tokenizer:
     """The tokenizer beside what `path` names."""
-    from bluelm.tokenizer import TOKENIZER_FILES, Tokenizer
+    from bluelm.text.tokenizer import TOKENIZER_FILES, Tokenizer
 
     folder = Path(path) if Path(path).is_dir() else Path(path.rpartition("@")[0])
     for place in (folder, *sorted(entry.parent for entry in folder.glob("*/artifact.json"))):

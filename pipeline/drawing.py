@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bluelm.errors import InputError
-from bluelm.files import atomic_file
+from bluelm.system.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

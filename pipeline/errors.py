@@ -27,11 +27,11 @@ from typing import NoReturn
 
 import typer
 
-from bluelm import interrupt
-from bluelm.address import without_secrets
 from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
-from bluelm.files import DEVICE_ERRORS, TRY_AGAIN
-from bluelm.memory import is_shortage, shortage_of
+from bluelm.system import interrupt
+from bluelm.system.files import DEVICE_ERRORS, TRY_AGAIN
+from bluelm.system.memory import is_shortage, shortage_of
+from bluelm.trust.address import without_secrets
 from pipeline.github import annotation, in_github
 from pipeline.terminal import say
 

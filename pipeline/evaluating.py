@@ -8,7 +8,7 @@ from typing import Any
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.progress import Progress
+from bluelm.system.progress import Progress
 from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint

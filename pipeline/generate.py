@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluelm.errors import InputError
-from bluelm.tokenizer import Message, Tokenizer
+from bluelm.text.tokenizer import Message, Tokenizer
 from export.artifact import MANIFEST, Artifact
 from pipeline.binding import open_run
 from pipeline.terminal import say, stream

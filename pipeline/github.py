@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from bluelm.clean import visible
+from bluelm.text.clean import visible
 
 
 def annotation(kind: str, title: str, message: str) -> str:

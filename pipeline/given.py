@@ -8,7 +8,7 @@ import numpy as np
 
 from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.errors import InputError
-from bluelm.progress import Progress
+from bluelm.system.progress import Progress
 from eval.heldout import HeldOut
 from eval.judge import Reference
 from eval.metrics import negative_log_likelihood

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.files import write_text
-from bluelm.reading import read_json
+from bluelm.system.files import write_text
+from bluelm.system.reading import read_json
 from compress.recipe import Recipe
 from pipeline.stages import RECORDS
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Tokenizer
 from compress.rotate import Rotated
 from compress.store import QuantizedCheckpoint
 from eval import positions, structure

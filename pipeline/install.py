@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bluelm.errors import InputError, TargetError, UnavailableError
-from bluelm.progress import Progress, Silent
+from bluelm.system.progress import Progress, Silent
 from export.bundle.manifest import BundleManifest, Requirements
 from export.bundle.project import runtimes
 from export.bundle.zip32 import read_zip

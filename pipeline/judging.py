@@ -15,9 +15,9 @@ import psutil
 from pydantic import TypeAdapter
 
 from bluelm.checkpoint import Checkpoint, file_shapes
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress
-from bluelm.reading import MOST_TABLE_BYTES, read_bytes
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress
+from bluelm.system.reading import MOST_TABLE_BYTES, read_bytes
 from eval import estimate, heldout, judge, sanity, structure
 from eval.confidence import Sample
 from eval.heldout import HeldOut

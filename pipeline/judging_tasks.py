@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress
-from bluelm.reading import read_bytes
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress
+from bluelm.system.reading import read_bytes
+from bluelm.text.tokenizer import Tokenizer
 from eval import tasks
 from eval.measurement import Measurement
 from eval.origin import origin

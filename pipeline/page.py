@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bluelm.clean import visible
-from bluelm.files import write_text
+from bluelm.system.files import write_text
+from bluelm.text.clean import visible
 from eval.estimate import chip
 from eval.measurement import Measurement
 from eval.report import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.errors import UnavailableError
-from bluelm.progress import Progress
+from bluelm.system.progress import Progress
 from eval import device_speed
 from eval.device_speed import Call, Protocol
 from eval.measurement import Measurement

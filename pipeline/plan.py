@@ -8,7 +8,7 @@ from typing import Any
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
 from compress.recipe import Recipe
 from eval import budget_file, estimate, heldout

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from bluelm.clean import visible
-from bluelm.progress import Progress, Task
+from bluelm.system.progress import Progress, Task
+from bluelm.text.clean import visible
 
 SECONDS_BETWEEN_LINES = 10.0
 log = logging.getLogger("bluelm_export")

@@ -9,10 +9,10 @@ from typing import Any
 
 from bluelm.adapters import CONFIG
 from bluelm.errors import InputError
-from bluelm.manifest import PINNED, FolderManifest, Origin, verify_folder
-from bluelm.safety import check_folder
-from bluelm.signature import Trust
-from bluelm.signature import verify_folder as verify_signature
+from bluelm.trust.manifest import PINNED, FolderManifest, Origin, verify_folder
+from bluelm.trust.safety import check_folder
+from bluelm.trust.signature import Trust
+from bluelm.trust.signature import verify_folder as verify_signature
 
 SIGNATURE = "model.sig"
 

@@ -25,8 +25,8 @@ from pipeline.terminal import console
 if TYPE_CHECKING:
     import torch
 
-    from bluelm.progress import Progress
-    from bluelm.signature import Trust
+    from bluelm.system.progress import Progress
+    from bluelm.trust.signature import Trust
     from calibration.ranks import Ranks
     from calibration.samples import Samples
     from compress.allocate import Allowed
@@ -164,7 +164,7 @@ class Job:
 
 def run(job: Job, output: Console, messages: Console) -> int:
     """Open everything, say what it takes, quantize, say where it lies and what it took."""
-    from bluelm.progress import Silent
+    from bluelm.system.progress import Silent
     from calibration.ranks import join
     from compress.allocate import check_room
     from compress.formats.write import check_out, check_recipe

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from bluelm.errors import BudgetError
-from bluelm.progress import Progress
-from bluelm.reading import read_json
+from bluelm.system.progress import Progress
+from bluelm.system.reading import read_json
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from eval import budget as budgets

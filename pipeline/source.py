@@ -11,8 +11,8 @@ import torch
 from bluelm.adapters import adapted
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError, TargetError
-from bluelm.files import demo_checkpoint
-from bluelm.progress import Progress
+from bluelm.system.files import demo_checkpoint
+from bluelm.system.progress import Progress
 from calibration.samples import Samples
 from compress import engine
 from compress.formats.adopt import adopt, given_recipe, scattered

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import ExportError, InputError
-from bluelm.files import sha256, write_text
-from bluelm.reading import MOST_TABLE_BYTES, read_json, read_note
+from bluelm.system.files import sha256, write_text
+from bluelm.system.reading import MOST_TABLE_BYTES, read_json, read_note
 from eval.report import Stage
 
 RECORDS = ".stages"

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluelm.children import HEARTBEAT_S, Watch, killed, name_of
 from bluelm.errors import BudgetError, InputError, InterruptedRun, OutOfMemoryError, UnavailableError
-from bluelm.files import write_text
-from bluelm.memory import shortage
-from bluelm.reading import read_json
+from bluelm.system.children import HEARTBEAT_S, Watch, killed, name_of
+from bluelm.system.files import write_text
+from bluelm.system.memory import shortage
+from bluelm.system.reading import read_json
 from pipeline import layout
 from pipeline.effects import refuse_if
 from pipeline.errors import INTERRUPTED, leave

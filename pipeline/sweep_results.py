@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bluelm.errors import BudgetError
-from bluelm.files import write_text
+from bluelm.system.files import write_text
 from pipeline.device_commands import table
 
 RESULTS = "sweep"

@@ -11,7 +11,7 @@ from typing import cast
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
 
-from bluelm.clean import clean, visible
+from bluelm.text.clean import clean, visible
 
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
-from bluelm.files import write_text
-from bluelm.progress import Progress
+from bluelm.system.files import write_text
+from bluelm.system.progress import Progress
 from compress.allocate import WIDTHS, Allowed, Chosen, check_room, choose
 from compress.recipe import Recipe, Widths
 from compress.rotate import Rotated

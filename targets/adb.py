@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.errors import InputError, UnavailableError
-from bluelm.files import atomic_file
+from bluelm.system.files import atomic_file
 
 MOST_OUTPUT = 64 << 20  # bytes that a command may write; what is asked for has some kilobytes
 CHUNK = 64 * 1024  # SYNC.TXT: data chunks are at most 64 KiB

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
-from bluelm.progress import Progress
+from bluelm.system.progress import Progress
 from compress.recipe import Recipe
 from export import coreml
 from export.artifact import Artifact

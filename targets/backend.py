@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bluelm.config import ModelConfig
-from bluelm.progress import Progress
+from bluelm.system.progress import Progress
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bluelm import errors
-from bluelm.children import HEARTBEAT_S, Watch, killed, name_of
 from bluelm.errors import ExportError, TargetError
-from bluelm.memory import is_shortage, shortage_of
+from bluelm.system.children import HEARTBEAT_S, Watch, killed, name_of
+from bluelm.system.memory import is_shortage, shortage_of
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("ExportError", "InputError", "OutOfMemoryError", "TargetError", "UnavailableError")

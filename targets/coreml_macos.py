@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bluelm.children import run
 from bluelm.errors import InputError, TargetError, UnavailableError
+from bluelm.system.children import run
 from export.coreml_package import Package, import_coremltools, value_type
 from export.coreml_program import DECODE, PREFILL
 

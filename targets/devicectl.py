@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from bluelm.children import run
 from bluelm.errors import InputError, UnavailableError
-from bluelm.reading import read_json
+from bluelm.system.children import run
+from bluelm.system.reading import read_json
 from targets.adb import ShellResult
 from targets.phone import Phone, Thermal
 

@@ -14,8 +14,8 @@ from typing import IO
 
 import numpy as np
 
-from bluelm.children import HEARTBEAT_S, Watch, killed, name_of
 from bluelm.errors import ExportError, TargetError
+from bluelm.system.children import HEARTBEAT_S, Watch, killed, name_of
 from export.artifact import Artifact
 from targets.cached_runtime import Feeds, Step
 from targets.qemu_count import CPU, GRAPHS, QEMU, qemu_version

@@ -22,9 +22,9 @@ import onnx
 from pydantic import TypeAdapter, ValidationError
 
 from bluelm.errors import InputError, TargetError
-from bluelm.files import atomic_folder, write_text
-from bluelm.progress import Progress, Silent
-from bluelm.reading import read_bytes
+from bluelm.system.files import atomic_folder, write_text
+from bluelm.system.progress import Progress, Silent
+from bluelm.system.reading import read_bytes
 from export.artifact import SIMULATOR, Artifact, list_files
 from export.mobile_package import MODEL
 from export.onnx_decoder import GRAPHS

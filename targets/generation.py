@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from numpy.typing import NDArray
 
-from bluelm.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Tokenizer
 from export.artifact import Artifact
 from targets.runtime import Runtime
 

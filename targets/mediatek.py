@@ -13,7 +13,7 @@ from typing import Any
 
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
-from bluelm.files import atomic_folder
+from bluelm.system.files import atomic_folder
 from compress.recipe import Recipe
 from export.artifact import Artifact
 from export.mobile_package import MODEL, describe_steps

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from bluelm.children import run
 from bluelm.errors import UnavailableError
-from bluelm.files import atomic_folder
+from bluelm.system.children import run
+from bluelm.system.files import atomic_folder
 
 SUITE, PYTHON = "bookworm", "3.11"  # of one Debian release, so that counts do not move with the host
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")

@@ -18,8 +18,8 @@ from pathlib import Path
 import onnx
 
 from bluelm.errors import TargetError
-from bluelm.files import atomic_folder, sha256
-from bluelm.progress import Progress, Silent, Task
+from bluelm.system.files import atomic_folder, sha256
+from bluelm.system.progress import Progress, Silent, Task
 from export.artifact import Artifact, ArtifactFile, Given, NodeCount, list_files
 from export.onnx_decoder import GRAPHS
 from export.package import bits_per_weight

@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bluelm.errors import InputError, UnavailableError
-from bluelm.reading import parse_json
-from bluelm.yamlfiles import read_yaml
+from bluelm.system.reading import parse_json
+from bluelm.system.yamlfiles import read_yaml
 
 DEFAULTS = Path(__file__).parent / "data" / "runners.yaml"
 Says = Literal["onnxruntime_perf_test", "llama_main", "benchmark_model"]

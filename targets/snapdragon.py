@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
-from bluelm.progress import Progress
+from bluelm.system.progress import Progress
 from compress.recipe import Recipe
 from export import onnx_npu
 from export.artifact import Artifact

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bluelm.errors import InputError
-from bluelm.files import atomic_folder
+from bluelm.system.files import atomic_folder
 from export.artifact import Artifact
 from targets.cached_runtime import CachedRuntime, Feeds, Step
 from targets.genai_runtime import GenaiRuntime

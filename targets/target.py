@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.config import ModelConfig
-from bluelm.progress import Progress
+from bluelm.system.progress import Progress
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, Format

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bluelm.checkpoint import model_shapes
 from bluelm.config import ModelConfig
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 
 MARKS = ["[|Human|]:", "[|AI|]:"]
 

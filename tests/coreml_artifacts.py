@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from bluelm.weights import LINEARS
 from calibration.samples import CalibrationReport, Samples, load_samples
 from compress.engine import quantize

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save, save_file
 from bluelm.adapters import adapted
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
-from bluelm.files import demo_checkpoint
-from bluelm.manifest import FolderManifest
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
+from bluelm.trust.manifest import FolderManifest
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.quantized import QuantizedTensor

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.errors import ExportError
-from bluelm.manifest import FolderManifest
-from bluelm.safety import check_folder
-from bluelm.signature import Trust
-from bluelm.signature import verify_folder as verify_signature
+from bluelm.trust.manifest import FolderManifest
+from bluelm.trust.safety import check_folder
+from bluelm.trust.signature import Trust
+from bluelm.trust.signature import verify_folder as verify_signature
 from calibration.sources import read_texts
 from compress.recipe import Recipe
 from compress.store import QuantizedCheckpoint

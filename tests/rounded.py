@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
 from calibration.samples import load_samples
 from compress.engine import quantize

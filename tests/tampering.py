@@ -389,7 +389,7 @@ def _his_signature(case: Case) -> None:
     beside = {CERTIFICATE: case.attacker.model.certificate_pem} if case.draw.random() < 0.5 else {}
     held |= beside
     signed = {name: payload.of_bytes(name, "", data).sha256 for name, data in held.items() if name != SIGNATURE}
-    from bluelm import signature
+    from bluelm.trust import signature
 
     raw = signature.sign(payload.NAME, signed, case.attacker.model_private)
     _replace(case, {**beside, SIGNATURE: raw})

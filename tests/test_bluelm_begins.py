@@ -13,8 +13,8 @@ import transformers
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
 from calibration.samples import load_samples
 from calibration.sources import Document
 from compress.engine import quantize

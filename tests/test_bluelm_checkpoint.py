@@ -15,8 +15,8 @@ import torch
 from bluelm.checkpoint import Checkpoint, model_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
 from bluelm.fold import fold_layer_norm
+from bluelm.system.files import demo_checkpoint
 from tests.checkpoints import config_dict, random_tensors, write_checkpoint, write_tensors
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bluelm.config import ModelConfig, RopeScaling
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from tests.checkpoints import config_dict
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

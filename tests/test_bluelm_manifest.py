@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import InputError
-from bluelm.manifest import MAX_BYTES, FolderManifest, Origin, PinnedFile, differences, report, verify_folder
+from bluelm.trust.manifest import MAX_BYTES, FolderManifest, Origin, PinnedFile, differences, report, verify_folder
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder, DecoderBlock, KVCache
 from bluelm.rope import rope_table
+from bluelm.system.files import demo_checkpoint
 from tests.checkpoints import write_checkpoint
 
 LLAMA3 = {

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from bluelm.added_tokens import MOST_CHARACTERS, MOST_TOKENS, read_added_tokens
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
-from bluelm.jsonpieces import MOST_GROWTH, JsonPieces, _told, same_tokens
-from bluelm.sentencepieces import SentencePieces, has_dummy_prefix, piece_count, read_model
-from bluelm.templates import CHATML
-from bluelm.tokenizer import Message, Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.added_tokens import MOST_CHARACTERS, MOST_TOKENS, read_added_tokens
+from bluelm.text.jsonpieces import MOST_GROWTH, JsonPieces, _told, same_tokens
+from bluelm.text.sentencepieces import SentencePieces, has_dummy_prefix, piece_count, read_model
+from bluelm.text.templates import CHATML
+from bluelm.text.tokenizer import Message, Tokenizer
 from tests.checkpoints import train_tokenizer
 from tests.test_gguf_bpe import write_tokenizer
 

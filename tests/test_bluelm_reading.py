@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import InputError
-from bluelm.manifest import FolderManifest
-from bluelm.reading import MOST_DEPTH, check_regular, parse_json, read_bytes, read_json, read_text
-from bluelm.yamlfiles import read_yaml
+from bluelm.system.reading import MOST_DEPTH, check_regular, parse_json, read_bytes, read_json, read_text
+from bluelm.system.yamlfiles import read_yaml
+from bluelm.trust.manifest import FolderManifest
 from eval.report import Report
 from export.artifact import Artifact
 from export.embedding import EmbeddingTable

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bluelm.errors import InputError, UnavailableError
-from bluelm.signature import MAX_BYTES, Trust, sign, verify_exact, verify_folder
+from bluelm.trust.signature import MAX_BYTES, Trust, sign, verify_exact, verify_folder
 
 FILES = {"a.txt": "one", "sub/b.txt": "three"}
 DIGESTS = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in FILES.items()}

@@ -10,9 +10,9 @@ import pytest
 import sentencepiece
 
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
-from bluelm.templates import BAICHUAN2, CHATGLM_TOKENS, CHATML, LLAMA3, Pieces, Template
-from bluelm.tokenizer import Message, Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.templates import BAICHUAN2, CHATGLM_TOKENS, CHATML, LLAMA3, Pieces, Template
+from bluelm.text.tokenizer import Message, Tokenizer
 
 PIECES = 6144
 
@@ -40,7 +40,7 @@ def test_chatglm3_chats_are_those_of_its_own_class(chatglm: Tokenizer) -> None:
     gmask, sop, system, user, assistant = (PIECES + i for i in (1, 3, 5, 6, 7))
     # a mark of BlueLM is a piece of this model, so its template would be found first: ChatGLM's files have none
     messages = [Message("system", "be kind"), Message("user", "你好"), Message("assistant", "hi")]
-    from bluelm.templates import CHATGLM3
+    from bluelm.text.templates import CHATGLM3
 
     found = CHATGLM3.encode(chatglm.pieces, [(m.role, m.content) for m in [*messages, Message("user", "x")]])
     want = [gmask, sop]

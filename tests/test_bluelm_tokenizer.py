@@ -13,11 +13,11 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bluelm import jsonpieces
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError, UnavailableError
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Message, Tokenizer, copy_files
+from bluelm.system.files import demo_checkpoint
+from bluelm.text import jsonpieces
+from bluelm.text.tokenizer import Message, Tokenizer, copy_files
 from tests.checkpoints import train_tokenizer, write_checkpoint
 
 DEMO = Tokenizer.from_folder(demo_checkpoint())

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Message, Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Message, Tokenizer
 from compress.store import QuantizedCheckpoint
 from export import litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import MANIFEST, Artifact

@@ -16,8 +16,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bluelm import signature
-from bluelm.manifest import FolderManifest
+from bluelm.trust import signature
+from bluelm.trust.manifest import FolderManifest
 from export.bundle import build, keys
 from export.bundle.manifest import BundleManifest
 from pipeline import bundle_check

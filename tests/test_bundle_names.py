@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import InputError
-from bluelm.paths import check_name, check_names
+from bluelm.trust.paths import check_name, check_names
 from export.bundle import build
 from export.bundle.apk import RESERVE
 from export.bundle.build import Input

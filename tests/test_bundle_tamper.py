@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tamper import ACCEPTED, FOUND, Bench
-from bluelm import certificates
 from bluelm.errors import InputError
+from bluelm.trust import certificates
 from export.bundle import build, keys
 from export.bundle.manifest import Format
 from tests import bundles, tampering

@@ -13,8 +13,8 @@ import pyarrow.parquet as parquet
 import pytest
 
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
 from calibration import rows, samples, sources
 from calibration.rows import json_rows, parquet_rows
 from calibration.samples import load_samples

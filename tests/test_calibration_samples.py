@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
 from calibration.describe import model_languages, shares, warnings
 from calibration.samples import load_samples
 from calibration.sources import BUNDLED

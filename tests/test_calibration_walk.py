@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
 from bluelm.model import DecoderBlock
+from bluelm.system.files import demo_checkpoint
 from calibration import walk
 from calibration.samples import load_samples
 from calibration.walk import STAGES, Hessian, Streams, collect_hessians, moments_in_order

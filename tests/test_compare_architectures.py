@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from compress.store import QuantizedCheckpoint
 from eval.metrics import kl_divergence, log_softmax
 from export import coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
+from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
 from compress.allocate import Allocation, Allowed, Chosen, allocate, choose, knapsack, linear_bytes, sample
 from compress.engine import check, quantize

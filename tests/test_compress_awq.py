@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
-from bluelm.files import demo_checkpoint
 from bluelm.model import DecoderBlock
+from bluelm.system.files import demo_checkpoint
 from bluelm.weights import LINEARS
 from calibration.samples import load_samples
 from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage, Streams, collect_hessians

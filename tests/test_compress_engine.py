@@ -17,8 +17,8 @@ from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
+from bluelm.system.files import demo_checkpoint
 from bluelm.weights import Weights
 from calibration.samples import Samples, load_samples
 from calibration.sources import read_texts

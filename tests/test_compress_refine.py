@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
 from bluelm.model import DecoderBlock
+from bluelm.system.files import demo_checkpoint
 from bluelm.weights import LINEARS
 from calibration.samples import Samples, load_samples
 from calibration.walk import Streams

@@ -12,8 +12,8 @@ from torch import Tensor
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder, DecoderBlock
+from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
 from compress.engine import check, quantize
 from compress.recipe import Recipe

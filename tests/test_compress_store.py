@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
+from bluelm.system.files import demo_checkpoint
 from compress.engine import quantize
 from compress.packing import pack, unpack
 from compress.pieces import Piece, read_header, read_linear, read_vector, write_piece

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
 from eval import heldout
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
-from bluelm.progress import Silent
+from bluelm.system.files import demo_checkpoint
+from bluelm.system.progress import Silent
 from compress.engine import quantize
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint, offset

@@ -10,7 +10,7 @@ import pytest
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.progress import Silent
+from bluelm.system.progress import Silent
 from compress.store import EMBED, QuantizedCheckpoint
 from eval import heldout
 from eval.budget import Verdict, judge

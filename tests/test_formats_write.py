@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from bluelm.adapters import adapted
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Tokenizer
 from compress.engine import quantize
 from compress.formats import write as writing
 from compress.formats.adopt import adopt, given_recipe

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from bluelm.config import ModelConfig, RopeScaling
 from bluelm.errors import InputError, TargetError
-from bluelm.files import demo_checkpoint
 from bluelm.rope import inverse_frequencies
+from bluelm.system.files import demo_checkpoint
 from compress.grid import choose_grid
 from compress.store import QuantizedCheckpoint
 from export import gguf_file

@@ -11,8 +11,8 @@ import pytest
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from bluelm.errors import InputError, TargetError
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
 from compress.store import QuantizedCheckpoint
 from export import gguf_file
 from export.gguf_bpe import read_byte_pairs

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bluelm import interrupt
 from bluelm.errors import InputError
+from bluelm.system import interrupt
 from pipeline.errors import guard
 from tests.checkpoints import write_checkpoint
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from bluelm import children, memory
 from bluelm.errors import InputError, InterruptedRun, OutOfMemoryError
+from bluelm.system import children, memory
 from pipeline import sweep, terminal
 from pipeline.errors import guard
 from tests.limits import HANG_S

@@ -12,8 +12,8 @@ import pytest
 from typer.main import get_command
 
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
 from compress.allocate import Allowed, check_room
 from compress.recipe import Recipe
 from eval import heldout

@@ -14,7 +14,7 @@ import torch
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError, UnavailableError
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from compress.cost import cost, finished_size
 from compress.engine import quantize
 from compress.recipe import Recipe

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import ExportError, InputError, UnavailableError
-from bluelm.fetch import fetch
-from bluelm.hubs import HUBS
-from bluelm.manifest import PINNED, FolderManifest, verify_folder
-from bluelm.transfer import Limits
+from bluelm.trust.fetch import fetch
+from bluelm.trust.hubs import HUBS
+from bluelm.trust.manifest import PINNED, FolderManifest, verify_folder
+from bluelm.trust.transfer import Limits
 from tests.hub_server import COMMIT, Hub, serve
 from tests.limits import HANG_S
 
@@ -149,7 +149,7 @@ def test_a_hub_that_names_paths_outside_is_refused(tmp_path: Path) -> None:
 
 def test_the_hubs_own_addresses_are_known_in_a_fresh_process() -> None:
     """The clients load their parts lazily: what another test imported must not be needed."""
-    code = "from bluelm.hubs import HUBS; print([HUBS[kind](None, None).address[:8] for kind in HUBS])"
+    code = "from bluelm.trust.hubs import HUBS; print([HUBS[kind](None, None).address[:8] for kind in HUBS])"
     environment = {name: value for name, value in os.environ.items() if name != "HF_ENDPOINT"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.count("https://") == len(HUBS)

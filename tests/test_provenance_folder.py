@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives import serialization
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
-from bluelm.manifest import FolderManifest, verify_folder
-from bluelm.safety import check_folder
-from bluelm.signature import Trust
-from bluelm.signature import verify_folder as verify_signature
+from bluelm.system.files import demo_checkpoint
+from bluelm.trust.manifest import FolderManifest, verify_folder
+from bluelm.trust.safety import check_folder
+from bluelm.trust.signature import Trust
+from bluelm.trust.signature import verify_folder as verify_signature
 from export.bundle import keys
 from pipeline.provenance import PINNED, admit
 

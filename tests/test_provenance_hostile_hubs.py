@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from bluelm.address import Address, without_secrets
 from bluelm.errors import InputError, UnavailableError
-from bluelm.fetch import Fetched, fetch
-from bluelm.hubs import HUBS
-from bluelm.manifest import PINNED, FolderManifest, Origin
-from bluelm.transfer import Limits
+from bluelm.trust.address import Address, without_secrets
+from bluelm.trust.fetch import Fetched, fetch
+from bluelm.trust.hubs import HUBS
+from bluelm.trust.manifest import PINNED, FolderManifest, Origin
+from bluelm.trust.transfer import Limits
 from tests.hub_server import COMMIT, Hub, git_sha1, serve
 from tests.limits import HANG_S
 from tests.test_bundle_signers import call

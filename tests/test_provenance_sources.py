@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bluelm import signature
 from bluelm.errors import InputError
-from bluelm.manifest import FolderManifest
+from bluelm.trust import signature
+from bluelm.trust.manifest import FolderManifest
 from export.bundle import keys
 from pipeline import evaluating
 from pipeline.provenance import PINNED

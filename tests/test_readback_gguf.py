@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from compress.store import QuantizedCheckpoint
 from export import gguf_file
 from export.artifact import Artifact

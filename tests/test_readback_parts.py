@@ -15,7 +15,7 @@ import torch
 from sentencepiece import sentencepiece_model_pb2
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from compress.quantized import QuantizedTensor
 from export.readback import beside, items
 from export.readback.beside import config_faults

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from bluelm.errors import InputError
-from bluelm.files import json_text
+from bluelm.system.files import json_text
 from eval.budget import judge
 from eval.limits import Budget
 from eval.report import Report, show

@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Purpose
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from bluelm.errors import InputError
-from bluelm.signature import Trust, verify_folder
+from bluelm.trust.signature import Trust, verify_folder
 from export.bundle import build, keys, payload
 from export.bundle.keys import SigningKey
 from tests import bundles

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID as Purpose
 
 from bluelm.errors import InputError
-from bluelm.signature import Trust, verify_folder
-from bluelm.timestamps import MAX_BYTES, stamped
+from bluelm.trust.signature import Trust, verify_folder
+from bluelm.trust.timestamps import MAX_BYTES, stamped
 from export.bundle.keys import SigningKey
 from tests.packages import requires
 from tests.test_bundle_signers import call

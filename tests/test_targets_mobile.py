@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError, UnavailableError
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 from compress.recipe import Recipe
 from export.formats import function, record, records
 from pipeline.cli import app

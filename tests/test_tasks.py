@@ -12,10 +12,10 @@ import torch
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.files import demo_checkpoint
 from bluelm.model import Decoder
-from bluelm.progress import Silent
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.files import demo_checkpoint
+from bluelm.system.progress import Silent
+from bluelm.text.tokenizer import Tokenizer
 from eval import tasks
 from eval.harness_model import HarnessModel
 from eval.report import Report

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bluelm.clean import clean, visible
+from bluelm.text.clean import clean, visible
 from pipeline import terminal
 from pipeline.ci_outputs import summary, write_junit
 from pipeline.cli import main

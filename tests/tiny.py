@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bluelm.files import demo_checkpoint
+from bluelm.system.files import demo_checkpoint
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, ROWS = 64, 128, 2, 2, 1, 6144
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bluelm.checkpoint import block_shapes
 from bluelm.errors import InputError
-from bluelm.files import atomic_folder
-from bluelm.progress import Progress, Silent
+from bluelm.system.files import atomic_folder
+from bluelm.system.progress import Progress, Silent
 from bluelm.weights import LINEARS
 from compress.formats.packed import PackedCheckpoint, describe
 from compress.layers import Solved, round_plainly

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.patterns import check_count, matcher
+from bluelm.text.patterns import check_count, matcher
 from compress.quantized import QuantizedTensor
 
 FIX = "correct the settings, or fetch settings and tensors of the same checkpoint"

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.files import member
-from bluelm.reading import read_json
+from bluelm.system.files import member
+from bluelm.system.reading import read_json
 from compress.formats.awq import awq_layout
 from compress.formats.compressed import compressed_layout
 from compress.formats.gptq import Gptq, gptq_layout

@@ -25,7 +25,7 @@ from bluelm.config import GENERATION, ModelConfig
 from bluelm.errors import InputError
 from bluelm.naming import half_split, source
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
-from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.text.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
 from compress.formats.claims import Claims, read_claims
 from compress.formats.detect import MARKERS, SETTINGS_FILES, find_layout, read_settings

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from bluelm.added_tokens import optional_json
 from bluelm.config import NTKMIXED_POWER, ModelConfig
 from bluelm.errors import InputError
-from bluelm.files import write_text
 from bluelm.rope import inverse_frequencies, max_context
-from bluelm.sentencepieces import has_dummy_prefix
-from bluelm.tokenizer import Tokenizer, copy_files
+from bluelm.system.files import write_text
+from bluelm.text.added_tokens import optional_json
+from bluelm.text.sentencepieces import has_dummy_prefix
+from bluelm.text.tokenizer import Tokenizer, copy_files
 
 
 def plain_config(config: ModelConfig) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from torch import Tensor
 from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from bluelm.files import atomic_folder, write_text
-from bluelm.progress import Progress, Silent
+from bluelm.system.files import atomic_folder, write_text
+from bluelm.system.progress import Progress, Silent
 from bluelm.weights import LINEARS
 from calibration.walk import STAGES
 from compress.formats.awq import describe_awq, pack_awq

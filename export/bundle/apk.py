@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.errors import InputError
-from bluelm.files import atomic_file, atomic_folder
+from bluelm.system.files import atomic_file, atomic_folder
 from export.bundle import apk_signing, axml, keys, payload
 from export.bundle.manifest import FILE, Application, BundleManifest, Piece
 from export.bundle.zip32 import Archive, Entry, FileSource, Source

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 from cryptography import x509
 
-from bluelm import certificates
 from bluelm.errors import InputError
+from bluelm.trust import certificates
 from export.bundle import keys, zip32
 
 V2, V3 = 0x7109871A, 0xF05368C0

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from bluelm import certificates
 from bluelm.errors import InputError
-from bluelm.paths import check_names
-from bluelm.progress import Progress, Silent
+from bluelm.system.progress import Progress, Silent
+from bluelm.trust import certificates
+from bluelm.trust.paths import check_names
 from export.bundle import apk, folder, ipa, keys, payload, project, runner
 from export.bundle.manifest import BundleManifest, Format
 from export.bundle.zip32 import Source

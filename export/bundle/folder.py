@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bluelm.errors import InputError
-from bluelm.files import atomic_folder
-from bluelm.safety import walk
+from bluelm.system.files import atomic_folder
+from bluelm.trust.safety import walk
 from export.bundle import payload
 from export.bundle.manifest import FILE, Format
 from export.bundle.zip32 import FileSource, Source

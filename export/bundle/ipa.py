@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.errors import InputError, TargetError
-from bluelm.files import atomic_file
+from bluelm.system.files import atomic_file
 from export.bundle import macho, payload
 from export.bundle.manifest import FILE, BundleManifest
 from export.bundle.runner import Runner, read_info

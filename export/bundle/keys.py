@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 
-from bluelm import certificates
 from bluelm.errors import InputError
-from bluelm.files import atomic_file
-from bluelm.reading import read_bytes
+from bluelm.system.files import atomic_file
+from bluelm.system.reading import read_bytes
+from bluelm.trust import certificates
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bluelm.errors import InputError
-from bluelm.manifest import Sha256
-from bluelm.reading import check_record, first_fault
+from bluelm.system.reading import check_record, first_fault
+from bluelm.trust.manifest import Sha256
 
 FILE, MLBOM, CERTIFICATE, SIGNATURE = "manifest.json", "mlbom.cdx.json", "signer.pem", "model.sig"
 MAX_BYTES = 16 << 20

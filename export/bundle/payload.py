@@ -16,10 +16,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bluelm import signature
 from bluelm.errors import InputError
-from bluelm.manifest import Difference, report
-from bluelm.paths import check_name
+from bluelm.trust import signature
+from bluelm.trust.manifest import Difference, report
+from bluelm.trust.paths import check_name
 from export.bundle import keys, mlbom
 from export.bundle.manifest import (
     CERTIFICATE,

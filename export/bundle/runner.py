@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
 
-from bluelm.children import run
 from bluelm.errors import ExportError, InputError, UnavailableError
-from bluelm.reading import read_bytes
-from bluelm.safety import walk
+from bluelm.system.children import run
+from bluelm.system.reading import read_bytes
+from bluelm.trust.safety import walk
 
 SOURCES = Path(__file__).parent / "templates" / "runner"
 EXECUTABLE = "BundleRunner"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from bluelm.errors import InputError, TargetError
-from bluelm.paths import check_name
+from bluelm.trust.paths import check_name
 
 LIMIT = 2**32 - 1  # zip64 is refused by aapt2, zipalign and apksigner
 PIECE = 1 << 20  # bytes read at a time

@@ -13,8 +13,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from bluelm.reading import read_json
-from bluelm.tokenizer import TOKENIZER_FILES
+from bluelm.system.reading import read_json
+from bluelm.text.tokenizer import TOKENIZER_FILES
 from compress.store import QuantizedCheckpoint
 from export.artifact import MANIFEST, Artifact
 from export.readback.items import Finding, checked

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from bluelm.files import sha256
+from bluelm.system.files import sha256
 from compress.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact, find_source
 from export.formats import function, record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from bluelm.reading import read_json
+from bluelm.system.reading import read_json
 from export.artifact import Artifact
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError, InputError
-from bluelm.reading import read_json
 from bluelm.rope import rope_table
+from bluelm.system.reading import read_json
 from compress.store import EMBED, QuantizedCheckpoint
 from export import onnx_genai
 from export.artifact import Artifact

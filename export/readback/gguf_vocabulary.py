@@ -10,9 +10,9 @@ from typing import Any
 import gguf
 
 from bluelm.config import ModelConfig
-from bluelm.reading import MOST_TABLE_BYTES, read_json
-from bluelm.sentencepieces import SentencePieces, read_model
-from bluelm.tokenizer import Tokenizer
+from bluelm.system.reading import MOST_TABLE_BYTES, read_json
+from bluelm.text.sentencepieces import SentencePieces, read_model
+from bluelm.text.tokenizer import Tokenizer
 from compress.store import QuantizedCheckpoint
 from export.readback.gguf_keys import Value
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bluelm.config import ModelConfig
-from bluelm.files import atomic_folder
+from bluelm.system.files import atomic_folder
 from bluelm.weights import LINEARS, NORMS
 from compress.quantized import QuantizedTensor
 from compress.store import EMBED, QuantizedCheckpoint

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.errors import InputError
-from bluelm.files import sha256
-from bluelm.hubs import Hub, Listed
-from bluelm.manifest import PINNED, Difference, FolderManifest, Origin, report
-from bluelm.paths import check_names
-from bluelm.progress import Progress, Silent, Task
-from bluelm.safety import check_folder, walk
-from bluelm.transfer import Absent, Differs
+from bluelm.system.files import sha256
+from bluelm.system.progress import Progress, Silent, Task
+from bluelm.trust.hubs import Hub, Listed
+from bluelm.trust.manifest import PINNED, Difference, FolderManifest, Origin, report
+from bluelm.trust.paths import check_names
+from bluelm.trust.safety import check_folder, walk
+from bluelm.trust.transfer import Absent, Differs
 
 SKIPPED = (".py", ".gitattributes", ".gitignore", PINNED)
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".onnx")

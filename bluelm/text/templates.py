@@ -1,6 +1,6 @@
 """Chat templates of the field's other models, and tokens that a checkpoint's class adds without saying so in a file.
 
-BlueLM's own template is in `bluelm/tokenizer.py`. Contents are data here too: a mark in a user's text is spelled
+BlueLM's own template is in `bluelm/text/tokenizer.py`. Contents are data here too: a mark in a user's text is spelled
 out and ends nothing.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from bluelm.added_tokens import AddedToken
+from bluelm.text.added_tokens import AddedToken
 
 # THUDM's ChatGLMTokenizer puts these behind the pieces of tokenizer.model, in this order (tokenization_chatglm.py)
 CHATGLM_TOKENS = (

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bluelm.errors import InputError, UnavailableError
-from bluelm.reading import read_bytes
+from bluelm.system.reading import read_bytes
 
 MAX_BYTES = 1 << 20
 

@@ -16,11 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluelm import certificates
 from bluelm.errors import InputError, UnavailableError
-from bluelm.manifest import Difference, FolderManifest, report
-from bluelm.reading import open_regular, read_bytes
-from bluelm.timestamps import stamped
+from bluelm.system.reading import open_regular, read_bytes
+from bluelm.trust import certificates
+from bluelm.trust.manifest import Difference, FolderManifest, report
+from bluelm.trust.timestamps import stamped
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.reading import open_regular
+from bluelm.system.reading import open_regular
 
 DEVICE_ERRORS = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO)
 TRY_AGAIN = "give the same command again; if this comes back, the disk or its connection fails"
@@ -104,7 +104,7 @@ def sha256(path: Path) -> str:
 
 def demo_checkpoint() -> Path:
     """Folder of the small trained BlueLM that ships with the package."""
-    return Path(__file__).parent / "demo"
+    return Path(__file__).parents[1] / "demo"
 
 
 def member(folder: Path, name: str) -> Path:

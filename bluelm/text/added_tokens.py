@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.files import member
-from bluelm.reading import read_json
+from bluelm.system.files import member
+from bluelm.system.reading import read_json
 
 MAX_ID = 2**24
 MOST_TOKENS, MOST_CHARACTERS = 10_000, 1000  # a pattern is made of them

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from bluelm.address import Address
 from bluelm.errors import InputError, UnavailableError
-from bluelm.paths import check_names
-from bluelm.safety import MAX_FILES
-from bluelm.transfer import Absent, Limits, Server
+from bluelm.trust.address import Address
+from bluelm.trust.paths import check_names
+from bluelm.trust.safety import MAX_FILES
+from bluelm.trust.transfer import Absent, Limits, Server
 
 LARGEST = 1 << 50  # bytes that a file of a model may have
 MIRROR_TOKEN = "BLUELM_MIRROR_TOKEN"  # the variable of the environment with a mirror's token

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluelm.added_tokens import optional_json, token_text
 from bluelm.errors import InputError, UnavailableError
-from bluelm.files import write_text
-from bluelm.reading import MOST_TABLE_BYTES, read_json
-from bluelm.sentencepieces import SentencePieces
+from bluelm.system.files import write_text
+from bluelm.system.reading import MOST_TABLE_BYTES, read_json
+from bluelm.text.added_tokens import optional_json, token_text
+from bluelm.text.sentencepieces import SentencePieces
 
 if TYPE_CHECKING:
     import tokenizers

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from bluelm.errors import ExportError, InterruptedRun
-from bluelm.memory import shortage
+from bluelm.system.memory import shortage
 
 HEARTBEAT_S = 2.0
 FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

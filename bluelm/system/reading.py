@@ -1,4 +1,4 @@
-"""Files of settings, read within bounds: JSON that somebody else wrote; of YAML see `bluelm/yamlfiles.py`.
+"""Files of settings, read within bounds: JSON that somebody else wrote; of YAML see `bluelm/system/yamlfiles.py`.
 
 A file is opened only if it is a regular one (a pipe would block for ever), read up to a size, and its content may be
 neither deep nor endless: numbers of thousands of digits, brackets in brackets and aliases that multiply are refused

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bluelm.added_tokens import optional_json, read_added_tokens
 from bluelm.errors import InputError
-from bluelm.files import member
-from bluelm.jsonpieces import JsonPieces, copy_settings, same_tokens
-from bluelm.sentencepieces import SentencePieces, piece_count
-from bluelm.templates import Template, chatglm_tokens, find_template
+from bluelm.system.files import member
+from bluelm.text.added_tokens import optional_json, read_added_tokens
+from bluelm.text.jsonpieces import JsonPieces, copy_settings, same_tokens
+from bluelm.text.sentencepieces import SentencePieces, piece_count
+from bluelm.text.templates import Template, chatglm_tokens, find_template
 
 TOKENIZER_FILES = (
     "tokenizer.model",

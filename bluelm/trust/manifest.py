@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from bluelm.address import without_secrets
 from bluelm.errors import InputError
-from bluelm.files import sha256, write_text
-from bluelm.reading import first_fault, read_record
-from bluelm.safety import MAX_FILES, walk
+from bluelm.system.files import sha256, write_text
+from bluelm.system.reading import first_fault, read_record
+from bluelm.trust.address import without_secrets
+from bluelm.trust.safety import MAX_FILES, walk
 
 MAX_BYTES = 64 << 20  # of a manifest file
 PINNED = "bluelm-manifest.json"  # what `fetch` leaves beside the files

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urljoin
 
-from bluelm.address import Address, without_secrets
 from bluelm.errors import InputError, UnavailableError
+from bluelm.trust.address import Address, without_secrets
 
 PIECE = 1 << 16  # bytes taken at a time, at most
 REDIRECTS = 5

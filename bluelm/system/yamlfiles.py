@@ -1,4 +1,4 @@
-"""YAML that somebody else wrote, read within the bounds of `bluelm/reading.py`."""
+"""YAML that somebody else wrote, read within the bounds of `bluelm/system/reading.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import yaml
 
 from bluelm.errors import InputError
-from bluelm.reading import MOST_DEPTH, read_text, walk
+from bluelm.system.reading import MOST_DEPTH, read_text, walk
 
 MOST_YAML_BYTES = 1 << 20  # a recipe that names every linear of 100 blocks has 50 kB
 MOST_VALUES = 50_000  # in one YAML file, aliases counted as often as they stand for something

@@ -13,9 +13,9 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from bluelm.added_tokens import AddedToken, splitter, token_text
 from bluelm.errors import InputError
-from bluelm.reading import MOST_TABLE_BYTES, read_bytes
+from bluelm.system.reading import MOST_TABLE_BYTES, read_bytes
+from bluelm.text.added_tokens import AddedToken, splitter, token_text
 
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 SPACE = "▁"  # sentencepiece's stand-in for a space

@@ -1,0 +1,1 @@
+"""This machine: files, memory, child processes, interrupts, progress."""

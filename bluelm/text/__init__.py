@@ -1,0 +1,1 @@
+"""Text of a model: tokenizers, their pieces and patterns, chat templates."""

@@ -1,0 +1,1 @@
+"""Where files come from: fetching within bounds, manifests, signatures, certificates, unsafe formats."""
