@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import pages
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from eval.metrics import kl_divergence, log_softmax
 from export import executorch, executorch_coreml
 from export.ranges import calibrate

@@ -24,10 +24,10 @@ from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
+from compress.checkpoint.pieces import Piece, read_header, read_linear, read_vector, write_piece
+from compress.checkpoint.store import QuantizedCheckpoint, block_file
 from compress.engine import quantize
-from compress.pieces import Piece, read_header, read_linear, read_vector, write_piece
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint, block_file
 from eval import heldout
 from eval.compare import block_errors
 from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu

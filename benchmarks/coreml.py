@@ -23,9 +23,9 @@ from benchmarks.wide import peak, write_random
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from eval import heldout
 from eval.compare import Comparison, Subject, compare
 from export import coreml, executorch_coreml

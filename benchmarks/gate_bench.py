@@ -16,9 +16,9 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from bluelm.system.progress import Silent
 from calibration.samples import load_samples
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from eval import budget_file, heldout
 from eval.budget import Check, Verdict, judge
 from eval.limits import Budget

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import pages
 from calibration.samples import load_samples
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from eval import twin_blocks
 from eval.compiled import Graphs
 from eval.twin_blocks import Apart

@@ -19,9 +19,9 @@ from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from eval import heldout
 from eval.heldout import Window
 from eval.metrics import kl_divergence, log_softmax

@@ -28,10 +28,10 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.model import Decoder
 from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
-from compress.allocate import choose
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
+from compress.widths.allocate import choose
 from eval import metrics
 from eval.metrics import Float
 from export.ranges import Ranges, calibrate

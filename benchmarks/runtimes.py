@@ -23,9 +23,9 @@ from benchmarks import pages
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from targets.registry import find
 from targets.runtime import Runtime, open_runtime
 from targets.torch_runtime import TorchRuntime

@@ -24,10 +24,10 @@ from benchmarks import pages
 from bluelm.config import ModelConfig
 from bluelm.system.files import demo_checkpoint
 from bluelm.weights import LINEARS, NORMS
-from compress.pieces import Piece, write_piece
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.pieces import Piece, write_piece
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import EMBED, EMBEDDING_FILE, HEAD, HEAD_FILE, QuantizedCheckpoint, block_file, finish
 from compress.recipe import Recipe
-from compress.store import EMBED, EMBEDDING_FILE, HEAD, HEAD_FILE, QuantizedCheckpoint, block_file, finish
 from export import lowered
 from export.artifact import Artifact
 from export.formats import record

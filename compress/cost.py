@@ -16,10 +16,10 @@ import torch
 from bluelm.checkpoint import Checkpoint, block_shapes
 from bluelm.config import ModelConfig
 from calibration.walk import KEPT_BYTES, STAGES, Split
-from compress.descent import SYSTEM_BYTES
 from compress.layers import ROWS, searches
+from compress.methods.descent import SYSTEM_BYTES
+from compress.methods.refine import BATCH_TOKENS
 from compress.recipe import HEAD, Recipe, Widths
-from compress.refine import BATCH_TOKENS
 
 FLOAT = 4
 LIBRARIES = 0.45e9  # bytes: Python, torch, its thread pools and buffers, what the allocator holds back

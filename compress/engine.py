@@ -29,17 +29,10 @@ from calibration.activations import Shelf
 from calibration.ranks import ALONE, Ranks
 from calibration.samples import Samples
 from calibration.walk import Hessian, Moments, Split, Streams, collect_hessians, moments_in_order
-from compress.awq import Folded, fold_block
-from compress.fingerprint import inputs_of
-from compress.layers import Solved, round_plainly, solve_stage
-from compress.pieces import Piece, read_header, read_linear
-from compress.probe import Probe
-from compress.quantized import QuantizedTensor
-from compress.recipe import Recipe, Widths
-from compress.refine import refine
-from compress.rotate import Rotated
-from compress.rotate import check as check_rotation
-from compress.store import (
+from compress.checkpoint.fingerprint import inputs_of
+from compress.checkpoint.pieces import Piece, read_header, read_linear
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import (
     EMBED,
     EMBEDDING_FILE,
     FINAL_NORM,
@@ -51,7 +44,14 @@ from compress.store import (
     piece_files,
     read_block,
 )
-from compress.work import Work, finished
+from compress.checkpoint.work import Work, finished
+from compress.layers import Solved, round_plainly, solve_stage
+from compress.methods.awq import Folded, fold_block
+from compress.methods.probe import Probe
+from compress.methods.refine import refine
+from compress.methods.rotate import Rotated
+from compress.methods.rotate import check as check_rotation
+from compress.recipe import Recipe, Widths
 
 log = logging.getLogger("bluelm_export")
 
@@ -136,7 +136,9 @@ def check(config: ModelConfig, recipe: Recipe) -> None:
             to have two widths.
     """
     if recipe.auto:
-        raise InputError("the widths of this recipe are to be chosen yet", fix="choose them with compress.allocate")
+        raise InputError(
+            "the widths of this recipe are to be chosen yet", fix="choose them with compress.widths.allocate"
+        )
     shapes = {name.removesuffix(".weight"): shape for name, shape in block_shapes(config).items() if len(shape) == 2}
     groups = {name: (recipe.group_size, shape[1]) for name, shape in shapes.items()}
     groups[HEAD] = (recipe.head_group_size, config.hidden_size)

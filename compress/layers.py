@@ -11,12 +11,12 @@ from torch import Tensor
 
 from calibration.ranks import ALONE, Ranks
 from calibration.walk import Moments
-from compress.descent import descend
-from compress.gptq import Feedback, factorize, gptq, objective
-from compress.grid import choose_grid
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.methods.descent import descend
+from compress.methods.gptq import Feedback, factorize, gptq, objective
+from compress.methods.grid import choose_grid
+from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe, Widths
-from compress.rtn import round_to_nearest
 
 ROWS = 2048  # rows solved at a time, each by one rank: bounds the memory of wide layers
 

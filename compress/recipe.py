@@ -57,7 +57,7 @@ class Recipe(BaseModel):
             blocks; given: the codes that a quantized checkpoint came with.
         bits: width of the blocks' linears; 3 is for comparing quantizers, no target takes it. In a file or on the
             command line it may be `auto`: 4 or 8 bits and the groups of each linear by what it loses.
-        auto: the widths are to be chosen yet (`bits: auto`), see `compress/allocate.py`.
+        auto: the widths are to be chosen yet (`bits: auto`), see `compress/widths/allocate.py`.
         size: bytes that the quantized checkpoint may take, for `auto`.
         max_kl: KL that it may lose, as estimated, for `auto`. With neither: the size that `bits`, `group_size` and
             `head_bits` would come to.

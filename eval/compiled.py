@@ -9,7 +9,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from bluelm.errors import InputError
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from eval import twin_blocks
 from eval.measurement import Measurement
 from export.artifact import Artifact, find_source, source_of

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bluelm.config import ModelConfig
-from compress.pieces import LinearInfo
-from compress.store import EMBED, HEAD, QuantizedCheckpoint
+from compress.checkpoint.pieces import LinearInfo
+from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.formats import Sizes, Without
 from export.package import WEIGHT_ROLES

@@ -16,7 +16,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import ExportError
 from bluelm.system.files import sha256
 from bluelm.text.tokenizer import Message, Tokenizer
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from eval import compiled, size_plan
 from eval.compare import BlockErrors
 from eval.limits import NOT_KNOWN

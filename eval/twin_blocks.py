@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import lowered
 from export.artifact import Artifact
 from export.embedding import EmbeddingTable

@@ -19,8 +19,8 @@ from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
 from bluelm.text.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
-from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact, list_files
 from export.coreml_mil import MASKED, Activations, Quantized, Weights, signed_codes
 from export.coreml_package import Package, import_coremltools

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 from export.coreml_package import import_coremltools
 
 Activations = Literal["float16", "float32"]

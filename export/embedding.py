@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from bluelm.errors import InputError
 from bluelm.system.reading import check_regular, parse_json
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 from export.packing import pack, unpack
 
 

@@ -27,8 +27,8 @@ from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
-from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.debug import DEBUG_NOTE
 from export.executorch_memory import shared_weights, stand_in, weights_when_serialized

@@ -22,7 +22,7 @@ from bluelm.errors import ExportError, TargetError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
 from bluelm.weights import LINEARS
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import executorch_static as static
 from export.artifact import Artifact
 from export.coreml_mil import MASKED, Activations, signed_codes

@@ -15,7 +15,7 @@ from executorch.exir._serialize._program import PTEFile
 from executorch.exir.schema import Bool, DelegateCall, Double, Int, KernelCall, Null, Tensor, TensorList
 
 from bluelm.errors import InputError
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 from export.executorch_reader import constant_bytes, quantized_weight, xnnpack_graph
 
 NONE = 2**32 - 1  # XNNPACK's id of no value

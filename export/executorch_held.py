@@ -13,8 +13,8 @@ import torch
 
 from bluelm.errors import InputError
 from bluelm.weights import LINEARS
-from compress.quantized import OrderedWeight, QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.executorch_reader import read
 
 

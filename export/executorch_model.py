@@ -25,8 +25,8 @@ from torchao.quantization.quant_primitives import (
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
 from bluelm.weights import LINEARS
-from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.executorch_cache import Cache, make_cache
 
 

@@ -20,7 +20,7 @@ from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
 from executorch.exir.schema import DelegateCall, Int
 
 from bluelm.errors import InputError
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 
 IDENTIFIER = b"ET12"  # of the flatbuffer
 BLOCKWISE, CHANNELWISE = "xnn_datatype_qbint4", ("xnn_datatype_qcint8", "xnn_datatype_qcint4")

@@ -20,8 +20,8 @@ from torchao.quantization.quant_primitives import dequantize_affine
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
 from bluelm.weights import LINEARS
-from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import lowered
 from export.lowered import KeysValues, Rotary
 from export.torch_ops import Parameters, TorchOps

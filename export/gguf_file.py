@@ -23,8 +23,8 @@ from bluelm.errors import TargetError
 from bluelm.rope import inverse_frequencies
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
-from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.gguf_tokenizer import add_tokenizer
 from export.mobile_package import describe

@@ -17,7 +17,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.rope import inverse_frequencies
 from bluelm.system.reading import check_regular
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 from export.gguf_file import (
     BLOCK,
     F32,

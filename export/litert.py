@@ -13,8 +13,8 @@ from pathlib import Path
 from bluelm.errors import TargetError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
-from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.embedding import write_embedding
 from export.encoding import Encoding

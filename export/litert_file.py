@@ -18,7 +18,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated
 
 from bluelm.system.files import atomic_file
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 
 schema: Any = schema_py_generated  # generated classes, whose annotations are wrong
 IDENTIFIER = b"TFL3"

@@ -11,7 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated
 from torch import Tensor
 
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 from export.encoding import Encoding
 from export.litert_file import Subgraph, Type
 

@@ -14,8 +14,8 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 
 from bluelm.errors import InputError
-from compress.quantized import OrderedWeight, QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.litert_file import IDENTIFIER, TYPES, Type
 
 ARRAYS = {number: dtype for dtype, number in TYPES.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from bluelm.text.tokenizer import TOKENIZER_FILES
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact, Cache, Format, list_files
 from export.embedding import write_embedding
 from export.package import bits_per_weight, parameter_count

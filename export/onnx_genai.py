@@ -26,8 +26,8 @@ from bluelm.errors import TargetError
 from bluelm.rope import rope_table
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
-from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.mobile_package import KvBits, describe
 from export.onnx_cpu import CacheCodec, store_weight

@@ -23,8 +23,8 @@ from bluelm.errors import TargetError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
 from bluelm.weights import LINEARS
-from compress.quantized import QuantizedTensor
-from compress.store import EMBED, HEAD, LinearInfo, QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import EMBED, HEAD, LinearInfo, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.encoding import SHARE, Encoding
 from export.onnx_decoder import write_graphs

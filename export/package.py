@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bluelm.config import ModelConfig
 from bluelm.text.tokenizer import TOKENIZER_FILES
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact, ArtifactFile, Cache, Format, list_files
 from export.embedding import write_embedding
 from export.onnx_decoder import GRAPHS, WEIGHTS, part_file

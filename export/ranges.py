@@ -19,7 +19,7 @@ from bluelm.system.files import write_text
 from bluelm.system.progress import Progress, Silent
 from bluelm.system.reading import first_fault, read_record
 from bluelm.weights import Weights
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import lowered
 from export.encoding import Bits, Encoding
 from export.torch_ops import Parameters, Recorded, TorchOps

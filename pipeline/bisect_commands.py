@@ -76,7 +76,7 @@ def _bisect(folder: Path, on: str, quantized: Path, model: Path, scratch: Path) 
     from typing import cast
 
     from bluelm.checkpoint import Checkpoint
-    from compress.store import QuantizedCheckpoint
+    from compress.checkpoint.store import QuantizedCheckpoint
     from eval import heldout
     from export.artifact import Artifact
     from pipeline import provenance

@@ -15,8 +15,8 @@ import torch
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.weights import Weights
-from compress.rotate import Rotated
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.checkpoint.store import EMBED, QuantizedCheckpoint
+from compress.methods.rotate import Rotated
 from eval import judge
 from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
 from eval.compare import BlockErrors, local_errors, weights_steps

@@ -190,7 +190,7 @@ def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack
 def _checkpoint(folder: Path) -> Subject:
     """A quantized checkpoint, dequantized, or the float one, in torch."""
     from bluelm.checkpoint import Checkpoint
-    from compress.store import QuantizedCheckpoint
+    from compress.checkpoint.store import QuantizedCheckpoint
     from eval.compare import Subject, weights_steps
     from pipeline import provenance
     from targets.torch_runtime import TorchRuntime

@@ -9,9 +9,9 @@ from typing import Any
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.system.progress import Progress
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
 from eval import heldout
 from eval.heldout import HeldOut

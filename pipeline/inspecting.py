@@ -12,8 +12,8 @@ from typing import cast
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.text.tokenizer import Tokenizer
-from compress.rotate import Rotated
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
+from compress.methods.rotate import Rotated
 from eval import positions, structure
 from eval.arithmetic import allowance
 from eval.compare import local_errors

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from bluelm.trust.signature import Trust
     from calibration.ranks import Ranks
     from calibration.samples import Samples
-    from compress.allocate import Allowed
+    from compress.checkpoint.store import QuantizedCheckpoint
     from compress.formats.write import Kind
     from compress.recipe import Recipe
-    from compress.store import QuantizedCheckpoint
+    from compress.widths.allocate import Allowed
     from pipeline.source import Source
 
 ModelFolder = Annotated[Path, typer.Argument(help="Hugging Face folder of a BlueLM or Llama checkpoint.")]
@@ -166,8 +166,8 @@ def run(job: Job, output: Console, messages: Console) -> int:
     """Open everything, say what it takes, quantize, say where it lies and what it took."""
     from bluelm.system.progress import Silent
     from calibration.ranks import join
-    from compress.allocate import check_room
     from compress.formats.write import check_out, check_recipe
+    from compress.widths.allocate import check_room
     from pipeline import provenance, resources
     from pipeline.effects import QUANTIZE, QuantizeFacts, refuse_idle
     from pipeline.progress import show_progress, working
@@ -228,8 +228,8 @@ def _samples(job: Job, source: Source) -> Samples | None:
 
 def _allowed(job: Job, recipe: Recipe) -> Allowed:
     """The widths that `--bits auto` chooses from."""
-    from compress.allocate import Allowed
     from compress.recipe import HEAD
+    from compress.widths.allocate import Allowed
 
     allowed = Allowed.all(recipe)
     if job.format is None:

@@ -16,8 +16,8 @@ from rich.markup import escape
 from bluelm.errors import BudgetError
 from bluelm.system.progress import Progress
 from bluelm.system.reading import read_json
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from eval import budget as budgets
 from eval.budget_file import DEFAULT_BUDGET
 from eval.history import History

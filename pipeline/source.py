@@ -15,10 +15,10 @@ from bluelm.system.files import demo_checkpoint
 from bluelm.system.progress import Progress
 from calibration.samples import Samples
 from compress import engine
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.formats.adopt import adopt, given_recipe, scattered
 from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export.formats import record, records
 
 CHOOSES_CODES = frozenset({"method", "bits", "auto", "group_size", "symmetric", "refine", "rotate", "size", "max_kl"})

@@ -13,9 +13,9 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.system.files import write_text
 from bluelm.system.progress import Progress
-from compress.allocate import WIDTHS, Allowed, Chosen, check_room, choose
+from compress.methods.rotate import Rotated
 from compress.recipe import Recipe, Widths
-from compress.rotate import Rotated
+from compress.widths.allocate import WIDTHS, Allowed, Chosen, check_room, choose
 from targets.target import Target
 
 RECIPE, TABLE = "recipe.yaml", "widths.json"

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from bluelm.config import ModelConfig
 from bluelm.system.progress import Progress
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.ranges import Ranges
 from targets.legality import check_groups, check_lengths

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from bluelm.errors import InputError
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact, source_of
 from export.debug import DEBUG_NOTE, debug_build
 from export.formats import function

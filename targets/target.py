@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bluelm.config import ModelConfig
 from bluelm.system.progress import Progress
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export.artifact import Artifact, Format
 from export.ranges import Ranges
 from targets.backend import Backend, Lowering

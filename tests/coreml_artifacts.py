@@ -13,10 +13,10 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from bluelm.weights import LINEARS
 from calibration.samples import CalibrationReport, Samples, load_samples
+from compress.checkpoint.quantized import OrderedWeight
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
-from compress.quantized import OrderedWeight
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 
 RTN = {"method": "rtn", "samples": 1, "length": 16}
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.weights import LINEARS
-from compress.grid import choose_grid
-from compress.pieces import Piece, write_piece
-from compress.quantized import OrderedWeight, QuantizedTensor
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.checkpoint.pieces import Piece, write_piece
+from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
+from compress.checkpoint.store import EMBED, QuantizedCheckpoint
+from compress.methods.grid import choose_grid
 from export.artifact import Artifact, list_files
 from targets.runtime import Runtime, RuntimeBase
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
 from calibration.samples import CalibrationReport, Samples
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export import onnx_cpu, onnx_npu
 from export.artifact import Artifact
 from export.ranges import Ranges, calibrate

@@ -21,9 +21,9 @@ from bluelm.config import ModelConfig
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
 from bluelm.trust.manifest import FolderManifest
+from compress.checkpoint.quantized import QuantizedTensor
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint, open_weights
-from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
 from eval.history import History, Run
 from eval.judge import DocumentSums

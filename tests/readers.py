@@ -18,8 +18,8 @@ from bluelm.trust.safety import check_folder
 from bluelm.trust.signature import Trust
 from bluelm.trust.signature import verify_folder as verify_signature
 from calibration.sources import read_texts
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from eval import budget_file
 from eval.baseline import regressions
 from eval.report import Report

@@ -14,9 +14,9 @@ from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
 from calibration.samples import load_samples
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 
 
 def rounded(

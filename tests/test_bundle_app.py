@@ -10,7 +10,7 @@ import torch
 
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Message, Tokenizer
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import MANIFEST, Artifact
 from export.bundle import build, project

@@ -12,7 +12,7 @@ import torch
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from eval.metrics import kl_divergence, log_softmax
 from export import coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import Artifact

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from eval.compare import Subject, block_errors, compare, weights_steps
 from export import coreml, executorch, executorch_held, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import Artifact

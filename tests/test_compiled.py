@@ -13,8 +13,8 @@ import torch
 
 from bluelm.errors import InputError
 from bluelm.weights import LINEARS
-from compress.quantized import QuantizedTensor
-from compress.store import EMBED
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import EMBED
 from eval import compiled, structure, twin_blocks
 from eval.compiled import LIMIT, TwinCheck
 from export import onnx_npu, readback

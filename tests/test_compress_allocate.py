@@ -16,11 +16,11 @@ from bluelm.errors import InputError
 from bluelm.model import Decoder
 from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
-from compress.allocate import Allocation, Allowed, Chosen, allocate, choose, knapsack, linear_bytes, sample
 from compress.engine import check, quantize
+from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe, Widths
-from compress.rtn import round_to_nearest
-from compress.sensitivity import measure
+from compress.widths.allocate import Allocation, Allowed, Chosen, allocate, choose, knapsack, linear_bytes, sample
+from compress.widths.sensitivity import measure
 from tests.rounded import shortened
 
 W4, W8, ROW4 = Widths(4, 32, True), Widths(8, 32, True), Widths(4, -1, True)
@@ -93,7 +93,7 @@ def test_knapsack_is_exact(seed: int, classes: int, share: float, by_loss: bool)
 
 
 def test_too_fine_sizes_are_rounded_up_and_still_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.allocate.LONGEST", 50)
+    monkeypatch.setattr("compress.widths.allocate.LONGEST", 50)
     sizes = [{W4: 1000 + 7 * i, W8: 2001 + 13 * i} for i in range(9)]
     losses = [{W4: 1.0 + i, W8: 0.1} for i in range(9)]
     found = knapsack(sizes, losses, 14_000)

@@ -17,12 +17,12 @@ from bluelm.system.files import demo_checkpoint
 from bluelm.weights import LINEARS
 from calibration.samples import load_samples
 from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage, Streams, collect_hessians
-from compress.awq import FOLDS, Scaling, channels_read, fold, fold_block, search_clips, search_scales
 from compress.engine import quantize
-from compress.grid import choose_grid
-from compress.probe import Probe
+from compress.methods.awq import FOLDS, Scaling, channels_read, fold, fold_block, search_clips, search_scales
+from compress.methods.grid import choose_grid
+from compress.methods.probe import Probe
+from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe, Widths
-from compress.rtn import round_to_nearest
 from tests.rounded import shortened
 
 W4 = Widths(4, 32, True)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from calibration.walk import Moments
-from compress.descent import _fit, descend, fit_scales, move_codes
-from compress.gptq import objective
-from compress.grid import choose_grid, representable
+from compress.checkpoint.quantized import QuantizedTensor
 from compress.layers import solve_stage
-from compress.quantized import QuantizedTensor
+from compress.methods.descent import _fit, descend, fit_scales, move_codes
+from compress.methods.gptq import objective
+from compress.methods.grid import choose_grid, representable
 from compress.recipe import Recipe, Widths
 
 
@@ -192,7 +192,7 @@ def test_a_row_s_scales_do_not_depend_on_other_rows() -> None:
 
 def test_the_ridge_pulls_the_scales_towards_those_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """(M + r I) change = b - M s in float64, for a ridge of the size of the system instead of one of a 10,000th."""
-    monkeypatch.setattr("compress.descent.RIDGE", 1.0)
+    monkeypatch.setattr("compress.methods.descent.RIDGE", 1.0)
     weight, hessian = case(10, rows=4)
     start = rounded(weight, 4, 32, True)
     codes = (start.codes.double() - 8).view(4, 4, 32)

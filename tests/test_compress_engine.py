@@ -23,10 +23,10 @@ from bluelm.weights import Weights
 from calibration.samples import Samples, load_samples
 from calibration.sources import read_texts
 from calibration.walk import Hessian
+from compress.checkpoint.store import MANIFEST, QuantizedCheckpoint, block_file
 from compress.engine import quantize
-from compress.gptq import objective
+from compress.methods.gptq import objective
 from compress.recipe import Recipe
-from compress.store import MANIFEST, QuantizedCheckpoint, block_file
 from tests.rounded import shortened
 
 HELDOUT = Path(__file__).parent.parent / "eval" / "data" / "heldout.jsonl"
@@ -100,7 +100,7 @@ def test_interrupted_run_goes_on_to_the_same_bytes(
         quantize(short, samples, recipe(method=method), tmp_path / "out", Stopping(steps))
     assert not (tmp_path / "out").exists()
     written = list[str]()
-    from compress import work
+    from compress.checkpoint import work
 
     def record(path: Path, *rest: Any) -> str:
         written.append(path.name)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from calibration.walk import Moments
-from compress.gptq import _one_thread, factorize, gptq, objective
-from compress.grid import Grid, choose_grid
 from compress.layers import corrected, solve_stage
+from compress.methods.gptq import _one_thread, factorize, gptq, objective
+from compress.methods.grid import Grid, choose_grid
+from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe, Widths
-from compress.rtn import round_to_nearest
 
 
 def problem(seed: int, rows: int = 24, columns: int = 64, tokens: int = 300) -> tuple[Tensor, Tensor]:
@@ -213,7 +213,7 @@ def test_wide_layers_are_solved_in_parts_with_the_same_result(monkeypatch: pytes
 
 def test_one_attempt_is_made_where_one_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     _, hessian = problem(3)
-    monkeypatch.setattr("compress.gptq.ATTEMPTS", 1)
+    monkeypatch.setattr("compress.methods.gptq.ATTEMPTS", 1)
     assert factorize(hessian).attempts == 1
 
 

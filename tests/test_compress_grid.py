@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.grid import LARGEST_SCALE, SMALLEST_SCALE, choose_grid, output_loss
-from compress.rtn import round_to_nearest
+from compress.methods.grid import LARGEST_SCALE, SMALLEST_SCALE, choose_grid, output_loss
+from compress.methods.rtn import round_to_nearest
 
 BITS = (4, 8)
 
@@ -130,7 +130,7 @@ def test_weights_too_large_for_float16_scales_are_refused() -> None:
 def test_rows_are_independent_of_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(0, rows=9)
     whole = choose_grid(weight, 4, 32, False, search=True)
-    monkeypatch.setattr("compress.grid.CHUNK", 128)
+    monkeypatch.setattr("compress.methods.grid.CHUNK", 128)
     parts = choose_grid(weight, 4, 32, False, search=True)
     assert torch.equal(whole.scales, parts.scales)
     assert torch.equal(whole.zeros, parts.zeros)

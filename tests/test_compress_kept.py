@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from calibration.samples import Samples, load_samples
+from compress.checkpoint.store import EMBEDDING_FILE, MANIFEST, block_file
 from compress.engine import quantize
 from compress.recipe import Recipe
-from compress.store import EMBEDDING_FILE, MANIFEST, block_file
 from tests.checkpoints import write_checkpoint
 from tests.test_compress_engine import Stopping, content
 

@@ -8,9 +8,9 @@ import torch
 from bluelm.model import DecoderBlock
 from bluelm.weights import LINEARS
 from calibration.walk import Streams
-from compress.quantized import QuantizedTensor
-from compress.refine import Refined, _Latent, refine, relative_error
-from compress.rtn import round_to_nearest
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.methods.refine import Refined, _Latent, refine, relative_error
+from compress.methods.rtn import round_to_nearest
 from tests.test_compress_awq import random_block, small_config
 
 
@@ -142,9 +142,9 @@ def offset(samples: int, sizes: list[float], steps: int, seed: int) -> tuple[Ref
 def test_loss_is_judged_over_samples_spread_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 9 samples of 4 tokens 5 are judged, the first and the last among them, in parts of 2 and a rest of 1."""
     sizes = [0.1 * index for index in range(1, 10)]
-    monkeypatch.setattr("compress.refine.BATCH_TOKENS", 8)
+    monkeypatch.setattr("compress.methods.refine.BATCH_TOKENS", 8)
     for tokens, judged in ((20, [0, 2, 4, 6, 8]), (2, [0]), (1000, list(range(9)))):
-        monkeypatch.setattr("compress.refine.JUDGED_TOKENS", tokens)
+        monkeypatch.setattr("compress.methods.refine.JUDGED_TOKENS", tokens)
         found, losses = offset(9, sizes, 1, 0)
         assert found.before == pytest.approx(sum(losses[at] for at in judged) / len(judged), rel=1e-4)
 
@@ -152,7 +152,7 @@ def test_loss_is_judged_over_samples_spread_over_all(monkeypatch: pytest.MonkeyP
 def test_a_step_looks_at_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two samples of 4 tokens, of which one is met exactly: a step that sees that one alone changes nothing."""
     for tokens, sees_both in ((4, False), (1, False), (8, True)):
-        monkeypatch.setattr("compress.refine.BATCH_TOKENS", tokens)
+        monkeypatch.setattr("compress.methods.refine.BATCH_TOKENS", tokens)
         for seed in range(4):
             first = int(torch.randperm(2, generator=torch.Generator().manual_seed(seed))[0])
             found, _ = offset(2, [0.5, 0.0], 1, seed)

@@ -15,10 +15,10 @@ from bluelm.system.files import demo_checkpoint
 from bluelm.weights import LINEARS
 from calibration.samples import Samples, load_samples
 from calibration.walk import Streams
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
+from compress.methods.refine import refine, relative_error
 from compress.recipe import Recipe
-from compress.refine import refine, relative_error
-from compress.store import QuantizedCheckpoint
 from tests.rounded import shortened
 
 VALUES = {"samples": 32, "length": 128, "sweeps": 0}  # of so few tokens, sweeps and refining learn too much by heart

@@ -16,9 +16,9 @@ from bluelm.model import Decoder, DecoderBlock
 from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
 from compress.engine import check, quantize
+from compress.methods.rotate import Rotated, Rotation, cosines, rotate_block
+from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe
-from compress.rotate import Rotated, Rotation, cosines, rotate_block
-from compress.rtn import round_to_nearest
 from tests.rounded import shortened
 
 

@@ -17,13 +17,13 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.model import Decoder
 from bluelm.system.files import demo_checkpoint
+from compress.checkpoint.packing import pack, unpack
+from compress.checkpoint.pieces import Piece, read_header, read_linear, read_vector, write_piece
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import MANIFEST, QuantizedCheckpoint
+from compress.checkpoint.work import finished
 from compress.engine import quantize
-from compress.packing import pack, unpack
-from compress.pieces import Piece, read_header, read_linear, read_vector, write_piece
-from compress.quantized import QuantizedTensor
 from compress.recipe import Recipe
-from compress.store import MANIFEST, QuantizedCheckpoint
-from compress.work import finished
 from tests.rounded import shortened
 
 

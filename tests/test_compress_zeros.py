@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from calibration.samples import load_samples
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint
 from compress.formats.write import Kind, check_recipe, write
-from compress.grid import SMALLEST_SCALE, choose_grid, representable
-from compress.quantized import QuantizedTensor
+from compress.methods.grid import SMALLEST_SCALE, choose_grid, representable
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from export import executorch
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime

@@ -13,7 +13,7 @@ import pytest
 
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from eval import heldout
 from eval.compare import Subject, compare
 from export import coreml
@@ -245,7 +245,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     here = coreml.export(q, tmp_path / "here", context=64, chunk=16)
     there = tmp_path / "there"
     code = (
-        "from pathlib import Path; from compress.store import QuantizedCheckpoint; from export import coreml; "
+        "from pathlib import Path; from compress.checkpoint.store import QuantizedCheckpoint; from export import coreml; "
         f"coreml.export(QuantizedCheckpoint.open('{q.folder}'), Path('{there}'), context=64, chunk=16)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(coreml.__file__).parents[1])}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from eval import heldout, positions
 from eval.arithmetic import Allowance, _table, allowance
 from export import onnx_cpu, onnx_genai

@@ -13,8 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 from bluelm.checkpoint import Checkpoint
-from compress.quantized import QuantizedTensor
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from eval.bisect import Finding
 from eval.report import Built
 from export import coreml, litert, onnx_cpu, onnx_genai, onnx_npu

@@ -11,7 +11,7 @@ import pytest
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.system.progress import Silent
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from eval import heldout
 from eval.budget import Verdict, judge
 from eval.limits import Budget

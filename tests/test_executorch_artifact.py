@@ -15,9 +15,9 @@ from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
 from torch.export import ExportedProgram
 
 from bluelm.errors import InputError, TargetError
-from compress.grid import choose_grid
-from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
+from compress.methods.grid import choose_grid
 from eval import size_plan, structure
 from export import executorch
 from export.artifact import Artifact

@@ -14,8 +14,8 @@ import pytest
 
 from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
 from bluelm.weights import LINEARS
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from eval import size_plan, structure
 from eval.compare import Subject, block_errors, weights_steps
 from export import executorch_coreml

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 from export.embedding import EmbeddingTable, write_embedding
 from export.encoding import SHARE, Encoding
 from export.packing import pack, unpack

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError, TargetError
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import onnx_cpu, onnx_npu
 from export.artifact import Artifact
 from export.embedding import EmbeddingTable

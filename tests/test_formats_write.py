@@ -14,13 +14,13 @@ from bluelm.adapters import adapted
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.text.tokenizer import Tokenizer
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.formats import write as writing
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint
 from compress.formats.write import Kind, who_cannot_load, write
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from targets.torch_runtime import TorchRuntime
 from tests.checkpoints import write_checkpoint
 from tests.packed import compressed, gptq, write_packed

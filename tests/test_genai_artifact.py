@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import onnx_genai
 from export.artifact import Artifact
 from export.readback import differing

@@ -19,8 +19,8 @@ from bluelm.config import ModelConfig, RopeScaling
 from bluelm.errors import InputError, TargetError
 from bluelm.rope import inverse_frequencies
 from bluelm.system.files import demo_checkpoint
-from compress.grid import choose_grid
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
+from compress.methods.grid import choose_grid
 from export import gguf_file
 from export.artifact import Artifact
 from export.gguf_file import in_file_order, interleaved, pack, rope_factors

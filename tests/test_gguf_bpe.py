@@ -13,7 +13,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from bluelm.errors import InputError, TargetError
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import gguf_file
 from export.gguf_bpe import read_byte_pairs
 from export.gguf_reader import GgufWeights

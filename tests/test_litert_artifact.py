@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError, TargetError
-from compress.grid import choose_grid
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
+from compress.methods.grid import choose_grid
 from export import litert
 from export.artifact import Artifact
 from export.litert_file import LitertModel, pack

@@ -13,7 +13,7 @@ import pytest
 from executorch.exir._serialize._program import deserialize_pte_binary
 
 from bluelm.errors import UnavailableError
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.embedding import EmbeddingTable
 from pipeline.cli import main

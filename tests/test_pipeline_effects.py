@@ -14,8 +14,8 @@ from typer.main import get_command
 from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
-from compress.allocate import Allowed, check_room
 from compress.recipe import Recipe
+from compress.widths.allocate import Allowed, check_room
 from eval import heldout
 from eval.limits import Budget, DomainLimits
 from eval.sufficient import check_text, lacking

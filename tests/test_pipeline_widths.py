@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bluelm.checkpoint import Checkpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
-from compress.store import QuantizedCheckpoint
 from pipeline.cli import main
 from pipeline.widths import held_by
 from targets.registry import find

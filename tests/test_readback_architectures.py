@@ -14,7 +14,7 @@ import torch
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import TargetError
 from bluelm.system.files import demo_checkpoint
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from eval import size_plan
 from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
 from export.artifact import Artifact

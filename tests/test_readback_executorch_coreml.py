@@ -13,7 +13,7 @@ import pytest
 from executorch.backends.apple.coreml import executorchcoreml
 from executorch.exir._serialize._program import serialize_pte_binary
 
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import executorch_coreml
 from export.artifact import Artifact
 from export.coreml_package import RECORD, Package

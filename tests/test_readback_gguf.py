@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bluelm.system.files import demo_checkpoint
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import gguf_file
 from export.artifact import Artifact
 from export.readback import differing, read_back

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from compress.quantized import QuantizedTensor
-from compress.store import EMBED
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import EMBED
 from export.embedding import write_embedding
 from export.onnx_reader import Stored
 from export.readback.held import faults, listed, same, stored, table, table_faults

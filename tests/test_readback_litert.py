@@ -13,7 +13,7 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated
 
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import litert
 from export.artifact import Artifact
 from export.litert_file import ALIGNMENT, IDENTIFIER

@@ -17,10 +17,10 @@ from onnx import ModelProto
 from sentencepiece import sentencepiece_model_pb2
 
 from bluelm.errors import InputError
+from compress.checkpoint.store import EMBED
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
-from compress.store import EMBED
 from export import onnx_cpu, onnx_genai, onnx_npu, readback
 from export.artifact import Artifact
 from export.embedding import EmbeddingTable

@@ -16,7 +16,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 from export.readback import beside, items
 from export.readback.beside import config_faults
 from export.readback.items import Finding

@@ -18,7 +18,7 @@ from executorch.exir._serialize._flatbuffer import _flatc_compile
 from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 from executorch.exir.schema import Bool, DelegateCall, Double, Int, KernelCall, Tensor
 
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import executorch
 from export.artifact import Artifact
 from export.executorch_reader import read_program, xnnpack_graph

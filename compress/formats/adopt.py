@@ -15,12 +15,9 @@ from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
 from bluelm.weights import LINEARS
-from compress.formats.packed import PackedCheckpoint, describe
-from compress.layers import Solved, round_plainly
-from compress.pieces import LinearInfo, Piece, write_piece
-from compress.quantized import OrderedWeight
-from compress.recipe import Recipe, Widths
-from compress.store import (
+from compress.checkpoint.pieces import LinearInfo, Piece, write_piece
+from compress.checkpoint.quantized import OrderedWeight
+from compress.checkpoint.store import (
     EMBED,
     EMBEDDING_FILE,
     FINAL_NORM,
@@ -31,7 +28,10 @@ from compress.store import (
     finish,
     piece_files,
 )
-from compress.work import finished
+from compress.checkpoint.work import finished
+from compress.formats.packed import PackedCheckpoint, describe
+from compress.layers import Solved, round_plainly
+from compress.recipe import Recipe, Widths
 
 GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 

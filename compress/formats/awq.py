@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
+from compress.checkpoint.pieces import LinearInfo
+from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import NOTHING, Claim
 from compress.formats.layout import Shape, check_symmetric, group_of, make_weight
 from compress.formats.words import pack_words, unpack_words
-from compress.pieces import LinearInfo
-from compress.quantized import OrderedWeight, QuantizedTensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # field i of a word holds output ORDER[i]
 BITS = 4

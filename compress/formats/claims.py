@@ -13,7 +13,7 @@ from typing import Any
 
 from bluelm.errors import InputError
 from bluelm.text.patterns import check_count, matcher
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 
 FIX = "correct the settings, or fetch settings and tensors of the same checkpoint"
 

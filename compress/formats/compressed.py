@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
+from compress.checkpoint.pieces import LinearInfo
+from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import NOTHING, Claim
 from compress.formats.layout import (
     WIDTHS,
@@ -31,8 +33,6 @@ from compress.formats.layout import (
     width_of,
 )
 from compress.formats.words import pack_words, unpack_words
-from compress.pieces import LinearInfo
-from compress.quantized import OrderedWeight, QuantizedTensor
 
 PACKED = "pack-quantized"
 

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
+from compress.checkpoint.pieces import LinearInfo
+from compress.checkpoint.quantized import OrderedWeight
 from compress.formats.claims import NOTHING, Claim
 from compress.formats.layout import Shape, contiguous_groups, group_of, make_weight, width_of
 from compress.formats.words import pack_words, unpack_words
-from compress.pieces import LinearInfo
-from compress.quantized import OrderedWeight
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
+from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import NOTHING, Claim
-from compress.grid import SMALLEST_SCALE
-from compress.quantized import OrderedWeight, QuantizedTensor
+from compress.methods.grid import SMALLEST_SCALE
 
 WIDTHS = (4, 8)
 GROUP_STEP = 8  # runtimes have no blocks of other sizes

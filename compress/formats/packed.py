@@ -27,11 +27,11 @@ from bluelm.naming import half_split, source
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
 from bluelm.text.tokenizer import TOKENIZER_FILES
 from bluelm.weights import LINEARS
+from compress.checkpoint.pieces import LinearInfo
+from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import Claims, read_claims
 from compress.formats.detect import MARKERS, SETTINGS_FILES, find_layout, read_settings
 from compress.formats.layout import Layout, Shape
-from compress.pieces import LinearInfo
-from compress.quantized import OrderedWeight, QuantizedTensor
 
 # Of codes about their zero points, in standard deviations: one step off is 0.27 to 0.5 at 4 bits, trained weights 0.05.
 LARGEST_OFFSET = 0.2

@@ -1,6 +1,6 @@
 """Codes in 32-bit words, as quantized Hugging Face checkpoints hold them: the first code in the lowest bits.
 
-In memory that is little-endian bytes of codes, the first in the low half: what `compress.packing` has.
+In memory that is little-endian bytes of codes, the first in the low half: what `compress.checkpoint.packing` has.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.packing import pack, unpack
+from compress.checkpoint.packing import pack, unpack
 
 
 def unpack_words(words: Tensor, bits: int) -> Tensor:

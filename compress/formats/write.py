@@ -22,15 +22,15 @@ from bluelm.system.files import atomic_folder, write_text
 from bluelm.system.progress import Progress, Silent
 from bluelm.weights import LINEARS
 from calibration.walk import STAGES
+from compress.checkpoint.pieces import LinearInfo
+from compress.checkpoint.quantized import OrderedWeight
+from compress.checkpoint.store import QuantizedCheckpoint
 from compress.formats.awq import describe_awq, pack_awq
 from compress.formats.compressed import describe_compressed, pack_compressed
 from compress.formats.gptq import describe_gptq, pack_gptq
 from compress.formats.plain import plain_config, write_tokenizer
-from compress.pieces import LinearInfo
-from compress.quantized import OrderedWeight
+from compress.methods.rotate import Rotated
 from compress.recipe import Recipe
-from compress.rotate import Rotated
-from compress.store import QuantizedCheckpoint
 
 Kind = Literal["gptq", "awq", "compressed-tensors"]
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -15,7 +15,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.system.reading import read_json
 from bluelm.text.tokenizer import TOKENIZER_FILES
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import MANIFEST, Artifact
 from export.readback.items import Finding, checked
 

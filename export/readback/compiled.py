@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bluelm.system.files import sha256
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact, find_source
 from export.formats import function, record
 from export.readback.held import table_faults

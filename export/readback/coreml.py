@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluelm.errors import ExportError
-from compress.store import EMBED, HEAD, QuantizedCheckpoint
+from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.debug import DEBUG_NOTE
 from export.onnx_reader import Stored

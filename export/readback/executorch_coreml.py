@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluelm.errors import ExportError
-from compress.store import HEAD, QuantizedCheckpoint
+from compress.checkpoint.store import HEAD, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.onnx_reader import Stored
 from export.readback.held import faults, table

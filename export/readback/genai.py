@@ -11,7 +11,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import ExportError, InputError
 from bluelm.rope import rope_table
 from bluelm.system.reading import read_json
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from export import onnx_genai
 from export.artifact import Artifact
 from export.mobile_package import CACHES, KvBits

@@ -9,7 +9,7 @@ import numpy as np
 
 from bluelm.errors import InputError
 from bluelm.rope import inverse_frequencies
-from compress.store import EMBED, HEAD, QuantizedCheckpoint
+from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.readback.held import same, stored
 from export.readback.items import (

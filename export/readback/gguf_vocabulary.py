@@ -13,7 +13,7 @@ from bluelm.config import ModelConfig
 from bluelm.system.reading import MOST_TABLE_BYTES, read_json
 from bluelm.text.sentencepieces import SentencePieces, read_model
 from bluelm.text.tokenizer import Tokenizer
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.readback.gguf_keys import Value
 
 Type, Kind = gguf.GGUFValueType, gguf.TokenType  # kinds of pieces have sentencepiece's own numbers

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from compress.quantized import QuantizedTensor
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.embedding import EmbeddingTable
 from export.onnx_reader import Stored

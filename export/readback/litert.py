@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluelm.errors import ExportError
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.encoding import Encoding
 from export.mobile_package import KvBits

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from bluelm.errors import ExportError, InputError
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export import onnx_cpu, onnx_npu
 from export.artifact import Artifact
 from export.mobile_package import CACHES, KvBits

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bluelm.rope import rope_table
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.ranges import Ranges
 from export.readback.items import ROPE, attention_scale, norm_names, vector_names
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from compress.quantized import QuantizedTensor
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact
 from export.readback.held import faults, stored
 from export.readback.items import GRAPH, Finding, inventory

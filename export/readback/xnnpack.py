@@ -15,7 +15,7 @@ import numpy as np
 
 from bluelm.errors import ExportError
 from bluelm.rope import rope_table
-from compress.store import EMBED, HEAD, QuantizedCheckpoint
+from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.onnx_reader import Stored
 from export.readback.held import faults

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 from bluelm.checkpoint import Checkpoint
-from compress.store import QuantizedCheckpoint
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifact import Artifact, Format
 from export.formats import record
 from pipeline import judging

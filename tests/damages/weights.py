@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from compress.quantized import QuantizedTensor
-from compress.store import EMBED, HEAD, QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from tests import damage
 from tests.damage import LAYER, Changed
 from tests.damages.record import ALL, Damage

@@ -17,8 +17,8 @@ from torch import Tensor
 from bluelm.config import ModelConfig
 from bluelm.system.files import atomic_folder
 from bluelm.weights import LINEARS, NORMS
-from compress.quantized import QuantizedTensor
-from compress.store import EMBED, QuantizedCheckpoint
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from export.artifact import Artifact
 from export.formats import Lowering, Record, Run, Sizes, Speed, Without
 from export.mobile_package import describe

@@ -24,8 +24,8 @@ from bluelm.errors import InputError, TargetError
 from bluelm.system.files import member, sha256, write_text
 from bluelm.system.reading import read_json
 from bluelm.text.tokenizer import TOKENIZER_FILES, Tokenizer, copy_files
-from compress.pieces import Header, LinearInfo, read_header, read_ordered, read_vector
-from compress.quantized import OrderedWeight, QuantizedTensor
+from compress.checkpoint.pieces import Header, LinearInfo, read_header, read_ordered, read_vector
+from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.recipe import Recipe
 
 FORMAT = "bluelm-quantized"

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from bluelm.config import ModelConfig
 from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage
-from compress.grid import choose_grid
-from compress.probe import Judge, Probe, output_judge
+from compress.methods.grid import choose_grid
+from compress.methods.probe import Judge, Probe, output_judge
+from compress.methods.rtn import round_to_nearest
 from compress.recipe import Widths
-from compress.rtn import round_to_nearest
 
 EXPONENTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 NEARER = (0.1, 0.05)  # then the best exponent's neighbours, so far away

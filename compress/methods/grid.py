@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
 
 SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 LARGEST_SCALE = 65280.0  # the largest value that is a float16 and a bfloat16

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compress.grid import choose_grid
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.methods.grid import choose_grid
 
 
 def round_to_nearest(weight: Tensor, bits: int, group_size: int, symmetric: bool) -> QuantizedTensor:

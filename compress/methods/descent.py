@@ -19,9 +19,9 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from compress.gptq import objective
-from compress.grid import representable
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.methods.gptq import objective
+from compress.methods.grid import representable
 
 BLOCK = 64  # columns whose part of e H is computed in one matrix product
 SYSTEM_BYTES = 2**26  # of the rows' systems that are solved together

@@ -23,8 +23,8 @@ from torch import Tensor
 from bluelm.errors import InputError
 from bluelm.system.files import TRY_AGAIN, atomic_file, is_device_error
 from bluelm.system.reading import check_regular, parse_json
-from compress.packing import pack, unpack
-from compress.quantized import OrderedWeight, QuantizedTensor
+from compress.checkpoint.packing import pack, unpack
+from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 
 KEY = "bluelm"
 

@@ -25,9 +25,9 @@ from bluelm.system.reading import read_json, read_note
 from bluelm.text.tokenizer import TOKENIZER_FILES
 from calibration.ranks import Ranks
 from calibration.walk import Streams
-from compress.fingerprint import differences, fingerprint
-from compress.pieces import Piece, read_header, write_piece
-from compress.store import BESIDE, FORMAT, MANIFEST, QuantizedCheckpoint
+from compress.checkpoint.fingerprint import differences, fingerprint
+from compress.checkpoint.pieces import Piece, read_header, write_piece
+from compress.checkpoint.store import BESIDE, FORMAT, MANIFEST, QuantizedCheckpoint
 
 INPUTS = "inputs.json"
 STREAMS = "streams"

@@ -24,7 +24,7 @@ from bluelm.errors import InputError
 from bluelm.system.progress import Progress
 from bluelm.weights import Weights
 from compress.recipe import HEAD, Recipe, Widths
-from compress.sensitivity import Sensitivity, measure
+from compress.widths.sensitivity import Sensitivity, measure
 
 LONGEST = 2**16  # entries of the table
 TOKENS, LENGTH = 2048, 256  # tokens that sensitivities are measured on, and in a window

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from bluelm.model import DecoderBlock
-from compress.grid import representable
-from compress.quantized import QuantizedTensor
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.methods.grid import representable
 
 MARGIN = 0.2  # how far from its code a latent may begin: at the edge, 0.5, the first noisy steps would flip many
 TRAVEL = 1.0  # codes that a latent pushed one way all the time goes: with few steps they are longer

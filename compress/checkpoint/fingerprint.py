@@ -50,7 +50,7 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
 @cache
 def code() -> str:
     """Hex SHA-256 over the sources that decide the codes."""
-    root, digest = Path(__file__).parent.parent, hashlib.sha256()
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
     for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -23,9 +23,9 @@ from bluelm.rope import rope_table
 from bluelm.system.progress import Progress, Silent
 from bluelm.weights import Weights
 from calibration.walk import STAGES, Streams, collect_hessians
-from compress.gptq import objective
+from compress.methods.gptq import objective
+from compress.methods.rtn import round_to_nearest
 from compress.recipe import HEAD, Widths
-from compress.rtn import round_to_nearest
 
 ROWS = 256  # logits computed at a time, tokens
 

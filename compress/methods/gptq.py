@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from bluelm.tensorfiles import is_finite
-from compress.grid import Grid
+from compress.methods.grid import Grid
 
 BLOCK = 64  # columns whose earlier errors are taken up in one matrix product (lazy batch)
 DAMPING_STEP = 4.0  # by how much the damping rises when a factorization fails

@@ -1,0 +1,1 @@
+"""Bits for every linear within a size or an accuracy."""
