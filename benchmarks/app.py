@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks import pages
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import executorch
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from export.bundle import build, project
+from export.executorch import xnnpack as executorch
 from tests import kotlin_app
 from tests import test_bundle_app as app_test
 from tests.rounded import rounded

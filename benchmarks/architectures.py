@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from benchmarks import pages
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval.metrics import kl_divergence, log_softmax
-from export import executorch, executorch_coreml
-from export.ranges import calibrate
+from export.executorch import coreml as executorch_coreml
+from export.executorch import xnnpack as executorch
+from export.lowering.ranges import calibrate
 from targets.registry import find
 from targets.runtime import Place, Runtime, open_runtime
 from targets.torch_runtime import TorchRuntime

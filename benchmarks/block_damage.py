@@ -30,8 +30,15 @@ from compress.engine import quantize
 from compress.recipe import Recipe
 from eval import heldout
 from eval.compare import block_errors
-from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
-from export.ranges import calibrate
+from export.coreml import export as coreml
+from export.executorch import coreml as executorch_coreml
+from export.executorch import xnnpack as executorch
+from export.gguf import export as gguf_file
+from export.litert import export as litert
+from export.lowering.ranges import calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
 from pipeline.compare_commands import open_subjects
 from targets.registry import find
 from tests.rounded import shortened

@@ -28,9 +28,10 @@ from compress.engine import quantize
 from compress.recipe import Recipe
 from eval import heldout
 from eval.compare import Comparison, Subject, compare
-from export import coreml, executorch_coreml
-from export.artifact import Artifact
-from export.coreml_package import import_coremltools
+from export.artifacts.artifact import Artifact
+from export.coreml import export as coreml
+from export.coreml.package import import_coremltools
+from export.executorch import coreml as executorch_coreml
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 

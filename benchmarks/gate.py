@@ -24,7 +24,7 @@ from benchmarks.gate_bench import CONTEXT, Bench, Results, timed, told
 from bluelm.errors import ExportError
 from eval import size_plan
 from eval.arithmetic import allowance
-from export.artifact import Artifact, Format
+from export.artifacts.artifact import Artifact, Format
 from targets import runtime as runtimes
 from targets.runtime import Place, Runtime, natural
 from targets.torch_runtime import TorchRuntime

@@ -22,10 +22,17 @@ from compress.recipe import Recipe
 from eval import budget_file, heldout
 from eval.budget import Check, Verdict, judge
 from eval.limits import Budget
-from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
-from export.artifact import Artifact, Format
+from export.artifacts.artifact import Artifact, Format
+from export.coreml import export as coreml
+from export.executorch import coreml as executorch_coreml
+from export.executorch import xnnpack as executorch
 from export.formats import record
-from export.ranges import Ranges, calibrate
+from export.gguf import export as gguf_file
+from export.litert import export as litert
+from export.lowering.ranges import Ranges, calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
 from pipeline import judging
 from pipeline.inspecting import Inspector
 from pipeline.judging import Subject

@@ -27,7 +27,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import TOKENIZER_FILES
 from eval.heldout import BUNDLED
-from export.artifact import Format
+from export.artifacts.artifact import Format
 from tests.damages import sound
 
 TOKENS = 2048  # few, so that errors are large

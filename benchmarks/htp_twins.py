@@ -23,7 +23,7 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from eval import twin_blocks
 from eval.compiled import Graphs
 from eval.twin_blocks import Apart
-from export.ranges import Ranges, calibrate
+from export.lowering.ranges import Ranges, calibrate
 from targets.block_outputs import open_blocks
 from targets.cached_runtime import Feeds
 from targets.registry import find

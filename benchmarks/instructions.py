@@ -15,7 +15,7 @@ from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
 from compress.engine import quantize
 from compress.recipe import Recipe
-from export import onnx_cpu
+from export.onnx import cpu as onnx_cpu
 from targets.qemu_count import Counts, count
 
 REPEATS = 3

@@ -25,7 +25,7 @@ from compress.recipe import Recipe
 from eval import heldout
 from eval.heldout import Window
 from eval.metrics import kl_divergence, log_softmax
-from export.ranges import calibrate
+from export.lowering.ranges import calibrate
 from targets.registry import find
 from targets.runtime import Runtime, open_runtime
 from targets.torch_runtime import TorchRuntime, TwinRuntime

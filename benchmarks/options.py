@@ -34,7 +34,7 @@ from compress.recipe import Recipe
 from compress.widths.allocate import choose
 from eval import metrics
 from eval.metrics import Float
-from export.ranges import Ranges, calibrate
+from export.lowering.ranges import Ranges, calibrate
 from targets.torch_runtime import TwinRuntime
 from tests.rounded import linear_names
 

@@ -44,8 +44,8 @@ from benchmarks import pages
 from benchmarks.runtimes import demo
 from bluelm.text.tokenizer import Tokenizer
 from bluelm.weights import Weights
-from export import onnx_genai
-from export.artifact import Artifact, list_files
+from export.artifacts.artifact import Artifact, list_files
+from export.onnx import genai as onnx_genai
 from targets import qemu_count
 
 CONTEXT, CHUNK, PROMPT, DECODED = 512, 128, 128, 352
@@ -142,7 +142,7 @@ def executorch_sides(
     out: Path, peer_path: Path | None, head: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, Path]:
     """Our program and that of ExecuTorch's llama export, which wants no further folder."""
-    from export import executorch  # takes long; who only times does without
+    from export.executorch import xnnpack as executorch  # takes long; who only times does without
 
     suffix = "-head4" if head else ""
     ours, theirs = out / f"ours-executorch{suffix}", out / "llama-export"

@@ -28,11 +28,11 @@ from compress.checkpoint.pieces import Piece, write_piece
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, EMBEDDING_FILE, HEAD, HEAD_FILE, QuantizedCheckpoint, block_file, finish
 from compress.recipe import Recipe
-from export import lowered
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from export.formats import record
-from export.ranges import Ranges
-from export.torch_ops import Parameters, Recorded, TorchOps
+from export.lowering import decoder as lowered
+from export.lowering.ranges import Ranges
+from export.lowering.torch_ops import Parameters, Recorded, TorchOps
 
 TARGETS = {
     "onnx-cpu": "generic-arm64",
@@ -44,7 +44,11 @@ TARGETS = {
     "executorch-qnn": "snapdragon",
     "coreml": "apple",
 }
-LIBRARIES = {"executorch-xnnpack": "export.executorch", "litert": "export.litert", "coreml": "coremltools"}
+LIBRARIES = {
+    "executorch-xnnpack": "export.executorch.xnnpack",
+    "litert": "export.litert.export",
+    "coreml": "coremltools",
+}
 WIDE = ("runtime", "blocks", "s", "CPU s", "artifact, GB", "memory added, GB", "bound kept")
 COMPILED = ("runtime", "blocks", "s", "CPU s", "artifact, GB", "largest process, GB")
 HIDDEN, INNER, HEADS, ROWS = 4096, 11008, 32, 100096

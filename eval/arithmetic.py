@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import yaml
 
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 
 EXPECTED = Path(__file__).parent / "data" / "runtime_kl.yaml"
 

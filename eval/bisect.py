@@ -20,9 +20,9 @@ from torch import Tensor
 from bluelm.model import DecoderBlock
 from bluelm.rope import inverse_frequencies, rope_rows
 from bluelm.weights import LINEARS, Weights
-from export import lowered
-from export.ranges import Ranges, causal_mask
-from export.torch_ops import Parameters, Plain, Rounded, TorchOps
+from export.lowering import decoder as lowered
+from export.lowering.ranges import Ranges, causal_mask
+from export.lowering.torch_ops import Parameters, Plain, Rounded, TorchOps
 
 Cause = Literal["weights", "activations", "runtime"]
 # values of a block in the order in which they come: (name, axis of the tokens, weight that made it)

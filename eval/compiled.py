@@ -12,9 +12,9 @@ from bluelm.errors import InputError
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval import twin_blocks
 from eval.measurement import Measurement
-from export.artifact import Artifact, find_source, source_of
-from export.onnx_decoder import GRAPHS
-from export.ranges import Ranges
+from export.artifacts.artifact import Artifact, find_source, source_of
+from export.lowering.ranges import Ranges
+from export.onnx.decoder import GRAPHS
 from targets.cached_runtime import Feeds
 from targets.qnn import GIVEN, describe, graphs_of
 from targets.qnn_border import binary_of, border_faults, onnx_border, wrapper_faults

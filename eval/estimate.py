@@ -10,7 +10,7 @@ from bluelm.errors import InputError, UnavailableError
 from eval import size_plan, speed_model
 from eval.measurement import Measurement
 from eval.speed_model import SMALLEST, Shape, Soc, Work
-from export.artifact import MANIFEST, SIMULATOR, Artifact
+from export.artifacts.artifact import MANIFEST, SIMULATOR, Artifact
 from export.formats import Without
 
 CACHE_BYTES = {"float32": 4, "float16": 2, "int16": 2, "int8": 1}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 from eval.measurement import How, Measurement
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from targets.runtime import Place, run_of
 
 OVERFLOWS = {  # by an artifact's note or the type of its cache: what to do where its numbers run out of range

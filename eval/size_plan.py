@@ -11,9 +11,9 @@ from dataclasses import replace
 from bluelm.config import ModelConfig
 from compress.checkpoint.pieces import LinearInfo
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
+from export.artifacts.package import WEIGHT_ROLES
 from export.formats import Sizes, Without
-from export.package import WEIGHT_ROLES
 
 WIDE = "float32 activations"
 """The note of an artifact whose program computes in float32, not float16: its constants are as wide."""

@@ -21,7 +21,7 @@ from eval import compiled, size_plan
 from eval.compare import BlockErrors
 from eval.limits import NOT_KNOWN
 from eval.measurement import Measurement
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from export.formats import Without, function
 from export.readback import config_faults, read_back
 from targets.generation import ends, generate, until
@@ -135,7 +135,7 @@ def npu_shares(artifact: Artifact, subject: str) -> list[Measurement]:
 
 def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
     """All of it where every method of the program is nothing but calls of one delegate, else not known."""
-    from export.executorch_reader import all_delegated
+    from export.executorch.reader import all_delegated
 
     name = artifact.record.delegate
     called = all_delegated(artifact.path("model"))

@@ -1,6 +1,6 @@
 """Compiled graphs on the simulator, block by block: each block and the head against its twin in torch.
 
-Every block of a debug build gives its output, keys and values; its twin (`export/torch_ops.py`, every activation
+Every block of a debug build gives its output, keys and values; its twin (`export/lowering/torch_ops.py`, every activation
 rounded as the graph says) is given the very stream that went into it, so each block answers for itself alone. How far
 the two may be apart is not a constant: a second twin, whose products of matrices carry the noise of HTP's float16
 arithmetic, tells what such noise does to this block on this input, and what was found is divided by that. The inputs
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import lowered
-from export.artifact import Artifact
-from export.embedding import EmbeddingTable
-from export.lowered import KeysValues, block_output
-from export.ranges import Ranges
-from export.torch_ops import Activations, Parameters, Rounded, TorchOps
+from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import EmbeddingTable
+from export.lowering import decoder as lowered
+from export.lowering.decoder import KeysValues, block_output
+from export.lowering.ranges import Ranges
+from export.lowering.torch_ops import Activations, Parameters, Rounded, TorchOps
 from targets.cached_runtime import Feeds, step_mask
 
 NOISE = 3.5e-4

@@ -15,7 +15,7 @@ from bluelm.system.reading import read_note
 from eval.budget import judge
 from eval.limits import Budget
 from eval.report import FILE, Report
-from export.artifact import MANIFEST, Artifact
+from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline.stages import RECORDS
 
 SEAL = "report"  # in the run's records: the digest of its report.json

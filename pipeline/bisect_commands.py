@@ -45,7 +45,7 @@ def bisect(
         from bluelm.system.files import json_text, write_text
         from eval.origin import origin
         from eval.report import Report
-        from export.artifact import Artifact
+        from export.artifacts.artifact import Artifact
         from pipeline.layout import QUANTIZED
         from targets.runtime import Place
 
@@ -78,7 +78,7 @@ def _bisect(folder: Path, on: str, quantized: Path, model: Path, scratch: Path) 
     from bluelm.checkpoint import Checkpoint
     from compress.checkpoint.store import QuantizedCheckpoint
     from eval import heldout
-    from export.artifact import Artifact
+    from export.artifacts.artifact import Artifact
     from pipeline import provenance
     from pipeline.bisecting import Bisection
     from targets.runtime import Place

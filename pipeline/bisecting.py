@@ -20,8 +20,8 @@ from compress.methods.rotate import Rotated
 from eval import judge
 from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
 from eval.compare import BlockErrors, local_errors, weights_steps
-from export.artifact import Artifact, source_of
-from export.ranges import Ranges
+from export.artifacts.artifact import Artifact, source_of
+from export.lowering.ranges import Ranges
 from export.readback import differing, listed, readable, weight_names
 from targets.block_outputs import BlockRuntime, open_blocks
 from targets.runtime import Place, open_runtime

@@ -16,7 +16,7 @@ import numpy as np
 
 from bluelm.errors import InputError, OutOfMemoryError, TargetError, UnavailableError
 from bluelm.text.tokenizer import Message, Tokenizer
-from export.artifact import MANIFEST, Artifact
+from export.artifacts.artifact import MANIFEST, Artifact
 from export.bundle import folder as folders
 from export.bundle.build import Verified
 from targets.child import Child

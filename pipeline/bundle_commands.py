@@ -325,7 +325,7 @@ def bundle_passed(run: Path, passed: bool, output: Console, messages: Console) -
 
 
 def _tell(made: Path) -> None:
-    from export.bundle import ipa
+    from export.bundle.apple import ipa
 
     say(f"{made}")
     say(f"Check it: bluelm-export verify {made}")

@@ -14,7 +14,7 @@ from bluelm.system.files import demo_checkpoint
 from bluelm.system.progress import Progress
 from bluelm.text.tokenizer import TURNS, Tokenizer
 from eval.report import Report
-from export.artifact import MANIFEST, SIMULATOR, Artifact
+from export.artifacts.artifact import MANIFEST, SIMULATOR, Artifact
 from export.bundle import build, keys, payload, project, runner
 from export.bundle.build import Input
 from export.bundle.manifest import (

@@ -157,7 +157,7 @@ def open_subjects(path: str, blocks: bool, scratch: Path, stack: ExitStack) -> l
 
 def _shipped(folders: Sequence[Path]) -> list[Path]:
     """The artifacts of a run without those that another was compiled from."""
-    from export.artifact import Artifact
+    from export.artifacts.artifact import Artifact
 
     kinds = {folder: Artifact.open(folder).record for folder in folders}
     sources = {kind.compiled_from for kind in kinds.values()}
@@ -167,7 +167,7 @@ def _shipped(folders: Sequence[Path]) -> list[Path]:
 def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack: ExitStack) -> Subject:
     from eval.compare import Subject
     from eval.origin import origin
-    from export.artifact import Artifact
+    from export.artifacts.artifact import Artifact
     from targets.block_outputs import BlockTwin
     from targets.runtime import natural, open_runtime
 

@@ -18,7 +18,7 @@ from eval.heldout import HeldOut
 from eval.limits import Budget
 from eval.report import FILE, Built, Report, tool_versions
 from eval.sufficient import check_text
-from export.artifact import MANIFEST, Artifact
+from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline import judging, layout, provenance
 from pipeline.binding import seal
 from pipeline.effects import EVALUATE, EvaluateFacts, refuse_idle

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bluelm.errors import InputError
 from bluelm.text.tokenizer import Message, Tokenizer
-from export.artifact import MANIFEST, Artifact
+from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline.binding import open_run
 from pipeline.terminal import say, stream
 from targets.generation import ends, generate, until

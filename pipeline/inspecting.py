@@ -21,7 +21,7 @@ from eval.compiled import Graphs, TwinCheck
 from eval.heldout import HeldOut
 from eval.measurement import Measurement
 from eval.positions import Plan, Rows
-from export.artifact import Artifact, find_source
+from export.artifacts.artifact import Artifact, find_source
 from targets.block_outputs import open_blocks
 from targets.runtime import Place, Runtime
 from targets.torch_runtime import TorchRuntime

@@ -26,7 +26,7 @@ from eval.measurement import JSON_NUMBERS, Measurement
 from eval.origin import origin
 from eval.report import tool_versions
 from eval.speed import host_speed
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from pipeline import layout
 from pipeline.inspecting import Inspector
 from pipeline.stages import Stages, code

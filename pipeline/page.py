@@ -200,7 +200,7 @@ def size(report: Report) -> Section:
 
 def files(report: Report) -> Section:
     """Bytes of the first artifact by what its files are for."""
-    from export.artifact import SIMULATOR
+    from export.artifacts.artifact import SIMULATOR
 
     artifact = next(iter(report.details.get("artifacts", {}).values()), None)
     if artifact is None:

@@ -13,7 +13,7 @@ from eval import device_speed
 from eval.device_speed import Call, Protocol
 from eval.measurement import Measurement
 from eval.origin import Origin
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from pipeline.plan import Plan
 from targets import devicectl
 from targets.adb import Server

@@ -18,7 +18,7 @@ from eval.limits import Budget
 from eval.sufficient import check_text
 from eval.tasks import CODE_TASKS, TaskRequest, TaskSet
 from eval.tasks import load as load_tasks
-from export.package import parameter_count
+from export.artifacts.package import parameter_count
 from pipeline.effects import RUN, RunFacts, refuse_idle
 from pipeline.identity import check_settings, slug, unusual
 from pipeline.provenance import admit, trust_of

@@ -25,9 +25,9 @@ from eval.measurement import Measurement
 from eval.memory import PeakMemory
 from eval.report import TOOLS, Built, Report, show, tool_versions
 from eval.tasks import TaskRequest
-from export import onnx_cpu
-from export.artifact import Artifact
-from export.ranges import Ranges, calibrate
+from export.artifacts.artifact import Artifact
+from export.lowering.ranges import Ranges, calibrate
+from export.onnx import cpu as onnx_cpu
 from pipeline import judging, layout, widths
 from pipeline.binding import seal
 from pipeline.bundle_commands import bundle_passed

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from eval.measurement import Measurement
     from eval.report import Report
-    from export.artifact import Artifact
+    from export.artifacts.artifact import Artifact
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 Device = Annotated[str, typer.Option("--device", help="Serial; see: bluelm-export devices.")]
@@ -93,7 +93,7 @@ def phone_artifact(run: Path, report: Report, subjects: Sequence[str] = ("npu", 
     Raises:
         InputError: it has none of them.
     """
-    from export.artifact import Artifact
+    from export.artifacts.artifact import Artifact
 
     for subject in subjects:
         if subject in report.artifacts:

@@ -18,10 +18,10 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.system.progress import Progress
 from compress.recipe import Recipe
-from export import coreml
-from export.artifact import Artifact
-from export.coreml_mil import Activations
-from export.coreml_package import Package
+from export.artifacts.artifact import Artifact
+from export.coreml import export as coreml
+from export.coreml.ops import Activations
+from export.coreml.package import Package
 from targets.backend import Lowering, Uncompiled
 from targets.coreml_macos import MacEngine, compile_package
 from targets.coreml_runtime import CoreMLRuntime, Interpreted

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from compress.recipe import Recipe
-from export import onnx_cpu
-from export.artifact import Artifact
-from export.mobile_package import KvBits
+from export.artifacts.artifact import Artifact
+from export.artifacts.mobile import KvBits
+from export.onnx import cpu as onnx_cpu
 from targets.backend import Lowering, Uncompiled
 from targets.socs import Soc
 
@@ -42,7 +42,7 @@ class GenaiBackend(CpuBackend):
     """One graph for onnxruntime-genai: every recipe that onnx-cpu takes."""
 
     def lower(self, job: Lowering) -> Artifact:
-        from export import onnx_genai
+        from export.onnx import genai as onnx_genai
 
         # 8-bit activations, as the runtime's own model builder chooses: seven times the tokens/s of level 0
         return onnx_genai.export(
@@ -71,6 +71,6 @@ class GgufBackend(CpuBackend):
             raise TargetError(f"GGUF's blocks of 32 do not divide {widths}", fix="use the runtime onnx-cpu")
 
     def lower(self, job: Lowering) -> Artifact:
-        from export import gguf_file
+        from export.gguf import export as gguf_file
 
         return gguf_file.export(job.quantized, job.folder, context=job.context, progress=job.progress)

@@ -10,8 +10,8 @@ from bluelm.config import ModelConfig
 from bluelm.system.progress import Progress
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from export.artifact import Artifact
-from export.ranges import Ranges
+from export.artifacts.artifact import Artifact
+from export.lowering.ranges import Ranges
 from targets.legality import check_groups, check_lengths
 from targets.socs import Soc
 

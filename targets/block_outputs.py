@@ -10,8 +10,8 @@ import numpy as np
 
 from bluelm.errors import InputError
 from compress.checkpoint.store import QuantizedCheckpoint
-from export.artifact import Artifact, source_of
-from export.debug import DEBUG_NOTE, debug_build
+from export.artifacts.artifact import Artifact, source_of
+from export.artifacts.debug import DEBUG_NOTE, debug_build
 from export.formats import function
 from targets.runtime import Place, Runtime, open_runtime
 
@@ -76,9 +76,9 @@ def open_blocks(artifact: Artifact, on: Place, scratch: Path, values: Sequence[s
 
 def xnnpack_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
     """The program once more around the weights that it holds, its blocks shown."""
-    from export import executorch
-    from export.executorch_held import held
-    from export.mobile_package import KvBits
+    from export.artifacts.mobile import KvBits
+    from export.executorch import xnnpack as executorch
+    from export.executorch.held import held
 
     bits = {"float32": 32, "float16": 16, "int8": 8}[artifact.cache]
     return executorch.export(

@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from bluelm.errors import InputError
-from export.artifact import Artifact
-from export.embedding import EmbeddingTable
-from export.lowered import block_output
+from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import EmbeddingTable
+from export.lowering.decoder import block_output
 from targets.runtime import RuntimeBase
 
 Feeds = dict[str, np.ndarray]
 Step = Callable[[Feeds], Mapping[str, np.ndarray]]
-"""Runs a graph of `export/onnx_decoder.py`: inputs by name, of which it takes its own, to outputs by name."""
+"""Runs a graph of `export/onnx/decoder.py`: inputs by name, of which it takes its own, to outputs by name."""
 
 
 def chain(steps: Sequence[Step]) -> Step:
@@ -78,7 +78,7 @@ class CachedRuntime(RuntimeBase):
         """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden].
 
         Raises:
-            InputError: the graphs have no such outputs (`export/debug.py` gives them).
+            InputError: the graphs have no such outputs (`export/artifacts/debug.py` gives them).
         """
         self.reset()
         self._stream = []

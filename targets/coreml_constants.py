@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from export.coreml_package import unpack_bits
+from export.coreml.package import unpack_bits
 from targets.coreml_ops import Arguments, Array, Result, op
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import targets.coreml_constants
 import targets.coreml_shape_ops  # noqa: F401  (both enter their ops in the table)
 from bluelm.errors import InputError, TargetError
-from export.coreml_package import NUMPY_TYPES, Package, ValueType, value_type
+from export.coreml.package import NUMPY_TYPES, Package, ValueType, value_type
 from targets.coreml_ops import OPS, Arguments, Array
 
 State = dict[str, Array]

@@ -13,8 +13,8 @@ import numpy as np
 
 from bluelm.errors import InputError, TargetError, UnavailableError
 from bluelm.system.children import run
-from export.coreml_package import Package, import_coremltools, value_type
-from export.coreml_program import DECODE, PREFILL
+from export.coreml.package import Package, import_coremltools, value_type
+from export.coreml.program import DECODE, PREFILL
 
 UNITS = {
     "cpu": "CPU_ONLY",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bluelm.errors import InputError
-from export.coreml_program import (
+from export.coreml.program import (
     DECODE,
     EMBEDDED,
     HIDDEN,

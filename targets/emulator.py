@@ -16,7 +16,7 @@ import numpy as np
 
 from bluelm.errors import ExportError, TargetError
 from bluelm.system.children import HEARTBEAT_S, Watch, killed, name_of
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from targets.cached_runtime import Feeds, Step
 from targets.qemu_count import CPU, GRAPHS, QEMU, qemu_version
 from targets.qemu_userland import PYTHON, userland, wheels

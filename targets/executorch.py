@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from bluelm.config import ModelConfig
 from compress.recipe import Recipe
-from export.artifact import Artifact
-from export.mobile_package import KvBits
+from export.artifacts.artifact import Artifact
+from export.artifacts.mobile import KvBits
 from targets.backend import Lowering, Uncompiled
 from targets.legality import check_integer_kernels
 from targets.socs import Soc
@@ -26,7 +26,7 @@ class ExecutorchBackend(Uncompiled):
         check_integer_kernels("XNNPACK", recipe)
 
     def lower(self, job: Lowering) -> Artifact:
-        from export import executorch
+        from export.executorch import xnnpack as executorch
 
         return executorch.export(
             job.quantized, job.folder, context=job.context, chunk=job.chunk, kv_bits=self.kv_bits, progress=job.progress

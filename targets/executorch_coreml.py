@@ -19,10 +19,10 @@ import psutil
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from compress.recipe import Recipe
-from export.artifact import Artifact
-from export.coreml import PROGRAM_BYTES
-from export.coreml_mil import Activations
-from export.lowered import block_output
+from export.artifacts.artifact import Artifact
+from export.coreml.export import PROGRAM_BYTES
+from export.coreml.ops import Activations
+from export.lowering.decoder import block_output
 from targets.backend import Lowering, Uncompiled
 from targets.cached_runtime import CachedRuntime, Feeds
 from targets.coreml_interpreter import Function, Interpreter
@@ -67,7 +67,7 @@ class ExecutorchCoreMLBackend(Uncompiled):
 
     def lower(self, job: Lowering) -> Artifact:
         require("executorch")
-        from export import executorch_coreml
+        from export.executorch import coreml as executorch_coreml
 
         return executorch_coreml.export(
             job.quantized,
@@ -83,8 +83,8 @@ class ExecutorchCoreMLRuntime(CachedRuntime):
     """Both methods of a .pte, its package run by the interpreter or, with `unit`, by Core ML on a Mac."""
 
     def __init__(self, artifact: Artifact, scratch: tempfile.TemporaryDirectory[str], unit: str | None) -> None:
-        from export.executorch_coreml_reader import unpack
-        from export.executorch_static import input_names, output_names
+        from export.executorch.coreml_reader import unpack
+        from export.executorch.static import input_names, output_names
 
         self._scratch = scratch
         program = unpack(artifact.path("model"), Path(scratch.name))

@@ -25,9 +25,9 @@ from bluelm.errors import InputError, TargetError
 from bluelm.system.files import atomic_folder, write_text
 from bluelm.system.progress import Progress, Silent
 from bluelm.system.reading import read_bytes
-from export.artifact import SIMULATOR, Artifact, list_files
-from export.mobile_package import MODEL
-from export.onnx_decoder import GRAPHS
+from export.artifacts.artifact import SIMULATOR, Artifact, list_files
+from export.artifacts.mobile import MODEL
+from export.onnx.decoder import GRAPHS
 from targets.cached_runtime import CachedRuntime, Feeds, Step, chain
 from targets.child import Child, next_core
 from targets.executorch_qnn_messages import Describe, Load, Method, Pack

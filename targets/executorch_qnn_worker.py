@@ -150,7 +150,7 @@ def _describe(message: Describe) -> dict[str, Contents]:
     """Each method's binary lies in the program in ExecuTorch's own frame, which it also takes off."""
     from executorch.backends.qualcomm.python import PyQnnManagerAdaptor
 
-    from export.executorch_reader import read_file
+    from export.executorch.reader import read_file
     from targets import qnn_system
 
     program = read_file(Path(message.path)).program

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bluelm.errors import InputError
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from targets.child import Child
 from targets.executorch_messages import Generate, Generated, Load, Ran, Run, Time, Timed
 from targets.runtime import RuntimeBase

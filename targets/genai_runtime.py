@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 
 from bluelm.errors import InputError
-from export.artifact import Artifact
-from export.debug import genai_stream
+from export.artifacts.artifact import Artifact
+from export.artifacts.debug import genai_stream
 from targets.cached_runtime import Step
 from targets.onnx_runtime import session_step
 from targets.runtime import RuntimeBase
@@ -43,7 +43,7 @@ class GenaiRuntime(RuntimeBase):
         """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden].
 
         Raises:
-            InputError: the graph has no such outputs (`export/debug.py` gives them).
+            InputError: the graph has no such outputs (`export/artifacts/debug.py` gives them).
         """
         names = genai_stream(self._artifact.model.num_layers)
         self.reset()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from numpy.typing import NDArray
 
 from bluelm.text.tokenizer import Tokenizer
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from targets.runtime import Runtime
 
 

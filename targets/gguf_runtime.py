@@ -5,7 +5,7 @@ No build of llama.cpp is assumed here, so this judges the file, not llama.cpp's 
 
 from __future__ import annotations
 
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from targets.tools import require
 from targets.torch_runtime import TorchRuntime
 
@@ -18,7 +18,7 @@ def open_gguf(artifact: Artifact) -> TorchRuntime:
         InputError: the file is damaged.
     """
     require("gguf")
-    from export.gguf_reader import GgufWeights
+    from export.gguf.reader import GgufWeights
 
     weights = GgufWeights(artifact.path("model"), artifact.model)
     runtime = TorchRuntime(weights, artifact.context)

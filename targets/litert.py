@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bluelm.config import ModelConfig
 from compress.recipe import Recipe
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from targets.arm64 import CpuBackend
 from targets.backend import Lowering
 from targets.legality import check_integer_kernels
@@ -19,7 +19,7 @@ class LitertBackend(CpuBackend):
         check_integer_kernels("LiteRT", recipe)
 
     def lower(self, job: Lowering) -> Artifact:
-        from export import litert
+        from export.litert import export as litert
 
         return litert.export(
             job.quantized,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bluelm.errors import InputError
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from targets.cached_runtime import CachedRuntime, Feeds, Step
 
 

@@ -15,8 +15,8 @@ from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from bluelm.system.files import atomic_folder
 from compress.recipe import Recipe
-from export.artifact import Artifact
-from export.mobile_package import MODEL, describe_steps
+from export.artifacts.artifact import Artifact
+from export.artifacts.mobile import MODEL, describe_steps
 from targets.backend import Lowering, Uncompiled
 from targets.socs import Soc
 from targets.tools import require
@@ -44,7 +44,7 @@ class NeuropilotBackend(Uncompiled):
         platform = platform_of(self.soc)
         from executorch.exir.backend.compile_spec_schema import CompileSpec
 
-        from export import executorch_static as static
+        from export.executorch import static
 
         # imported by name: the module itself imports MediaTek's SDK
         delegate: Any = importlib.import_module("executorch.backends.mediatek.partitioner")

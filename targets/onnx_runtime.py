@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 
 from bluelm.errors import InputError
-from export.artifact import Artifact
-from export.onnx_decoder import GRAPHS
+from export.artifacts.artifact import Artifact
+from export.onnx.decoder import GRAPHS
 from targets.cached_runtime import CachedRuntime, Feeds, chain
 from targets.ort_errors import ORT_ERRORS
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from bluelm.errors import UnavailableError
 from bluelm.system.children import name_of, run
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from targets.qemu_userland import PYTHON, userland, wheels
 from targets.step_feeds import graph_path, prompt_tokens, record
 

@@ -20,9 +20,9 @@ import onnx
 from bluelm.errors import TargetError
 from bluelm.system.files import atomic_folder, sha256
 from bluelm.system.progress import Progress, Silent, Task
-from export.artifact import Artifact, ArtifactFile, Given, NodeCount, list_files
-from export.onnx_decoder import GRAPHS
-from export.package import bits_per_weight
+from export.artifacts.artifact import Artifact, ArtifactFile, Given, NodeCount, list_files
+from export.artifacts.package import bits_per_weight
+from export.onnx.decoder import GRAPHS
 from targets.child import Child
 from targets.qnn_border import binary_of
 from targets.qnn_messages import Chip, Compile, Compiled, Contents, Describe

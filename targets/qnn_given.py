@@ -36,7 +36,7 @@ KINDS = {
     "Softmax": {"Softmax"},
     "Transpose": {"Transpose"},
 }
-"""ONNX operations of `export/onnx_npu.py`, and what the plug-in makes of them."""
+"""ONNX operations of `export/onnx/npu.py`, and what the plug-in makes of them."""
 PAIRS = ("QuantizeLinear", "DequantizeLinear")
 BETWEEN = {"Quantize", "Dequantize", "Reshape", "Convert"}
 """What the plug-in puts between: it changes types and dimensions, no values beyond their encoding."""

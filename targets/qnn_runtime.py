@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.artifact import Artifact
-from export.onnx_decoder import GRAPHS
+from export.artifacts.artifact import Artifact
+from export.onnx.decoder import GRAPHS
 from targets.cached_runtime import CachedRuntime, Feeds, Step, chain
 from targets.child import Child, next_core
 from targets.qnn_messages import Chip, Load, Loaded, Ran, Run

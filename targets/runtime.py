@@ -9,7 +9,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from bluelm.errors import InputError, UnavailableError
-from export.artifact import Artifact, Format
+from export.artifacts.artifact import Artifact, Format
 from export.formats import Place, Run, function, record
 
 __all__ = ["Place", "Runtime", "RuntimeBase", "natural", "only_on_device", "open_runtime", "run_of"]

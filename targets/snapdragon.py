@@ -15,9 +15,9 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.system.progress import Progress
 from compress.recipe import Recipe
-from export import onnx_npu
-from export.artifact import Artifact
-from export.encoding import Bits
+from export.artifacts.artifact import Artifact
+from export.lowering.encoding import Bits
+from export.onnx import npu as onnx_npu
 from targets.backend import Lowering
 from targets.legality import check_groups, check_lengths, weight_bytes
 from targets.qnn import compile_contexts

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from targets.cached_runtime import CachedRuntime, Feeds, Step
 from targets.genai_runtime import GenaiRuntime
 from targets.onnx_runtime import session_step

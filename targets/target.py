@@ -9,8 +9,8 @@ from bluelm.config import ModelConfig
 from bluelm.system.progress import Progress
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from export.artifact import Artifact, Format
-from export.ranges import Ranges
+from export.artifacts.artifact import Artifact, Format
+from export.lowering.ranges import Ranges
 from targets.backend import Backend, Lowering
 from targets.memory import check_memory
 from targets.runtime import Place, natural

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bluelm.model import Decoder, KVCache
 from bluelm.weights import Weights
-from export import lowered
-from export.lowered import KeysValues
-from export.ranges import Ranges
-from export.torch_ops import Parameters, Rounded, TorchOps
+from export.lowering import decoder as lowered
+from export.lowering.decoder import KeysValues
+from export.lowering.ranges import Ranges
+from export.lowering.torch_ops import Parameters, Rounded, TorchOps
 from targets.runtime import RuntimeBase
 
 

@@ -21,7 +21,7 @@ from compress.checkpoint.pieces import Piece, write_piece
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from compress.methods.grid import choose_grid
-from export.artifact import Artifact, list_files
+from export.artifacts.artifact import Artifact, list_files
 from targets.runtime import Runtime, RuntimeBase
 
 LAYER = 1

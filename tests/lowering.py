@@ -17,9 +17,10 @@ from calibration.samples import CalibrationReport, Samples
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
-from export import onnx_cpu, onnx_npu
-from export.artifact import Artifact
-from export.ranges import Ranges, calibrate
+from export.artifacts.artifact import Artifact
+from export.lowering.ranges import Ranges, calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import npu as onnx_npu
 from export.readback import read_back
 from tests.checkpoints import write_checkpoint
 

@@ -29,10 +29,10 @@ from eval.history import History, Run
 from eval.judge import DocumentSums
 from eval.measurement import Measurement
 from eval.report import Report
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import write_embedding
 from export.bundle import build, keys
-from export.embedding import write_embedding
-from export.ranges import Ranges
+from export.lowering.ranges import Ranges
 from tests import bundles, packed
 
 ROWS, HIDDEN, INNER = 16, 8, 16
@@ -289,7 +289,7 @@ def gguf_bytes() -> bytes:
     """A GGUF file of one block, 32 wide, as the exporter lays it out."""
     import gguf
 
-    from export import gguf_file
+    from export.gguf import export as gguf_file
 
     config = gguf_config()
     with tempfile.TemporaryDirectory() as place:
@@ -313,7 +313,7 @@ def gguf_bytes() -> bytes:
 
 
 def read_gguf(folder: Path) -> None:
-    from export.gguf_reader import GgufWeights
+    from export.gguf.reader import GgufWeights
 
     found = GgufWeights(folder / "m.gguf", gguf_config())
     found.block(0)

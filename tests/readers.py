@@ -23,9 +23,9 @@ from compress.recipe import Recipe
 from eval import budget_file
 from eval.baseline import regressions
 from eval.report import Report
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import EmbeddingTable
 from export.bundle import build, keys
-from export.embedding import EmbeddingTable
 from targets.runners import load_runner
 from tests import reader_files as valid
 

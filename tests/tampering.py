@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from export.bundle import apk, apk_signing, build, folder, keys, mlbom, payload
+from export.bundle import build, folder, keys, mlbom, payload
+from export.bundle.android import apk
+from export.bundle.android import signing as apk_signing
 from export.bundle.manifest import CERTIFICATE, FILE, MLBOM, SIGNATURE, BundleManifest, Format
 from export.bundle.zip32 import BytesSource
 from tests import bundles

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 
 from bluelm.config import ModelConfig
 from eval.history import History
-from export import onnx_genai
-from export.artifact import Artifact, list_files
+from export.artifacts.artifact import Artifact, list_files
+from export.onnx import genai as onnx_genai
 from pipeline.phone import make_calls
 from targets.onnx_runtime import session_step
 from targets.runners import load_runner

@@ -15,10 +15,10 @@ from bluelm.system.reading import MOST_DEPTH, check_regular, parse_json, read_by
 from bluelm.system.yamlfiles import read_yaml
 from bluelm.trust.manifest import FolderManifest
 from eval.report import Report
-from export.artifact import Artifact
-from export.embedding import EmbeddingTable
-from export.gguf_reader import GgufFile
-from export.ranges import Ranges
+from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import EmbeddingTable
+from export.gguf.reader import GgufFile
+from export.lowering.ranges import Ranges
 
 DIGITS = "9" * 5000
 

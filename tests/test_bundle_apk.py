@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bluelm.errors import InputError
-from export.bundle import apk, build, keys, payload
+from export.bundle import build, keys, payload
+from export.bundle.android import apk
 from export.bundle.build import Input
 from export.bundle.zip32 import FileSource
 from tests import bundles

@@ -11,12 +11,15 @@ import torch
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Message, Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import litert, onnx_cpu, onnx_genai, onnx_npu
-from export.artifact import MANIFEST, Artifact
+from export.artifacts.artifact import MANIFEST, Artifact
 from export.bundle import build, project
 from export.bundle.build import Input
 from export.bundle.zip32 import FileSource
-from export.ranges import calibrate
+from export.litert import export as litert
+from export.lowering.ranges import calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
 from pipeline.generate import ends, generate, until
 from targets.registry import find
 from targets.runtime import natural, open_runtime

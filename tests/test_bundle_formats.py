@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 
 from bluelm.errors import InputError, TargetError
 from export import formats
-from export.bundle import apk, axml, build, macho, manifest, mlbom, project, runner, zip32
+from export.bundle import build, manifest, mlbom, project, runner, zip32
+from export.bundle.android import apk, axml
+from export.bundle.apple import macho
 from export.bundle.manifest import BundleManifest
 from tests import bundles
 from tests.packages import requires

@@ -10,7 +10,7 @@ import pytest
 from bluelm.errors import InputError
 from bluelm.trust.paths import check_name, check_names
 from export.bundle import build
-from export.bundle.apk import RESERVE
+from export.bundle.android.apk import RESERVE
 from export.bundle.build import Input
 from export.bundle.manifest import Format
 from export.bundle.zip32 import BytesSource

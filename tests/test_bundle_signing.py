@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import InputError
-from export.bundle import apk_signing, zip32
-from export.bundle.apk_signing import CHUNK, V2, V3, ChunkDigest, content_digest, signing_block
+from export.bundle import zip32
+from export.bundle.android import signing as apk_signing
+from export.bundle.android.signing import CHUNK, V2, V3, ChunkDigest, content_digest, signing_block
 from tests import bundles
 
 DATA = bytes(range(251)) * 14_000  # 3.35 chunks

@@ -14,9 +14,14 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval.metrics import kl_divergence, log_softmax
-from export import coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
-from export.artifact import Artifact
-from export.ranges import calibrate
+from export.artifacts.artifact import Artifact
+from export.coreml import export as coreml
+from export.gguf import export as gguf_file
+from export.litert import export as litert
+from export.lowering.ranges import calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
 from targets.apple import open_interpreter
 from targets.cached_runtime import step_mask
 from targets.runtime import open_runtime
@@ -113,9 +118,9 @@ def test_litert(model: QuantizedCheckpoint, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_what_executorch_lowers(model: QuantizedCheckpoint) -> None:
     """The torch modules that XNNPACK's, Core ML's and NPUs' delegates get; lowering one takes most of a minute."""
-    from export.executorch import check_weight
-    from export.executorch_model import ExecutorchDecoder
-    from export.executorch_static import StaticDecoder, example
+    from export.executorch.model import ExecutorchDecoder
+    from export.executorch.static import StaticDecoder, example
+    from export.executorch.xnnpack import check_weight
 
     decoder = ExecutorchDecoder(model, context=64, kv_bits=32, check=check_weight).eval()
     logits = decoder(torch.tensor([TOKENS]), torch.tensor([0]))[0].numpy()

@@ -20,10 +20,17 @@ from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval.compare import Subject, block_errors, compare, weights_steps
-from export import coreml, executorch, executorch_held, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
-from export.artifact import Artifact
-from export.debug import debug_build
-from export.ranges import Ranges, calibrate
+from export.artifacts.artifact import Artifact
+from export.artifacts.debug import debug_build
+from export.coreml import export as coreml
+from export.executorch import held as executorch_held
+from export.executorch import xnnpack as executorch
+from export.gguf import export as gguf_file
+from export.litert import export as litert
+from export.lowering.ranges import Ranges, calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
 from pipeline import compare_report
 from pipeline.cli import app
 from targets.block_outputs import open_blocks

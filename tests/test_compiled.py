@@ -17,9 +17,10 @@ from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED
 from eval import compiled, structure, twin_blocks
 from eval.compiled import LIMIT, TwinCheck
-from export import onnx_npu, readback
-from export.artifact import Artifact, source_of
-from export.ranges import Ranges
+from export import readback
+from export.artifacts.artifact import Artifact, source_of
+from export.lowering.ranges import Ranges
+from export.onnx import npu as onnx_npu
 from export.readback.items import linear_names
 from targets.block_outputs import open_blocks
 from targets.qnn import describe

@@ -23,7 +23,7 @@ from compress.formats.packed import PackedCheckpoint
 from compress.formats.write import Kind, check_recipe, write
 from compress.methods.grid import SMALLEST_SCALE, choose_grid, representable
 from compress.recipe import Recipe
-from export import executorch
+from export.executorch import xnnpack as executorch
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.checkpoints import write_checkpoint

@@ -16,11 +16,11 @@ from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval import heldout
 from eval.compare import Subject, compare
-from export import coreml
-from export.artifact import Artifact
-from export.coreml_package import Package, import_coremltools
-from export.coreml_program import DECODE, PREFILL
-from export.parts import Part, split
+from export.artifacts.artifact import Artifact
+from export.coreml import export as coreml
+from export.coreml.package import Package, import_coremltools
+from export.coreml.program import DECODE, PREFILL
+from export.lowering.parts import Part, split
 from targets import apple, coreml_macos
 from targets.apple import check_program, check_states, open_interpreter, open_mac, rules
 from targets.coreml_interpreter import Interpreter

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import coreml
+from export.coreml import export as coreml
 from targets.apple import open_interpreter, open_mac
 from targets.coreml_macos import compile_package
 from tests.coreml_artifacts import quantized_demo

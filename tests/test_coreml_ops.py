@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError
-from export.coreml_package import Package, import_coremltools
+from export.coreml.package import Package, import_coremltools
 from targets.coreml_interpreter import Interpreter
 from targets.coreml_ops import OPS, Arguments
 from tests.coreml_cases import INTS, SHAPES, cases

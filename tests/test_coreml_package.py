@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bluelm.errors import InputError, TargetError
-from export.coreml_package import Package, ValueType, import_coremltools, read_blob, unpack_bits
+from export.coreml.package import Package, ValueType, import_coremltools, read_blob, unpack_bits
 from targets.coreml_interpreter import Interpreter
 from targets.coreml_ops import OPS, Arguments
 from tests.test_coreml_ops import save

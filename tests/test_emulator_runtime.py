@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from bluelm.errors import TargetError, UnavailableError
-from export import litert, onnx_cpu, onnx_genai
+from export.litert import export as litert
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
 from targets import qemu_count
 from targets.emulator import Guest
 from targets.runtime import open_runtime

@@ -9,8 +9,9 @@ import pytest
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval import heldout, positions
 from eval.arithmetic import Allowance, _table, allowance
-from export import onnx_cpu, onnx_genai
 from export.formats import records
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
 from targets.torch_runtime import TorchRuntime
 from tests import damage
 from tests.rounded import rounded

@@ -17,9 +17,13 @@ from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from eval.bisect import Finding
 from eval.report import Built
-from export import coreml, litert, onnx_cpu, onnx_genai, onnx_npu
-from export.artifact import Artifact
-from export.ranges import Ranges, calibrate
+from export.artifacts.artifact import Artifact
+from export.coreml import export as coreml
+from export.litert import export as litert
+from export.lowering.ranges import Ranges, calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
 from pipeline.bisecting import Bisection
 from pipeline.cli import app
 from targets.runtime import Place

@@ -12,9 +12,9 @@ from compress.recipe import Recipe
 from eval import estimate, speed_model
 from eval.speed_fit import published
 from eval.speed_model import RuntimeClass, find_soc
-from export import onnx_cpu
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from export.formats import names
+from export.onnx import cpu as onnx_cpu
 from tests.tiny import HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, ROWS, tiny_checkpoint
 
 

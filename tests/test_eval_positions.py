@@ -14,8 +14,8 @@ from bluelm.checkpoint import Checkpoint
 from eval import positions
 from eval.arithmetic import Allowance
 from eval.positions import Plan, figures, plan, reference, run
-from export import onnx_cpu
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
+from export.onnx import cpu as onnx_cpu
 from pipeline.inspecting import plan_positions
 from targets.runtime import RuntimeBase, open_runtime
 from targets.torch_runtime import TorchRuntime

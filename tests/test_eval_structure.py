@@ -15,8 +15,12 @@ from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from eval import heldout
 from eval.budget import Verdict, judge
 from eval.limits import Budget
-from export import coreml, gguf_file, litert, onnx_cpu, onnx_genai
-from export.artifact import Artifact, Format
+from export.artifacts.artifact import Artifact, Format
+from export.coreml import export as coreml
+from export.gguf import export as gguf_file
+from export.litert import export as litert
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
 from export.readback import differing, linear_names
 from export.readback.items import GRAPH
 from pipeline import judging

@@ -19,12 +19,12 @@ from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.methods.grid import choose_grid
 from eval import size_plan, structure
-from export import executorch
-from export.artifact import Artifact
-from export.executorch_memory import stand_in, weights_when_serialized
-from export.executorch_model import parts
-from export.executorch_partition import segments_of
-from export.executorch_reader import embedding_codes, read
+from export.artifacts.artifact import Artifact
+from export.executorch import xnnpack as executorch
+from export.executorch.memory import stand_in, weights_when_serialized
+from export.executorch.model import parts
+from export.executorch.partition import segments_of
+from export.executorch.reader import embedding_codes, read
 from targets.executorch_runtime import ExecutorchRuntime
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime

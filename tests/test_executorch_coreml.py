@@ -18,9 +18,9 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
 from eval import size_plan, structure
 from eval.compare import Subject, block_errors, weights_steps
-from export import executorch_coreml
-from export.artifact import Artifact
-from export.executorch_coreml_reader import unpack
+from export.artifacts.artifact import Artifact
+from export.executorch import coreml as executorch_coreml
+from export.executorch.coreml_reader import unpack
 from export.readback import differing
 from targets.executorch_coreml import open_executorch_coreml
 from targets.registry import find

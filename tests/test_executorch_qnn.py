@@ -11,8 +11,8 @@ import pytest
 
 from bluelm.errors import InputError
 from eval import estimate, size_plan, structure
-from export.artifact import Artifact
-from export.executorch_reader import all_delegated
+from export.artifacts.artifact import Artifact
+from export.executorch.reader import all_delegated
 from targets.executorch_qnn import open_executorch_qnn, read_methods
 from targets.registry import find
 from targets.runtime import open_runtime

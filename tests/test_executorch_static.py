@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from export.embedding import EmbeddingTable, write_embedding
-from export.executorch_static import trace
+from export.artifacts.embedding import EmbeddingTable, write_embedding
+from export.executorch.static import trace
 from targets.cached_runtime import step_mask
 from targets.torch_runtime import TorchRuntime
 from tests.rounded import rounded

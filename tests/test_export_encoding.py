@@ -15,9 +15,9 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from compress.checkpoint.quantized import QuantizedTensor
-from export.embedding import EmbeddingTable, write_embedding
-from export.encoding import SHARE, Encoding
-from export.packing import pack, unpack
+from export.artifacts.embedding import EmbeddingTable, write_embedding
+from export.artifacts.packing import pack, unpack
+from export.lowering.encoding import SHARE, Encoding
 
 floats = st.floats(-1e6, 1e6, width=32)
 

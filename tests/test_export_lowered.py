@@ -10,9 +10,9 @@ import torch
 
 from bluelm.errors import InputError
 from bluelm.model import Decoder
-from export import lowered
-from export.ranges import Ranges, calibrate
-from export.torch_ops import Parameters, TorchOps
+from export.lowering import decoder as lowered
+from export.lowering.ranges import Ranges, calibrate
+from export.lowering.torch_ops import Parameters, TorchOps
 from targets.torch_runtime import TorchRuntime, TwinRuntime
 from tests import lowering
 

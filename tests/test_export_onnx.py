@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from bluelm.errors import InputError, TargetError
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import onnx_cpu, onnx_npu
-from export.artifact import Artifact
-from export.embedding import EmbeddingTable
+from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import EmbeddingTable
+from export.onnx import cpu as onnx_cpu
+from export.onnx import npu as onnx_npu
 from targets.runtime import Runtime, open_runtime
 from targets.torch_runtime import TorchRuntime, TwinRuntime
 from tests import lowering

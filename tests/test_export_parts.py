@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bluelm.errors import TargetError
-from export import onnx_npu
-from export.artifact import Artifact
-from export.debug import debug_build
-from export.parts import Part, split
+from export.artifacts.artifact import Artifact
+from export.artifacts.debug import debug_build
+from export.lowering.parts import Part, split
+from export.onnx import npu as onnx_npu
 from targets.registry import find
 from targets.runtime import open_runtime
 from tests import lowering

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from bluelm.errors import InputError
 from eval.report import Report
 from export import formats
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from export.bundle import project
 from export.formats import Record, Without
 from targets.backend import Backend
@@ -176,4 +176,3 @@ def test_without_its_record_it_is_no_runtime(run: Path) -> None:
     (artifact,) = run.glob("*/artifact.json")
     with pytest.raises(InputError, match="unknown format 'toy'"):
         Artifact.open(artifact.parent)
-

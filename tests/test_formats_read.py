@@ -22,7 +22,7 @@ from compress.formats.gptq import Gptq
 from compress.formats.layout import Shape, make_weight
 from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.recipe import Recipe
-from export import onnx_cpu
+from export.onnx import cpu as onnx_cpu
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.packed import Drawn, awq, compressed, draw, gptq, write_packed

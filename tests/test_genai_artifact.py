@@ -12,8 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import onnx_genai
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
+from export.onnx import genai as onnx_genai
 from export.readback import differing
 from targets.registry import find
 from targets.runtime import open_runtime

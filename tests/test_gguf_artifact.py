@@ -21,12 +21,12 @@ from bluelm.rope import inverse_frequencies
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.methods.grid import choose_grid
-from export import gguf_file
-from export.artifact import Artifact
-from export.gguf_file import in_file_order, interleaved, pack, rope_factors
-from export.gguf_reader import GgufWeights
-from export.gguf_tokenizer import add_tokenizer
-from export.readback import gguf_vocabulary
+from export.artifacts.artifact import Artifact
+from export.gguf import export as gguf_file
+from export.gguf import readback_vocabulary as gguf_vocabulary
+from export.gguf.export import in_file_order, interleaved, pack, rope_factors
+from export.gguf.reader import GgufWeights
+from export.gguf.tokenizer import add_tokenizer
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.rounded import rounded

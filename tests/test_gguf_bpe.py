@@ -14,9 +14,9 @@ from bluelm.errors import InputError, TargetError
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import gguf_file
-from export.gguf_bpe import read_byte_pairs
-from export.gguf_reader import GgufWeights
+from export.gguf import export as gguf_file
+from export.gguf.bpe import read_byte_pairs
+from export.gguf.reader import GgufWeights
 from export.readback import differing
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
@@ -139,7 +139,7 @@ def test_gpt2s_own_cut_and_fewer_rows_than_tokens(tmp_path: Path, model: tuple[s
     assert read_byte_pairs(path, ROWS).cut == "gpt-2"
     import gguf
 
-    from export.gguf_tokenizer import add_tokenizer
+    from export.gguf.tokenizer import add_tokenizer
 
     config = model[1].config.from_dict({**model[1].config.to_dict(), "vocab_size": 300})
     with pytest.raises(InputError, match="323 tokens, the embedding 300 rows"):

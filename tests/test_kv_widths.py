@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from bluelm.errors import InputError
-from export import litert, onnx_cpu, onnx_genai, onnx_npu
-from export.artifact import Artifact
-from export.mobile_package import KvBits
-from export.ranges import Ranges
+from export.artifacts.artifact import Artifact
+from export.artifacts.mobile import KvBits
+from export.litert import export as litert
+from export.lowering.ranges import Ranges
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
 from targets.registry import find
 from targets.runtime import Place, open_runtime
 from targets.torch_runtime import TorchRuntime, TwinRuntime

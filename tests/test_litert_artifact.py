@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from bluelm.errors import InputError, TargetError
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.methods.grid import choose_grid
-from export import litert
-from export.artifact import Artifact
-from export.litert_file import LitertModel, pack
-from export.litert_reader import read
+from export.artifacts.artifact import Artifact
+from export.litert import export as litert
+from export.litert.file import LitertModel, pack
+from export.litert.reader import read
 from targets.runtime import open_runtime
 from targets.torch_runtime import TorchRuntime
 from tests.rounded import linear_names, rounded

@@ -14,8 +14,8 @@ from executorch.exir._serialize._program import deserialize_pte_binary
 
 from bluelm.errors import UnavailableError
 from compress.checkpoint.store import QuantizedCheckpoint
-from export.artifact import Artifact
-from export.embedding import EmbeddingTable
+from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import EmbeddingTable
 from pipeline.cli import main
 from targets.runtime import open_runtime
 from tests.tiny import tiny_checkpoint

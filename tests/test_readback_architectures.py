@@ -16,9 +16,16 @@ from bluelm.errors import TargetError
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval import size_plan
-from export import coreml, executorch, executorch_coreml, gguf_file, litert, onnx_cpu, onnx_genai, onnx_npu
-from export.artifact import Artifact
-from export.ranges import calibrate
+from export.artifacts.artifact import Artifact
+from export.coreml import export as coreml
+from export.executorch import coreml as executorch_coreml
+from export.executorch import xnnpack as executorch
+from export.gguf import export as gguf_file
+from export.litert import export as litert
+from export.lowering.ranges import calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
 from export.readback import read_back
 from tests import lowering
 from tests.checkpoints import write_checkpoint

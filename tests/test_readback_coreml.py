@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import coreml
-from export.artifact import Artifact
-from export.coreml import packages
-from export.coreml_package import RECORD, Package
+from export.artifacts.artifact import Artifact
+from export.coreml import export as coreml
+from export.coreml.export import packages
+from export.coreml.package import RECORD, Package
 from export.readback import read_back
 from tests.checkpoints import write_checkpoint
 from tests.coreml_artifacts import quantized

@@ -14,11 +14,11 @@ from executorch.backends.apple.coreml import executorchcoreml
 from executorch.exir._serialize._program import serialize_pte_binary
 
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import executorch_coreml
-from export.artifact import Artifact
-from export.coreml_package import RECORD, Package
-from export.executorch_coreml_reader import unpack
-from export.executorch_reader import read_program
+from export.artifacts.artifact import Artifact
+from export.coreml.package import RECORD, Package
+from export.executorch import coreml as executorch_coreml
+from export.executorch.coreml_reader import unpack
+from export.executorch.reader import read_program
 from export.readback import read_back
 from tests.checkpoints import write_checkpoint
 from tests.coreml_artifacts import quantized

@@ -12,11 +12,11 @@ import pytest
 
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import gguf_file
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
+from export.gguf import export as gguf_file
+from export.gguf.readback_keys import Value
+from export.gguf.readback_keys import differing as gguf_differing
 from export.readback import differing, read_back
-from export.readback.gguf_keys import Value
-from export.readback.gguf_keys import differing as gguf_differing
 from tests.checkpoints import write_checkpoint
 from tests.coreml_artifacts import quantized
 from tests.rounded import rounded

@@ -13,8 +13,8 @@ import torch
 
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED
-from export.embedding import write_embedding
-from export.onnx_reader import Stored
+from export.artifacts.embedding import write_embedding
+from export.onnx.reader import Stored
 from export.readback.held import faults, listed, same, stored, table, table_faults
 
 WANTED = QuantizedTensor(

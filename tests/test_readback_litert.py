@@ -14,11 +14,11 @@ import torch
 from ai_edge_litert import schema_py_generated
 
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import litert
-from export.artifact import Artifact
-from export.litert_file import ALIGNMENT, IDENTIFIER
-from export.litert_reader import LitertFile
-from export.ranges import calibrate
+from export.artifacts.artifact import Artifact
+from export.litert import export as litert
+from export.litert.file import ALIGNMENT, IDENTIFIER
+from export.litert.reader import LitertFile
+from export.lowering.ranges import calibrate
 from export.readback import read_back
 from tests.checkpoints import write_checkpoint
 from tests.coreml_artifacts import quantized

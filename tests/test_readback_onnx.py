@@ -21,12 +21,15 @@ from compress.checkpoint.store import EMBED
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
-from export import onnx_cpu, onnx_genai, onnx_npu, readback
-from export.artifact import Artifact
-from export.embedding import EmbeddingTable
+from export import readback
+from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import EmbeddingTable
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
+from export.onnx import readback as onnx_reader
+from export.onnx.readback_constants import around, span
 from export.readback import items
-from export.readback import onnx as onnx_reader
-from export.readback.onnx_constants import around, span
 from tests import lowering
 from tests.damage import again
 from tests.damages.onnx_edits import (

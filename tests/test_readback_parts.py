@@ -17,10 +17,10 @@ from sentencepiece import sentencepiece_model_pb2
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.quantized import QuantizedTensor
+from export.litert.readback import _differences
 from export.readback import beside, items
 from export.readback.beside import config_faults
 from export.readback.items import Finding
-from export.readback.litert import _differences
 from export.readback.numbers import array_fault
 from export.readback.trail import BEHIND, Trail
 

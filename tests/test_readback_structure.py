@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export.readback.onnx_structure import structure_faults
+from export.onnx.readback_structure import structure_faults
 
 
 def graph() -> ModelProto:

@@ -19,9 +19,9 @@ from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 from executorch.exir.schema import Bool, DelegateCall, Double, Int, KernelCall, Tensor
 
 from compress.checkpoint.store import QuantizedCheckpoint
-from export import executorch
-from export.artifact import Artifact
-from export.executorch_reader import read_program, xnnpack_graph
+from export.artifacts.artifact import Artifact
+from export.executorch import xnnpack as executorch
+from export.executorch.reader import read_program, xnnpack_graph
 from export.readback import read_back
 from tests.checkpoints import write_checkpoint
 from tests.rounded import rounded

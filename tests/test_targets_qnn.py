@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from bluelm.errors import TargetError
-from export.artifact import Artifact, list_files
+from export.artifacts.artifact import Artifact, list_files
 from targets.qnn import refusal_reasons, refused_nodes
 from targets.registry import find
 from targets.runtime import open_runtime

@@ -9,7 +9,7 @@ import pytest
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from compress.recipe import Recipe
-from export.parts import split
+from export.lowering.parts import split
 from targets.registry import find, targets
 from targets.snapdragon import part_limit
 from targets.socs import table

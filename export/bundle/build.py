@@ -12,7 +12,9 @@ from bluelm.errors import InputError
 from bluelm.system.progress import Progress, Silent
 from bluelm.trust import certificates
 from bluelm.trust.paths import check_names
-from export.bundle import apk, folder, ipa, keys, payload, project, runner
+from export.bundle import folder, keys, payload, project, runner
+from export.bundle.android import apk
+from export.bundle.apple import ipa
 from export.bundle.manifest import BundleManifest, Format
 from export.bundle.zip32 import Source
 

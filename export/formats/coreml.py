@@ -19,7 +19,7 @@ COREML = Record(
         "interpreter": Run("targets.apple:open_interpreter", "bluelm-export", INTERPRETER),
         **{unit: Run("targets.apple:open_mac", "coremltools", options=(unit,)) for unit in _ON_MACS},
     },
-    reader="export.readback.coreml:findings",
+    reader="export.coreml.readback:findings",
     ends=Without("the package holds no tokens"),
     arithmetic="float16",
     block_error=0.005,

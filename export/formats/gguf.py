@@ -15,7 +15,7 @@ GGUF = Record(
             "targets.gguf_runtime:open_gguf", "gguf", "torch on the weights that gguf-py reads, in place of llama.cpp"
         ),
     },
-    reader="export.readback.gguf:findings",
+    reader="export.gguf.readback:findings",
     ends="export.readback.ends:gguf",
     arithmetic="float32",
     block_error=1e-5,

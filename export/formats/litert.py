@@ -16,7 +16,7 @@ LITERT = Record(
         "cpu": Run("targets.litert_runtime:open_litert", "ai-edge-litert"),
         "arm64": Run("targets.emulator:open_emulated", "ai-edge-litert", QEMU, ("litert", ("model",))),
     },
-    reader="export.readback.litert:findings",
+    reader="export.litert.readback:findings",
     ends=Without("the graph alone holds no tokens"),
     arithmetic="8-bit activations",
     block_error=0.04,

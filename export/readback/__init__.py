@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compress.checkpoint.store import QuantizedCheckpoint
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from export.formats import Without, function
 from export.readback import beside
 from export.readback.beside import config_faults

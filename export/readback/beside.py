@@ -16,7 +16,7 @@ from bluelm.errors import InputError
 from bluelm.system.reading import read_json
 from bluelm.text.tokenizer import TOKENIZER_FILES
 from compress.checkpoint.store import QuantizedCheckpoint
-from export.artifact import MANIFEST, Artifact
+from export.artifacts.artifact import MANIFEST, Artifact
 from export.readback.items import Finding, checked
 
 CONFIG = "config.json"

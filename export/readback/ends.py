@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from bluelm.system.reading import read_json
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 
 
 def genai(artifact: Artifact, wanted: Set[int]) -> str | None:
@@ -17,7 +17,7 @@ def genai(artifact: Artifact, wanted: Set[int]) -> str | None:
 
 def xnnpack(artifact: Artifact, wanted: Set[int]) -> str | None:
     """A method of the program gives all of them."""
-    from export.executorch_reader import constant, read_file
+    from export.executorch.reader import constant, read_file
 
     told = constant(read_file(artifact.path("model")), "get_eos_ids")
     same = told is not None and set(told) == wanted
@@ -26,7 +26,7 @@ def xnnpack(artifact: Artifact, wanted: Set[int]) -> str | None:
 
 def gguf(artifact: Artifact, wanted: Set[int]) -> str | None:
     """The file names one of them."""
-    from export.gguf_reader import GgufWeights
+    from export.gguf.reader import GgufWeights
 
     told = GgufWeights(artifact.path("model"), artifact.model).fields["tokenizer.ggml.eos_token_id"].contents()
     return None if told in wanted else f"model.gguf says {told}, the checkpoint {sorted(wanted)}"

@@ -8,10 +8,10 @@ import numpy as np
 
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
-from export.artifact import Artifact
-from export.embedding import EmbeddingTable
-from export.onnx_reader import Stored
-from export.packing import unpack
+from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import EmbeddingTable
+from export.artifacts.packing import unpack
+from export.onnx.reader import Stored
 from export.readback.items import Finding, checked
 
 

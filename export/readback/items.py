@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 
 ROPE = "rope"
 """Cosines and sines of every position of the context (or the frequencies), in the type that the format stores."""

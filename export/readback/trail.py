@@ -8,7 +8,7 @@ import numpy as np
 
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from export.readback.held import faults, stored
 from export.readback.items import GRAPH, Finding, inventory
 from export.readback.numbers import array_fault

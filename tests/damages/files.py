@@ -9,10 +9,10 @@ import numpy as np
 from executorch.exir._serialize._program import serialize_pte_binary
 from executorch.exir.schema import Double
 
-from export.artifact import Artifact, Format
-from export.coreml import packages
-from export.coreml_package import Package
-from export.executorch_reader import read_program
+from export.artifacts.artifact import Artifact, Format
+from export.coreml.export import packages
+from export.coreml.package import Package
+from export.executorch.reader import read_program
 from tests import damage
 from tests import test_readback_coreml as coreml
 from tests import test_readback_litert as litert

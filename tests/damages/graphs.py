@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from export.artifact import Artifact, Format
+from export.artifacts.artifact import Artifact, Format
 from tests.damage import LAYER
 from tests.damages.onnx_edits import Edit, add_node, attribute, bump, edited, rewire
 from tests.damages.record import Damage

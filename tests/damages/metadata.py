@@ -12,7 +12,7 @@ import onnx
 from gguf import GGUFReader, ReaderField
 from sentencepiece import sentencepiece_model_pb2
 
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from tests import damage
 from tests.damages.record import ALL, Damage
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
 from tests.damage import again
 
 Edit = Callable[[ModelProto, Path], None]

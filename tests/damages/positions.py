@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
-from export.artifact import Artifact, Format
+from export.artifacts.artifact import Artifact, Format
 from targets.cached_runtime import Feeds
 from targets.runtime import Runtime, RuntimeBase
 from tests import damage
@@ -25,7 +25,7 @@ FROM = 0.55  # of the context: where a table freezes, a share that the windows o
 DECODE_FROM = 0.3  # of the context: from there on decode turns by wrong angles
 SLOTS = (0.4, 0.5)  # of the context: slots that decode forgets
 SHIFT = 7
-TABLES = ("export.executorch_model", "export.executorch_static", "export.lowered", "export.onnx_genai")
+TABLES = ("export.executorch.model", "export.executorch.static", "export.lowering.decoder", "export.onnx.genai")
 GRAPHS: tuple[Format, ...] = ("onnx-cpu", "onnx-npu")
 HOST_CACHED: tuple[Format, ...] = ("onnx-cpu", "onnx-npu", "litert", "executorch-coreml", *COMPILED)
 """Formats whose host keeps the cache and gives positions and mask: a graph that errs is stood for by other inputs."""

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from export.artifact import MANIFEST, Artifact, list_files, source_of
+from export.artifacts.artifact import MANIFEST, Artifact, list_files, source_of
 from tests.damages.record import COMPILED, Damage
 
 Change = Callable[[Artifact], None]

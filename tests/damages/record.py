@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from bluelm.checkpoint import Checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
-from export.artifact import Artifact, Format
+from export.artifacts.artifact import Artifact, Format
 from export.formats import record
 from pipeline import judging
 from targets import runtime as runtimes

@@ -19,9 +19,9 @@ from bluelm.system.files import atomic_folder
 from bluelm.weights import LINEARS, NORMS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
-from export.artifact import Artifact
+from export.artifacts.artifact import Artifact
+from export.artifacts.mobile import describe
 from export.formats import Lowering, Record, Run, Sizes, Speed, Without
-from export.mobile_package import describe
 from export.readback.items import CONTEXT, Finding, checked, equal, inventory, untold, vector_names, weight_names
 from targets.backend import Lowering as Job
 from targets.backend import Uncompiled

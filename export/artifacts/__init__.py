@@ -1,0 +1,1 @@
+"""What artifacts of every runtime have in common."""

@@ -1,0 +1,1 @@
+"""APK archives, their binary manifest and signatures."""

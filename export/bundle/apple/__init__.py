@@ -1,0 +1,1 @@
+"""IPA archives and their Mach-O program."""

@@ -1,0 +1,105 @@
+"""The tokenizer that a GGUF file must hold: read from the checkpoint's own files by their own libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from bluelm.config import ModelConfig
+from bluelm.system.reading import MOST_TABLE_BYTES, read_json
+from bluelm.text.sentencepieces import SentencePieces, read_model
+from bluelm.text.tokenizer import Tokenizer
+from compress.checkpoint.store import QuantizedCheckpoint
+from export.gguf.readback_keys import Value
+
+Type, Kind = gguf.GGUFValueType, gguf.TokenType  # kinds of pieces have sentencepiece's own numbers
+
+
+@dataclass(frozen=True)
+class Row:
+    """A token: its text, its kind, and how early it is merged (SentencePiece)."""
+
+    text: str
+    kind: int
+    score: float = 0.0
+
+
+def keys(quantized: QuantizedCheckpoint) -> dict[str, Value]:
+    """All keys `tokenizer.ggml.*`.
+
+    Raises:
+        InputError: the checkpoint's tokenizer cannot be read.
+    """
+    tokenizer, config = Tokenizer.from_folder(quantized.folder), quantized.config
+    named = tokenizer.source.name == "tokenizer.json"
+    found = _byte_pairs(tokenizer.source, config) if named else _pieces(tokenizer, config)
+    found |= {"add_eos_token": Value(Type.BOOL, False)}
+    ids = {
+        "bos": config.bos_token_id if tokenizer.bos is None else tokenizer.bos,
+        "eos": config.eos_token_ids[0] if config.eos_token_ids else tokenizer.eos,
+        "padding": config.pad_token_id if tokenizer.pad is None else tokenizer.pad,
+    }
+    found |= {f"{name}_token_id": Value(Type.UINT32, token) for name, token in ids.items() if token is not None}
+    return {f"tokenizer.ggml.{name}": value for name, value in found.items()}
+
+
+def _table(rows: Sequence[Row]) -> dict[str, Value]:
+    return {
+        "tokens": Value(Type.STRING, [row.text for row in rows], array=True),
+        "token_type": Value(Type.INT32, [row.kind for row in rows], array=True),
+    }
+
+
+def _pieces(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Value]:
+    """Of a tokenizer.model and the tokens added to it."""
+    assert isinstance(tokenizer.pieces, SentencePieces)
+    proto = read_model(tokenizer.source)
+    rows = [Row(piece.piece, piece.type, piece.score) for piece in proto.pieces][: config.vocab_size]
+    added = tokenizer.pieces.added()
+    for index in range(len(rows), config.vocab_size):
+        rows.append(Row(added[index], Kind.USER_DEFINED) if index in added else _unused(index))
+    begins = len(tokenizer.front) == 1 and tokenizer.front[0] == tokenizer.bos
+    return {
+        "model": Value(Type.STRING, "llama"),
+        "pre": Value(Type.STRING, "default"),
+        **_table(rows),
+        "scores": Value(Type.FLOAT32, [row.score for row in rows], array=True),
+        "unknown_token_id": Value(Type.UINT32, proto.trainer_spec.unk_id),
+        "add_space_prefix": Value(Type.BOOL, proto.normalizer_spec.add_dummy_prefix),
+        "remove_extra_whitespaces": Value(Type.BOOL, proto.normalizer_spec.remove_extra_whitespaces),
+        "add_bos_token": Value(Type.BOOL, begins),
+    }
+
+
+def _byte_pairs(path: Path, config: ModelConfig) -> dict[str, Value]:
+    """Of a tokenizer.json with byte-level BPE."""
+    import tokenizers
+
+    from export.gguf.bpe import read_byte_pairs
+
+    library: Any = tokenizers.Tokenizer.from_file(str(path))
+    library.no_truncation()
+    library.no_padding()
+    rows = [_unused(index) for index in range(config.vocab_size)]
+    for text, index in library.get_vocab(with_added_tokens=False).items():
+        rows[index] = Row(text, Kind.NORMAL)
+    for index, token in library.get_added_tokens_decoder().items():
+        rows[index] = Row(token.content, Kind.CONTROL if token.special else Kind.USER_DEFINED)
+    pairs = read_json(path, MOST_TABLE_BYTES)["model"]["merges"]
+    merges = [pair if isinstance(pair, str) else f"{pair[0]} {pair[1]}" for pair in pairs]
+    first, plain = (library.encode("a", add_special_tokens=special).ids for special in (True, False))
+    return {
+        "model": Value(Type.STRING, "gpt2"),
+        "pre": Value(Type.STRING, read_byte_pairs(path, config.vocab_size).cut),  # llama.cpp's name for an expression
+        **_table(rows),
+        "merges": Value(Type.STRING, merges, array=True),
+        "add_bos_token": Value(Type.BOOL, first[:1] != plain[:1]),
+    }
+
+
+def _unused(index: int) -> Row:
+    return Row(f"[unused {index}]", Kind.UNUSED)

@@ -1,0 +1,1 @@
+"""The decoder as operations that every runtime's exporter provides."""

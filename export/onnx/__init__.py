@@ -1,0 +1,1 @@
+"""ONNX graphs for CPU and NPU, and onnxruntime-genai's folders."""

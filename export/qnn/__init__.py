@@ -1,0 +1,1 @@
+"""Qualcomm's compiled binaries, held against what was compiled."""
