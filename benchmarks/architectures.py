@@ -24,9 +24,9 @@ from eval.metrics import kl_divergence, log_softmax
 from export.executorch import coreml as executorch_coreml
 from export.executorch import xnnpack as executorch
 from export.lowering.ranges import calibrate
+from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import Place, Runtime, open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests import test_bluelm_architectures as formulas
 from tests.coreml_artifacts import quantized
 from tests.test_compare_architectures import TOKENS, baichuan, glm, llama, qwen2

@@ -32,8 +32,8 @@ from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
 from export.coreml.package import import_coremltools
 from export.executorch import coreml as executorch_coreml
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 
 PARTS_BYTES = 550_000_000
 FORMATS = ("coreml", "parts", "executorch-coreml")

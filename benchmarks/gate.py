@@ -26,8 +26,8 @@ from eval import size_plan
 from eval.arithmetic import allowance
 from export.artifacts.artifact import Artifact, Format
 from targets import runtime as runtimes
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, Runtime, natural
-from targets.torch_runtime import TorchRuntime
 from tests import damage
 from tests.damages import ALL, DAMAGES, Damage, damaged, judged_as, sound
 

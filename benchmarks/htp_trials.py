@@ -23,9 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import pages
 from bluelm.errors import TargetError
-from targets.child import Child
-from targets.qnn_messages import Chip, Load, Run
-from targets.snapdragon import chip_of
+from targets.host.child import Child
+from targets.qualcomm.backend import chip_of
+from targets.qualcomm.messages import Chip, Load, Run
 from targets.socs import find_soc
 
 COLUMNS, ROWS, TOKENS = 256, 96, 8
@@ -128,7 +128,7 @@ def run(trial: Trial, chip: Chip, folder: Path) -> str:
     """Relative error on the simulator, or why it was refused."""
     path = folder / "trial.onnx"
     onnx.save(trial.model, path)
-    child = Child("targets.qnn_worker", folder / "trial.log")
+    child = Child("targets.qualcomm.worker", folder / "trial.log")
     try:
         child.call(Load("trial", str(path), chip), 60)
         found = child.call(Run("trial", trial.inputs), 60).outputs["y"]

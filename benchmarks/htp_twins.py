@@ -25,7 +25,7 @@ from eval.compiled import Graphs
 from eval.twin_blocks import Apart
 from export.lowering.ranges import Ranges, calibrate
 from targets.block_outputs import open_blocks
-from targets.cached_runtime import Feeds
+from targets.host.cached_runtime import Feeds
 from targets.registry import find
 from targets.runtime import open_runtime
 from tests import lowering

@@ -16,7 +16,7 @@ from calibration.samples import load_samples
 from compress.engine import quantize
 from compress.recipe import Recipe
 from export.onnx import cpu as onnx_cpu
-from targets.qemu_count import Counts, count
+from targets.emulator.count import Counts, count
 
 REPEATS = 3
 COLUMNS = ("what", "prefill", "decode", "logits differ by")

@@ -26,9 +26,9 @@ from eval import heldout
 from eval.heldout import Window
 from eval.metrics import kl_divergence, log_softmax
 from export.lowering.ranges import calibrate
+from targets.host.torch_runtime import TorchRuntime, TwinRuntime
 from targets.registry import find
 from targets.runtime import Runtime, open_runtime
-from targets.torch_runtime import TorchRuntime, TwinRuntime
 
 CONTEXT, CHUNK, RANGE_WINDOWS = 512, 128, 64
 RUNS = ("dequantized", "twin", "npu")

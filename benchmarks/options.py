@@ -35,7 +35,7 @@ from compress.widths.allocate import choose
 from eval import metrics
 from eval.metrics import Float
 from export.lowering.ranges import Ranges, calibrate
-from targets.torch_runtime import TwinRuntime
+from targets.host.torch_runtime import TwinRuntime
 from tests.rounded import linear_names
 
 COLUMNS = ("model", "recipe", "MB", "linears of 8 bits", "KL", "KL, a16", "KL, a8")

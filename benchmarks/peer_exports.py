@@ -46,7 +46,7 @@ from bluelm.text.tokenizer import Tokenizer
 from bluelm.weights import Weights
 from export.artifacts.artifact import Artifact, list_files
 from export.onnx import genai as onnx_genai
-from targets import qemu_count
+from targets.emulator import count as qemu_count
 
 CONTEXT, CHUNK, PROMPT, DECODED = 512, 128, 128, 352
 PAIRS = ("pair", "rounds", "ours, tokens/s", "theirs, tokens/s", "ratio")

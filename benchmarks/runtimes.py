@@ -26,9 +26,9 @@ from calibration.samples import load_samples
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
+from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import Runtime, open_runtime
-from targets.torch_runtime import TorchRuntime
 
 CONTEXT, CHUNK, GREEDY, CLOSE = 512, 128, 64, 1e-2
 PROMPTS = ("手机上的语言模型", "The weather today", "def add(a, b):", "Once upon a time", "北京是中国的")

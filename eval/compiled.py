@@ -15,13 +15,13 @@ from eval.measurement import Measurement
 from export.artifacts.artifact import Artifact, find_source, source_of
 from export.lowering.ranges import Ranges
 from export.onnx.decoder import GRAPHS
-from targets.cached_runtime import Feeds
-from targets.qnn import GIVEN, describe, graphs_of
-from targets.qnn_border import binary_of, border_faults, onnx_border, wrapper_faults
-from targets.qnn_given import faults as given_faults
-from targets.qnn_messages import Contents, GraphBorder
+from targets.host.cached_runtime import Feeds
+from targets.qualcomm.backend import chip_of
+from targets.qualcomm.border import binary_of, border_faults, onnx_border, wrapper_faults
+from targets.qualcomm.compile import GIVEN, describe, graphs_of
+from targets.qualcomm.given import faults as given_faults
+from targets.qualcomm.messages import Contents, GraphBorder
 from targets.runtime import Place, open_runtime
-from targets.snapdragon import chip_of
 from targets.socs import find_soc
 
 MISMATCHES, EXCESS = "compiled_mismatches", "twin_block_excess"
@@ -127,7 +127,7 @@ def _wrappers(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str
 
 def _programs(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str, Contents, list[str]]]:
     """Each method of an ExecuTorch program."""
-    from targets.executorch_qnn import describe_program, read_methods
+    from targets.qualcomm.executorch import describe_program, read_methods
 
     told = describe_program(artifact.path("model"))
     methods = read_methods(artifact.path("methods"))

@@ -14,8 +14,8 @@ from bluelm.system.files import write_text
 from bluelm.system.progress import Progress, Silent
 from eval.measurement import Measurement
 from eval.repeats import AT_LEAST, Repeats
-from targets.phone import Bench, Phone, Thermal
-from targets.runners import Figures, Runner, in_turn, read_figures
+from targets.phones.phone import Bench, Phone, Thermal
+from targets.phones.runners import Figures, Runner, in_turn, read_figures
 
 Phase = Literal["prefill", "decode"]
 

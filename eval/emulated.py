@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eval.history import History, Run
 from eval.measurement import Measurement
-from targets.qemu_count import Counts
+from targets.emulator.count import Counts
 
 TOLERANCE = 0.005  # repeats differ by 0.001 and less
 NAMES = ("prefill_instructions_per_token", "decode_instructions_per_token")

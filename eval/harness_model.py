@@ -15,7 +15,7 @@ from bluelm.errors import InputError
 from bluelm.system.progress import Progress, Silent
 from bluelm.text.tokenizer import Tokenizer
 from eval.metrics import log_softmax
-from targets.generation import generate, until
+from targets.host.generation import generate, until
 from targets.runtime import Runtime
 
 COUNTS = "counts"  # key beside the answers

@@ -24,7 +24,7 @@ from eval.measurement import Measurement
 from export.artifacts.artifact import Artifact
 from export.formats import Without, function
 from export.readback import config_faults, read_back
-from targets.generation import ends, generate, until
+from targets.host.generation import ends, generate, until
 from targets.runtime import Runtime
 
 DATA = Path(__file__).parent / "data"

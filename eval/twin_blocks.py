@@ -23,7 +23,7 @@ from export.lowering import decoder as lowered
 from export.lowering.decoder import KeysValues, block_output
 from export.lowering.ranges import Ranges
 from export.lowering.torch_ops import Activations, Parameters, Rounded, TorchOps
-from targets.cached_runtime import Feeds, step_mask
+from targets.host.cached_runtime import Feeds, step_mask
 
 NOISE = 3.5e-4
 """Of a product of matrices on HTP, relative to its row: keys and values of first blocks are 2.4e-4 to 4.6e-4 from their

@@ -19,7 +19,7 @@ from bluelm.text.tokenizer import Message, Tokenizer
 from export.artifacts.artifact import MANIFEST, Artifact
 from export.bundle import folder as folders
 from export.bundle.build import Verified
-from targets.child import Child
+from targets.host.child import Child
 from targets.runtime import Place, natural, open_runtime
 
 QUESTION = "你好"

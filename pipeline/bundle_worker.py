@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.bundle_check import Ask, generate
-from targets.child import serve
+from targets.host.child import serve
 
 
 def handle(message: Ask) -> str:

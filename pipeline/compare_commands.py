@@ -193,7 +193,7 @@ def _checkpoint(folder: Path) -> Subject:
     from compress.checkpoint.store import QuantizedCheckpoint
     from eval.compare import Subject, weights_steps
     from pipeline import provenance
-    from targets.torch_runtime import TorchRuntime
+    from targets.host.torch_runtime import TorchRuntime
 
     provenance.check(folder)
     quantized = (folder / "quantized.json").exists()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from eval.speed_model import Interval, RuntimeClass, Shape, Soc, Work
-    from targets.phone import Phone
+    from targets.phones.phone import Phone
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +54,7 @@ def show_devices(serial: str | None) -> int:
 
 def connected() -> tuple[list[Phone], list[str]]:
     """Every device of both tools, and what could not be asked, with the reason."""
-    from targets import adb, devicectl, phone
+    from targets.phones import adb, devicectl, phone
 
     found: list[Phone] = []
     missing: list[str] = []

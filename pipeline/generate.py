@@ -12,7 +12,7 @@ from bluelm.text.tokenizer import Message, Tokenizer
 from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline.binding import open_run
 from pipeline.terminal import say, stream
-from targets.generation import ends, generate, until
+from targets.host.generation import ends, generate, until
 from targets.runtime import Place, open_runtime
 
 

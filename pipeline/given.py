@@ -13,7 +13,7 @@ from eval.heldout import HeldOut
 from eval.judge import Reference
 from eval.metrics import negative_log_likelihood
 from eval.sanity import reference_to_guess
-from targets.torch_runtime import TorchRuntime
+from targets.host.torch_runtime import TorchRuntime
 
 WINDOWS = 2
 LARGEST = 8 << 30  # bytes of the float32 model: running a larger one takes long, and judging asks it anyway

@@ -23,8 +23,8 @@ from eval.measurement import Measurement
 from eval.positions import Plan, Rows
 from export.artifacts.artifact import Artifact, find_source
 from targets.block_outputs import open_blocks
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, Runtime
-from targets.torch_runtime import TorchRuntime
 
 BLOCK_TOKENS = 64
 SLOW: tuple[Place, ...] = ("htp", "interpreter", "arm64")

@@ -14,9 +14,9 @@ from bluelm.system.progress import Progress, Silent
 from export.bundle.manifest import BundleManifest, Requirements
 from export.bundle.project import runtimes
 from export.bundle.zip32 import read_zip
-from targets import devicectl, phone
-from targets.adb import Device, Server
-from targets.phone import Phone
+from targets.phones import devicectl, phone
+from targets.phones.adb import Device, Server
+from targets.phones.phone import Phone
 
 REMOTE = "/data/local/tmp/bluelm-export"
 _NEEDS = {"onnxruntime-qnn": ("QNN", "FastRPC")}  # any of these libraries of the system

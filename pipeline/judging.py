@@ -30,9 +30,9 @@ from export.artifacts.artifact import Artifact
 from pipeline import layout
 from pipeline.inspecting import Inspector
 from pipeline.stages import Stages, code
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, Runtime, open_runtime
 from targets.target import Target
-from targets.torch_runtime import TorchRuntime
 
 PROMPTS, PROMPT_TOKENS, GREEDY_TOKENS = 8, 32, 64  # that the artifact continues as the float model does, or not
 

@@ -21,9 +21,9 @@ from eval.tasks import Scores, TaskSet
 from pipeline import layout
 from pipeline.judging import Subject
 from pipeline.stages import PARTIAL, Stages, code
-from targets.generation import ends
+from targets.host.generation import ends
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Runtime, open_runtime
-from targets.torch_runtime import TorchRuntime
 
 FIGURES = TypeAdapter(tuple[Measurement, ...])
 

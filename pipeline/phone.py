@@ -15,12 +15,12 @@ from eval.measurement import Measurement
 from eval.origin import Origin
 from export.artifacts.artifact import Artifact
 from pipeline.plan import Plan
-from targets import devicectl
-from targets.adb import Server
-from targets.phone import AndroidBench, Bench, Phone, describe
-from targets.runners import Runner, load_runner
+from targets.emulator.feeds import graph_paths, perf_test_folder, prompt_tokens, record, still
+from targets.phones import devicectl
+from targets.phones.adb import Server
+from targets.phones.phone import AndroidBench, Bench, Phone, describe
+from targets.phones.runners import Runner, load_runner
 from targets.socs import Soc
-from targets.step_feeds import graph_paths, perf_test_folder, prompt_tokens, record, still
 
 
 @dataclass(frozen=True)

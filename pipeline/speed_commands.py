@@ -140,7 +140,7 @@ def count(
         from eval.emulated import gate
         from eval.history import History
         from pipeline.binding import open_run
-        from targets import qemu_count
+        from targets.emulator import count as qemu_count
 
         report = open_run(run)
         artifact = phone_artifact(run, report, ("cpu",))

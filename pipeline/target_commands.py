@@ -88,7 +88,7 @@ def install_emulator() -> None:
     """Set the arm64 userland up, once: Debian packages and the aarch64 wheels, in the user's cache."""
 
     def work() -> int:
-        from targets.emulator import install
+        from targets.emulator.guest import install
 
         say(f"the arm64 userland is in {install()}")
         return 0

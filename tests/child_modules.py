@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from bluelm.errors import InputError
-from targets.child import serve
+from targets.host.child import serve
 
 
 def handle(message: object) -> object:

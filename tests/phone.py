@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from targets.adb import Server
+from targets.phones.adb import Server
 from tests.adb_server import SERIAL
 
 PROPERTIES = {

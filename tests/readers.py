@@ -26,7 +26,7 @@ from eval.report import Report
 from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import EmbeddingTable
 from export.bundle import build, keys
-from targets.runners import load_runner
+from targets.phones.runners import load_runner
 from tests import reader_files as valid
 
 

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from bluelm.errors import InputError, UnavailableError
 from export.bundle.manifest import Requirements
 from pipeline.install import objections
-from targets.adb import CHUNK, Server, ShellResult
-from targets.phone import Thermal, describe, parse_thermal, phones
+from targets.phones.adb import CHUNK, Server, ShellResult
+from targets.phones.phone import Thermal, describe, parse_thermal, phones
 from tests.bundles import draft
 from tests.limits import HANG_S
 from tests.packages import requires

@@ -14,8 +14,8 @@ from bluelm.errors import InputError, TargetError, UnavailableError
 from eval.budget import judge
 from eval.device_speed import Call, Protocol, check_chip, cool, measure
 from eval.limits import Budget
-from targets.phone import AndroidBench, Phone, describe
-from targets.runners import Runner, load_runner, read_figures
+from targets.phones.phone import AndroidBench, Phone, describe
+from targets.phones.runners import Runner, load_runner, read_figures
 from tests.phone import FakePhone, running_phone
 
 # Takes its latency from the next line of `latencies` in its folder, so that repeats differ as told.

@@ -19,9 +19,9 @@ from eval.history import History
 from export.artifacts.artifact import Artifact, list_files
 from export.onnx import genai as onnx_genai
 from pipeline.phone import make_calls
-from targets.onnx_runtime import session_step
-from targets.runners import load_runner
-from targets.step_feeds import prompt_tokens, record
+from targets.arm64.onnx import session_step
+from targets.emulator.feeds import prompt_tokens, record
+from targets.phones.runners import load_runner
 from tests.phone import FakePhone, running_phone
 from tests.rounded import rounded
 from tests.tiny import tiny_checkpoint

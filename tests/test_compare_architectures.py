@@ -22,10 +22,10 @@ from export.lowering.ranges import calibrate
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
-from targets.apple import open_interpreter
-from targets.cached_runtime import step_mask
+from targets.apple.backend import open_interpreter
+from targets.host.cached_runtime import step_mask
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import quantized
 from tests.test_bluelm_architectures import (
     BAICHUAN,

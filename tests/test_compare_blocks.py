@@ -34,8 +34,8 @@ from export.onnx import npu as onnx_npu
 from pipeline import compare_report
 from pipeline.cli import app
 from targets.block_outputs import open_blocks
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import Damaged, quantized, quantized_demo
 from tests.packages import requires
 from tests.rounded import linear_names

@@ -23,9 +23,9 @@ from export.lowering.ranges import Ranges
 from export.onnx import npu as onnx_npu
 from export.readback.items import linear_names
 from targets.block_outputs import open_blocks
-from targets.qnn import describe
-from targets.qnn_border import binary_of, onnx_border
-from targets.qnn_given import faults as given_faults
+from targets.qualcomm.border import binary_of, onnx_border
+from targets.qualcomm.compile import describe
+from targets.qualcomm.given import faults as given_faults
 from targets.registry import find
 from tests import damage, lowering
 from tests.damages import qualcomm as hurts

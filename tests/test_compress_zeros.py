@@ -24,8 +24,8 @@ from compress.formats.write import Kind, check_recipe, write
 from compress.methods.grid import SMALLEST_SCALE, choose_grid, representable
 from compress.recipe import Recipe
 from export.executorch import xnnpack as executorch
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.checkpoints import write_checkpoint
 from tests.lowering import mean_kl
 

@@ -21,12 +21,13 @@ from export.coreml import export as coreml
 from export.coreml.package import Package, import_coremltools
 from export.coreml.program import DECODE, PREFILL
 from export.lowering.parts import Part, split
-from targets import apple, coreml_macos
-from targets.apple import check_program, check_states, open_interpreter, open_mac, rules
-from targets.coreml_interpreter import Interpreter
+from targets.apple import backend as apple
+from targets.apple import macos as coreml_macos
+from targets.apple.backend import check_program, check_states, open_interpreter, open_mac, rules
+from targets.apple.interpreter.interpreter import Interpreter
+from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import Damaged, quantized, quantized_demo
 from tests.tiny import tiny_checkpoint
 

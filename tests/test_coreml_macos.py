@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from export.coreml import export as coreml
-from targets.apple import open_interpreter, open_mac
-from targets.coreml_macos import compile_package
+from targets.apple.backend import open_interpreter, open_mac
+from targets.apple.macos import compile_package
 from tests.coreml_artifacts import quantized_demo
 
 pytestmark = pytest.mark.skipif(sys.platform != "darwin", reason="Core ML's own runtime exists on macOS only")

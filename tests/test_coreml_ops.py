@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bluelm.errors import InputError
 from export.coreml.package import Package, import_coremltools
-from targets.coreml_interpreter import Interpreter
-from targets.coreml_ops import OPS, Arguments
+from targets.apple.interpreter.interpreter import Interpreter
+from targets.apple.interpreter.ops import OPS, Arguments
 from tests.coreml_cases import INTS, SHAPES, cases
 
 

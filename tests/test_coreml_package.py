@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from bluelm.errors import InputError, TargetError
 from export.coreml.package import Package, ValueType, import_coremltools, read_blob, unpack_bits
-from targets.coreml_interpreter import Interpreter
-from targets.coreml_ops import OPS, Arguments
+from targets.apple.interpreter.interpreter import Interpreter
+from targets.apple.interpreter.ops import OPS, Arguments
 from tests.test_coreml_ops import save
 
 ct = import_coremltools()

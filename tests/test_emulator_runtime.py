@@ -9,8 +9,8 @@ from bluelm.errors import TargetError, UnavailableError
 from export.litert import export as litert
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
-from targets import qemu_count
-from targets.emulator import Guest
+from targets.emulator import count as qemu_count
+from targets.emulator.guest import Guest
 from targets.runtime import open_runtime
 from tests.packages import requires
 from tests.rounded import rounded

@@ -12,7 +12,7 @@ from eval.arithmetic import Allowance, _table, allowance
 from export.formats import records
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
-from targets.torch_runtime import TorchRuntime
+from targets.host.torch_runtime import TorchRuntime
 from tests import damage
 from tests.rounded import rounded
 

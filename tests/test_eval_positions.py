@@ -17,8 +17,8 @@ from eval.positions import Plan, figures, plan, reference, run
 from export.artifacts.artifact import Artifact
 from export.onnx import cpu as onnx_cpu
 from pipeline.inspecting import plan_positions
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import RuntimeBase, open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.checkpoints import write_checkpoint
 from tests.rounded import rounded
 

@@ -26,7 +26,7 @@ from eval.metrics import log_softmax
 from eval.sanity import GUESS, reference_to_guess, unigram_perplexity
 from pipeline.given import check_foresees
 from pipeline.inspecting import Inspector
-from targets.torch_runtime import TorchRuntime
+from targets.host.torch_runtime import TorchRuntime
 from tests.packed import gptq, write_packed
 from tests.test_formats_read import V1
 from tests.test_pipeline_bad_input import call

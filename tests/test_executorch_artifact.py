@@ -25,9 +25,9 @@ from export.executorch.memory import stand_in, weights_when_serialized
 from export.executorch.model import parts
 from export.executorch.partition import segments_of
 from export.executorch.reader import embedding_codes, read
-from targets.executorch_runtime import ExecutorchRuntime
+from targets.arm64.executorch import ExecutorchRuntime
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.rounded import linear_names, rounded
 from tests.test_litert_artifact import TEXT, mean_kl
 from tests.tiny import tiny_checkpoint

@@ -22,10 +22,10 @@ from export.artifacts.artifact import Artifact
 from export.executorch import coreml as executorch_coreml
 from export.executorch.coreml_reader import unpack
 from export.readback import differing
-from targets.executorch_coreml import open_executorch_coreml
+from targets.apple.executorch import open_executorch_coreml
+from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import Damaged, quantized
 from tests.test_litert_artifact import mean_kl
 from tests.test_targets_mobile import SEVEN

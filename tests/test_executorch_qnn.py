@@ -13,10 +13,10 @@ from bluelm.errors import InputError
 from eval import estimate, size_plan, structure
 from export.artifacts.artifact import Artifact
 from export.executorch.reader import all_delegated
-from targets.executorch_qnn import open_executorch_qnn, read_methods
+from targets.host.torch_runtime import TorchRuntime
+from targets.qualcomm.executorch import open_executorch_qnn, read_methods
 from targets.registry import find
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests import lowering
 from tests.packages import requires
 

@@ -7,8 +7,8 @@ import torch
 
 from export.artifacts.embedding import EmbeddingTable, write_embedding
 from export.executorch.static import trace
-from targets.cached_runtime import step_mask
-from targets.torch_runtime import TorchRuntime
+from targets.host.cached_runtime import step_mask
+from targets.host.torch_runtime import TorchRuntime
 from tests.rounded import rounded
 from tests.tiny import tiny_checkpoint
 

@@ -13,7 +13,7 @@ from bluelm.model import Decoder
 from export.lowering import decoder as lowered
 from export.lowering.ranges import Ranges, calibrate
 from export.lowering.torch_ops import Parameters, TorchOps
-from targets.torch_runtime import TorchRuntime, TwinRuntime
+from targets.host.torch_runtime import TorchRuntime, TwinRuntime
 from tests import lowering
 
 

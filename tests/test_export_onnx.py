@@ -19,8 +19,8 @@ from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import EmbeddingTable
 from export.onnx import cpu as onnx_cpu
 from export.onnx import npu as onnx_npu
+from targets.host.torch_runtime import TorchRuntime, TwinRuntime
 from targets.runtime import Runtime, open_runtime
-from targets.torch_runtime import TorchRuntime, TwinRuntime
 from tests import lowering
 from tests.onnx_reading import Weight, cpu_weights, npu_weights, structure
 

@@ -19,7 +19,7 @@ from export.artifacts.artifact import Artifact
 from export.bundle import project
 from export.formats import Record, Without
 from targets.backend import Backend
-from targets.runners import load_runner
+from targets.phones.runners import load_runner
 from targets.socs import table
 from targets.tools import tools
 from tests.test_pipeline_cli import LAX, bluelm, environment

@@ -23,8 +23,8 @@ from compress.formats.layout import Shape, make_weight
 from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.recipe import Recipe
 from export.onnx import cpu as onnx_cpu
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.packed import Drawn, awq, compressed, draw, gptq, write_packed
 
 V1 = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": False, "checkpoint_format": "gptq"}

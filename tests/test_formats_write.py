@@ -21,7 +21,7 @@ from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint
 from compress.formats.write import Kind, who_cannot_load, write
 from compress.recipe import Recipe
-from targets.torch_runtime import TorchRuntime
+from targets.host.torch_runtime import TorchRuntime
 from tests.checkpoints import write_checkpoint
 from tests.packed import compressed, gptq, write_packed
 from tests.test_formats_read import CT, V1, V2

@@ -15,9 +15,9 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.onnx import genai as onnx_genai
 from export.readback import differing
+from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.rounded import rounded
 from tests.test_litert_artifact import TEXT, mean_kl
 

@@ -27,8 +27,8 @@ from export.gguf import readback_vocabulary as gguf_vocabulary
 from export.gguf.export import in_file_order, interleaved, pack, rope_factors
 from export.gguf.reader import GgufWeights
 from export.gguf.tokenizer import add_tokenizer
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.rounded import rounded
 from tests.test_litert_artifact import TEXT
 

@@ -18,8 +18,8 @@ from export.gguf import export as gguf_file
 from export.gguf.bpe import read_byte_pairs
 from export.gguf.reader import GgufWeights
 from export.readback import differing
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.coreml_artifacts import quantized
 
 ROWS = 330

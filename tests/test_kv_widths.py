@@ -15,9 +15,9 @@ from export.lowering.ranges import Ranges
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
+from targets.host.torch_runtime import TorchRuntime, TwinRuntime
 from targets.registry import find
 from targets.runtime import Place, open_runtime
-from targets.torch_runtime import TorchRuntime, TwinRuntime
 from tests import lowering
 from tests.packages import requires
 

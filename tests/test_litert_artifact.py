@@ -16,8 +16,8 @@ from export.artifacts.artifact import Artifact
 from export.litert import export as litert
 from export.litert.file import LitertModel, pack
 from export.litert.reader import read
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime
 from tests.rounded import linear_names, rounded
 
 TEXT = [1, 400, 23, 871, 5000, 77, 78, 79, 1204, 9, 2333, 640, 3, 18, 5500, 41]

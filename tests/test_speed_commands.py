@@ -13,8 +13,8 @@ import pytest
 
 from bluelm.errors import UnavailableError
 from eval.speed_model import find_soc, socs
-from targets import devicectl
-from targets.runners import load_runner
+from targets.phones import devicectl
+from targets.phones.runners import load_runner
 from targets.socs import table
 from tests.phone import running_phone
 

@@ -10,8 +10,8 @@ import pytest
 from bluelm.errors import UnavailableError
 from eval.emulated import compare, figures, gate
 from eval.history import History, Run
-from targets import qemu_count
-from targets.qemu_count import Counts, run_counted
+from targets.emulator import count as qemu_count
+from targets.emulator.count import Counts, run_counted
 from tests.packages import requires
 
 LOOPS = 100_000

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from bluelm.errors import InputError, InterruptedRun, OutOfMemoryError, TargetError, UnavailableError
-from targets.child import Child, next_core
-from targets.qnn_messages import Chip, Load
+from targets.host.child import Child, next_core
+from targets.qualcomm.messages import Chip, Load
 from tests.limits import HANG_S
 
 MODULE = "tests.child_modules"
@@ -92,7 +92,7 @@ def test_memory_that_runs_out_in_a_child_is_said(child: Child) -> None:
 def test_a_stopped_child_is_told_of(
     child: Child, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("targets.child.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("targets.host.child.HEARTBEAT_S", 0.05)
     pid = child._process.pid
 
     def wake() -> None:
@@ -122,7 +122,7 @@ def test_a_hanging_child_is_ended(child: Child) -> None:
 def test_without_the_vendors_package(tmp_path: Path) -> None:
     """An import of onnxruntime_qnn that fails, as where it is not installed: exit code 5 and the fix."""
     (tmp_path / "onnxruntime_qnn.py").write_text("raise ImportError('No module named onnxruntime_qnn')")
-    child = Child("targets.qnn_worker", tmp_path / "log", environment={"PYTHONPATH": str(tmp_path)})
+    child = Child("targets.qualcomm.worker", tmp_path / "log", environment={"PYTHONPATH": str(tmp_path)})
     try:
         with pytest.raises(UnavailableError) as caught:
             child.call(Load("x", "x.onnx", Chip(57, 75)), HANG_S)

@@ -17,8 +17,8 @@ from compress.recipe import Recipe
 from export.formats import function, record, records
 from pipeline.cli import app
 from targets.memory import APP_SHARE, GIB, check_memory, footprint
+from targets.phones.runners import load_runner
 from targets.registry import find, runtimes_of
-from targets.runners import load_runner
 from targets.socs import table
 from targets.tools import Tool, examine, tools
 

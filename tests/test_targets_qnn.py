@@ -12,10 +12,10 @@ from onnx import helper
 
 from bluelm.errors import TargetError
 from export.artifacts.artifact import Artifact, list_files
-from targets.qnn import refusal_reasons, refused_nodes
+from targets.host.torch_runtime import TorchRuntime, TwinRuntime
+from targets.qualcomm.compile import refusal_reasons, refused_nodes
 from targets.registry import find
 from targets.runtime import open_runtime
-from targets.torch_runtime import TorchRuntime, TwinRuntime
 from tests import lowering
 from tests.packages import requires
 

@@ -10,8 +10,8 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from compress.recipe import Recipe
 from export.lowering.parts import split
+from targets.qualcomm.backend import part_limit
 from targets.registry import find, targets
-from targets.snapdragon import part_limit
 from targets.socs import table
 from tests.checkpoints import config_dict
 

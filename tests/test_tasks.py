@@ -21,8 +21,8 @@ from eval.harness_model import HarnessModel
 from eval.report import Report
 from eval.tasks import TaskRequest, TaskSet
 from pipeline.judging_tasks import _ask
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import RuntimeBase
-from targets.torch_runtime import TorchRuntime
 from tests import task_files
 from tests.test_pipeline_bad_input import call
 from tests.tiny import tiny_checkpoint

@@ -14,10 +14,10 @@ COREML = Record(
     tools=("coremltools",),
     optional_tools=("xcrun",),
     package="coremltools",
-    backend="targets.apple:CoreMLBackend",
+    backend="targets.apple.backend:CoreMLBackend",
     runs={
-        "interpreter": Run("targets.apple:open_interpreter", "bluelm-export", INTERPRETER),
-        **{unit: Run("targets.apple:open_mac", "coremltools", options=(unit,)) for unit in _ON_MACS},
+        "interpreter": Run("targets.apple.backend:open_interpreter", "bluelm-export", INTERPRETER),
+        **{unit: Run("targets.apple.backend:open_mac", "coremltools", options=(unit,)) for unit in _ON_MACS},
     },
     reader="export.coreml.readback:findings",
     ends=Without("the package holds no tokens"),

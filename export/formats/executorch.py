@@ -16,8 +16,8 @@ XNNPACK = Record(
     tools=("torch", "executorch"),
     optional_tools=("adb",),
     package="executorch",
-    backend="targets.executorch:ExecutorchBackend",
-    runs={"cpu": Run("targets.executorch_runtime:open_executorch", "executorch")},
+    backend="targets.arm64.executorch_backend:ExecutorchBackend",
+    runs={"cpu": Run("targets.arm64.executorch:open_executorch", "executorch")},
     reader="export.executorch.readback_xnnpack:findings",
     ends="export.readback.ends:xnnpack",
     arithmetic="8-bit activations",
@@ -41,11 +41,11 @@ COREML = Record(
     tools=("executorch", "coremltools"),
     optional_tools=("xcrun",),
     package="executorch",
-    backend="targets.executorch_coreml:ExecutorchCoreMLBackend",
+    backend="targets.apple.executorch:ExecutorchCoreMLBackend",
     runs={
-        "interpreter": Run("targets.executorch_coreml:open_executorch_coreml", "bluelm-export", INTERPRETER),
+        "interpreter": Run("targets.apple.executorch:open_executorch_coreml", "bluelm-export", INTERPRETER),
         **{
-            unit: Run("targets.executorch_coreml:open_executorch_coreml", "executorch", options=(unit,))
+            unit: Run("targets.apple.executorch:open_executorch_coreml", "executorch", options=(unit,))
             for unit in _ON_MACS
         },
     },
@@ -72,9 +72,9 @@ QNN = Record(
     targets=("snapdragon",),
     tools=("onnxruntime-qnn", "libatomic.so.1", "executorch", "py-cpuinfo"),
     package="executorch",
-    backend="targets.executorch_qnn:ExecutorchQnnBackend",
+    backend="targets.qualcomm.executorch:ExecutorchQnnBackend",
     compiled_from="onnx-npu",
-    runs={"htp": Run("targets.executorch_qnn:open_executorch_qnn", "executorch", SIMULATOR)},
+    runs={"htp": Run("targets.qualcomm.executorch:open_executorch_qnn", "executorch", SIMULATOR)},
     reader="export.qnn.readback:findings",
     ends=Without("the program's methods name no tokens"),
     arithmetic="16-bit activations",
@@ -99,7 +99,7 @@ NEUROPILOT = Record(
     targets=("dimensity",),
     tools=("executorch", "mtk_converter", "mtk_neuron"),
     package="executorch",
-    backend="targets.mediatek:NeuropilotBackend",
+    backend="targets.mediatek.backend:NeuropilotBackend",
     runs={},
     reader=Without("nobody but its runtime reads it: that it answers as its own weights do speaks for them alone"),
     ends=Without("the program's methods name no tokens"),

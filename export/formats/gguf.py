@@ -9,10 +9,10 @@ GGUF = Record(
     targets=("generic-arm64",),
     tools=("gguf",),
     package="gguf",
-    backend="targets.arm64:GgufBackend",
+    backend="targets.arm64.backends:GgufBackend",
     runs={
         "cpu": Run(
-            "targets.gguf_runtime:open_gguf", "gguf", "torch on the weights that gguf-py reads, in place of llama.cpp"
+            "targets.arm64.gguf:open_gguf", "gguf", "torch on the weights that gguf-py reads, in place of llama.cpp"
         ),
     },
     reader="export.gguf.readback:findings",

@@ -11,10 +11,10 @@ LITERT = Record(
     tools=("ai-edge-litert",),
     optional_tools=("qemu-aarch64", "adb"),
     package="ai-edge-litert",
-    backend="targets.litert:LitertBackend",
+    backend="targets.arm64.litert_backend:LitertBackend",
     runs={
-        "cpu": Run("targets.litert_runtime:open_litert", "ai-edge-litert"),
-        "arm64": Run("targets.emulator:open_emulated", "ai-edge-litert", QEMU, ("litert", ("model",))),
+        "cpu": Run("targets.arm64.litert:open_litert", "ai-edge-litert"),
+        "arm64": Run("targets.emulator.guest:open_emulated", "ai-edge-litert", QEMU, ("litert", ("model",))),
     },
     reader="export.litert.readback:findings",
     ends=Without("the graph alone holds no tokens"),

@@ -40,7 +40,7 @@ def executorch(path: Path) -> Run:
     import torch
     from executorch.runtime import Runtime
 
-    importlib.import_module("targets.executorch_worker")  # registers the operators that the AAR holds
+    importlib.import_module("targets.arm64.executorch_worker")  # registers the operators that the AAR holds
 
     program = Runtime.get().load_program(path)
     methods = {}
@@ -56,9 +56,9 @@ def executorch(path: Path) -> Run:
 
 def executorch_qnn(path: Path) -> Run:
     """On the NPU's simulator; its border has the bits of int16 as float16."""
-    from targets import executorch_qnn as qnn
-    from targets.child import next_core
-    from targets.executorch_qnn_messages import Load, Step
+    from targets.host.child import next_core
+    from targets.qualcomm import executorch as qnn
+    from targets.qualcomm.executorch_messages import Load, Step
 
     methods = {
         method.name: method for found in qnn.read_methods(path.with_name("methods.json")).values() for method in found

@@ -16,7 +16,7 @@ from torch import Tensor
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
 from export.artifacts.artifact import Artifact, Format
-from targets.cached_runtime import Feeds
+from targets.host.cached_runtime import Feeds
 from targets.runtime import Runtime, RuntimeBase
 from tests import damage
 from tests.damages.record import ALL, COMPILED, Damage

@@ -25,7 +25,7 @@ from export.formats import Lowering, Record, Run, Sizes, Speed, Without
 from export.readback.items import CONTEXT, Finding, checked, equal, inventory, untold, vector_names, weight_names
 from targets.backend import Lowering as Job
 from targets.backend import Uncompiled
-from targets.torch_runtime import TorchRuntime
+from targets.host.torch_runtime import TorchRuntime
 
 MODEL = "model.safetensors"
 RECORD = Record(

@@ -1,0 +1,1 @@
+"""Core ML on Macs, on iPhones and in our interpreter."""

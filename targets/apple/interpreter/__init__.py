@@ -1,0 +1,1 @@
+"""Core ML programs, computed here in torch."""

@@ -1,0 +1,1 @@
+"""CPU runtimes, on this machine and in the arm64 emulator."""

@@ -1,0 +1,32 @@
+"""LiteRT on a phone's CPU: one .tflite on XNNPACK for every arm64 chip, nothing to compile."""
+
+from __future__ import annotations
+
+from bluelm.config import ModelConfig
+from compress.recipe import Recipe
+from export.artifacts.artifact import Artifact
+from targets.arm64.backends import CpuBackend
+from targets.backend import Lowering
+from targets.legality import check_integer_kernels
+from targets.socs import Soc
+
+
+class LitertBackend(CpuBackend):
+    """The kernels, and so the rules, of XNNPACK."""
+
+    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
+        super().check(soc, config, recipe, context, chunk)
+        check_integer_kernels("LiteRT", recipe)
+
+    def lower(self, job: Lowering) -> Artifact:
+        from export.litert import export as litert
+
+        return litert.export(
+            job.quantized,
+            job.folder,
+            context=job.context,
+            chunk=job.chunk,
+            kv_bits=self.kv_bits,
+            ranges=job.ranges,
+            progress=job.progress,
+        )

@@ -1,0 +1,1 @@
+"""What runs here: child processes, generation, models in torch."""

@@ -1,0 +1,1 @@
+"""Phones on a cable, by adb and devicectl."""
