@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from benchmarks import pages
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval.metrics import kl_divergence, log_softmax
+from eval.accuracy.metrics import kl_divergence, log_softmax
 from export.executorch import coreml as executorch_coreml
 from export.executorch import xnnpack as executorch
 from export.lowering.ranges import calibrate

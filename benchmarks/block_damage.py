@@ -29,7 +29,7 @@ from compress.checkpoint.store import QuantizedCheckpoint, block_file
 from compress.engine import quantize
 from compress.recipe import Recipe
 from eval import heldout
-from eval.compare import block_errors
+from eval.accuracy.compare import block_errors
 from export.coreml import export as coreml
 from export.executorch import coreml as executorch_coreml
 from export.executorch import xnnpack as executorch

@@ -27,7 +27,7 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
 from eval import heldout
-from eval.compare import Comparison, Subject, compare
+from eval.accuracy.compare import Comparison, Subject, compare
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
 from export.coreml.package import import_coremltools

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.gate_bench import CONTEXT, Bench, Results, timed, told
 from bluelm.errors import ExportError
-from eval import size_plan
-from eval.arithmetic import allowance
+from eval.accuracy.arithmetic import allowance
+from eval.files import size_plan
 from export.artifacts.artifact import Artifact, Format
 from targets import runtime as runtimes
 from targets.host.torch_runtime import TorchRuntime

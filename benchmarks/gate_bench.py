@@ -19,9 +19,10 @@ from calibration.samples import load_samples
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
-from eval import budget_file, heldout
-from eval.budget import Check, Verdict, judge
-from eval.limits import Budget
+from eval import heldout
+from eval.budget import budget_file
+from eval.budget.budget import Check, Verdict, judge
+from eval.budget.limits import Budget
 from export.artifacts.artifact import Artifact, Format
 from export.coreml import export as coreml
 from export.executorch import coreml as executorch_coreml

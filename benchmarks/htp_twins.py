@@ -1,4 +1,4 @@
-"""How far blocks that Qualcomm's compiler made lie from their twins in torch, on the simulator (`eval/twin_blocks.py`).
+"""How far blocks that Qualcomm's compiler made lie from their twins in torch, on the simulator (`eval/accuracy/twin_blocks.py`).
 
     python -m benchmarks.htp_twins OUT [random] [demo] [FOLDER ...] [--blocks 4]
 
@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks import pages
 from calibration.samples import load_samples
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval import twin_blocks
-from eval.compiled import Graphs
-from eval.twin_blocks import Apart
+from eval.accuracy import twin_blocks
+from eval.accuracy.twin_blocks import Apart
+from eval.files.compiled import Graphs
 from export.lowering.ranges import Ranges, calibrate
 from targets.block_outputs import open_blocks
 from targets.host.cached_runtime import Feeds

@@ -1,6 +1,6 @@
 """Mutation testing: small faults put into a module one at a time; the quick tests of that module should see each.
 
-    python -m benchmarks.mutants eval.budget [MODULE ...] [--sample 60] [--seed 1]
+    python -m benchmarks.mutants eval.budget.budget [MODULE ...] [--sample 60] [--seed 1]
 
 Tests are collected and run once, each with the lines that it runs. Then for every mutant a forked child swaps the code
 of one function (or the value of one constant) in the modules as they are loaded, and runs the tests that run its line

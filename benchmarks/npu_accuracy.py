@@ -23,8 +23,8 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
 from eval import heldout
+from eval.accuracy.metrics import kl_divergence, log_softmax
 from eval.heldout import Window
-from eval.metrics import kl_divergence, log_softmax
 from export.lowering.ranges import calibrate
 from targets.host.torch_runtime import TorchRuntime, TwinRuntime
 from targets.registry import find

@@ -32,8 +32,8 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
 from compress.widths.allocate import choose
-from eval import metrics
-from eval.metrics import Float
+from eval.accuracy import metrics
+from eval.accuracy.metrics import Float
 from export.lowering.ranges import Ranges, calibrate
 from targets.host.torch_runtime import TwinRuntime
 from tests.rounded import linear_names

@@ -32,8 +32,8 @@ from calibration.samples import load_samples
 from calibration.sources import document
 from compress.engine import quantize
 from compress.recipe import Recipe
-from eval import metrics
-from eval.metrics import Estimate, Float
+from eval.accuracy import metrics
+from eval.accuracy.metrics import Estimate, Float
 
 LENGTH = 256
 COLUMNS = ("setting", "mean KL", "99 % KL", "top-1", "perplexity / float")

@@ -39,7 +39,7 @@ from bluelm.model import Decoder
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
 from bluelm.weights import LINEARS
-from eval.metrics import Float
+from eval.accuracy.metrics import Float
 
 WINDOWS = 128
 COLUMNS = ("setting", "quantizer", "version", "KL", "top-1", "perplexity / float", "s", "CPU s", "MiB")

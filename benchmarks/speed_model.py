@@ -14,8 +14,20 @@ import numpy as np
 
 from benchmarks import pages
 from bluelm.system.files import write_text
-from eval.speed_fit import Leave, Row, dumps, fit_all, half_width, inside, leaves, left_out, published, rounded, twin
-from eval.speed_model import DATA, Phase, RuntimeClass, coefficients, default_work, estimate, find_shape, find_soc
+from eval.speed.speed_fit import (
+    Leave,
+    Row,
+    dumps,
+    fit_all,
+    half_width,
+    inside,
+    leaves,
+    left_out,
+    published,
+    rounded,
+    twin,
+)
+from eval.speed.speed_model import DATA, Phase, RuntimeClass, coefficients, default_work, estimate, find_shape, find_soc
 
 WAYS: tuple[tuple[str, Leave], ...] = (
     ("the row and its twins (same model and chip)", twin),

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eval.budget import Check
-from eval.confidence import multiplier
-from eval.judge import DocumentSums
+from eval.accuracy.judge import DocumentSums
+from eval.accuracy.metrics import ratio_mean
+from eval.budget.budget import Check
+from eval.budget.confidence import multiplier
 from eval.measurement import Measurement
-from eval.metrics import ratio_mean
 from eval.report import Report
 
 GROWTH = 0.01  # files of the same content differ by less from one compiler run to the next

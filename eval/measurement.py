@@ -16,7 +16,7 @@ class Measurement:
     """A figure with its unit, its error and its origin.
 
     Attributes:
-        name: what it is, e.g. "mean_kl"; the names that a budget can limit are listed in `eval.budget`.
+        name: what it is, e.g. "mean_kl"; the names that a budget can limit are listed in `eval.budget.budget`.
         value: the figure; NaN or infinite where what was judged answered so (a budget fails it).
         unit: e.g. "nats/token", "tokens/s", "bytes"; "" for a plain ratio.
         how: measured on the runtime that ships, emulated (a simulator, an emulator, an interpreter or torch ran

@@ -17,10 +17,10 @@ from rich.table import Table
 from bluelm.errors import InputError
 from bluelm.system.files import write_text
 from bluelm.system.reading import MOST_TABLE_BYTES, read_record
-from eval.budget import Check, Verdict
-from eval.confidence import Sample
-from eval.judge import DocumentSums
-from eval.limits import NOT_KNOWN, STRUCTURE
+from eval.accuracy.judge import DocumentSums
+from eval.budget.budget import Check, Verdict
+from eval.budget.confidence import Sample
+from eval.budget.limits import NOT_KNOWN, STRUCTURE
 from eval.measurement import Measurement
 
 FILE = "report.json"

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from bluelm.errors import InputError
 from bluelm.system.files import sha256, write_text
 from bluelm.system.reading import read_note
-from eval.budget import judge
-from eval.limits import Budget
+from eval.budget.budget import judge
+from eval.budget.limits import Budget
 from eval.report import FILE, Report
 from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline.stages import RECORDS

@@ -13,7 +13,7 @@ from pipeline.errors import leave
 from pipeline.terminal import say
 
 if TYPE_CHECKING:
-    from eval.bisect import Finding
+    from eval.accuracy.bisect import Finding
 
 TOKENS = 64
 
@@ -43,7 +43,7 @@ def bisect(
         from typing import cast
 
         from bluelm.system.files import json_text, write_text
-        from eval.origin import origin
+        from eval.files.origin import origin
         from eval.report import Report
         from export.artifacts.artifact import Artifact
         from pipeline.layout import QUANTIZED

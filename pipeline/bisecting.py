@@ -17,9 +17,9 @@ from bluelm.errors import InputError
 from bluelm.weights import Weights
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from compress.methods.rotate import Rotated
-from eval import judge
-from eval.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
-from eval.compare import BlockErrors, local_errors, weights_steps
+from eval.accuracy import judge
+from eval.accuracy.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
+from eval.accuracy.compare import BlockErrors, local_errors, weights_steps
 from export.artifacts.artifact import Artifact, source_of
 from export.lowering.ranges import Ranges
 from export.readback import differing, listed, readable, weight_names

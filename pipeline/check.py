@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from bluelm.errors import BudgetError, InputError
-from eval import budget_file
 from eval.baseline import regressions
-from eval.budget import Verdict, judge
-from eval.limits import Budget
+from eval.budget import budget_file
+from eval.budget.budget import Verdict, judge
+from eval.budget.limits import Budget
 from eval.report import Report, show_verdict
 from pipeline.binding import missing, open_run
 from pipeline.ci_outputs import announce

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as Xml
 
 from bluelm.system.files import atomic_file, write_text
 from bluelm.text.clean import visible
-from eval.budget import Check
+from eval.budget.budget import Check
 from eval.report import PLACES, SUBJECTS, Report, emulated, format_value, label, side_by_side, task_rows
 from pipeline.github import annotation, in_github
 

@@ -32,7 +32,7 @@ from pipeline.errors import INTERRUPTED, crash, leave
 from pipeline.terminal import console, say, show_warnings
 
 if TYPE_CHECKING:
-    from eval.tasks import TaskRequest
+    from eval.tasks.tasks import TaskRequest
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -337,7 +337,7 @@ def _task_request(
     Raises:
         InputError: options on tasks, but no tasks.
     """
-    from eval.tasks import TaskRequest
+    from eval.tasks.tasks import TaskRequest
 
     if names:
         return TaskRequest(tuple(dict.fromkeys(names)), data, limit, shots, run_code)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bluelm.text.tokenizer import Tokenizer
-    from eval.compare import Comparison, Subject
+    from eval.accuracy.compare import Comparison, Subject
     from targets.runtime import Place
 
 BLOCK_TOKENS = 64
@@ -75,7 +75,7 @@ def _compare(
 
     from bluelm.system.files import json_text, write_text
     from eval import heldout
-    from eval.compare import compare as hold
+    from eval.accuracy.compare import compare as hold
     from pipeline import compare_report
 
     subjects = [s for i, path in enumerate(paths) for s in open_subjects(path, blocks, scratch / str(i), stack)]
@@ -165,8 +165,8 @@ def _shipped(folders: Sequence[Path]) -> list[Path]:
 
 
 def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack: ExitStack) -> Subject:
-    from eval.compare import Subject
-    from eval.origin import origin
+    from eval.accuracy.compare import Subject
+    from eval.files.origin import origin
     from export.artifacts.artifact import Artifact
     from targets.block_outputs import BlockTwin
     from targets.runtime import natural, open_runtime
@@ -191,7 +191,7 @@ def _checkpoint(folder: Path) -> Subject:
     """A quantized checkpoint, dequantized, or the float one, in torch."""
     from bluelm.checkpoint import Checkpoint
     from compress.checkpoint.store import QuantizedCheckpoint
-    from eval.compare import Subject, weights_steps
+    from eval.accuracy.compare import Subject, weights_steps
     from pipeline import provenance
     from targets.host.torch_runtime import TorchRuntime
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.compare import BlockErrors, Comparison
-from eval.metrics import Estimate
+from eval.accuracy.compare import BlockErrors, Comparison
+from eval.accuracy.metrics import Estimate
 from pipeline.drawing import drawing
 
 

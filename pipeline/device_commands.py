@@ -20,7 +20,7 @@ NOT_KNOWN = "not known"  # in place of a speed that nothing published speaks for
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from eval.speed_model import Interval, RuntimeClass, Shape, Soc, Work
+    from eval.speed.speed_model import Interval, RuntimeClass, Shape, Soc, Work
     from targets.phones.phone import Phone
 
 
@@ -136,8 +136,8 @@ def show_estimates(
     artifact: Path | None = None,
 ) -> int:
     """Print a line for every chip, model and width."""
-    from eval.speed_model import BLUELM, SMALLEST, default_work, find_shape, find_soc
-    from eval.speed_model import socs as known_socs
+    from eval.speed.speed_model import BLUELM, SMALLEST, default_work, find_shape, find_soc
+    from eval.speed.speed_model import socs as known_socs
 
     chosen_bits = bits or (4, 8)
     if any(not 1 <= b <= 16 for b in chosen_bits):
@@ -186,8 +186,8 @@ def _artifact_rows(
     Raises:
         InputError: no artifact. UnavailableError: nothing is published of the way it computes.
     """
-    from eval.estimate import find_artifact, not_known, work_of
-    from eval.speed_model import SMALLEST
+    from eval.speed.estimate import find_artifact, not_known, work_of
+    from eval.speed.speed_model import SMALLEST
     from export.formats import Without
 
     artifact, name = find_artifact(folder)
@@ -209,7 +209,7 @@ def _line(
     chip: Soc, name: str, width: str, load: Work, kind: RuntimeClass, runtime: str | None, prompt: int
 ) -> tuple[str, ...]:
     """`runtime`: as published figures name it; None: the model is too small for any of them to speak for it."""
-    from eval.speed_model import estimate as ask
+    from eval.speed.speed_model import estimate as ask
 
     size = (load.weight_bytes + load.cache_bytes) / 1e9
     about = (chip.name, name, width, kind, f"{size:.2f}")

@@ -12,12 +12,12 @@ from bluelm.system.progress import Progress
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
-from eval import budget as budgets
 from eval import heldout
+from eval.budget import budget as budgets
+from eval.budget.limits import Budget
+from eval.budget.sufficient import check_text
 from eval.heldout import HeldOut
-from eval.limits import Budget
 from eval.report import FILE, Built, Report, tool_versions
-from eval.sufficient import check_text
 from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline import judging, layout, provenance
 from pipeline.binding import seal

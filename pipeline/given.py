@@ -9,10 +9,10 @@ import numpy as np
 from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.errors import InputError
 from bluelm.system.progress import Progress
+from eval.accuracy.judge import Reference
+from eval.accuracy.metrics import negative_log_likelihood
+from eval.accuracy.sanity import reference_to_guess
 from eval.heldout import HeldOut
-from eval.judge import Reference
-from eval.metrics import negative_log_likelihood
-from eval.sanity import reference_to_guess
 from targets.host.torch_runtime import TorchRuntime
 
 WINDOWS = 2

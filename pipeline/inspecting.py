@@ -14,13 +14,14 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.text.tokenizer import Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.methods.rotate import Rotated
-from eval import positions, structure
-from eval.arithmetic import allowance
-from eval.compare import local_errors
-from eval.compiled import Graphs, TwinCheck
+from eval.accuracy import positions
+from eval.accuracy.arithmetic import allowance
+from eval.accuracy.compare import local_errors
+from eval.accuracy.positions import Plan, Rows
+from eval.files import structure
+from eval.files.compiled import Graphs, TwinCheck
 from eval.heldout import HeldOut
 from eval.measurement import Measurement
-from eval.positions import Plan, Rows
 from export.artifacts.artifact import Artifact, find_source
 from targets.block_outputs import open_blocks
 from targets.host.torch_runtime import TorchRuntime

@@ -18,14 +18,17 @@ from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress
 from bluelm.system.reading import MOST_TABLE_BYTES, read_bytes
-from eval import estimate, heldout, judge, sanity, structure
-from eval.confidence import Sample
+from eval import heldout
+from eval.accuracy import judge, sanity
+from eval.accuracy.judge import DocumentSums
+from eval.budget.confidence import Sample
+from eval.files import structure
+from eval.files.origin import origin
 from eval.heldout import HeldOut
-from eval.judge import DocumentSums
 from eval.measurement import JSON_NUMBERS, Measurement
-from eval.origin import origin
 from eval.report import tool_versions
-from eval.speed import host_speed
+from eval.speed import estimate
+from eval.speed.speed import host_speed
 from export.artifacts.artifact import Artifact
 from pipeline import layout
 from pipeline.inspecting import Inspector

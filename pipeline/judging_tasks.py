@@ -13,11 +13,11 @@ from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress
 from bluelm.system.reading import read_bytes
 from bluelm.text.tokenizer import Tokenizer
-from eval import tasks
+from eval.files.origin import origin
 from eval.measurement import Measurement
-from eval.origin import origin
 from eval.report import tool_versions
-from eval.tasks import Scores, TaskSet
+from eval.tasks import tasks
+from eval.tasks.tasks import Scores, TaskSet
 from pipeline import layout
 from pipeline.judging import Subject
 from pipeline.stages import PARTIAL, Stages, code
@@ -78,7 +78,7 @@ def _ask(
     """All questions to one model. Every answer goes into `path` at once, so that a broken-off run can go on."""
     from lm_eval.api.model import CachingLM
 
-    from eval.harness_model import HarnessModel
+    from eval.tasks.harness_model import HarnessModel
 
     model = HarnessModel(runtime, tokenizer, stop, name, progress)
     kept: Any = CachingLM(model, str(path))  # behaves as an LM

@@ -10,7 +10,6 @@ from typing import Any
 
 from bluelm.system.files import write_text
 from bluelm.text.clean import visible
-from eval.estimate import chip
 from eval.measurement import Measurement
 from eval.report import (
     PLACES,
@@ -25,6 +24,7 @@ from eval.report import (
     task_rows,
     told,
 )
+from eval.speed.estimate import chip
 from export.formats import Without, record
 from pipeline import page_plots
 from pipeline.page_plots import Mark
@@ -220,7 +220,7 @@ def published(report: Report) -> Section:
     artifact = next(iter(report.details.get("artifacts", {}).values()), None)
     if own is None or artifact is None or not _finite(own):
         return Section(title)
-    from eval.speed_fit import published as rows_of
+    from eval.speed.speed_fit import published as rows_of
 
     soc = chip(find_soc(str(report.configuration["soc"])).name)
     speed = record(artifact["format"]).speed

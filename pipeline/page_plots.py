@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from eval.measurement import Measurement
-    from eval.speed_fit import Row
+    from eval.speed.speed_fit import Row
 
 WIDTH = 5.0  # inches, 360 points: a phone's width, so that text keeps its size there
 INK = "#010203"  # becomes the page's text colour

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from bluelm.errors import UnavailableError
 from bluelm.system.progress import Progress
-from eval import device_speed
-from eval.device_speed import Call, Protocol
+from eval.files.origin import Origin
 from eval.measurement import Measurement
-from eval.origin import Origin
+from eval.speed import device_speed
+from eval.speed.device_speed import Call, Protocol
 from export.artifacts.artifact import Artifact
 from pipeline.plan import Plan
 from targets.emulator.feeds import graph_paths, perf_test_folder, prompt_tokens, record, still

@@ -11,13 +11,15 @@ from bluelm.errors import InputError
 from bluelm.text.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
 from compress.recipe import Recipe
-from eval import budget_file, estimate, heldout
-from eval.budget_file import DEFAULT_BUDGET
+from eval import heldout
+from eval.budget import budget_file
+from eval.budget.budget_file import DEFAULT_BUDGET
+from eval.budget.limits import Budget
+from eval.budget.sufficient import check_text
 from eval.heldout import HeldOut
-from eval.limits import Budget
-from eval.sufficient import check_text
-from eval.tasks import CODE_TASKS, TaskRequest, TaskSet
-from eval.tasks import load as load_tasks
+from eval.speed import estimate
+from eval.tasks.tasks import CODE_TASKS, TaskRequest, TaskSet
+from eval.tasks.tasks import load as load_tasks
 from export.artifacts.package import parameter_count
 from pipeline.effects import RUN, RunFacts, refuse_idle
 from pipeline.identity import check_settings, slug, unusual

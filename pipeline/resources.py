@@ -16,7 +16,7 @@ from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.errors import InputError, UnavailableError
 from compress.cost import Cost, cost, matmul_rate
 from compress.recipe import Recipe, parse_size
-from eval.positions import ROWS
+from eval.accuracy.positions import ROWS
 from export.formats import Sizes, record
 
 if TYPE_CHECKING:

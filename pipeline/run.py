@@ -18,13 +18,13 @@ from bluelm.system.progress import Progress
 from bluelm.system.reading import read_json
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from eval import budget as budgets
-from eval.budget_file import DEFAULT_BUDGET
+from eval.budget import budget as budgets
+from eval.budget.budget_file import DEFAULT_BUDGET
+from eval.files.memory import PeakMemory
 from eval.history import History
 from eval.measurement import Measurement
-from eval.memory import PeakMemory
 from eval.report import TOOLS, Built, Report, show, tool_versions
-from eval.tasks import TaskRequest
+from eval.tasks.tasks import TaskRequest
 from export.artifacts.artifact import Artifact
 from export.lowering.ranges import Ranges, calibrate
 from export.onnx import cpu as onnx_cpu

@@ -65,7 +65,7 @@ def measure(
 
     def work() -> int:
 
-        from eval.device_speed import Protocol
+        from eval.speed.device_speed import Protocol
         from pipeline.binding import open_run
         from pipeline.phone import choose, measure_on
         from pipeline.progress import show_progress
@@ -103,9 +103,9 @@ def phone_artifact(run: Path, report: Report, subjects: Sequence[str] = ("npu", 
 
 def _judge(report: Report, figures: Sequence[Measurement], history: Path | None) -> int:
     """Print the figures, append them to the history, hold the run's own speed limit against them."""
-    from eval.budget import judge
+    from eval.budget.budget import judge
+    from eval.budget.limits import Budget
     from eval.history import History, Run
-    from eval.limits import Budget
 
     for m in figures:
         say(f"{m.name}: {m.value:,.5g} {m.unit}, {m.how} by {m.by} ({m.note})")
@@ -137,8 +137,8 @@ def count(
     """
 
     def work() -> int:
-        from eval.emulated import gate
         from eval.history import History
+        from eval.speed.emulated import gate
         from pipeline.binding import open_run
         from targets.emulator import count as qemu_count
 

@@ -25,8 +25,8 @@ from compress.checkpoint.quantized import QuantizedTensor
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.recipe import Recipe
+from eval.accuracy.judge import DocumentSums
 from eval.history import History, Run
-from eval.judge import DocumentSums
 from eval.measurement import Measurement
 from eval.report import Report
 from export.artifacts.artifact import Artifact

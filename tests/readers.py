@@ -20,8 +20,8 @@ from bluelm.trust.signature import verify_folder as verify_signature
 from calibration.sources import read_texts
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from eval import budget_file
 from eval.baseline import regressions
+from eval.budget import budget_file
 from eval.report import Report
 from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import EmbeddingTable

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from compress.recipe import Recipe
-from eval.budget import judge
-from eval.limits import STRUCTURE, Budget
+from eval.budget.budget import judge
+from eval.budget.limits import STRUCTURE, Budget
 from eval.measurement import Measurement
 from eval.report import Built, Report, Stage, tool_versions
 

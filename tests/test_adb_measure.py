@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from bluelm.errors import InputError, TargetError, UnavailableError
-from eval.budget import judge
-from eval.device_speed import Call, Protocol, check_chip, cool, measure
-from eval.limits import Budget
+from eval.budget.budget import judge
+from eval.budget.limits import Budget
+from eval.speed.device_speed import Call, Protocol, check_chip, cool, measure
 from targets.phones.phone import AndroidBench, Phone, describe
 from targets.phones.runners import Runner, load_runner, read_figures
 from tests.phone import FakePhone, running_phone

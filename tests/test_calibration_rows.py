@@ -20,7 +20,7 @@ from calibration.rows import json_rows, parquet_rows
 from calibration.samples import load_samples
 from calibration.sources import read_texts
 from eval import heldout
-from eval.task_data import LocalData
+from eval.tasks.task_data import LocalData
 from pipeline.cli import main
 
 BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines cuts a line, and JSON does not (some escaped)

@@ -13,7 +13,7 @@ import torch
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval.metrics import kl_divergence, log_softmax
+from eval.accuracy.metrics import kl_divergence, log_softmax
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
 from export.gguf import export as gguf_file

@@ -19,7 +19,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval.compare import Subject, block_errors, compare, weights_steps
+from eval.accuracy.compare import Subject, block_errors, compare, weights_steps
 from export.artifacts.artifact import Artifact
 from export.artifacts.debug import debug_build
 from export.coreml import export as coreml

@@ -15,8 +15,9 @@ from bluelm.errors import InputError
 from bluelm.weights import LINEARS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED
-from eval import compiled, structure, twin_blocks
-from eval.compiled import LIMIT, TwinCheck
+from eval.accuracy import twin_blocks
+from eval.files import compiled, structure
+from eval.files.compiled import LIMIT, TwinCheck
 from export import readback
 from export.artifacts.artifact import Artifact, source_of
 from export.lowering.ranges import Ranges

@@ -15,7 +15,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval import heldout
-from eval.compare import Subject, compare
+from eval.accuracy.compare import Subject, compare
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
 from export.coreml.package import Package, import_coremltools

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval import heldout, positions
-from eval.arithmetic import Allowance, _table, allowance
+from eval import heldout
+from eval.accuracy import positions
+from eval.accuracy.arithmetic import Allowance, _table, allowance
 from export.formats import records
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from bluelm.errors import InputError
 from eval import baseline
+from eval.accuracy.judge import DocumentSums, TokenScores, document_sums
+from eval.accuracy.metrics import mean
 from eval.baseline import regressions
-from eval.budget import Check
-from eval.judge import DocumentSums, TokenScores, document_sums
+from eval.budget.budget import Check
 from eval.measurement import Measurement
-from eval.metrics import mean
 from eval.report import Report
 from pipeline.cli import app
 from tests.reports import example

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bluelm.checkpoint import Checkpoint
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
-from eval.bisect import Finding
+from eval.accuracy.bisect import Finding
 from eval.report import Built
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml

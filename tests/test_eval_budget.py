@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval import budget_file
-from eval.budget import Check, judge
-from eval.budget_file import DEFAULT_BUDGET
-from eval.confidence import (
+from eval.budget import budget_file
+from eval.budget.budget import Check, judge
+from eval.budget.budget_file import DEFAULT_BUDGET
+from eval.budget.confidence import (
     LEAST_DOCUMENTS,
     correction,
     enough,
@@ -18,7 +18,7 @@ from eval.confidence import (
     sample_of,
     student_quantile,
 )
-from eval.limits import STRUCTURE, Budget
+from eval.budget.limits import STRUCTURE, Budget
 from eval.measurement import Measurement
 
 GOOD = [

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from bluelm.errors import InputError
-from eval.budget_file import DEFAULT_BUDGET, SCHEMA, json_schema, load
-from eval.limits import AtMost
+from eval.budget.budget_file import DEFAULT_BUDGET, SCHEMA, json_schema, load
+from eval.budget.limits import AtMost
 
 LAYERED = """
 extends: default

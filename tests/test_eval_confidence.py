@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.confidence import Sample, correction, enough, multiplier, sample_of, student_quantile
+from eval.budget.confidence import Sample, correction, enough, multiplier, sample_of, student_quantile
 
 
 def test_a_large_cluster_is_corrected_by_the_larger_of_two() -> None:

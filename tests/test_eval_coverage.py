@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from eval import metrics
-from eval.confidence import LEAST_DOCUMENTS, multiplier, sample_of
+from eval.accuracy import metrics
+from eval.budget.confidence import LEAST_DOCUMENTS, multiplier, sample_of
 
 DRAWS = 2000
 CONFIDENCE = 0.95

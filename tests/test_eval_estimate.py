@@ -9,9 +9,9 @@ from bluelm.errors import InputError
 from calibration.samples import load_samples
 from compress.engine import quantize
 from compress.recipe import Recipe
-from eval import estimate, speed_model
-from eval.speed_fit import published
-from eval.speed_model import RuntimeClass, find_soc
+from eval.speed import estimate, speed_model
+from eval.speed.speed_fit import published
+from eval.speed.speed_model import RuntimeClass, find_soc
 from export.artifacts.artifact import Artifact
 from export.formats import names
 from export.onnx import cpu as onnx_cpu

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bluelm.errors import TargetError
-from eval import judge, metrics
+from eval.accuracy import judge, metrics
 from eval.heldout import Window
 from targets.runtime import RuntimeBase
 

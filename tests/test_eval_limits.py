@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from eval.budget import Check, judge
-from eval.confidence import Sample
-from eval.limits import AtMost, Budget, number_of
+from eval.budget.budget import Check, judge
+from eval.budget.confidence import Sample
+from eval.budget.limits import AtMost, Budget, number_of
 from eval.measurement import How, Measurement
 
 DRAWN = {  # from a sample of text: held by their bounds

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from eval import metrics
+from eval.accuracy import metrics
 
 LOGITS = hnp.arrays(np.float32, (4, 7), elements=st.floats(-30, 30, width=32))
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.checkpoint import Checkpoint
-from eval import positions
-from eval.arithmetic import Allowance
-from eval.positions import Plan, figures, plan, reference, run
+from eval.accuracy import positions
+from eval.accuracy.arithmetic import Allowance
+from eval.accuracy.positions import Plan, figures, plan, reference, run
 from export.artifacts.artifact import Artifact
 from export.onnx import cpu as onnx_cpu
 from pipeline.inspecting import plan_positions

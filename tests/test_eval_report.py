@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from bluelm.errors import InputError
-from eval.budget import Check, judge
-from eval.limits import Budget
+from eval.budget.budget import Check, judge
+from eval.budget.limits import Budget
 from eval.measurement import Measurement
 from eval.report import Built, Report, Stage, format_value, show, told, tool_versions
 

@@ -20,10 +20,10 @@ from compress.formats.packed import PackedCheckpoint, offset
 from compress.formats.write import write
 from compress.recipe import Recipe
 from eval import heldout
-from eval.budget import judge
-from eval.limits import Budget
-from eval.metrics import log_softmax
-from eval.sanity import GUESS, reference_to_guess, unigram_perplexity
+from eval.accuracy.metrics import log_softmax
+from eval.accuracy.sanity import GUESS, reference_to_guess, unigram_perplexity
+from eval.budget.budget import judge
+from eval.budget.limits import Budget
 from pipeline.given import check_foresees
 from pipeline.inspecting import Inspector
 from targets.host.torch_runtime import TorchRuntime

@@ -13,8 +13,8 @@ from bluelm.errors import InputError
 from bluelm.system.progress import Silent
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from eval import heldout
-from eval.budget import Verdict, judge
-from eval.limits import Budget
+from eval.budget.budget import Verdict, judge
+from eval.budget.limits import Budget
 from export.artifacts.artifact import Artifact, Format
 from export.coreml import export as coreml
 from export.gguf import export as gguf_file
@@ -175,7 +175,7 @@ def test_a_shifted_tokenizer_is_told_by_the_texts_that_differ(bench: Bench) -> N
 
 
 def test_end_tokens_are_held_against_the_files_that_name_them(bench: Bench) -> None:
-    from eval.structure import end_token
+    from eval.files.structure import end_token
 
     source = damage.Changed.of(bench.quantized, eos_token_ids=(7,))
     for kind in ("onnx-genai", "gguf"):

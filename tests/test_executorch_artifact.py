@@ -18,7 +18,7 @@ from bluelm.errors import InputError, TargetError
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.methods.grid import choose_grid
-from eval import size_plan, structure
+from eval.files import size_plan, structure
 from export.artifacts.artifact import Artifact
 from export.executorch import xnnpack as executorch
 from export.executorch.memory import stand_in, weights_when_serialized

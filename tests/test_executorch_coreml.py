@@ -16,8 +16,8 @@ from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
 from bluelm.weights import LINEARS
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from eval import size_plan, structure
-from eval.compare import Subject, block_errors, weights_steps
+from eval.accuracy.compare import Subject, block_errors, weights_steps
+from eval.files import size_plan, structure
 from export.artifacts.artifact import Artifact
 from export.executorch import coreml as executorch_coreml
 from export.executorch.coreml_reader import unpack

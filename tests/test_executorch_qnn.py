@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bluelm.errors import InputError
-from eval import estimate, size_plan, structure
+from eval.files import size_plan, structure
+from eval.speed import estimate
 from export.artifacts.artifact import Artifact
 from export.executorch.reader import all_delegated
 from targets.host.torch_runtime import TorchRuntime

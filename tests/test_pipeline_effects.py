@@ -17,8 +17,8 @@ from bluelm.text.tokenizer import Tokenizer
 from compress.recipe import Recipe
 from compress.widths.allocate import Allowed, check_room
 from eval import heldout
-from eval.limits import Budget, DomainLimits
-from eval.sufficient import check_text, lacking
+from eval.budget.limits import Budget, DomainLimits
+from eval.budget.sufficient import check_text, lacking
 from pipeline import cli
 from pipeline.cli import main
 from pipeline.effects import EVALUATE, QUANTIZE, RUN, EvaluateFacts, Idle, RunFacts, refuse_idle

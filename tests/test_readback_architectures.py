@@ -15,7 +15,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import TargetError
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval import size_plan
+from eval.files import size_plan
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
 from export.executorch import coreml as executorch_coreml

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from bluelm.errors import InputError
 from bluelm.system.files import json_text
-from eval.budget import judge
-from eval.limits import Budget
+from eval.budget.budget import judge
+from eval.budget.limits import Budget
 from eval.report import Report, show
 from pipeline.ci_outputs import announce, summary, write_junit
 from pipeline.errors import guard

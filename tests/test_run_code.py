@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.run_code import passes
+from eval.tasks.run_code import passes
 
 
 @pytest.mark.parametrize(

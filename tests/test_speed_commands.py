@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import UnavailableError
-from eval.speed_model import find_soc, socs
+from eval.speed.speed_model import find_soc, socs
 from targets.phones import devicectl
 from targets.phones.runners import load_runner
 from targets.socs import table

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import UnavailableError
-from eval.emulated import compare, figures, gate
 from eval.history import History, Run
+from eval.speed.emulated import compare, figures, gate
 from targets.emulator import count as qemu_count
 from targets.emulator.count import Counts, run_counted
 from tests.packages import requires

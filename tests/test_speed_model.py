@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError, UnavailableError
-from eval import speed_fit
-from eval.speed_model import (
+from eval.speed import speed_fit
+from eval.speed.speed_model import (
     DATA,
     Soc,
     Work,

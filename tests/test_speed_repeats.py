@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.budget import judge
-from eval.limits import Budget
-from eval.repeats import Repeats
-from eval.speed import host_speed
+from eval.budget.budget import judge
+from eval.budget.limits import Budget
+from eval.speed.repeats import Repeats
+from eval.speed.speed import host_speed
 from targets.runtime import RuntimeBase
 
 
@@ -116,7 +116,7 @@ def test_the_gate_takes_the_lower_end_on_a_noisy_host():
 
 @pytest.mark.parametrize(("accept", "passed"), [(["measured"], False), (["measured", "estimated"], True)])
 def test_a_budget_says_which_kind_of_figure_it_accepts(accept, passed):
-    from eval.speed_model import as_measurement, default_work, estimate, find_shape, find_soc
+    from eval.speed.speed_model import as_measurement, default_work, estimate, find_shape, find_soc
 
     load = default_work(find_shape("BlueLM-1B"), 4, "npu", 512)
     figure = as_measurement("decode", estimate("decode", load, find_soc("SM8650"), "npu", runtime="QNN"))

@@ -16,10 +16,10 @@ from bluelm.model import Decoder
 from bluelm.system.files import demo_checkpoint
 from bluelm.system.progress import Silent
 from bluelm.text.tokenizer import Tokenizer
-from eval import tasks
-from eval.harness_model import HarnessModel
 from eval.report import Report
-from eval.tasks import TaskRequest, TaskSet
+from eval.tasks import tasks
+from eval.tasks.harness_model import HarnessModel
+from eval.tasks.tasks import TaskRequest, TaskSet
 from pipeline.judging_tasks import _ask
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import RuntimeBase

@@ -59,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How a format holds numbers, in bytes (`eval/size_plan.py`).
+    """How a format holds numbers, in bytes (`eval/files/size_plan.py`).
 
     Attributes:
         scale, row_scale, vector, rope: of scales of groups, of rows, of vectors' and rope tables' numbers.
@@ -97,7 +97,7 @@ class Lowering:
 
 @dataclass(frozen=True)
 class Speed:
-    """Which published figures speak for its speed on a phone (`eval/speed_model.py`).
+    """Which published figures speak for its speed on a phone (`eval/speed/speed_model.py`).
 
     Attributes:
         published_as: the runtime's name there; "": nobody published figures of this one.

@@ -29,10 +29,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from bluelm.errors import InputError
 from bluelm.system.yamlfiles import read_yaml
-from eval.limits import MAPPING, NUMBER, Budget, DomainLimits, SpeedLimit
+from eval.budget.limits import MAPPING, NUMBER, Budget, DomainLimits, SpeedLimit
 
-DEFAULT_BUDGET = Path(__file__).parent / "data" / "budget.yaml"
-SCHEMA = Path(__file__).parent / "data" / "budget.schema.json"
+DEFAULT_BUDGET = Path(__file__).parents[1] / "data" / "budget.yaml"
+SCHEMA = Path(__file__).parents[1] / "data" / "budget.schema.json"
 DEFAULT = "default"
 MOST_FILES = 64  # that a budget may extend, one as often as it is met
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from bluelm.errors import TargetError
 from bluelm.system.progress import Progress, Silent
-from eval import metrics
-from eval.compare import Continuation, Divergence, divergence, greedy
-from eval.confidence import Sample, sample_of
+from eval.accuracy import metrics
+from eval.accuracy.compare import Continuation, Divergence, divergence, greedy
+from eval.budget.confidence import Sample, sample_of
 from eval.heldout import Window
 from eval.measurement import JSON_NUMBERS, Measurement
 from targets.runtime import Runtime

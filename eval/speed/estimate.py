@@ -7,9 +7,10 @@ from typing import Literal
 
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, UnavailableError
-from eval import size_plan, speed_model
+from eval.files import size_plan
 from eval.measurement import Measurement
-from eval.speed_model import SMALLEST, Shape, Soc, Work
+from eval.speed import speed_model
+from eval.speed.speed_model import SMALLEST, Shape, Soc, Work
 from export.artifacts.artifact import MANIFEST, SIMULATOR, Artifact
 from export.formats import Without
 

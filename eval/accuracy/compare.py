@@ -13,8 +13,8 @@ from bluelm.errors import InputError
 from bluelm.model import DecoderBlock
 from bluelm.rope import inverse_frequencies, rope_rows
 from bluelm.weights import Weights
-from eval import metrics
-from eval.metrics import Estimate
+from eval.accuracy import metrics
+from eval.accuracy.metrics import Estimate
 from export.formats import record
 from targets.runtime import Runtime
 

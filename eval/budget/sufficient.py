@@ -9,9 +9,9 @@ from statistics import NormalDist
 import numpy as np
 
 from bluelm.errors import InputError
-from eval.confidence import LEAST_DOCUMENTS
+from eval.budget.confidence import LEAST_DOCUMENTS
+from eval.budget.limits import Budget, DomainLimits, number_of
 from eval.heldout import HeldOut, Window
-from eval.limits import Budget, DomainLimits, number_of
 
 ACCURACY = ("max_p99_kl", "max_max_kl", *DomainLimits.model_fields)  # limits on figures that text is drawn for
 AGREEMENT = ("min_top1_agreement", "min_top5_agreement")

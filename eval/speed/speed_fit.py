@@ -1,4 +1,4 @@
-"""Fits `eval/speed_model.py` on published figures, and says how far off it is on rows not seen."""
+"""Fits `eval/speed/speed_model.py` on published figures, and says how far off it is on rows not seen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.speed_model import (
+from eval.speed.speed_model import (
     COVERAGE,
     DATA,
     Phase,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from eval.files.memory import PeakMemory
 from eval.measurement import Measurement
-from eval.memory import PeakMemory
-from eval.repeats import AT_LEAST, Repeats
+from eval.speed.repeats import AT_LEAST, Repeats
 from targets.runtime import Runtime
 
 Clock = Callable[[], float]

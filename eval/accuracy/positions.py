@@ -14,8 +14,8 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import metrics
-from eval.arithmetic import Allowance
+from eval.accuracy import metrics
+from eval.accuracy.arithmetic import Allowance
 from eval.measurement import Measurement
 from targets.runtime import Runtime
 

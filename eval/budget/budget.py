@@ -14,8 +14,8 @@ from typing import Literal, TypeGuard
 
 from pydantic import BaseModel
 
-from eval.confidence import LEAST_DOCUMENTS, Sample, enough, multiplier
-from eval.limits import (
+from eval.budget.confidence import LEAST_DOCUMENTS, Sample, enough, multiplier
+from eval.budget.limits import (
     BETTER,
     LIMITS,
     NOT_KNOWN,

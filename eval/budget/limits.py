@@ -182,7 +182,7 @@ STRUCTURE: dict[str, tuple[float, bool]] = {
     "block_error_excess": (1, False),
     "runtime_kl_excess": (1, False),
     "position_kl_excess": (1, False),
-    "reference_to_guess": (1, False),  # of codes that came with the checkpoint: eval/sanity.py
+    "reference_to_guess": (1, False),  # of codes that came with the checkpoint: eval/accuracy/sanity.py
     "compiled_mismatches": (0, False),
     "twin_block_excess": (1, False),
 }

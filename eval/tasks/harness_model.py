@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bluelm.errors import InputError
 from bluelm.system.progress import Progress, Silent
 from bluelm.text.tokenizer import Tokenizer
-from eval.metrics import log_softmax
+from eval.accuracy.metrics import log_softmax
 from targets.host.generation import generate, until
 from targets.runtime import Runtime
 

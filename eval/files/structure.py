@@ -1,6 +1,6 @@
 """Checks of a finished artifact that need no statistics: one fault is one too many.
 
-Each gives figures (`Measurement`) whose limits `eval.budget.STRUCTURE` holds; a figure's note names the first fault.
+Each gives figures (`Measurement`) whose limits `eval.budget.budget.STRUCTURE` holds; a figure's note names the first fault.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from bluelm.errors import ExportError
 from bluelm.system.files import sha256
 from bluelm.text.tokenizer import Message, Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval import compiled, size_plan
-from eval.compare import BlockErrors
-from eval.limits import NOT_KNOWN
+from eval.accuracy.compare import BlockErrors
+from eval.budget.limits import NOT_KNOWN
+from eval.files import compiled, size_plan
 from eval.measurement import Measurement
 from export.artifacts.artifact import Artifact
 from export.formats import Without, function
@@ -27,7 +27,7 @@ from export.readback import config_faults, read_back
 from targets.host.generation import ends, generate, until
 from targets.runtime import Runtime
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "chat_golden.json"
 # texts on which tokenizers differ: spaces, digits, other scripts, joined emoji, marks that a user typed
 ODD = (

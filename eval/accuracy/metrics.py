@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.confidence import correction
+from eval.budget.confidence import correction
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]

@@ -13,7 +13,7 @@ from bluelm.errors import TargetError, UnavailableError
 from bluelm.system.files import write_text
 from bluelm.system.progress import Progress, Silent
 from eval.measurement import Measurement
-from eval.repeats import AT_LEAST, Repeats
+from eval.speed.repeats import AT_LEAST, Repeats
 from targets.phones.phone import Bench, Phone, Thermal
 from targets.phones.runners import Figures, Runner, in_turn, read_figures
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bluelm.errors import InputError
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval import twin_blocks
+from eval.accuracy import twin_blocks
 from eval.measurement import Measurement
 from export.artifacts.artifact import Artifact, find_source, source_of
 from export.lowering.ranges import Ranges

@@ -11,7 +11,7 @@ import yaml
 
 from export.artifacts.artifact import Artifact
 
-EXPECTED = Path(__file__).parent / "data" / "runtime_kl.yaml"
+EXPECTED = Path(__file__).parents[1] / "data" / "runtime_kl.yaml"
 
 
 @dataclass(frozen=True)

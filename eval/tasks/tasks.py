@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluelm.errors import InputError, UnavailableError
-from eval import metrics
+from eval.accuracy import metrics
 from eval.measurement import Measurement
-from eval.run_code import passes
-from eval.task_data import LocalData
+from eval.tasks.run_code import passes
+from eval.tasks.task_data import LocalData
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM

@@ -4,7 +4,7 @@
     seconds per prefilled token = (c * operations + o * blocks) * exp(soc + runtime + model)
 
 `a` (how much of the peak bandwidth is lost), `c` and `o` (cost of starting a block) are one number each for a
-runtime class; soc, runtime and model are pooled effects, 0 where nothing was published. `eval/speed_fit.py`
+runtime class; soc, runtime and model are pooled effects, 0 where nothing was published. `eval/speed/speed_fit.py`
 fits them on `data/published_speed.csv`; what it found lies in `data/speed_coefficients.json`, together with
 the errors on rows left out, which make the interval. This module reads that file and needs neither NumPy nor
 a checkpoint.
@@ -24,7 +24,7 @@ from typing import Literal
 from bluelm.errors import InputError, UnavailableError
 from eval.measurement import Measurement
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 BLUELM = ("BlueLM-1B", "BlueLM-3B", "BlueLM-7B", "BlueLM-13B")
 RuntimeClass = Literal["npu", "npu-fp16", "cpu", "gpu", "ane"]
 Phase = Literal["decode", "prefill"]

@@ -1,0 +1,1 @@
+"""How far an artifact's answers are from the checkpoint's."""

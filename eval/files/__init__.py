@@ -1,0 +1,1 @@
+"""Structure, sizes and memory of artifacts."""
