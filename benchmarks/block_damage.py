@@ -39,7 +39,7 @@ from export.lowering.ranges import calibrate
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
-from pipeline.compare_commands import open_subjects
+from pipeline.commands.compare import open_subjects
 from targets.registry import find
 from tests.rounded import shortened
 

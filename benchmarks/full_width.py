@@ -33,7 +33,7 @@ from bluelm.system.files import demo_checkpoint
 from calibration.samples import CalibrationReport, Samples
 from compress.engine import quantize
 from compress.recipe import Recipe
-from pipeline.resources import how_far_off, plan_quantizing, show_resources
+from pipeline.run.resources import how_far_off, plan_quantizing, show_resources
 
 SHAPES: dict[str, dict[str, int]] = {
     "bluelm-7b": {

@@ -34,9 +34,9 @@ from export.lowering.ranges import Ranges, calibrate
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
-from pipeline import judging
-from pipeline.inspecting import Inspector
-from pipeline.judging import Subject
+from pipeline.run import judging
+from pipeline.run.inspecting import Inspector
+from pipeline.run.judging import Subject
 from targets.registry import find
 from targets.runtime import natural
 from tests.rounded import shortened

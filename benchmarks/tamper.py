@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import pages
 from bluelm.errors import InputError
 from export.bundle import keys, payload
-from pipeline.bundle_commands import verify_bundle
+from pipeline.commands.bundle import verify_bundle
 from tests import bundles, tampering
 from tests.tampering import FORMATS, TAMPERINGS, Case, Tampering
 

@@ -13,21 +13,17 @@ from typer.main import get_command
 
 from bluelm.errors import InputError
 from bluelm.system import interrupt
-from pipeline import (
-    bisect_commands,
-    bundle_commands,
-    compare_commands,
-    device_commands,
-    evaluate,
-    history_commands,
-    quantize,
-    report_commands,
-    speed_commands,
-    sweep,
-    target_commands,
-)
-from pipeline import options as o
-from pipeline.effects import given_options, refuse_if
+from pipeline.commands import bisect as bisect_commands
+from pipeline.commands import bundle as bundle_commands
+from pipeline.commands import compare as compare_commands
+from pipeline.commands import devices as device_commands
+from pipeline.commands import doctor as target_commands
+from pipeline.commands import evaluate, quantize, sweep
+from pipeline.commands import history as history_commands
+from pipeline.commands import options as o
+from pipeline.commands import report as report_commands
+from pipeline.commands import speed as speed_commands
+from pipeline.commands.effects import given_options, refuse_if
 from pipeline.errors import INTERRUPTED, crash, leave
 from pipeline.terminal import console, say, show_warnings
 
@@ -119,7 +115,7 @@ def export(
     def work() -> int:
         from bluelm.adapters import parse_adapter
         from compress.recipe import Recipe
-        from pipeline.run import Request, run
+        from pipeline.run.run import Request, run
 
         if target is None:
             raise InputError("no target is given", fix="add --target snapdragon, or see: bluelm-export targets")
@@ -220,7 +216,7 @@ def generate(
     """Let a finished artifact answer, streamed."""
 
     def work() -> int:
-        from pipeline.generate import answer
+        from pipeline.commands.generate import answer
 
         refuse_if(temperature == 0, context, "--seed", "the likeliest token is always taken", "add --temperature 0.7")
         text = _standard_input() if prompt == "-" else prompt
@@ -252,7 +248,7 @@ def check(
     """Hold the figures of a finished run against a budget and an earlier run, without building or running anything."""
 
     def work() -> int:
-        from pipeline.check import check as hold
+        from pipeline.commands.check import check as hold
 
         return hold(run, budget, baseline, report, console())
 
@@ -264,7 +260,7 @@ def targets() -> None:
     """List what can be built for."""
 
     def work() -> int:
-        from pipeline.listing import show_targets
+        from pipeline.commands.listing import show_targets
 
         show_targets(console())
         return 0

@@ -32,7 +32,7 @@ from bluelm.system import interrupt
 from bluelm.system.files import DEVICE_ERRORS, TRY_AGAIN
 from bluelm.system.memory import is_shortage, shortage_of
 from bluelm.trust.address import without_secrets
-from pipeline.github import annotation, in_github
+from pipeline.report.github import annotation, in_github
 from pipeline.terminal import say
 
 INTERRUPTED = InterruptedRun.exit_code

@@ -27,7 +27,7 @@ import psutil
 SHIM = Path(__file__).with_name("fault_shim.c")
 HEAVY = (
     "torch", "onnx", "onnxruntime", "sentencepiece", "gguf", "matplotlib.figure", "model_signing", "sigstore_models",
-    "pipeline.cli", "pipeline.run", "pipeline.quantize", "export.bundle.build", "pipeline.bundling",
+    "pipeline.cli", "pipeline.run.run", "pipeline.commands.quantize", "export.bundle.build", "pipeline.bundles.bundling",
 )  # fmt: skip
 ROOTS = ("bluelm", "calibration", "compress", "export", "targets", "eval")
 READ, WRITE = 1, 2
@@ -91,7 +91,7 @@ def prepare(place: Path) -> Control:
     for name in HEAVY:
         importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)  # threads do not survive a fork
-    stages = importlib.import_module("pipeline.stages")
+    stages = importlib.import_module("pipeline.run.stages")
     stages.code(*ROOTS)  # parsed once, for all commands
     return control
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from bluelm.errors import InputError, UnavailableError
 from export.bundle.manifest import Requirements
-from pipeline.install import objections
+from pipeline.bundles.install import objections
 from targets.phones.adb import CHUNK, Server, ShellResult
 from targets.phones.phone import Thermal, describe, parse_thermal, phones
 from tests.bundles import draft

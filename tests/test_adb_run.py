@@ -18,7 +18,7 @@ from bluelm.config import ModelConfig
 from eval.history import History
 from export.artifacts.artifact import Artifact, list_files
 from export.onnx import genai as onnx_genai
-from pipeline.phone import make_calls
+from pipeline.run.phone import make_calls
 from targets.arm64.onnx import session_step
 from targets.emulator.feeds import prompt_tokens, record
 from targets.phones.runners import load_runner

@@ -21,7 +21,7 @@ from compress.engine import quantize
 from compress.formats.plain import write_tokenizer as write_plain
 from compress.recipe import Recipe
 from eval.heldout import pack
-from pipeline.bundling import check_app
+from pipeline.bundles.bundling import check_app
 from tests.checkpoints import train_tokenizer, write_checkpoint
 from tests.test_gguf_bpe import write_tokenizer
 

@@ -20,7 +20,7 @@ from export.lowering.ranges import calibrate
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
-from pipeline.generate import ends, generate, until
+from pipeline.commands.generate import ends, generate, until
 from targets.registry import find
 from targets.runtime import natural, open_runtime
 from tests import bundles, kotlin_app

@@ -20,7 +20,7 @@ from bluelm.trust import signature
 from bluelm.trust.manifest import FolderManifest
 from export.bundle import build, keys
 from export.bundle.manifest import BundleManifest
-from pipeline import bundle_check
+from pipeline.bundles import bundle_check
 from pipeline.cli import main
 from tests import bundles
 from tests.phone import FakePhone, running_phone

@@ -31,8 +31,8 @@ from export.lowering.ranges import Ranges, calibrate
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
-from pipeline import compare_report
 from pipeline.cli import app
+from pipeline.report import compare_report
 from targets.block_outputs import open_blocks
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, open_runtime

@@ -24,8 +24,8 @@ from export.lowering.ranges import Ranges, calibrate
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
-from pipeline.bisecting import Bisection
 from pipeline.cli import app
+from pipeline.run.bisecting import Bisection
 from targets.runtime import Place
 from tests import damage
 from tests.reports import example

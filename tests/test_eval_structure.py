@@ -23,9 +23,9 @@ from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.readback import differing, linear_names
 from export.readback.items import GRAPH
-from pipeline import judging
-from pipeline.inspecting import Inspector
-from pipeline.judging import Subject
+from pipeline.run import judging
+from pipeline.run.inspecting import Inspector
+from pipeline.run.judging import Subject
 from targets.runtime import Place, open_runtime
 from tests import damage
 from tests.damages import ALL, DAMAGES, Damage, copied, damaged, graphs, judged_as, metadata

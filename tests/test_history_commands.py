@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from eval.history import History, Run
 from eval.measurement import Measurement
-from pipeline import history_commands
-from pipeline.history_commands import bars
+from pipeline.commands import history as history_commands
+from pipeline.commands.history import bars
 
 app = typer.Typer()
 history_commands.register(app)

@@ -14,7 +14,8 @@ import torch
 
 from bluelm.errors import InputError, InterruptedRun, OutOfMemoryError
 from bluelm.system import children, memory
-from pipeline import sweep, terminal
+from pipeline import terminal
+from pipeline.commands import sweep
 from pipeline.errors import guard
 from tests.limits import HANG_S
 

@@ -21,7 +21,7 @@ from compress.recipe import Recipe
 from eval.report import Report
 from pipeline.cli import spread_lists
 from pipeline.errors import crash, guard
-from pipeline.plan import Request, make_plan
+from pipeline.run.plan import Request, make_plan
 from tests.packages import requires
 from tests.tiny import tiny_checkpoint
 

@@ -18,7 +18,7 @@ from bluelm.system.files import demo_checkpoint
 from compress.cost import cost, finished_size
 from compress.engine import quantize
 from compress.recipe import Recipe
-from pipeline import resources
+from pipeline.run import resources
 from tests.checkpoints import write_checkpoint
 
 

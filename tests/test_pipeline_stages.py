@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import InputError
-from pipeline.stages import Stages, meaning, run_folder
+from pipeline.run.stages import Stages, meaning, run_folder
 
 
 def writer(text: str, calls: list[str]):

@@ -12,7 +12,7 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
 from pipeline.cli import main
-from pipeline.widths import held_by
+from pipeline.run.widths import held_by
 from targets.registry import find
 from tests.tiny import tiny_checkpoint
 

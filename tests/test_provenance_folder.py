@@ -26,7 +26,7 @@ from bluelm.trust.safety import check_folder
 from bluelm.trust.signature import Trust
 from bluelm.trust.signature import verify_folder as verify_signature
 from export.bundle import keys
-from pipeline.provenance import PINNED, admit
+from pipeline.run.provenance import PINNED, admit
 
 
 @pytest.fixture

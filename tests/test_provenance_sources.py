@@ -12,8 +12,8 @@ from bluelm.errors import InputError
 from bluelm.trust import signature
 from bluelm.trust.manifest import FolderManifest
 from export.bundle import keys
-from pipeline import evaluating
-from pipeline.provenance import PINNED
+from pipeline.run import evaluating
+from pipeline.run.provenance import PINNED
 from tests.checkpoints import write_checkpoint
 from tests.test_bluelm_adapters import write_adapter
 from tests.test_bundle_signers import call

@@ -17,9 +17,9 @@ from bluelm.system.files import json_text
 from eval.budget.budget import judge
 from eval.budget.limits import Budget
 from eval.report import Report, show
-from pipeline.ci_outputs import announce, summary, write_junit
+from pipeline.commands.report import write_all
 from pipeline.errors import guard
-from pipeline.report_commands import write_all
+from pipeline.report.ci_outputs import announce, summary, write_junit
 from tests.reports import example
 
 

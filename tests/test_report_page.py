@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval.report import Report
-from pipeline.page import files, render, size, write_page
+from pipeline.report.page import files, render, size, write_page
 from tests.browser import lay_out, picture
 from tests.reports import example
 

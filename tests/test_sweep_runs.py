@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from bluelm.errors import UnavailableError
-from pipeline.sweep import Group, Variant, on_ray
-from pipeline.sweep_results import Row
+from pipeline.commands.sweep import Group, Variant, on_ray
+from pipeline.commands.sweep_results import Row
 from tests.limits import HANG_S
 from tests.tiny import tiny_checkpoint
 

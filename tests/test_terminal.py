@@ -16,11 +16,11 @@ from rich.text import Text
 
 from bluelm.text.clean import clean, visible
 from pipeline import terminal
-from pipeline.ci_outputs import summary, write_junit
 from pipeline.cli import main
-from pipeline.github import annotation
-from pipeline.page import write_page
 from pipeline.progress import show_progress
+from pipeline.report.ci_outputs import summary, write_junit
+from pipeline.report.github import annotation
+from pipeline.report.page import write_page
 from tests.reports import example
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +111,7 @@ def test_a_hostile_name_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_nothing_is_printed_past_the_cleaning() -> None:
     """`print` and rich's `Console` are called in one place; GitHub's own commands are the exception."""
-    allowed = {"pipeline/terminal.py": 3, "pipeline/ci_outputs.py": 1, "pipeline/errors.py": 1}
+    allowed = {"pipeline/terminal.py": 3, "pipeline/report/ci_outputs.py": 1, "pipeline/errors.py": 1}
     found: dict[str, int] = {}
     for package in ("bluelm", "calibration", "compress", "export", "targets", "eval", "pipeline"):
         for path in (ROOT / package).rglob("*.py"):

@@ -1,0 +1,80 @@
+"""Lets a finished artifact answer a prompt, streamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluelm.errors import InputError
+from bluelm.text.tokenizer import Message, Tokenizer
+from export.artifacts.artifact import MANIFEST, Artifact
+from pipeline.run.binding import open_run
+from pipeline.terminal import say, stream
+from targets.host.generation import ends, generate, until
+from targets.runtime import Place, open_runtime
+
+
+def answer(
+    run: Path,
+    prompt: str,
+    *,
+    on: Place,
+    chat: bool,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    """Print the artifact's answer as it comes.
+
+    Raises:
+        InputError: not a finished run, no artifact for `on`, an empty prompt or one longer than the context.
+    """
+    folder = artifact_folder(run, on)
+    artifact = Artifact.open(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    if not prompt.strip():
+        raise InputError("the prompt is empty", fix='give one: --prompt "…"')
+    tokens = tokenizer.chat([Message("user", prompt)]) if chat else tokenizer.encode(prompt, bos=True)
+    if len(tokens) >= artifact.context:
+        raise InputError(
+            f"the prompt is {len(tokens)} tokens long, the artifact's context holds {artifact.context}",
+            fix="shorten the prompt, or export with a larger --context",
+        )
+    generator = np.random.default_rng(seed)
+    text = tokenizer.stream(continues=not chat)
+    with open_runtime(folder, on=on) as runtime:
+        new = generate(runtime, tokens, max_tokens, lambda logits: pick(logits, temperature, generator))
+        held = len(tokens)
+        for token in until(new, ends(tokenizer, artifact)):
+            stream(text.push(token))
+            held += 1
+    stream(text.flush() + "\n")
+    if held == artifact.context:
+        say(f"(the context of {artifact.context} tokens is full)", error=True)
+
+
+def artifact_folder(run: Path, on: Place) -> Path:
+    """Folder of the run's artifact that runs there; an artifact's own folder as it is.
+
+    Raises:
+        InputError: not a finished run, or it made no such artifact.
+    """
+    if (run / MANIFEST).exists():
+        return run
+    artifacts = open_run(run).artifacts.values()
+    for built in artifacts:
+        if built.on == ("interpreter" if on in ("gpu", "ane") else on):  # Core ML's, on a Mac
+            return run / built.folder
+    places = " or ".join(f"--on {built.on}" for built in artifacts)
+    raise InputError(f"this run has no artifact that runs on {on}", where=run, fix=f"use {places}")
+
+
+def pick(logits: NDArray, temperature: float, generator: np.random.Generator) -> int:
+    """The likeliest token, or a draw from softmax(logits / temperature)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return int(generator.choice(len(weights), p=weights / weights.sum()))

@@ -1,0 +1,1 @@
+"""Reports as pages, pictures and what CI systems read."""
