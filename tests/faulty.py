@@ -27,7 +27,8 @@ import psutil
 SHIM = Path(__file__).with_name("fault_shim.c")
 HEAVY = (
     "torch", "onnx", "onnxruntime", "sentencepiece", "gguf", "matplotlib.figure", "model_signing", "sigstore_models",
-    "pipeline.cli", "pipeline.run.run", "pipeline.commands.quantize", "export.bundle.build", "pipeline.bundles.bundling",
+    "pipeline.cli", "pipeline.run.run", "pipeline.commands.quantize", "pipeline.bundles.bundling",
+    "export.bundle.build",
 )  # fmt: skip
 ROOTS = ("bluelm", "calibration", "compress", "export", "targets", "eval")
 READ, WRITE = 1, 2

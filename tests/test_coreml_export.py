@@ -246,9 +246,10 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     here = coreml.export(q, tmp_path / "here", context=64, chunk=16)
     there = tmp_path / "there"
     code = (
-        "from pathlib import Path; from compress.checkpoint.store import QuantizedCheckpoint; from export import coreml; "
+        "from pathlib import Path; from compress.checkpoint.store import QuantizedCheckpoint; "
+        "from export.coreml import export as coreml; "
         f"coreml.export(QuantizedCheckpoint.open('{q.folder}'), Path('{there}'), context=64, chunk=16)"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(coreml.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(coreml.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
     assert [file.sha256 for file in Artifact.open(there).files] == [file.sha256 for file in here.files]

@@ -109,8 +109,8 @@ def test_bars():
 def test_needs_nothing_heavy():
     """Listing must not load torch, NumPy or matplotlib."""
     code = (
-        "import sys, typer; from pipeline import history_commands; history_commands.register(typer.Typer()); "
-        "history_commands.show(None, None, None, 5, None, None, None, None); "
+        "import sys, typer; from pipeline.commands import history; history.register(typer.Typer()); "
+        "history.show(None, None, None, 5, None, None, None, None); "
         "print(sorted({'torch', 'numpy', 'matplotlib', 'onnx'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

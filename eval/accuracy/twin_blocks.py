@@ -1,11 +1,11 @@
 """Compiled graphs on the simulator, block by block: each block and the head against its twin in torch.
 
-Every block of a debug build gives its output, keys and values; its twin (`export/lowering/torch_ops.py`, every activation
-rounded as the graph says) is given the very stream that went into it, so each block answers for itself alone. How far
-the two may be apart is not a constant: a second twin, whose products of matrices carry the noise of HTP's float16
-arithmetic, tells what such noise does to this block on this input, and what was found is divided by that. The inputs
-are random tokens over random caches: they excite every column of every matrix, every slot and every position.
-"""
+Every block of a debug build gives its output, keys and values; its twin (`export/lowering/torch_ops.py`, every
+activation rounded as the graph says) is given the very stream that went into it, so each block answers for itself
+alone. How far the two may be apart is not a constant: a second twin, whose products of matrices carry the noise of
+HTP's float16 arithmetic, tells what such noise does to this block on this input, and what was found is divided by
+that. The inputs are random tokens over random caches: they excite every column of every matrix, every slot and every
+position. """
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Checks of a finished artifact that need no statistics: one fault is one too many.
 
-Each gives figures (`Measurement`) whose limits `eval.budget.budget.STRUCTURE` holds; a figure's note names the first fault.
+Each gives figures (`Measurement`) whose limits `eval.budget.budget.STRUCTURE` holds; a figure's note names the first
+fault.
 """
 
 from __future__ import annotations

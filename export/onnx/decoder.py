@@ -11,10 +11,10 @@ Both have these inputs and outputs, T = chunk or 1, C = context:
     keys.N        cache [1, kv_heads, head_dim, T]            of the step's own tokens, for the host to store
     values.N      cache [1, kv_heads, T, head_dim]
 
-A model in several parts (`export/lowering/parts.py`) has the two graphs for each: prefill_1.onnx, decode_1.onnx, weights_1.bin
-and so on. All but the first take the stream `layers.N.output` float32 [1, T, hidden] for `hidden`, all but the last
-give it for `logits`; each has the caches of its own blocks, and a head alone takes no positions and no mask.
-
+A model in several parts (`export/lowering/parts.py`) has the two graphs for each: prefill_1.onnx, decode_1.onnx,
+weights_1.bin and so on. All but the first take the stream `layers.N.output` float32 [1, T, hidden] for `hidden`, all
+but the last give it for `logits`; each has the caches of its own blocks, and a head alone takes no positions and no
+mask.
 Where T = C there are no past inputs. `cache` is float32 on CPUs, int16 codes on NPUs, which the host only
 carries. The last T columns of the mask are the step's own tokens.
 """

@@ -1,8 +1,8 @@
 """Graphs that Qualcomm compiled. Of what it wrote nobody but its own runtime reads the numbers.
 
 What can be held bit for bit is what the compiler was given: the onnx-npu artifact beside, which artifact.json names by
-digests. What the compiled graphs compute is for running them (`eval/accuracy/twin_blocks.py`), and what they tell of themselves
-for the vendor's own API (`eval/files/compiled.py`).
+digests. What the compiled graphs compute is for running them (`eval/accuracy/twin_blocks.py`), and what they tell of
+themselves for the vendor's own API (`eval/files/compiled.py`).
 """
 
 from __future__ import annotations
