@@ -27,9 +27,9 @@ from export.lowering.ranges import calibrate
 from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import Place, Runtime, open_runtime
-from tests import test_bluelm_architectures as formulas
-from tests.coreml_artifacts import quantized
-from tests.test_compare_architectures import TOKENS, baichuan, glm, llama, qwen2
+from tests.bluelm import test_architectures as formulas
+from tests.bluelm.test_compare_architectures import TOKENS, baichuan, glm, llama, qwen2
+from tests.support.checkpoints.quantized import quantized
 
 CONTEXT, CHUNK, DECODED = 64, 16, 12
 Maker = Callable[[QuantizedCheckpoint, Path], object]

@@ -55,7 +55,7 @@ def step(name: str, artifact: Path, out: Path) -> None:
     from export.bundle import build
     from export.bundle.build import Input
     from export.bundle.zip32 import FileSource
-    from tests import bundles
+    from tests.support import bundles
 
     signing = bundles.development_keys(out.parent)
     inputs = [Input(f"artifact/{p.name}", "file", FileSource(p)) for p in sorted(artifact.iterdir())]

@@ -1,4 +1,4 @@
-"""How often confidence bounds hold: documents drawn from a known population (`tests/test_eval_coverage.py`).
+"""How often confidence bounds hold: documents drawn from a known population (`tests/eval/budget/test_coverage.py`).
 
 `python -m benchmarks.coverage` writes results/coverage.json and the page.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmarks import pages
-from tests import test_eval_coverage as simulation
+from tests.eval.budget import test_coverage as simulation
 
 COLUMNS = (
     "documents", "population", "by document: below the upper bound", "above the lower",

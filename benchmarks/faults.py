@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gate_bench import Results
-from tests import faulty
-from tests.faulty import Command, Control, Ended
+from tests.support.faults import faulty
+from tests.support.faults.faulty import Command, Control, Ended
 
 LAX = """
 max_perplexity_ratio: 4
@@ -112,8 +112,8 @@ class Bench:
 def make_inputs(folder: Path) -> None:
     """Two tiny checkpoints, texts and a budget."""
     from bluelm.system.files import demo_checkpoint
-    from tests.checkpoints import write_checkpoint
-    from tests.tiny import tiny_checkpoint
+    from tests.support.checkpoints.shapes import write_checkpoint
+    from tests.support.checkpoints.tiny import tiny_checkpoint
 
     if folder.exists():
         return

@@ -1,7 +1,7 @@
 """The gate on purpose-made damage, on every runtime, and on honest runs; the time that judging takes.
 
     python -m benchmarks.gate damage OUT [--only FORMAT ...] [--blocks N] [--damages NAME ...] [--tokens N] [--again]
-                                                                every damage of tests/damages on its formats must fail
+                                                                every damage (tests/support/damages) must fail
     python -m benchmarks.gate time OUT [--only FORMAT ...]      seconds for 20,000 tokens
     python -m benchmarks.gate size OUT [--only FORMAT ...] [--blocks N]
                                                                 bytes of the files against the plan
@@ -28,8 +28,8 @@ from export.artifacts.artifact import Artifact, Format
 from targets import runtime as runtimes
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, Runtime, natural
-from tests import damage
-from tests.damages import ALL, DAMAGES, Damage, damaged, judged_as, sound
+from tests.support import damage
+from tests.support.damages import ALL, DAMAGES, Damage, damaged, judged_as, sound
 
 NAMES = tuple(dict.fromkeys(["none", *(row.name for row in DAMAGES)]))
 

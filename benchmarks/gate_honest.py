@@ -28,7 +28,7 @@ from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import TOKENIZER_FILES
 from eval.heldout import BUNDLED
 from export.artifacts.artifact import Format
-from tests.damages import sound
+from tests.support.damages import sound
 
 TOKENS = 2048  # few, so that errors are large
 TOP1 = {"min_top1_agreement": 0.9}  # rounding to nearest agrees with the float demo in 0.95 of the tokens

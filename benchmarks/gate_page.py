@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import pages
 from benchmarks.gate_bench import Results
-from tests.damages import ALL, DAMAGES
+from tests.support.damages import ALL, DAMAGES
 
 Row = dict[str, Any]
 SHORT = {

@@ -28,8 +28,8 @@ from targets.block_outputs import open_blocks
 from targets.host.cached_runtime import Feeds
 from targets.registry import find
 from targets.runtime import open_runtime
-from tests import lowering
-from tests.rounded import rounded
+from tests.support.checkpoints import lowered as lowering
+from tests.support.checkpoints.rounded import rounded
 
 COLUMNS = (
     "model", "blocks", "width", "context", "blocks apart", "keys, values", "head",

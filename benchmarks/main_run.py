@@ -1,6 +1,6 @@
 """What the README shows of `make run`: `python -m benchmarks.main_run RUN` reads the report of such a run.
 
-Writes results/main_run.json; the README holds its lines word for word (tests/test_benchmark_pages.py).
+Writes results/main_run.json; the README holds its lines word for word (tests/project/test_benchmark_pages.py).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from eval.accuracy import metrics
 from eval.accuracy.metrics import Float
 from export.lowering.ranges import Ranges, calibrate
 from targets.host.torch_runtime import TwinRuntime
-from tests.rounded import linear_names
+from tests.support.checkpoints.rounded import linear_names
 
 COLUMNS = ("model", "recipe", "MB", "linears of 8 bits", "KL", "KL, a16", "KL, a8")
 CHANNELS, FACTORS = [3, 50, 77, 120, 201], [50.0, 30.0, 50.0, 20.0, 40.0]

@@ -2,8 +2,9 @@
 
     python -m benchmarks.tamper [--count 2100] [--seed 0]
 
-`tests/tampering.py` says what is done. Each is done to a fresh copy of a small bundle, and `verify` is asked in this
-process. Writes results/tamper.json and tamper.md; ends with 1 if one was not found that is not said to be harmless.
+`tests/support/tampering.py` says what is done. Each is done to a fresh copy of a small bundle, and `verify` is asked
+in this process. Writes results/tamper.json and tamper.md; ends with 1 if one was not found that is not said to be
+harmless.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from benchmarks import pages
 from bluelm.errors import InputError
 from export.bundle import keys, payload
 from pipeline.commands.bundle import verify_bundle
-from tests import bundles, tampering
-from tests.tampering import FORMATS, TAMPERINGS, Case, Tampering
+from tests.support import bundles, tampering
+from tests.support.tampering import FORMATS, TAMPERINGS, Case, Tampering
 
 FOUND, ACCEPTED, BROKEN = "found", "accepted", "broken"
 

@@ -24,9 +24,9 @@ from typing import Any, NoReturn
 
 from benchmarks.fuzz import Watch
 from pipeline.errors import guard
-from tests import readers
 from tests.hostile.rows import FEW, SLOW, Row
-from tests.readers import READERS, Reader
+from tests.support import readers
+from tests.support.readers import READERS, Reader
 
 SECONDS, WALL_S, MEMORY_MB = 10, 120, 500
 CLEAR = (0, 2, 4, 5)

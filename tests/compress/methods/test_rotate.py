@@ -1,0 +1,106 @@
+"""Rotations: the same function to the last bits of float32, for every shape; outliers are spread."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError
+from bluelm.model import Decoder, DecoderBlock
+from bluelm.system.files import demo_checkpoint
+from calibration.samples import load_samples
+from compress.engine import check, quantize
+from compress.methods.rotate import Rotated, Rotation, cosines, rotate_block
+from compress.methods.rtn import round_to_nearest
+from compress.recipe import Recipe
+from tests.support.checkpoints.rounded import shortened
+
+
+@pytest.mark.parametrize("width", [1, 2, 12, 64, 80, 96, 320])
+def test_rotation_is_orthogonal_and_turns_both_sides(width: int) -> None:
+    rotation = Rotation.of(width, 3)
+    matrix = rotation(torch.eye(width))  # R itself
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(width), atol=1e-5, rtol=0)
+    weight = torch.randn(width, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rotation.rows(weight), matrix.T @ weight, atol=1e-5, rtol=1e-5)
+    spread = matrix.abs().max().item() * width**0.5
+    assert spread < 1.5, "every output takes about as much of every input"
+    assert not torch.equal(Rotation.of(96, 1).signs, Rotation.of(96, 2).signs)
+
+
+def test_cosines_are_orthogonal() -> None:
+    for size in (1, 3, 5, 7, 43):
+        table = cosines(size)
+        torch.testing.assert_close(table.T @ table, torch.eye(size, dtype=torch.float64))
+
+
+def random_block(config: ModelConfig) -> dict[str, Tensor]:
+    """Random tensors of a block, norms and biases too."""
+    torch.manual_seed(0)
+    return {name: torch.randn(value.shape) * 0.2 + 0.1 for name, value in DecoderBlock(config).state_dict().items()}
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_turned_block_turns_its_stream(kv_heads: int, bias: bool) -> None:
+    demo = Checkpoint.open(demo_checkpoint()).config
+    config = replace(
+        demo, hidden_size=96, intermediate_size=64, num_heads=4, num_kv_heads=kv_heads, head_dim=24, qkv_bias=bias
+    )
+    tensors = random_block(config)
+    stream, values = Rotation.of(96, 0), Rotation.of(24, 1)
+    x, angles = torch.randn(2, 7, 96), torch.rand(7, 12)
+    cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
+    plain = DecoderBlock.from_weights(config, tensors)(x, cos, sin)
+    turned = DecoderBlock.from_weights(config, rotate_block(tensors, stream, values))(stream(x), cos, sin)
+    torch.testing.assert_close(turned, stream(plain), atol=2e-5, rtol=1e-5)
+
+
+def test_the_turned_demo_model_is_the_demo_model() -> None:
+    checkpoint = Checkpoint.open(demo_checkpoint())
+    tokens = load_samples(None, checkpoint.tokenizer(), 1, 64, 0).tokens
+    rotated = Rotated(checkpoint)
+    plain, turned = (Decoder.from_weights(weights)(tokens) for weights in (checkpoint, rotated))
+    assert (plain - turned).abs().max() < 1e-4 * plain.abs().max()
+    assert torch.equal(rotated.block(0)["input_layernorm.weight"], torch.ones(256))
+    assert (len(rotated.stream.signs), len(rotated.values.signs)) == (256, checkpoint.config.head_dim)
+    assert (rotated.folder, rotated.digest()) == (checkpoint.folder, checkpoint.digest())
+    assert rotated.tensors == checkpoint.tensors and rotated.config == checkpoint.config
+    other = Rotated(checkpoint, seed=1)
+    assert not torch.equal(other.stream.signs, rotated.stream.signs)
+
+
+def test_outliers_of_the_stream_are_spread() -> None:
+    tensors = random_block(Checkpoint.open(demo_checkpoint()).config)
+    tensors["input_layernorm.weight"][[3, 70]] *= 50  # such columns make every group's scale coarse
+
+    def lost(block: dict[str, Tensor]) -> float:
+        weight = block["self_attn.q_proj.weight"] * block["input_layernorm.weight"]
+        error = round_to_nearest(weight, 4, 32, True).dequantize() - weight
+        return float(error.square().mean())
+
+    assert lost(rotate_block(tensors, Rotation.of(256, 0), Rotation.of(32, 1))) < 0.5 * lost(tensors)
+
+
+def test_quantizing_turned_weights(tmp_path: Path) -> None:
+    """The quantized checkpoint is a plain one: nothing at run time knows of the rotation."""
+    checkpoint = Checkpoint.open(shortened(demo_checkpoint(), 1, tmp_path / "short"))
+    samples = load_samples(None, checkpoint.tokenizer(), 8, 64, 0)
+    quantized = quantize(checkpoint, samples, Recipe.make({"bits": 8, "rotate": True}), tmp_path / "q")
+    plain, turned = (Decoder.from_weights(weights)(samples.tokens[:1]) for weights in (checkpoint, quantized))
+    assert (plain - turned).square().mean() < 1e-3 * plain.square().mean()
+    weight = quantized.linear("model.layers.0.self_attn.q_proj").dequantize()
+    expected = Rotated(checkpoint).block(0)["self_attn.q_proj.weight"]
+    assert (weight - expected).square().mean() < 1e-4 * expected.square().mean()
+
+
+def test_a_shared_table_is_refused() -> None:
+    config = replace(Checkpoint.open(demo_checkpoint()).config, tie_word_embeddings=True, embedding_layer_norm=False)
+    with pytest.raises(InputError, match="one table"):
+        check(config, Recipe.make({"rotate": True, "head_bits": 8}))

@@ -1,0 +1,131 @@
+"""The Kotlin app of a Gradle bundle: it compiles, and on a desktop's Java it answers as the artifact does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Message, Tokenizer
+from compress.checkpoint.store import QuantizedCheckpoint
+from export.artifacts.artifact import MANIFEST, Artifact
+from export.bundle import build, project
+from export.bundle.build import Input
+from export.bundle.zip32 import FileSource
+from export.litert import export as litert
+from export.lowering.ranges import calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
+from pipeline.commands.generate import ends, generate, until
+from targets.registry import find
+from targets.runtime import natural, open_runtime
+from tests.packages import requires
+from tests.support import bundles, kotlin_app
+from tests.support.checkpoints.rounded import rounded
+
+PART = 2 << 20  # bytes: the head is a part of its own
+CONTEXT, SHORT, CHUNK = 61, 18, 8  # the last chunk does not fit: it is moved back over what is cached
+QUESTIONS = ("你好", "Where is the sea?")
+needs_kotlin = requires("kotlin", "default-jdk-headless", "libandroid-json-java", "libatomic1")
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> kotlin_app.App:
+    return kotlin_app.build(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+    return rounded(tmp_path_factory.mktemp("app") / "quantized", layers=2)
+
+
+@needs_kotlin
+def test_the_apps_tokenizer_is_ours(app: kotlin_app.App) -> None:
+    texts = [
+        "你好，世界",
+        "a  b\n c",
+        "[|AI|]: x </s>",
+        "🤖 emoji\u200b é",
+        "12345 67",
+        " ",
+        "The quick brown fox. " * 5,
+    ]
+    lines = "".join(text.replace("\n", "\\n") + "\n" for text in texts)
+    tokenizer = Tokenizer.from_folder(demo_checkpoint())
+    said = app.run(["tokens", str(demo_checkpoint() / "tokenizer.model")], lines)
+    for text, line in zip(texts, said, strict=True):
+        plain, chat = ([int(t) for t in part.split(",") if t] for part in line.split("|"))
+        assert plain == tokenizer.encode(text)
+        assert chat == tokenizer.chat([Message("user", text)])
+
+
+def pack(artifact: Artifact, folder: Path) -> Path:
+    """The artifact as the payload of a bundle."""
+    inputs = [
+        Input(f"artifact/{f.path}", f.role, FileSource(artifact.folder / f.path), f.sha256) for f in artifact.files
+    ]
+    about = Input(f"artifact/{MANIFEST}", "artifact", FileSource(artifact.folder / MANIFEST))
+    made = build.make(bundles.draft("folder"), [*inputs, about], bundles.development_keys(folder), folder / "x")
+    build.verify(made)
+    return made
+
+
+def expected(artifact: Artifact, questions: Sequence[str]) -> list[str]:
+    """What the artifact answers to each question, likeliest tokens until the context is full."""
+    tokenizer = Tokenizer.from_folder(artifact.folder)
+    out: list[str] = []
+    with open_runtime(artifact.folder, natural(artifact.format)) as runtime:
+        for question in questions:
+            prompt = tokenizer.chat([Message("user", question)])
+            new = until(
+                generate(runtime, prompt, artifact.context, lambda row: int(row.argmax())), ends(tokenizer, artifact)
+            )
+            out.append(tokenizer.decode(list(new)))
+    return out
+
+
+def npu(quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
+    """The NPU's graphs in parts, with caches of int16; the CPU runs them here."""
+    tokens = torch.randint(100, 3000, (4, CONTEXT), generator=torch.Generator().manual_seed(0))
+    ranges = calibrate(quantized, tokens)
+    made = onnx_npu.export(quantized, ranges, folder, context=CONTEXT, chunk=CHUNK, part_bytes=PART)
+    assert len(made.paths("prefill")) > 1
+    return made
+
+
+def executorch_qnn(quantized: QuantizedCheckpoint, folder: Path) -> Artifact:
+    """The NPU's graphs in one program, on the NPU's simulator: slow, so of few tokens."""
+    tokens = torch.randint(100, 3000, (4, CONTEXT), generator=torch.Generator().manual_seed(0))
+    target, graphs = find("snapdragon", runtime="executorch-qnn"), folder.with_name("onnx-npu")
+    lowered = onnx_npu.export(
+        quantized, calibrate(quantized, tokens), graphs, context=SHORT, chunk=CHUNK, part_bytes=PART
+    )
+    assert len(lowered.paths("prefill")) > 1
+    return target.compile(lowered, folder)
+
+
+EXPORTS: dict[str, Callable[[QuantizedCheckpoint, Path], Artifact]] = {
+    "onnx-cpu": lambda quantized, folder: onnx_cpu.export(quantized, folder, context=CONTEXT, chunk=CHUNK),
+    "onnx-npu": npu,
+    "onnx-genai": lambda quantized, folder: onnx_genai.export(quantized, folder, context=CONTEXT),
+    "executorch-qnn": executorch_qnn,
+    "litert": lambda quantized, folder: litert.export(quantized, folder, context=CONTEXT, chunk=CHUNK),
+}
+
+
+@needs_kotlin
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_the_app_answers_as_its_artifact(
+    kind: str, app: kotlin_app.App, quantized: QuantizedCheckpoint, tmp_path: Path
+) -> None:
+    artifact = EXPORTS[kind](quantized, tmp_path / "artifact")
+    engine = project.runtimes()[project.runtime_of(artifact.format)[0]].engine
+    questions = QUESTIONS[:1] if artifact.context == SHORT else QUESTIONS
+    said = app.answer(questions, engine, pack(artifact, tmp_path), tmp_path / "files")
+    for answer, line in zip(expected(artifact, questions), said, strict=True):
+        assert len(line) > (3 if artifact.context == SHORT else 10)
+        assert answer.startswith(line.rstrip("\ufffd"))

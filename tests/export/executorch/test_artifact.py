@@ -1,0 +1,196 @@
+"""ExecuTorch artifacts: exact weights, logits against dequantized torch, ExecuTorch's own LLM runner, refusals."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
+from torch.export import ExportedProgram
+
+from bluelm.errors import InputError, TargetError
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.checkpoint.store import QuantizedCheckpoint
+from compress.methods.grid import choose_grid
+from eval.files import size_plan, structure
+from export.artifacts.artifact import Artifact
+from export.executorch import xnnpack as executorch
+from export.executorch.memory import stand_in, weights_when_serialized
+from export.executorch.model import parts
+from export.executorch.partition import segments_of
+from export.executorch.reader import embedding_codes, read
+from targets.arm64.executorch import ExecutorchRuntime
+from targets.host.torch_runtime import TorchRuntime
+from targets.runtime import open_runtime
+from tests.export.litert.test_artifact import TEXT, mean_kl
+from tests.support.checkpoints.rounded import linear_names, rounded
+from tests.support.checkpoints.tiny import tiny_checkpoint
+
+CONTEXT, CHUNK = 64, 16
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+    """The demo model with one block: lowering time grows with the blocks."""
+    return rounded(tmp_path_factory.mktemp("executorch") / "quantized", layers=1)
+
+
+@pytest.fixture(scope="module")
+def artifact(block: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("executorch") / "artifact"
+    return executorch.export(block, folder, context=CONTEXT, chunk=CHUNK)
+
+
+def test_codes_and_scales_in_the_file_are_the_checkpoints(block: QuantizedCheckpoint, artifact: Artifact):
+    contents = read(artifact.path("model"))
+    found = {fingerprint(weight) for weight in contents.linears}
+    assert found == {fingerprint(block.linear(name)) for name in linear_names(block)}
+    assert len(contents.linears) == len(linear_names(block))
+    table = block.embed()
+    (codes,) = embedding_codes(contents, table.shape)
+    assert np.array_equal(codes, table.signed_codes().numpy())
+
+
+def fingerprint(weight: QuantizedTensor) -> tuple[bytes, bytes, int, int]:
+    return weight.codes.numpy().tobytes(), weight.scales.numpy().tobytes(), weight.bits, weight.groups
+
+
+def test_linears_run_in_xnnpack_and_runners_find_what_they_ask_for(artifact: Artifact):
+    contents = read(artifact.path("model"))
+    assert set(contents.delegates) == {"XnnpackBackend"}
+    asked = {"get_vocab_size", "get_max_seq_len", "get_max_context_len", "get_bos_id", "get_eos_ids"}
+    assert {"forward", "use_kv_cache", "enable_dynamic_shape"} | asked <= set(contents.methods)
+
+
+def test_the_file_names_the_end_tokens_and_has_the_size_that_was_planned(
+    block: QuantizedCheckpoint, artifact: Artifact
+):
+    parts = size_plan.planned_parts(block, artifact)
+    assert parts is not None
+    assert size_plan.deviation(sum(parts.values()), artifact) == 0
+    with open_runtime(artifact.folder) as runtime:
+        figure = structure.end_token(artifact, block.config, runtime, TEXT[:4], "cpu")
+        other = structure.end_token(artifact, replace(block.config, eos_token_ids=(7,)), runtime, TEXT[:4], "cpu")
+    assert figure.value == 0
+    assert "model.pte says [2], the checkpoint [7]" in other.note
+
+
+def test_only_embedding_cache_and_attention_lie_between_xnnpacks_graphs(artifact: Artifact):
+    (plan,) = (plan for plan in read(artifact.path("model")).file.program.execution_plan if plan.name == "forward")
+    assert len(plan.delegates) == artifact.model.num_layers + 1
+    assert {operator.name for operator in plan.operators} == {
+        "llama::custom_sdpa",
+        "llama::update_cache",
+        "quantized_decomposed::embedding_byte",
+        *("aten::sym_size", "aten::select_copy", "aten::_local_scalar_dense", "executorch_prim::add"),  # the position
+        "aten::slice_copy",  # rows of the rope table
+    }
+
+
+def test_no_path_leaves_a_segment_and_comes_back():
+    graph = torch.fx.Graph()
+    x, constant = graph.placeholder("x"), graph.placeholder("constant")
+    first = graph.call_function(torch.relu, (x,))
+    outside = graph.call_function(torch.sin, (first,))
+    weight = graph.call_function(torch.neg, (constant,))  # of constants alone: belongs where it is used
+    beside = graph.call_function(torch.relu, (first,))
+    second = graph.call_function(torch.add, (outside, weight))
+    last = graph.call_function(torch.add, (second, beside))
+    runs = {first, weight, beside, second, last}
+    found = segments_of(list(graph.nodes), runs, {constant})
+    assert found == {first: 1, beside: 1, weight: 2, second: 2, last: 2}
+
+
+def test_logits_agree_and_the_llm_runner_says_what_our_runner_says(block: QuantizedCheckpoint, artifact: Artifact):
+    tokens = (TEXT * 3)[:40]
+    reference = TorchRuntime(block, CONTEXT).logits(tokens)
+    with open_runtime(artifact.folder) as runtime:
+        assert mean_kl(reference, runtime.logits(tokens)) < 5e-3  # 8-bit activations
+        runtime.reset()
+        stepped = np.stack([runtime.decode(token) for token in tokens])
+        assert mean_kl(reference, stepped) < 5e-3
+
+        prompt, tokenizer = "The phone is", block.tokenizer()
+        ids = tokenizer.encode(prompt, bos=True)
+        said = [int(runtime.logits(ids)[-1].argmax())]
+        while len(said) < 20 and said[-1] not in artifact.model.eos_token_ids:
+            said.append(int(runtime.decode(said[-1]).argmax()))
+        text = tokenizer.decode([*ids, *said])[len(tokenizer.decode(ids)) :]
+        assert cast(ExecutorchRuntime, runtime).generate(prompt, 20).strip() == text.strip()
+
+
+def test_weights_are_held_while_their_delegate_is_written(block: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch):
+    names = linear_names(block)[:2]
+    weights = {name: parts(block.linear(name)) for name in names}
+    kept = {name: {f"{name}.{part}": stand_in(tensor) for part, tensor in weights[name].items()} for name in names}
+    for buffer, zeros in (item for held in kept.values() for item in held.items()):
+        owner, _, part = buffer.rpartition(".")
+        assert (zeros.shape, zeros.dtype) == (weights[owner][part].shape, weights[owner][part].dtype)
+        assert not zeros.any()
+    seen: list[str] = []
+
+    def serialize(program: ExportedProgram, _specs: list[object]) -> None:
+        for buffer, held in program.state_dict.items():
+            owner, _, part = buffer.rpartition(".")
+            assert torch.equal(held, weights[owner][part])
+            seen.append(buffer)
+
+    monkeypatch.setattr(XnnpackBackend, "preprocess", staticmethod(serialize))
+    programs = [cast(ExportedProgram, SimpleNamespace(state_dict=dict(kept[name]))) for name in names]
+    sources = {name: partial(weights.__getitem__, name) for name in names}
+    with weights_when_serialized(sources):
+        for name, program in zip(names, programs, strict=True):
+            XnnpackBackend.preprocess(program, [])
+            assert all(held is kept[name][buffer] for buffer, held in program.state_dict.items())
+        with pytest.raises(RuntimeError, match="two delegates"):
+            XnnpackBackend.preprocess(programs[0], [])
+    assert seen == [buffer for name in names for buffer in kept[name]]
+    with pytest.raises(RuntimeError, match="no delegate"), weights_when_serialized(sources):
+        XnnpackBackend.preprocess(programs[0], [])
+    del programs[0].state_dict[f"{names[0]}.scales"]
+    with pytest.raises(RuntimeError, match="without its scales"), weights_when_serialized(sources):
+        XnnpackBackend.preprocess(programs[0], [])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_narrow_caches_cost_little(bits, tmp_path):
+    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), layers=1)
+    made = executorch.export(quantized, tmp_path / "a", context=32, chunk=1, kv_bits=bits)
+    with open_runtime(made.folder) as runtime:
+        assert mean_kl(TorchRuntime(quantized, 32).logits(TEXT), runtime.logits(TEXT)) < 5e-3
+
+
+def weight(bits: int, group: int, symmetric: bool = True) -> QuantizedTensor:
+    values = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    return choose_grid(values, bits, group, symmetric).nearest(values)
+
+
+def test_what_xnnpack_cannot_hold_is_refused():
+    executorch.check_weight(weight(4, 32), "fine")
+    executorch.check_weight(weight(8, -1), "fine")
+    for bad, why in (
+        (weight(4, 32, symmetric=False), "zero points"),
+        (weight(8, 32), "8-bit"),
+        (weight(4, 16), "multiple of 32"),
+    ):
+        with pytest.raises(TargetError, match=why):
+            executorch.check_weight(bad, "layer")
+    exact = weight(4, 32)
+    fine = QuantizedTensor(exact.codes, exact.scales * 1.001, exact.zeros, 4, 32)
+    with pytest.raises(TargetError, match="bfloat16"):
+        executorch.check_weight(fine, "layer")
+
+
+def test_a_damaged_program_is_bad_input(artifact: Artifact, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact.folder, copy)
+    path = copy / "model.pte"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(InputError, match="cannot load"):
+        open_runtime(copy)

@@ -1,0 +1,267 @@
+"""What a finished .pte for XNNPACK holds against its checkpoint: one that is changed in one place has it named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+from executorch.exir._serialize._flatbuffer import _flatc_compile
+from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
+from executorch.exir.schema import Bool, DelegateCall, Double, Int, KernelCall, Tensor
+
+from compress.checkpoint.store import QuantizedCheckpoint
+from export.artifacts.artifact import Artifact
+from export.executorch import xnnpack as executorch
+from export.executorch.reader import read_program, xnnpack_graph
+from export.readback import read_back
+from tests.support.checkpoints.rounded import rounded
+from tests.support.checkpoints.shapes import write_checkpoint
+
+Change = Callable[[PTEFile], None]
+HEADER = 64
+
+
+def plan(file: PTEFile, name: str = "forward") -> Any:
+    return next(plan for plan in file.program.execution_plan if plan.name == name)
+
+
+def answer(name: str, value: int | bool) -> Change:
+    """What a method without inputs says."""
+
+    def change(file: PTEFile) -> None:
+        method = plan(file, name)
+        entry = method.values[method.outputs[0]]
+        entry.val = Bool(bool_val=value) if isinstance(value, bool) else Int(int_val=value)
+
+    return change
+
+
+def gone(file: PTEFile) -> None:
+    file.program.execution_plan.remove(plan(file, "get_bos_id"))
+
+
+def argument(kernel: str, place: int, value: Any) -> Change:
+    """A number that the last call of a kernel is given."""
+
+    def change(file: PTEFile) -> None:
+        method = plan(file)
+        call = calls(method, kernel)[-1]
+        method.values.append(replace(method.values[0], val=value))
+        call.args[place] = len(method.values) - 1
+
+    return change
+
+
+def calls(method: Any, kernel: str) -> list[Any]:
+    steps = [step.instr_args for chain in method.chains for step in chain.instructions]
+    return [s for s in steps if isinstance(s, KernelCall) and method.operators[s.op_index].name.endswith(kernel)]
+
+
+def crossed(kernel: str, a: int, b: int) -> Change:
+    """Two arguments of the last call of a kernel in each other's place."""
+
+    def change(file: PTEFile) -> None:
+        given = calls(plan(file), kernel)[-1].args
+        given[a], given[b] = given[b], given[a]
+
+    return change
+
+
+def crossed_border(file: PTEFile) -> None:
+    """Cosines for sines in the last delegate that takes both."""
+    steps = [step.instr_args for chain in plan(file).chains for step in chain.instructions]
+    given = [step for step in steps if isinstance(step, DelegateCall)][-2].args
+    given[4], given[5] = given[5], given[4]
+
+
+def number(fits: Callable[[np.ndarray], bool], edit: Callable[[np.ndarray], None], kind: Any = np.float32) -> Change:
+    """A constant, among those of the program and of its delegates, that is known by its numbers."""
+
+    def change(file: PTEFile) -> None:
+        assert file.named_data is not None
+        apart: list[Any] = file.named_data.buffers  # pyright: ignore[reportAssignmentType]
+        for held in [*file.program.constant_buffer, *range(len(apart))]:
+            data = bytes(apart[held] if isinstance(held, int) else held.storage)
+            if len(data) % np.dtype(kind).itemsize:
+                continue
+            values = np.frombuffer(data, kind).copy()
+            if fits(values):
+                edit(values)
+                if isinstance(held, int):
+                    apart[held] = values.tobytes()
+                else:
+                    held.storage = values.tobytes()
+                return
+        raise AssertionError("there is no such constant")
+
+    return change
+
+
+def like(wanted: np.ndarray) -> Callable[[np.ndarray], bool]:
+    return lambda values: values.size == wanted.size and np.array_equal(values, wanted.reshape(-1))
+
+
+def at(index: int, edit: Callable[[Any], Any]) -> Callable[[np.ndarray], None]:
+    def change(values: np.ndarray) -> None:
+        values[index] = edit(values[index])
+
+    return change
+
+
+def inside(delegate: int, edit: Callable[[dict[str, Any]], None]) -> Change:
+    """XNNPACK's graph in a delegate, written again."""
+
+    def change(file: PTEFile) -> None:
+        held = file.program.backend_delegate_data[plan(file).delegates[delegate].processed.index]
+        graph = xnnpack_graph(bytes(held.data))
+        edit(graph)
+        with tempfile.TemporaryDirectory() as folder:
+            schema = resources.files("executorch.backends.xnnpack.serialization").joinpath("schema.fbs").read_bytes()
+            (Path(folder) / "schema.fbs").write_bytes(schema)
+            (Path(folder) / "graph.json").write_text(json.dumps(graph))
+            _flatc_compile(folder, f"{folder}/schema.fbs", f"{folder}/graph.json")
+            made = next(path for path in Path(folder).iterdir() if path.suffix not in (".fbs", ".json")).read_bytes()
+        size = -(-len(made) // 16) * 16
+        header = XNNHeader(HEADER, len(made), HEADER + size, 0).to_bytes()
+        held.data = header.ljust(HEADER, b"\0") + made.ljust(size, b"\0")
+
+    return change
+
+
+def nodes(graph: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [node for node in graph["xnodes"] if node["xnode_union_type"] == kind]
+
+
+def product_for_sum(graph: dict[str, Any]) -> None:
+    nodes(graph, "XNNAdd")[0]["xnode_union_type"] = "XNNMultiply"
+
+
+def weights_crossed(graph: dict[str, Any]) -> None:
+    """up for gate: two of a shape, behind the same input."""
+    gate, up = [node["xnode_union"] for node in nodes(graph, "XNNFullyConnected")][2:4]
+    gate["filter_id"], up["filter_id"] = up["filter_id"], gate["filter_id"]
+
+
+def other_shape(graph: dict[str, Any]) -> None:
+    nodes(graph, "XNNStaticReshape")[-1]["xnode_union"]["new_shape"] = [1, 0, 1, 32]
+
+
+def smaller_cache(file: PTEFile) -> None:
+    method = plan(file)
+    for call in calls(method, "update_cache"):
+        held: Any = method.values[call.args[1]].val
+        assert isinstance(held, Tensor)
+        held.sizes[1] = 24
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+    folder = tmp_path_factory.mktemp("xnnpack")
+    return rounded(folder / "quantized", source=write_checkpoint(folder / "float", vocab=384))
+
+
+@pytest.fixture(scope="module")
+def sound(model: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return executorch.export(model, tmp_path_factory.mktemp("xnnpack") / "artifact", context=32, chunk=8)
+
+
+def damaged(sound: Artifact, folder: Path, change: Change) -> Artifact:
+    """A copy, changed; artifact.json says the old sizes, and nothing opens it again."""
+    shutil.copytree(sound.folder, folder)
+    made = Artifact.open(folder)
+    file = read_program(made.path("model"))
+    change(file)
+    made.path("model").write_bytes(bytes(serialize_pte_binary(file, extract_delegate_segments=True)))
+    return made
+
+
+def wrong(artifact: Artifact, model: QuantizedCheckpoint) -> list[str]:
+    return sorted({finding.item for finding in read_back(artifact, model).wrong})
+
+
+BLOCK, FIRST = "model.layers.1", "model.layers.0"
+EPSILONS = [f"{BLOCK}.post_attention_layernorm epsilon", f"{BLOCK}.input_layernorm epsilon"]
+STRUCTURE: dict[str, tuple[Change, str]] = {
+    "vocabulary": (answer("get_vocab_size", 383), "metadata"),
+    "longest text": (answer("get_max_seq_len", 31), "metadata"),
+    "begin token": (answer("get_bos_id", 5), "metadata"),
+    "end token": (answer("get_eos_ids", 7), "metadata"),
+    "no cache": (answer("use_kv_cache", False), "metadata"),
+    "a number for a truth": (answer("enable_dynamic_shape", 1), "metadata"),
+    "no begin token": (gone, "metadata"),
+    "scale of attention": (argument("custom_sdpa", 7, Double(double_val=0.3)), f"{BLOCK} attention scale"),
+    "everything seen": (argument("custom_sdpa", 6, Bool(bool_val=False)), "operations"),
+    "dropout": (argument("custom_sdpa", 5, Double(double_val=0.5)), "operations"),
+    "keys for values": (crossed("custom_sdpa", 1, 2), "operations"),
+    "keys in the values' cache": (crossed("update_cache", 0, 1), "operations"),
+    "rows from 0 on": (argument("slice_copy", 2, Int(int_val=0)), "operations"),
+    "cosines for sines": (crossed_border, "rope"),
+    "a product for a sum": (inside(1, product_for_sum), "operations"),
+    "another shape": (inside(1, other_shape), "operations"),
+    "slots": (smaller_cache, "context"),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURE)
+def test_what_was_changed_in_the_program_is_named(
+    model: QuantizedCheckpoint, sound: Artifact, name: str, tmp_path: Path
+) -> None:
+    change, item = STRUCTURE[name]
+    assert wrong(damaged(sound, tmp_path / "a", change), model) == [item]
+
+
+def test_what_was_changed_in_its_numbers_is_named(model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path) -> None:
+    weight = model.linear(f"{BLOCK}.mlp.up_proj")
+    packed = (weight.codes[:, 0::2] | weight.codes[:, 1::2] << 4).numpy()
+    scales = model.linear(f"{BLOCK}.self_attn.k_proj").scales.float().numpy().reshape(-1)
+    high = (scales.view(np.uint32) >> 16).astype(np.uint16)  # bfloat16
+    norm = model.vector(f"{BLOCK}.post_attention_layernorm").numpy()
+    table = model.embed()
+    cos = np.cos(np.arange(32, dtype=np.float32)[:, None] * np.ones(16, np.float32))[:, 0]
+    rows = lambda values: values.size == 512 and np.allclose(values[::16], cos, atol=1e-5)  # noqa: E731
+    found: dict[str, tuple[Change, list[str]]] = {
+        "a code": (number(like(packed), at(70, lambda x: x ^ 16), np.uint8), [f"{BLOCK}.mlp.up_proj"]),
+        "a scale": (number(like(high), at(3, lambda x: x ^ 1), np.uint16), [f"{BLOCK}.self_attn.k_proj"]),
+        "a norm": (number(like(norm), at(3, lambda x: np.nextafter(x, x + 1))),
+                   [f"{BLOCK}.post_attention_layernorm.weight"]),
+        "eps x10": (number(like(np.array([1e-6], np.float32)), at(0, lambda x: x * 10)), [*EPSILONS]),
+        "a share": (number(like(np.full(64, 1 / 64, np.float32)), at(0, lambda x: x * 2)), ["operations"]),
+        "a cosine": (number(rows, at(400, lambda x: x + 1e-7)), ["rope"]),
+        "a code of the table": (number(like(table.signed_codes().numpy()), at(9, lambda x: x ^ 1), np.int8),
+                                ["model.embed_tokens"]),
+        "a scale of the table": (number(like(table.scales.float().numpy()), at(9, lambda x: x * 2)),
+                                 ["model.embed_tokens"]),
+        "weights exchanged": (inside(1, weights_crossed), [f"{FIRST}.mlp.gate_proj", f"{FIRST}.mlp.up_proj"]),
+    }  # fmt: skip
+    for name, (change, items) in found.items():
+        missing = set(items) - set(wrong(damaged(sound, tmp_path / name, change), model))
+        assert not missing, name
+        if name != "eps x10":  # one record of all norms
+            assert wrong(Artifact.open(sound.folder), model) == []
+
+
+def test_a_program_that_is_written_again_is_the_same_to_the_reader(
+    model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path
+) -> None:
+    found = read_back(damaged(sound, tmp_path / "a", lambda _: None), model)
+    assert not found.wrong and not found.untold
+
+
+@pytest.mark.parametrize(("kv_bits", "chunk"), [(16, 1), (8, 8)])
+def test_narrow_caches_and_single_tokens_are_followed_too(kv_bits: Any, chunk: int, tmp_path: Path) -> None:
+    source = rounded(tmp_path / "q", source=write_checkpoint(tmp_path / "float", vocab=384, layers=1))
+    made = executorch.export(source, tmp_path / "a", context=32, chunk=chunk, kv_bits=kv_bits)
+    found = read_back(made, source)
+    assert not found.wrong and not found.untold
+    if kv_bits == 8:
+        ranges = crossed("custom_quantized_sdpa", 11, 13)  # scales of values for those of keys
+        assert wrong(damaged(made, tmp_path / "b", ranges), source) == ["operations"]

@@ -1,0 +1,115 @@
+"""Every architecture in every format: nothing that lies in a sound artifact is called wrong, and all of it is read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bluelm.checkpoint import Checkpoint
+from bluelm.errors import TargetError
+from bluelm.system.files import demo_checkpoint
+from compress.checkpoint.store import QuantizedCheckpoint
+from eval.files import size_plan
+from export.artifacts.artifact import Artifact
+from export.coreml import export as coreml
+from export.executorch import coreml as executorch_coreml
+from export.executorch import xnnpack as executorch
+from export.gguf import export as gguf_file
+from export.litert import export as litert
+from export.lowering.ranges import calibrate
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
+from export.onnx import npu as onnx_npu
+from export.readback import read_back
+from tests.bluelm.test_compare_architectures import baichuan, glm, llama, qwen2
+from tests.support.checkpoints import lowered as lowering
+from tests.support.checkpoints.quantized import quantized
+from tests.support.checkpoints.shapes import write_checkpoint
+
+CONTEXT, CHUNK = 64, 16
+Make = Callable[[QuantizedCheckpoint, Path], Artifact]
+
+
+def _npu(source: QuantizedCheckpoint, folder: Path) -> Artifact:
+    tokens = torch.arange(5, 45).unsqueeze(0)
+    return onnx_npu.export(source, calibrate(source, tokens), folder, context=CONTEXT, chunk=CHUNK)
+
+
+def _steps(export: Callable[..., Artifact], **options: Any) -> Make:
+    return lambda source, folder: export(source, folder, context=CONTEXT, chunk=CHUNK, **options)
+
+
+EXPORTERS: dict[str, Make] = {
+    "onnx-cpu": _steps(onnx_cpu.export),
+    "onnx-npu": _npu,
+    "onnx-genai": _steps(onnx_genai.export),
+    "gguf": lambda source, folder: gguf_file.export(source, folder, context=CONTEXT),
+    "litert": _steps(litert.export),
+    "coreml": _steps(coreml.export),
+    "coreml-float32": _steps(coreml.export, activations="float32"),
+    "executorch-xnnpack": _steps(executorch.export),
+    "executorch-coreml": _steps(executorch_coreml.export),
+}
+
+
+def bluelm(folder: Path) -> Path:
+    return write_checkpoint(folder, vocab=96, tokenizer=False)
+
+
+def tied(folder: Path) -> Path:
+    return write_checkpoint(
+        folder, vocab=96, tokenizer=False, architecture="LlamaForCausalLM", layer_norm=False, tied=True
+    )
+
+
+def inner_172(folder: Path) -> Path:
+    return write_checkpoint(folder, vocab=96, tokenizer=False, inner=172)
+
+
+MODELS = {make.__name__: make for make in (llama, bluelm, qwen2, baichuan, glm, tied, inner_172)}
+WIDTHS: dict[str, dict[str, Any]] = {
+    "w4-g32": {"bits": 4, "group_size": 32},
+    "w4-g32-asymmetric": {"bits": 4, "group_size": 32, "symmetric": False},
+    "w8-g32": {"bits": 8, "group_size": 32},
+    "w8-row": {"bits": 8, "group_size": -1},
+}
+SLOW = ("coreml", "coreml-float32", "executorch-xnnpack", "executorch-coreml")
+"""Formats that take seconds to write: every architecture at one width, every width on one architecture."""
+CASES = [
+    (model, width, kind)
+    for model in MODELS
+    for width in WIDTHS
+    for kind in EXPORTERS
+    if width == "w8-row" or model == "bluelm" or (model == "glm" and kind not in SLOW)
+    if kind != "coreml-float32" or model in ("bluelm", "glm")
+]
+
+
+@cache
+def source(model: str, width: str) -> QuantizedCheckpoint:
+    home = lowering.folder() / f"architectures-{model}-{width}"
+    found = quantized(MODELS[model](home / "float"), home / "quantized", **WIDTHS[width])
+    shutil.copyfile(demo_checkpoint() / "tokenizer.model", found.folder / "tokenizer.model")
+    return found
+
+
+@pytest.mark.parametrize(("model", "width", "kind"), CASES)
+def test_a_sound_artifact_has_no_fault(model: str, width: str, kind: str, tmp_path: Path) -> None:
+    held = source(model, width)
+    assert held.config == Checkpoint.open(held.folder.parent / "float").config
+    try:
+        artifact = EXPORTERS[kind](held, tmp_path / "a")
+    except TargetError as error:  # the format cannot hold it, and says so
+        pytest.skip(str(error))
+    found = read_back(artifact, held)
+    assert not [str(finding) for finding in found.wrong]
+    assert not found.sentences
+    parts = size_plan.planned_parts(held, artifact)
+    if parts is not None:
+        assert size_plan.deviation(sum(parts.values()), artifact) < 0.05  # so narrow, tensors' alignment counts

@@ -1,0 +1,140 @@
+"""The real runtimes for the app's Kotlin on a desktop's Java: `python -m tests.support.android.server MODEL`.
+
+The Java classes beside this file have the names of Android's and the runtimes' own; tensors come from them through
+standard input and go back through standard output (`host/Pipe.java`), big-endian numbers, little-endian data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[str, Arrays], Mapping[str, np.ndarray]]
+
+
+def onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(method: str, inputs: Arrays) -> Arrays:
+        if method == "inputs":
+            return {value.name: np.zeros(0, np.uint8) for value in session.get_inputs()}
+        return dict(zip(names, map(np.asarray, session.run(names, inputs)), strict=True))
+
+    return run
+
+
+def executorch(path: Path) -> Run:
+    if path.with_name("methods.json").exists():
+        return executorch_qnn(path)
+    import torch
+    from executorch.runtime import Runtime
+
+    importlib.import_module("targets.arm64.executorch_worker")  # registers the operators that the AAR holds
+
+    program = Runtime.get().load_program(path)
+    methods = {}
+
+    def run(method: str, inputs: Arrays) -> Arrays:
+        if method not in methods:
+            methods[method] = program.load_method(method)
+        found = methods[method].execute([torch.from_numpy(array) for array in inputs.values()])
+        return {str(index): tensor.numpy() for index, tensor in enumerate(found)}
+
+    return run
+
+
+def executorch_qnn(path: Path) -> Run:
+    """On the NPU's simulator; its border has the bits of int16 as float16."""
+    from targets.host.child import next_core
+    from targets.qualcomm import executorch as qnn
+    from targets.qualcomm.executorch_messages import Load, Step
+
+    methods = {
+        method.name: method for found in qnn.read_methods(path.with_name("methods.json")).values() for method in found
+    }
+    child = qnn.start(next_core())
+    child.call(Load(str(path), tuple(methods.values())), 600)
+
+    def run(method: str, inputs: Arrays) -> Arrays:
+        feeds = dict(zip(methods[method].inputs, inputs.values(), strict=True))
+        found: Arrays = child.call(Step(method, feeds), 600)
+        return {key: array.view(np.float16) if array.dtype == np.int16 else array for key, array in found.items()}
+
+    return run
+
+
+def litert(path: Path) -> Run:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path))
+    runners = {name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()}
+
+    def run(method: str, inputs: Arrays) -> Arrays:
+        asked = method.removeprefix("outputs of ")
+        runner = runners[asked]
+        if asked != method:
+            details = runner.get_output_details()
+            sizes = {name: int(np.prod(d["shape"])) * np.dtype(d["dtype"]).itemsize for name, d in details.items()}
+            return {name: np.zeros(size, np.uint8) for name, size in sizes.items()}
+        details = runner.get_input_details()
+        typed = {name: raw.view(details[name]["dtype"]).reshape(details[name]["shape"]) for name, raw in inputs.items()}
+        return runner(**typed)
+
+    return run
+
+
+RUNTIMES = {".onnx": onnx, ".pte": executorch, ".tflite": litert}
+
+
+def read_text(file: BinaryIO) -> str:
+    (length,) = struct.unpack(">H", file.read(2))
+    return file.read(length).decode()
+
+
+def read_arrays(file: BinaryIO) -> Arrays:
+    (count,) = struct.unpack(">i", file.read(4))
+    arrays: Arrays = {}
+    for index in range(count):
+        name, kind = read_text(file), read_text(file)
+        (rank,) = struct.unpack(">i", file.read(4))
+        shape = struct.unpack(f">{rank}q", file.read(8 * rank))
+        (length,) = struct.unpack(">i", file.read(4))
+        data = np.frombuffer(file.read(length), kind)
+        arrays[name or str(index)] = data.copy() if kind == "uint8" else data.reshape(shape).copy()
+    return arrays
+
+
+def write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    file.write(struct.pack(">i", len(arrays)))
+    for name, array in arrays.items():
+        for text in (name, str(array.dtype)):
+            file.write(struct.pack(">H", len(text)) + text.encode())
+        file.write(struct.pack(f">i{array.ndim}q", array.ndim, *array.shape))
+        data = np.ascontiguousarray(array).tobytes()
+        file.write(struct.pack(">i", len(data)) + data)
+    file.flush()
+
+
+def main(path: Path) -> None:
+    """Serve one model until the input ends."""
+    requests = sys.stdin.buffer
+    answers = os.fdopen(os.dup(1), "wb")  # runtimes may print: their words go to standard error
+    os.dup2(2, 1)
+    run = RUNTIMES[path.suffix](path)
+    while requests.peek(1):  # type: ignore[attr-defined]
+        write_arrays(answers, run(read_text(requests), read_arrays(requests)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,71 @@
+"""Damage to numbers and operations in finished files, done as the tests of reading them back do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from executorch.exir._serialize._program import serialize_pte_binary
+from executorch.exir.schema import Double
+
+from export.artifacts.artifact import Artifact, Format
+from export.coreml.export import packages
+from export.coreml.package import Package
+from export.executorch.reader import read_program
+from tests.export.coreml import test_readback as coreml
+from tests.export.executorch import test_readback_xnnpack as xnnpack
+from tests.export.litert import test_readback as litert
+from tests.support import damage
+from tests.support.damages.record import Damage
+
+Files = Callable[[Artifact], Artifact]
+
+
+def in_tflite(change: Any) -> Files:
+    def files(artifact: Artifact) -> Artifact:
+        litert.rewritten(artifact.path("model"), change)
+        return damage.again(artifact)
+
+    return files
+
+
+def in_package(change: Any) -> Files:
+    def files(artifact: Artifact) -> Artifact:
+        package = Package.open(packages(artifact)[0])
+        change(package)
+        (package.root / "model.mlmodel").write_bytes(package.spec.SerializeToString(deterministic=True))
+        return damage.again(artifact)
+
+    return files
+
+
+def in_program(change: Any) -> Files:
+    def files(artifact: Artifact) -> Artifact:
+        file = read_program(artifact.path("model"))
+        change(file)
+        artifact.path("model").write_bytes(bytes(serialize_pte_binary(file, extract_delegate_segments=True)))
+        return damage.again(artifact)
+
+    return files
+
+
+NORM, FACTOR, COSINES = "model.layers.1.post_attention_layernorm", "layers.1.q_scaled.factor", "rope.cos.table"
+SCALE, SEEN, ENDS = Double(double_val=0.3), "custom_sdpa", "get_eos_ids"
+LITERT: tuple[Format, ...] = ("litert",)
+COREML: tuple[Format, ...] = ("coreml",)
+XNNPACK: tuple[Format, ...] = ("executorch-xnnpack",)
+ROWS = (
+    Damage("tflite: a norm's number", LITERT, files=in_tflite(litert.number(NORM, 3, lambda x: 1.02 * x))),
+    Damage("tflite: eps x10", LITERT, files=in_tflite(litert.number("epsilon", 0, lambda x: 10 * x))),
+    Damage("tflite: attention scale", LITERT, files=in_tflite(litert.number(FACTOR, 0, lambda x: 1.02 * x))),
+    Damage("tflite: one cosine", LITERT, files=in_tflite(litert.number(COSINES, -3, lambda x: np.float32(x + 0.1)))),
+    Damage("tflite: softer softmax", LITERT, files=in_tflite(litert.operator(litert.Op.SOFTMAX, 1, litert.soft))),
+    Damage("mlpackage: eps x10", COREML, files=in_package(coreml.immediate("final_norm_layer_norm_epsilon_0", 10))),
+    Damage("mlpackage: attention scale", COREML, files=in_package(coreml.immediate("layers_1_q_scaled_y_0", 1.02))),
+    Damage("mlpackage: one cosine", COREML, files=in_package(coreml.blob("rope_cos_table", 901, 0x40))),
+    Damage("mlpackage: slots seen", COREML, files=in_package(coreml.blob("mask_seen_x_0", 8, 1))),
+    Damage("pte: attention scale", XNNPACK, files=in_program(xnnpack.argument(SEEN, 7, SCALE))),
+    Damage("pte: another end token", XNNPACK, files=in_program(xnnpack.answer(ENDS, 7))),
+    Damage("pte: product for sum", XNNPACK, files=in_program(xnnpack.inside(1, xnnpack.product_for_sum))),
+)  # fmt: skip
