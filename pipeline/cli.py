@@ -27,6 +27,7 @@ from pipeline import (
     target_commands,
 )
 from pipeline import options as o
+from pipeline.bounds import hold_to_bounds
 from pipeline.effects import given_options, refuse_if
 from pipeline.errors import INTERRUPTED, crash, leave
 from pipeline.terminal import console, say, show_warnings
@@ -300,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             say(f"\nerror: not text in UTF-8: {shown}\n  fix:   write the argument in UTF-8", error=True)
             sys.exit(InputError.exit_code)
     try:
-        sys.exit(get_command(app)(spread_lists(given), prog_name="bluelm-export"))
+        sys.exit(hold_to_bounds(get_command(app))(spread_lists(given), prog_name="bluelm-export"))
     except SystemExit as leaving:  # 130: typer's own answer to Ctrl-C before a command begins
         sys.exit(INTERRUPTED if leaving.code == 130 else leaving.code)
 

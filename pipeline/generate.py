@@ -75,6 +75,6 @@ def pick(logits: NDArray, temperature: float, generator: np.random.Generator) ->
     """The likeliest token, or a draw from softmax(logits / temperature)."""
     if temperature == 0:
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max())
+    with np.errstate(over="ignore"):  # close to 0 all but the likeliest go to minus infinity
+        weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     return int(generator.choice(len(weights), p=weights / weights.sum()))
