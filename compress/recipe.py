@@ -43,7 +43,7 @@ class Widths:
 class LayerWidth(BaseModel):
     """Bits and group size of one linear, where they are not the recipe's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     bits: TableBits
     group_size: Literal[32, 64, 128, -1]
@@ -81,7 +81,7 @@ class Recipe(BaseModel):
         samples, length, seed: calibration windows, tokens in each, and the seed that picks them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     method: Literal["gptq", "awq", "awq+gptq", "rtn", "given"] = "gptq"
     bits: Bits = 4

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from bluelm.errors import InputError
 from bluelm.system import interrupt
+from pipeline.bounds import hold_to_bounds
 from pipeline.commands import bisect as bisect_commands
 from pipeline.commands import bundle as bundle_commands
 from pipeline.commands import compare as compare_commands
@@ -296,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             say(f"\nerror: not text in UTF-8: {shown}\n  fix:   write the argument in UTF-8", error=True)
             sys.exit(InputError.exit_code)
     try:
-        sys.exit(get_command(app)(spread_lists(given), prog_name="bluelm-export"))
+        sys.exit(hold_to_bounds(get_command(app))(spread_lists(given), prog_name="bluelm-export"))
     except SystemExit as leaving:  # 130: typer's own answer to Ctrl-C before a command begins
         sys.exit(INTERRUPTED if leaving.code == 130 else leaving.code)
 

@@ -11,7 +11,7 @@ from typing import cast
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
 
-from bluelm.text.clean import clean, visible
+from bluelm.text.clean import Pieces, clean, visible
 
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
@@ -21,9 +21,19 @@ def say(text: object = "", *, error: bool = False) -> None:
     print(clean(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
 
 
-def stream(text: str) -> None:
-    """A part of a line, as a model answers."""
-    print(visible(text), end="", flush=True)
+class Answer:
+    """What a model says, on standard output as it comes; the text is the model's, and cleaned as a file's is."""
+
+    def __init__(self) -> None:
+        self._pieces = Pieces()
+
+    def add(self, text: str) -> None:
+        """Any part of it."""
+        print(self._pieces.push(text), end="", flush=True)
+
+    def end(self) -> None:
+        """No more comes."""
+        print(self._pieces.flush(), flush=True)
 
 
 def console(*, error: bool = False) -> Console:
@@ -52,7 +62,7 @@ class LogLine(logging.Formatter):
     """A record of the log file, which is shown on terminals too."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return clean(super().format(record))
 
 
 class _Hook(RenderHook):

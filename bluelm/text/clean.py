@@ -17,6 +17,8 @@ _UNSEEN = re.compile(
 # actions/runner's ActionCommand: `::` in front, blanks left aside, and `##[` anywhere; Azure's agent: `##vso[` anywhere
 _COMMAND = re.compile(r"^(?=[^\S\n]*::)", re.MULTILINE)
 _INSIDE = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
+# ends of text that more of it may turn into either
+_BEGUN = re.compile(r"(?:^[^\S\n]*:?|#(?:#(?:v(?:so?)?)?)?)\Z", re.MULTILINE | re.IGNORECASE)
 
 
 def visible(text: str) -> str:
@@ -27,6 +29,34 @@ def visible(text: str) -> str:
 def clean(text: str) -> str:
     """The same, and no line of it is a command of a CI system."""
     return _COMMAND.sub(r"\\", visible(text))
+
+
+class Pieces:
+    """Text that comes in pieces, cleaned: together they are `clean` of the whole, however it was cut.
+
+    What may yet become a command (blanks at a line's start, a colon behind them, `##`) is held back until it is seen
+    what follows.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._inside = ""  # a letter that stands for what the line began with
+
+    def push(self, piece: str) -> str:
+        """What may be shown now."""
+        text = self._inside + self._held + _UNSEEN.sub(_escape, piece)
+        found = _BEGUN.search(text)
+        end = found.start() if found else len(text)
+        shown, self._held = text[:end], text[end:]
+        cleaned = clean(shown)[len(self._inside) :]
+        if shown:
+            self._inside = "" if shown.endswith("\n") else "x"
+        return cleaned
+
+    def flush(self) -> str:
+        """What was held back."""
+        held, self._held = self._inside + self._held, ""
+        return clean(held)[len(self._inside) :]
 
 
 def _escape(found: re.Match[str]) -> str:

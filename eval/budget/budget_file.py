@@ -72,7 +72,7 @@ class TargetLimits(Budget):
 class BudgetFile(TargetLimits):
     """What a budget file may hold."""
 
-    model_config = ConfigDict(title="bluelm-export budget", frozen=True, extra="forbid")
+    model_config = ConfigDict(title="bluelm-export budget", frozen=True, extra="forbid", allow_inf_nan=False)
     extends: Annotated[
         tuple[str, ...], BeforeValidator(_listed), WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS]})
     ] = ()

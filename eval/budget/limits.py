@@ -19,7 +19,7 @@ from pydantic import (
 from eval.measurement import How
 from export import formats
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bytes = Annotated[
     ByteSize, WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}], "examples": ["4 GB"]})
@@ -47,7 +47,7 @@ Known = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": list(form
 class Bound(BaseModel):
     """A limit that says which kinds of figure may pass; without `accept`, those of the budget."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     accept: Kinds | None = None
 
     @property
@@ -82,7 +82,7 @@ class AtLeastShare(Bound):
 class SpeedLimit(BaseModel):
     """So many tokens/s on the phone's chip or on this host; `accept` says which kinds of figure count."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     at_least: Positive
     where: Literal["soc", "host"] = "soc"
     accept: Kinds = ("measured",)
@@ -104,7 +104,7 @@ LeastShare = Annotated[Annotated[Share, _NUMBER] | Annotated[AtLeastShare, _MAPP
 class DomainLimits(BaseModel):
     """Limits on the text of one domain."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     max_perplexity_ratio: Most | None = None
     max_mean_kl: Most | None = None
     min_top1_agreement: LeastShare | None = None

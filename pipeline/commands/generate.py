@@ -11,7 +11,7 @@ from bluelm.errors import InputError
 from bluelm.text.tokenizer import Message, Tokenizer
 from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline.run.binding import open_run
-from pipeline.terminal import say, stream
+from pipeline.terminal import Answer, say
 from targets.host.generation import ends, generate, until
 from targets.runtime import Place, open_runtime
 
@@ -43,14 +43,15 @@ def answer(
             fix="shorten the prompt, or export with a larger --context",
         )
     generator = np.random.default_rng(seed)
-    text = tokenizer.stream(continues=not chat)
+    text, shown = tokenizer.stream(continues=not chat), Answer()
     with open_runtime(folder, on=on) as runtime:
         new = generate(runtime, tokens, max_tokens, lambda logits: pick(logits, temperature, generator))
         held = len(tokens)
         for token in until(new, ends(tokenizer, artifact)):
-            stream(text.push(token))
+            shown.add(text.push(token))
             held += 1
-    stream(text.flush() + "\n")
+    shown.add(text.flush())
+    shown.end()
     if held == artifact.context:
         say(f"(the context of {artifact.context} tokens is full)", error=True)
 
@@ -75,6 +76,6 @@ def pick(logits: NDArray, temperature: float, generator: np.random.Generator) ->
     """The likeliest token, or a draw from softmax(logits / temperature)."""
     if temperature == 0:
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max())
+    with np.errstate(over="ignore"):  # close to 0 all but the likeliest go to minus infinity
+        weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     return int(generator.choice(len(weights), p=weights / weights.sum()))

@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 
 from bluelm.errors import InputError
+from bluelm.text.clean import clean
+from bluelm.text.tokenizer import Tokenizer
 from compress.recipe import Recipe
 from eval.report import Report
 from pipeline.cli import spread_lists
+from pipeline.commands import generate
 from pipeline.errors import crash, guard
 from pipeline.run.plan import Request, make_plan
 from tests.packages import requires
@@ -163,6 +166,20 @@ def test_generate_answers_the_same_twice(place: Place) -> None:
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout
     assert first.stdout.strip()
+
+
+@pytest.mark.parametrize("said", ("::error::owned\n##[group]x", "hi\n :", "a\n\n::stop-commands::x\x1b[2Jy"))
+def test_an_answer_steers_no_ci_system(
+    said: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tokens are chosen so that the model says it, a token at a time; what stays of it reads as it was."""
+    tokens = Tokenizer.from_folder(place.run / "onnx-genai").encode(said, bos=False)
+    chosen = iter(tokens)
+    monkeypatch.setattr(generate, "pick", lambda logits, temperature, generator: next(chosen))
+    generate.answer(place.run, "x", on="cpu", chat=False, max_tokens=len(tokens), temperature=0, seed=0)
+    shown = capsys.readouterr().out
+    assert len(tokens) > 3 and shown.strip() == clean(said).strip()
+    assert not any(line.lstrip().startswith("::") or "##[" in line or "\x1b" in line for line in shown.splitlines())
 
 
 def test_generate_says_what_it_cannot(place: Place) -> None:

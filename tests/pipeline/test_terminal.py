@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bluelm.text.clean import clean, visible
+from bluelm.text.clean import Pieces, clean, visible
 from pipeline import terminal
 from pipeline.cli import main
 from pipeline.progress import show_progress
@@ -47,6 +47,30 @@ def test_whatever_is_cleaned_is_harmless(text: str) -> None:
     assert not any(character in visible(text) for character in STEERING)
 
 
+@given(st.lists(st.sampled_from([*PARTS, ":", "v", "s", "o", "[", "##v", "\t", "\x1c", "\ud800", " x", ""])))
+def test_text_in_pieces_is_cleaned_as_the_whole(pieces: list[str]) -> None:
+    """However it was cut: a command in two tokens, behind a line's end inside one, a letter at a time."""
+    for cut in (pieces, list("".join(pieces)), ["".join(pieces)]):
+        stream = Pieces()
+        assert "".join([*map(stream.push, cut), stream.flush()]) == clean("".join(pieces))
+
+
+def test_text_in_pieces_is_not_kept_waiting() -> None:
+    """But for what may become a command, each piece is shown when it comes."""
+    stream = Pieces()
+    steps = [("The", "The"), (" C#", " C"), (" a::b", "# a::b"), ("\n", "\n"), (" ", ""), ("x", " x"), (":", ":")]
+    steps += [
+        ("\n :", "\n"),
+        (":error::x", "\\ ::error::x"),
+        ("\n:", "\n"),
+        (")", ":)"),
+        (" ##", " "),
+        ("[e]", "#\\#[e]"),
+    ]
+    assert [stream.push(piece) for piece, _ in steps] == [shown for _, shown in steps]
+    assert stream.flush() == ""
+
+
 def test_what_is_usual_stays() -> None:
     for text in ("", "model.layers.0.mlp", "你好 🦄 é\n\ttab", "a::b ## c # [d]", "std::v", "👩\u200d👩\u200d👧 نص"):
         assert clean(text) == text
@@ -71,8 +95,11 @@ def test_the_ways_out_are_cleaned(capsys: pytest.CaptureFixture[str]) -> None:
     assert "red" in found.out and "red" in found.err
     assert harmless(found.out), found.out
     assert harmless(found.err), found.err
-    terminal.stream("\x1b[2Jstd::vector")
-    assert capsys.readouterr().out == "\\x1b[2Jstd::vector"
+    answer = terminal.Answer()
+    for piece in ("\x1b[2Jstd", "::vector\n", ":", ":error::x\n :"):
+        answer.add(piece)
+    answer.end()
+    assert capsys.readouterr().out == "\\x1b[2Jstd::vector\n\\::error::x\n :\n"
 
 
 def test_on_a_terminal_only_our_own_colours_steer() -> None:
@@ -111,7 +138,7 @@ def test_a_hostile_name_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_nothing_is_printed_past_the_cleaning() -> None:
     """`print` and rich's `Console` are called in one place; GitHub's own commands are the exception."""
-    allowed = {"pipeline/terminal.py": 3, "pipeline/report/ci_outputs.py": 1, "pipeline/errors.py": 1}
+    allowed = {"pipeline/terminal.py": 4, "pipeline/report/ci_outputs.py": 1, "pipeline/errors.py": 1}
     found: dict[str, int] = {}
     for package in ("bluelm", "calibration", "compress", "export", "targets", "eval", "pipeline"):
         for path in (ROOT / package).rglob("*.py"):
