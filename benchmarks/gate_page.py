@@ -1,13 +1,14 @@
 """Makes results/gate.json and gate.md of what the gate's commands left in their folders.
 
-    python -m benchmarks.gate_page OUT [OUT ...]
+    python -m benchmarks.gate_page OUT [OUT ...] [--note WORDS]
 
-A part that no folder has results of stays as it was.
+A part that no folder has results of stays as it was. Rows that were not measured today, or on another commit, are said
+to be so with `--note`.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -159,14 +160,16 @@ def gathered(folders: Iterable[Path], file: str, key: tuple[str, ...]) -> list[R
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        raise SystemExit(__doc__)
-    folders = [Path(name) for name in sys.argv[1:]]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="OUT")
+    parser.add_argument("--note", metavar="WORDS", help="when and at which commits rows were measured")
+    given = parser.parse_args()
+    told = {"note": given.note} if given.note else {}
     found = pages.results("gate") if (pages.RESULTS / "gate.json").is_file() else {}
     for part, (file, key, make, command) in PARTS.items():
-        rows = gathered(folders, file, key)
+        rows = gathered(given.folders, file, key)
         if rows:
-            found[part] = {**make(rows), "made": {**pages.stamp(), "command": f"python -m {command}"}}
+            found[part] = {**make(rows), "made": {**pages.stamp(), "command": f"python -m {command}", **told}}
     pages.save("gate", found)
 
 
