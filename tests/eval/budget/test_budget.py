@@ -101,6 +101,10 @@ def test_speed_counts_only_the_accepted_kind() -> None:
     (slow,) = failures(Budget.model_validate({"min_decode_tokens_per_s": {"at_least": 400, "where": "host"}}), GOOD)
     assert "300" in str(slow)
     assert "beyond by 100" in str(slow)
+    assert {(one.name, one.subject) for one in (failed, slow)} == {
+        ("min_decode_tokens_per_s", "soc"),
+        ("min_decode_tokens_per_s", "host"),
+    }
 
 
 SIMULATED = [replace(m, how="emulated", by="a simulator 1.2") if m.subject == "npu" else m for m in GOOD]
@@ -185,11 +189,11 @@ def test_what_is_not_known_is_not_passed_but_for_formats_that_may() -> None:
         return [check for check in judge(budget, figures, ("npu",)).failures if check.name == "max_not_known"]
 
     (asked,) = failed(Budget(accept_not_known=("coreml",)), [*told, untold])
-    assert (asked.value, asked.note) == (3, "rope: nobody reads it")
+    assert (asked.value, asked.unit, asked.note) == (3, "items", "rope: nobody reads it")
     assert not failed(Budget(accept_not_known=("coreml", "gguf")), [*told, untold])
     assert not failed(Budget(), [*told, untold])
     (missing,) = failed(Budget(accept_not_known=("gguf",)), told)
-    assert missing.note == "not measured"
+    assert (missing.unit, missing.note) == ("items", "not measured")
 
 
 def test_default_budget_is_readable_and_asks_for_everything_that_a_run_measures() -> None:
@@ -312,6 +316,13 @@ def test_better_than_float_and_identical_to_it_are_flagged() -> None:
     assert flags(0.98, 0.0004, 0.001) == ["not_better_than_float"]
     assert flags(1.0, 0.0, 0.0) == ["not_identical_to_float"]
     assert judge(budget.model_copy(update={"two_sided": False}), one("mean_kl", 0, 0), ("npu",)).passed
+
+
+def test_nothing_may_be_beyond_what_its_format_costs() -> None:
+    assert {limit for name, (limit, _) in STRUCTURE.items() if name.endswith(("_excess", "_to_guess"))} == {1}
+    assert {
+        limit for name, (limit, _) in STRUCTURE.items() if name.endswith(("_mismatches", "_faults", "missing"))
+    } == {0}
 
 
 def test_structure_is_always_asked_for() -> None:

@@ -170,6 +170,21 @@ def test_what_was_changed_in_the_package_is_named(
     assert wrong(damaged(sound, tmp_path / "a", change), model) == sorted(expected)
 
 
+def test_an_operation_is_told_with_what_it_reads(model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path) -> None:
+    change, _ = DAMAGES["another operation"]
+    told = [finding.told for finding in read_back(damaged(sound, tmp_path / "a", change), model).wrong]
+    gate = "layers_1_gate_silu of layers_1_gate"
+    assert any(f"relu {gate}" in line and f" instead of silu {gate}" in line for line in told), told
+
+
+def test_a_constant_that_points_outside_is_told(model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path) -> None:
+    def away(package: Package) -> None:
+        value(package, "decode", "rope_cos_table").blobFileValue.offset = 1 << 40
+
+    found = {finding.item: finding.told for finding in read_back(damaged(sound, tmp_path / "a", away), model).wrong}
+    assert "rope" in found and str(found["rope"]) not in ("", "None")
+
+
 def test_each_of_several_packages_is_held_against_its_part(model: QuantizedCheckpoint, tmp_path: Path) -> None:
     made = coreml.export(model, tmp_path / "a", context=32, chunk=8, program_bytes=64_000)
     assert len(packages(made)) > 1

@@ -200,6 +200,14 @@ def test_what_was_changed_in_the_file_is_named(
     assert not found.untold
 
 
+def test_a_constant_is_told_as_found_and_as_it_should_be(
+    model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path
+) -> None:
+    change, _ = DAMAGES["a shape"]
+    told = [finding.told for finding in read_back(damaged(sound, tmp_path / "a", change), model).wrong]
+    assert any("integers.1x8x64: 9 instead of 8" in line for line in told), told
+
+
 def test_a_file_that_is_written_again_is_the_same_to_the_reader(
     model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path
 ) -> None:
