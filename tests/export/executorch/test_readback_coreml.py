@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from export.executorch import coreml as executorch_coreml
 from export.executorch.coreml_reader import unpack
 from export.executorch.reader import read_program
 from export.readback import read_back
+from tests.support.checkpoints import lowered
 from tests.support.checkpoints.quantized import quantized
 from tests.support.checkpoints.shapes import write_checkpoint
 
@@ -98,15 +100,21 @@ def turned(package: Package) -> None:
     tensor.ints.values[:] = [0, 1, 2, 3]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    folder = tmp_path_factory.mktemp("executorch-coreml")
-    return quantized(write_checkpoint(folder / "float", vocab=384), folder / "quantized")
+@cache  # lowering takes long
+def made() -> tuple[QuantizedCheckpoint, Artifact]:
+    folder = lowered.folder() / "executorch-coreml"
+    model = quantized(write_checkpoint(folder / "float", vocab=384), folder / "quantized")
+    return model, executorch_coreml.export(model, folder / "a", context=32, chunk=8)
 
 
-@pytest.fixture(scope="module")
-def sound(model: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return executorch_coreml.export(model, tmp_path_factory.mktemp("executorch-coreml") / "a", context=32, chunk=8)
+@pytest.fixture
+def model() -> QuantizedCheckpoint:
+    return made()[0]
+
+
+@pytest.fixture
+def sound() -> Artifact:
+    return made()[1]
 
 
 def damaged(sound: Artifact, folder: Path, change: Change) -> Artifact:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from export.artifacts.artifact import Artifact
 from export.executorch import xnnpack as executorch
 from export.executorch.reader import read_program, xnnpack_graph
 from export.readback import read_back
+from tests.support.checkpoints import lowered
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint
 
@@ -163,15 +165,21 @@ def smaller_cache(file: PTEFile) -> None:
         held.sizes[1] = 24
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    folder = tmp_path_factory.mktemp("xnnpack")
-    return rounded(folder / "quantized", source=write_checkpoint(folder / "float", vocab=384))
+@cache  # lowering takes long
+def made() -> tuple[QuantizedCheckpoint, Artifact]:
+    folder = lowered.folder() / "xnnpack"
+    model = rounded(folder / "quantized", source=write_checkpoint(folder / "float", vocab=384))
+    return model, executorch.export(model, folder / "artifact", context=32, chunk=8)
 
 
-@pytest.fixture(scope="module")
-def sound(model: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return executorch.export(model, tmp_path_factory.mktemp("xnnpack") / "artifact", context=32, chunk=8)
+@pytest.fixture
+def model() -> QuantizedCheckpoint:
+    return made()[0]
+
+
+@pytest.fixture
+def sound() -> Artifact:
+    return made()[1]
 
 
 def damaged(sound: Artifact, folder: Path, change: Change) -> Artifact:
