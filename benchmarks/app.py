@@ -2,7 +2,7 @@
 
     python -m benchmarks.app [BUNDLE ...] [--only FORMAT ...] [--kotlinc COMMAND ...]
 
-The app is compiled and runs on this machine's Java (`tests/support/kotlin_app.py`). A BUNDLE is a folder that
+The app is compiled and runs on this machine's Java (`tests/support/android/kotlin_app.py`). A BUNDLE is a folder that
 `bluelm-export bundle --format folder` made; without one, the first two blocks of the demo model are lowered to every
 FORMAT that the app has an engine for, as in `tests/export/bundle/test_app.py`. `--kotlinc` names another compiler.
 Writes results/app.json.
@@ -23,7 +23,7 @@ from export.artifacts.artifact import Artifact
 from export.bundle import build, project
 from export.executorch import xnnpack as executorch
 from tests.export.bundle import test_app as app_test
-from tests.support import kotlin_app
+from tests.support.android import kotlin_app
 from tests.support.checkpoints.rounded import rounded
 
 EXPORTS: dict[str, Callable[[QuantizedCheckpoint, Path], Artifact]] = {

@@ -34,9 +34,9 @@ from export.lowering.ranges import Ranges, calibrate
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
-from pipeline.run import judging
-from pipeline.run.inspecting import Inspector
-from pipeline.run.judging import Subject
+from pipeline.judge import judging
+from pipeline.judge.inspecting import Inspector
+from pipeline.judge.judging import Subject
 from targets.registry import find
 from targets.runtime import natural
 from tests.support.checkpoints.rounded import shortened

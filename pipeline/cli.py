@@ -13,7 +13,6 @@ from typer.main import get_command
 
 from bluelm.errors import InputError
 from bluelm.system import interrupt
-from pipeline.bounds import hold_to_bounds
 from pipeline.commands import bisect as bisect_commands
 from pipeline.commands import bundle as bundle_commands
 from pipeline.commands import compare as compare_commands
@@ -21,11 +20,12 @@ from pipeline.commands import devices as device_commands
 from pipeline.commands import doctor as target_commands
 from pipeline.commands import evaluate, quantize, sweep
 from pipeline.commands import history as history_commands
-from pipeline.commands import options as o
 from pipeline.commands import report as report_commands
 from pipeline.commands import speed as speed_commands
-from pipeline.commands.effects import given_options, refuse_if
 from pipeline.errors import INTERRUPTED, crash, leave
+from pipeline.options import options as o
+from pipeline.options.bounds import hold_to_bounds
+from pipeline.options.effects import given_options, refuse_if
 from pipeline.terminal import console, say, show_warnings
 
 if TYPE_CHECKING:

@@ -79,8 +79,8 @@ def _bisect(folder: Path, on: str, quantized: Path, model: Path, scratch: Path) 
     from compress.checkpoint.store import QuantizedCheckpoint
     from eval import heldout
     from export.artifacts.artifact import Artifact
+    from pipeline.judge.bisecting import Bisection
     from pipeline.run import provenance
-    from pipeline.run.bisecting import Bisection
     from targets.runtime import Place
 
     opened = Artifact.open(folder)

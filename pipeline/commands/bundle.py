@@ -15,9 +15,9 @@ from rich.console import Console
 
 from bluelm.errors import InputError, TargetError, UnavailableError
 from bluelm.system.children import run
-from pipeline.commands.effects import refuse_if
-from pipeline.commands.options import SignedAt, StampAuthority
 from pipeline.errors import leave
+from pipeline.options.effects import refuse_if
+from pipeline.options.options import SignedAt, StampAuthority
 from pipeline.progress import show_progress
 from pipeline.terminal import console, say
 

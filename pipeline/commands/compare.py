@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from bluelm.errors import InputError
-from pipeline.commands.effects import refuse_if
 from pipeline.errors import leave
+from pipeline.options.effects import refuse_if
 from pipeline.terminal import console, say
 
 if TYPE_CHECKING:

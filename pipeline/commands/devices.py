@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bluelm.errors import InputError, UnavailableError
-from pipeline.commands.effects import refuse_if
 from pipeline.errors import leave
+from pipeline.options.effects import refuse_if
 from pipeline.terminal import say
 
 NOT_KNOWN = "not known"  # in place of a speed that nothing published speaks for

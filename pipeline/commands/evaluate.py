@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands import options as o
-from pipeline.commands.effects import given_options
 from pipeline.errors import leave
+from pipeline.options import options as o
+from pipeline.options.effects import given_options
 from pipeline.terminal import console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.run.evaluating import Asked
+    from pipeline.judge.evaluating import Asked
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +63,7 @@ def evaluate(
     def work() -> int:
 
         from bluelm.adapters import parse_adapter
-        from pipeline.run.evaluating import Asked
+        from pipeline.judge.evaluating import Asked
 
         asked = Asked(
             path, reference, quantized, tuple(map(parse_adapter, adapter or ())) if adapter else None, target, soc,
@@ -77,10 +77,10 @@ def evaluate(
 def _judge(asked: Asked, output: Console, messages: Console) -> int:
     from bluelm.errors import BudgetError
     from eval.report import show
+    from pipeline.judge import evaluating
     from pipeline.progress import show_progress
     from pipeline.report.ci_outputs import announce
     from pipeline.report.page import PAGE
-    from pipeline.run import evaluating
 
     with messages.status("reading artifacts, checkpoint and text"):
         opened = evaluating.open_all(asked)

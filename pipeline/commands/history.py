@@ -9,8 +9,8 @@ import typer
 
 from bluelm.errors import InputError
 from pipeline.commands.devices import table
-from pipeline.commands.effects import refuse_if
 from pipeline.errors import leave
+from pipeline.options.effects import refuse_if
 from pipeline.terminal import say
 
 if TYPE_CHECKING:

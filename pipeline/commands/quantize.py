@@ -18,8 +18,8 @@ import typer
 from rich.console import Console
 
 from bluelm.errors import ExportError
-from pipeline.commands import options as o
 from pipeline.errors import leave
+from pipeline.options import options as o
 from pipeline.terminal import console
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def quantize(
     def work() -> int:
         from bluelm.adapters import parse_adapter
         from compress.recipe import Recipe
-        from pipeline.commands.effects import given_options
+        from pipeline.options.effects import given_options
         from pipeline.run.provenance import trust_of
 
         chosen = {
@@ -168,7 +168,7 @@ def run(job: Job, output: Console, messages: Console) -> int:
     from calibration.ranks import join
     from compress.formats.write import check_out, check_recipe
     from compress.widths.allocate import check_room
-    from pipeline.commands.effects import QUANTIZE, QuantizeFacts, refuse_idle
+    from pipeline.options.effects import QUANTIZE, QuantizeFacts, refuse_idle
     from pipeline.progress import show_progress, working
     from pipeline.run import provenance, resources
     from pipeline.run.source import open_source

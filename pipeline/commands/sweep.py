@@ -30,9 +30,9 @@ from bluelm.system.children import HEARTBEAT_S, Watch, killed, name_of
 from bluelm.system.files import write_text
 from bluelm.system.memory import shortage
 from bluelm.system.reading import read_json
-from pipeline.commands.effects import refuse_if
-from pipeline.commands.sweep_results import Row, lines, mark_pareto, write_results
 from pipeline.errors import INTERRUPTED, leave
+from pipeline.options.effects import refuse_if
+from pipeline.report.sweep_results import Row, lines, mark_pareto, write_results
 from pipeline.run import layout
 from pipeline.terminal import say
 

@@ -21,7 +21,7 @@ from eval.speed import estimate
 from eval.tasks.tasks import CODE_TASKS, TaskRequest, TaskSet
 from eval.tasks.tasks import load as load_tasks
 from export.artifacts.package import parameter_count
-from pipeline.commands.effects import RUN, RunFacts, refuse_idle
+from pipeline.options.effects import RUN, RunFacts, refuse_idle
 from pipeline.run.identity import check_settings, slug, unusual
 from pipeline.run.provenance import admit, trust_of
 from pipeline.run.resources import Resources, plan_run
@@ -35,7 +35,7 @@ RANGE_WINDOWS = 32  # calibration windows that activation ranges are taken from
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; the help texts in `pipeline/commands/options.py` say what each means."""
+    """What the user asked for; the help texts in `pipeline/options/options.py` say what each means."""
 
     target: str
     soc: str | None

@@ -30,16 +30,17 @@ from export.lowering.ranges import Ranges, calibrate
 from export.onnx import cpu as onnx_cpu
 from pipeline.commands.bundle import bundle_passed
 from pipeline.commands.report import write_all
+from pipeline.judge import judging
+from pipeline.judge.inspecting import Inspector
+from pipeline.judge.judging import Subject
+from pipeline.judge.judging_tasks import judge_tasks
 from pipeline.progress import show_progress, working
 from pipeline.report.ci_outputs import announce
 from pipeline.report.page import PAGE
-from pipeline.run import judging, layout, widths
+from pipeline.run import layout, widths
 from pipeline.run.binding import seal
 from pipeline.run.given import check_foresees
 from pipeline.run.identity import remember
-from pipeline.run.inspecting import Inspector
-from pipeline.run.judging import Subject
-from pipeline.run.judging_tasks import judge_tasks
 from pipeline.run.phone import ChosenPhone, find_phone, measure_on
 from pipeline.run.plan import RANGE_WINDOWS, Plan, Request, make_plan
 from pipeline.run.recording import record

@@ -12,7 +12,7 @@ from bluelm.errors import InputError
 from bluelm.trust import signature
 from bluelm.trust.manifest import FolderManifest
 from export.bundle import keys
-from pipeline.run import evaluating
+from pipeline.judge import evaluating
 from pipeline.run.provenance import PINNED
 from tests.bluelm.test_adapters import write_adapter
 from tests.bluelm.trust.test_provenance_folder import key_files

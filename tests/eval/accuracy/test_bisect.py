@@ -25,7 +25,7 @@ from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
 from pipeline.cli import app
-from pipeline.run.bisecting import Bisection
+from pipeline.judge.bisecting import Bisection
 from targets.runtime import Place
 from tests.support import damage
 from tests.support.checkpoints.rounded import rounded

@@ -16,7 +16,7 @@ from eval.accuracy.arithmetic import Allowance
 from eval.accuracy.positions import Plan, figures, plan, reference, run
 from export.artifacts.artifact import Artifact
 from export.onnx import cpu as onnx_cpu
-from pipeline.run.inspecting import plan_positions
+from pipeline.judge.inspecting import plan_positions
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import RuntimeBase, open_runtime
 from tests.support.checkpoints.rounded import rounded

@@ -24,8 +24,8 @@ from eval.accuracy.metrics import log_softmax
 from eval.accuracy.sanity import GUESS, reference_to_guess, unigram_perplexity
 from eval.budget.budget import judge
 from eval.budget.limits import Budget
+from pipeline.judge.inspecting import Inspector
 from pipeline.run.given import check_foresees
-from pipeline.run.inspecting import Inspector
 from targets.host.torch_runtime import TorchRuntime
 from tests.compress.formats.test_read import V1
 from tests.pipeline.test_bad_input import call

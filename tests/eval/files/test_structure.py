@@ -23,9 +23,9 @@ from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.readback import differing, linear_names
 from export.readback.items import GRAPH
-from pipeline.run import judging
-from pipeline.run.inspecting import Inspector
-from pipeline.run.judging import Subject
+from pipeline.judge import judging
+from pipeline.judge.inspecting import Inspector
+from pipeline.judge.judging import Subject
 from targets.runtime import Place, open_runtime
 from tests.support import damage
 from tests.support.checkpoints.rounded import rounded

@@ -20,7 +20,7 @@ from eval.report import Report
 from eval.tasks import tasks
 from eval.tasks.harness_model import HarnessModel
 from eval.tasks.tasks import TaskRequest, TaskSet
-from pipeline.run.judging_tasks import _ask
+from pipeline.judge.judging_tasks import _ask
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import RuntimeBase
 from tests.pipeline.test_bad_input import call

@@ -24,7 +24,8 @@ from pipeline.commands.generate import ends, generate, until
 from targets.registry import find
 from targets.runtime import natural, open_runtime
 from tests.packages import requires
-from tests.support import bundles, kotlin_app
+from tests.support import bundles
+from tests.support.android import kotlin_app
 from tests.support.checkpoints.rounded import rounded
 
 PART = 2 << 20  # bytes: the head is a part of its own

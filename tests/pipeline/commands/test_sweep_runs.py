@@ -19,7 +19,7 @@ import pytest
 
 from bluelm.errors import UnavailableError
 from pipeline.commands.sweep import Group, Variant, on_ray
-from pipeline.commands.sweep_results import Row
+from pipeline.report.sweep_results import Row
 from tests.support.checkpoints.tiny import tiny_checkpoint
 from tests.support.limits import HANG_S
 

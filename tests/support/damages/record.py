@@ -14,7 +14,7 @@ from bluelm.checkpoint import Checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact, Format
 from export.formats import record
-from pipeline.run import judging
+from pipeline.judge import judging
 from targets import runtime as runtimes
 from targets.registry import find
 from targets.runtime import Runtime

@@ -15,7 +15,7 @@ from bluelm.errors import InputError
 from export.coreml.package import Package, import_coremltools
 from targets.apple.interpreter.interpreter import Interpreter
 from targets.apple.interpreter.ops import OPS, Arguments
-from tests.support.coreml_cases import INTS, SHAPES, cases
+from tests.targets.apple.coreml_cases import INTS, SHAPES, cases
 
 
 def save(program: Any, path: Path) -> Path:

@@ -30,8 +30,8 @@ from eval.report import tool_versions
 from eval.speed import estimate
 from eval.speed.speed import host_speed
 from export.artifacts.artifact import Artifact
+from pipeline.judge.inspecting import Inspector
 from pipeline.run import layout
-from pipeline.run.inspecting import Inspector
 from pipeline.run.stages import Stages, code
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, Runtime, open_runtime

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bluelm.errors import InputError
 from pipeline.commands.sweep import Variant, expand, grouped, run_sweep, share
-from pipeline.commands.sweep_results import Row, lines, mark_pareto, write_results
+from pipeline.report.sweep_results import Row, lines, mark_pareto, write_results
 
 
 def row(name: str, size: float | None, speed: float, kl: float | None, target: str = "t", how: str = "e") -> Row:

@@ -18,8 +18,8 @@ from eval.measurement import Measurement
 from eval.report import tool_versions
 from eval.tasks import tasks
 from eval.tasks.tasks import Scores, TaskSet
+from pipeline.judge.judging import Subject
 from pipeline.run import layout
-from pipeline.run.judging import Subject
 from pipeline.run.stages import PARTIAL, Stages, code
 from targets.host.generation import ends
 from targets.host.torch_runtime import TorchRuntime

@@ -16,9 +16,9 @@ from bluelm.errors import InputError
 from compress.recipe import Recipe
 from eval.budget import budget_file
 from pipeline import cli
-from pipeline.bounds import fault
 from pipeline.cli import main
 from pipeline.commands.generate import pick
+from pipeline.options.bounds import fault
 
 ODD = ("nan", "inf", "-inf", "infinity", "1e400", "1e300")
 

@@ -19,12 +19,13 @@ from eval.budget.sufficient import check_text
 from eval.heldout import HeldOut
 from eval.report import FILE, Built, Report, tool_versions
 from export.artifacts.artifact import MANIFEST, Artifact
-from pipeline.commands.effects import EVALUATE, EvaluateFacts, refuse_idle
 from pipeline.commands.report import write_all
-from pipeline.run import judging, layout, provenance
+from pipeline.judge import judging
+from pipeline.judge.inspecting import Inspector
+from pipeline.judge.judging import Subject
+from pipeline.options.effects import EVALUATE, EvaluateFacts, refuse_idle
+from pipeline.run import layout, provenance
 from pipeline.run.binding import seal
-from pipeline.run.inspecting import Inspector
-from pipeline.run.judging import Subject
 from pipeline.run.plan import budget_for
 from pipeline.run.source import open_source
 from pipeline.run.stages import PREVIOUS, retire_reports

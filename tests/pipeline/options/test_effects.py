@@ -21,7 +21,7 @@ from eval.budget.limits import Budget, DomainLimits
 from eval.budget.sufficient import check_text, lacking
 from pipeline import cli
 from pipeline.cli import main
-from pipeline.commands.effects import EVALUATE, QUANTIZE, RUN, EvaluateFacts, Idle, RunFacts, refuse_idle
+from pipeline.options.effects import EVALUATE, QUANTIZE, RUN, EvaluateFacts, Idle, RunFacts, refuse_idle
 from targets.runtime import Place
 from tests.support.checkpoints.tiny import tiny_checkpoint
 

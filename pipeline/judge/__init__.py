@@ -1,0 +1,1 @@
+"""Judging artifacts: opening what they are compared with, figures, causes."""
