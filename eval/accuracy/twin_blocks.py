@@ -5,7 +5,8 @@ activation rounded as the graph says) is given the very stream that went into it
 alone. How far the two may be apart is not a constant: a second twin, whose products of matrices carry the noise of
 HTP's float16 arithmetic, tells what such noise does to this block on this input, and what was found is divided by
 that. The inputs are random tokens over random caches: they excite every column of every matrix, every slot and every
-position."""
+position.
+"""
 
 from __future__ import annotations
 
