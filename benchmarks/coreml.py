@@ -27,7 +27,7 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
 from eval import heldout
-from eval.accuracy.compare import Comparison, Subject, compare
+from eval.accuracy.compare import Comparison, Side, compare
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
 from export.coreml.package import import_coremltools
@@ -96,7 +96,7 @@ def demo(work: Path, kinds: list[str]) -> None:
     import_coremltools()
     windows = [w.tokens.tolist() for w in heldout.load([], quantized.tokenizer(), length=256).first(TOKENS)]
     prompts = [window[:32] for window in windows[:5]]
-    reference = Subject("torch", "dequantized", TorchRuntime(quantized, 512), digest=quantized.digest())
+    reference = Side("torch", "dequantized", TorchRuntime(quantized, 512), digest=quantized.digest())
     rows: list[list[str]] = []
     for kind, activations in [(kind, width) for kind in kinds for width in WIDTHS]:
         place = work / f"{kind}-{activations}"
@@ -105,7 +105,7 @@ def demo(work: Path, kinds: list[str]) -> None:
         made = lower(quantized, kind, place, activations=activations)
         cells = [kind, activations, f"{time.monotonic() - started:.1f} s", f"{made.bytes / 1e6:.2f} MB"]
         runtime = open_runtime(made.folder, "interpreter")
-        (found,) = compare(reference, [Subject(activations, kind, runtime)], windows, prompts, GREEDY)
+        (found,) = compare(reference, [Side(activations, kind, runtime)], windows, prompts, GREEDY)
         runtime.reset()
         runtime.prefill(prompts[0])
         started = time.monotonic()

@@ -25,7 +25,7 @@ from benchmarks import pages
 from bluelm.errors import TargetError
 from targets.host.child import Child
 from targets.qualcomm.backend import chip_of
-from targets.qualcomm.messages import Chip, Load, Run
+from targets.qualcomm.messages import Chip, LoadGraphs, RunGraph
 from targets.socs import find_soc
 
 COLUMNS, ROWS, TOKENS = 256, 96, 8
@@ -130,8 +130,8 @@ def run(trial: Trial, chip: Chip, folder: Path) -> str:
     onnx.save(trial.model, path)
     child = Child("targets.qualcomm.worker", folder / "trial.log")
     try:
-        child.call(Load("trial", str(path), chip), 60)
-        found = child.call(Run("trial", trial.inputs), 60).outputs["y"]
+        child.call(LoadGraphs("trial", str(path), chip), 60)
+        found = child.call(RunGraph("trial", trial.inputs), 60).outputs["y"]
     except TargetError:
         return "refused"
     finally:

@@ -16,7 +16,7 @@ from benchmarks import pages
 from bluelm.system.files import write_text
 from eval.speed.speed_fit import (
     Leave,
-    Row,
+    Published,
     dumps,
     fit_all,
     half_width,
@@ -39,7 +39,7 @@ WAYS: tuple[tuple[str, Leave], ...] = (
 ASKED = "4 bit, 0.5 to 8 B"
 
 
-def asked(row: Row) -> bool:
+def asked(row: Published) -> bool:
     """The rows that the goal speaks of."""
     return row.bits == 4 and 0.5 <= row.parameters_b <= 8
 
@@ -59,7 +59,7 @@ def main() -> None:
     pages.save("speed_model", rounded(found))
 
 
-def _kinds(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _kinds(rows: Sequence[Published]) -> list[dict[str, Any]]:
     """How many rows there are of a class and a width, the fewest first."""
     counts = Counter((row.runtime_class, row.bits) for row in rows)
     ordered = sorted(counts.items(), key=lambda item: (item[1], item[0]))
@@ -81,7 +81,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
     return {"rows": len(rows), "ways": ways}
 
 
-def _error(rows: Sequence[Row], errors: dict[int, float], held: dict[int, bool]) -> dict[str, Any]:
+def _error(rows: Sequence[Published], errors: dict[int, float], held: dict[int, bool]) -> dict[str, Any]:
     judged = [r for r in rows if r.number in errors]
     off = {r.number: abs(math.expm1(errors[r.number])) for r in judged}
     by_class = {}
@@ -102,11 +102,11 @@ def _error(rows: Sequence[Row], errors: dict[int, float], held: dict[int, bool])
     }
 
 
-def _sources(rows: Sequence[Row]) -> list[str]:
+def _sources(rows: Sequence[Published]) -> list[str]:
     return sorted({r.source for r in rows if r.runtime_class == "cpu"})
 
 
-def _source(rows: Sequence[Row], source: str) -> dict[str, Any]:
+def _source(rows: Sequence[Published], source: str) -> dict[str, Any]:
     """CPU rows of one source, under fits and intervals that saw nothing of the source, nor of the row's model.
 
     "before": inside the intervals of a known runtime, which the estimate took for these until now.

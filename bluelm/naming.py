@@ -13,7 +13,7 @@ from bluelm.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredTensor:
     """A tensor of the decoder in the files.
 
     Attributes:
@@ -36,7 +36,7 @@ def file_name(config: ModelConfig, name: str) -> str:
     return _renamed(names, place) + _renamed(names, local)
 
 
-def source(config: ModelConfig, name: str, shapes: dict[str, tuple[int, ...]]) -> Source:
+def source(config: ModelConfig, name: str, shapes: dict[str, tuple[int, ...]]) -> StoredTensor:
     """Where `name` lies; `shapes` holds the shape of every tensor of the decoder by its name."""
     place, local = _parted(name)
     stem, _, kind = local.rpartition(".")
@@ -46,9 +46,9 @@ def source(config: ModelConfig, name: str, shapes: dict[str, tuple[int, ...]]) -
             rows = [shapes[f"{place}{part}.{kind}"][0] for part in parts]
             at = parts.index(stem)
             whole = f"{_renamed(row.names, place)}{fused}.{kind}"
-            return Source(whole, sum(rows[:at]), rows[at], sum(rows))
+            return StoredTensor(whole, sum(rows[:at]), rows[at], sum(rows))
     rows_here = shapes[name][0]
-    return Source(file_name(config, name), 0, rows_here, rows_here)
+    return StoredTensor(file_name(config, name), 0, rows_here, rows_here)
 
 
 def half_split(config: ModelConfig, name: str, tensor: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ CREATE INDEX IF NOT EXISTS figures_by_name ON figures (name, subject, run);
 
 
 @dataclass(frozen=True)
-class Run:
+class KeptRun:
     """One run as it is kept.
 
     Attributes:
@@ -119,7 +119,7 @@ class History:
             fix = "name another file with --history"
             raise InputError("the history cannot be written here", where=there, fix=fix)
 
-    def append(self, run: Run) -> int:
+    def append(self, run: KeptRun) -> int:
         """Write a run, all or nothing.
 
         Returns:
@@ -153,7 +153,7 @@ class History:
                 raise
         return number
 
-    def runs(self, *, title: str | None = None, target: str | None = None, last: int | None = None) -> list[Run]:
+    def runs(self, *, title: str | None = None, target: str | None = None, last: int | None = None) -> list[KeptRun]:
         """Runs in the order of writing, the last so many; [] where there is no history yet."""
         if not self.path.exists():
             return []
@@ -170,7 +170,7 @@ class History:
             ).fetchall()
             return [_run(row, _figures(file, row[0])) for row in reversed(rows)]
 
-    def last_accepted(self, title: str) -> Run | None:
+    def last_accepted(self, title: str) -> KeptRun | None:
         """The newest run of that title that later ones are compared with."""
         return next((run for run in reversed(self.runs(title=title)) if run.accepted), None)
 
@@ -247,7 +247,7 @@ def _figures(file: sqlite3.Connection, number: int) -> tuple[Measurement, ...]:
     return tuple(_MEASUREMENT.validate_python(row) for row in values)
 
 
-def _run(row: Sequence[Any], measurements: tuple[Measurement, ...]) -> Run:
+def _run(row: Sequence[Any], measurements: tuple[Measurement, ...]) -> KeptRun:
     number, time, title, target, passed, accepted, facts = row
     try:
         told = parse_json(facts, "")
@@ -255,10 +255,10 @@ def _run(row: Sequence[Any], measurements: tuple[Measurement, ...]) -> Run:
         raise ValueError(f"run {number}: {error.problem}") from None
     if not (isinstance(told, dict) and all(isinstance(text, str) for text in (time, title, target))):
         raise ValueError(f"run {number} is damaged")
-    return Run(title, target, bool(passed), measurements, told, bool(accepted), time, number)
+    return KeptRun(title, target, bool(passed), measurements, told, bool(accepted), time, number)
 
 
-def names(runs: Sequence[Run]) -> list[tuple[str, str]]:
+def names(runs: Sequence[KeptRun]) -> list[tuple[str, str]]:
     """Names and subjects of all figures in these runs, sorted."""
     return sorted({(m.name, m.subject) for run in runs for m in run.measurements})
 
@@ -277,7 +277,7 @@ class MlflowHistory:
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         return cls(uri) if uri else None
 
-    def append(self, run: Run) -> str:
+    def append(self, run: KeptRun) -> str:
         """Send a run with one metric a figure, named subject/name, and its interval's ends.
 
         Returns:
@@ -312,7 +312,7 @@ class MlflowHistory:
         return started.info.run_id
 
 
-def _metrics(run: Run) -> Iterator[tuple[str, float]]:
+def _metrics(run: KeptRun) -> Iterator[tuple[str, float]]:
     for m in run.measurements:
         name = f"{m.subject or 'run'}/{m.name}".replace("@", "_at_")  # MLflow allows no @
         yield name, m.value

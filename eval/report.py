@@ -85,7 +85,7 @@ LABELS = {
 }
 
 
-class Stage(BaseModel):
+class ReportStage(BaseModel):
     """A step of the run: its folder, how long it took, and whether an earlier run's result was taken."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -114,7 +114,7 @@ class Report(BaseModel):
     configuration: dict[str, Any]
     inputs: dict[str, str] = Field(description="SHA-256 of what went in")
     versions: dict[str, str]
-    stages: tuple[Stage, ...]
+    stages: tuple[ReportStage, ...]
     measurements: tuple[Measurement, ...]
     documents: dict[str, DocumentSums] = Field(default={}, description="by subject, scores added up by document")
     budget: dict[str, Any]

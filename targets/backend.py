@@ -17,7 +17,7 @@ from targets.socs import Soc
 
 
 @dataclass(frozen=True)
-class Lowering:
+class LoweringJob:
     """What is lowered into a new `folder`: steps of `chunk` tokens and of one, over a cache of `context` tokens.
 
     `ranges` are those of the activations, where the backend needs them.
@@ -39,7 +39,7 @@ class Backend(Protocol):
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None: ...
 
-    def lower(self, job: Lowering) -> Artifact: ...
+    def lower(self, job: LoweringJob) -> Artifact: ...
 
     def compile(
         self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None

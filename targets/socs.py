@@ -49,7 +49,7 @@ class TargetRow(BaseModel):
     runtime: str
 
 
-class Table(BaseModel):
+class ChipTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     targets: dict[str, TargetRow]
@@ -57,9 +57,9 @@ class Table(BaseModel):
 
 
 @cache
-def table() -> Table:
+def table() -> ChipTable:
     """The whole table."""
-    return Table.model_validate(yaml.safe_load(TABLE.read_text(encoding="utf-8")))
+    return ChipTable.model_validate(yaml.safe_load(TABLE.read_text(encoding="utf-8")))
 
 
 def find_soc(name: str, vendor: str | None = None) -> Soc:

@@ -11,7 +11,7 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact, Format
 from export.lowering.ranges import Ranges
-from targets.backend import Backend, Lowering
+from targets.backend import Backend, LoweringJob
 from targets.memory import check_memory
 from targets.runtime import Place, natural
 from targets.socs import Soc
@@ -65,7 +65,7 @@ class Target:
         progress: Progress | None = None,
     ) -> Artifact:
         """Write the graphs into a new `folder`; `ranges` where `needs_ranges`."""
-        return self.backend.lower(Lowering(quantized, ranges, folder, context, chunk, progress))
+        return self.backend.lower(LoweringJob(quantized, ranges, folder, context, chunk, progress))
 
     def compile(self, artifact: Artifact, folder: Path, progress: Progress | None = None) -> Artifact:
         """Compile for the chip into a new `folder`; where there is nothing to compile, the artifact as it is.

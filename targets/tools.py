@@ -44,7 +44,7 @@ State = Literal["ok", "missing", "other version"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class FoundTool:
     """A tool as it was found here."""
 
     tool: Tool
@@ -59,22 +59,22 @@ def tools() -> tuple[Tool, ...]:
     return tuple(Tool.model_validate(row) for row in rows)
 
 
-def examine(tool: Tool) -> Finding:
+def examine(tool: Tool) -> FoundTool:
     """Look for one tool; nothing is imported or run, a library is loaded."""
     if tool.kind == "program":
         path = shutil.which(tool.name)
-        return Finding(tool, "ok" if path else "missing", path)
+        return FoundTool(tool, "ok" if path else "missing", path)
     if tool.kind == "module":
         there = importlib.util.find_spec(tool.name) is not None
-        return Finding(tool, "ok" if there else "missing", "found" if there else None)
+        return FoundTool(tool, "ok" if there else "missing", "found" if there else None)
     if tool.kind == "library":
-        return Finding(tool, "ok" if loads(tool.name) else "missing", None)
+        return FoundTool(tool, "ok" if loads(tool.name) else "missing", None)
     try:
         found = importlib.metadata.version(tool.name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(tool, "missing", None)
+        return FoundTool(tool, "missing", None)
     same = tool.version is None or found.split("+")[0] == tool.version
-    return Finding(tool, "ok" if same else "other version", found)
+    return FoundTool(tool, "ok" if same else "other version", found)
 
 
 def loads(library: str) -> bool:

@@ -21,8 +21,8 @@ from pathlib import Path
 from bluelm.errors import InputError
 from bluelm.system.files import sha256
 from bluelm.system.progress import Progress, Silent, Task
-from bluelm.trust.hubs import Hub, Listed
-from bluelm.trust.manifest import PINNED, Difference, FolderManifest, Origin, report
+from bluelm.trust.hubs import Hub, ListedFile
+from bluelm.trust.manifest import PINNED, Difference, FolderManifest, Origin, raise_differences
 from bluelm.trust.paths import check_names
 from bluelm.trust.safety import check_folder, walk
 from bluelm.trust.transfer import Absent, Differs
@@ -41,7 +41,7 @@ class Fetched:
     left_out: tuple[str, ...]
 
 
-def wanted(files: Mapping[str, Listed]) -> dict[str, Listed]:
+def wanted(files: Mapping[str, ListedFile]) -> dict[str, ListedFile]:
     """Files to fetch: no code, and pickled or foreign weights only when there are no safetensors."""
     safe = any(path.endswith(".safetensors") for path in files)
     skipped = SKIPPED + PICKLED if safe else SKIPPED
@@ -81,7 +81,7 @@ def fetch(
         files = wanted(listed)
     else:
         commit, listed = revision, {}
-        files = {path: Listed(file.bytes, file.sha256) for path, file in pinned.files.items()}
+        files = {path: ListedFile(file.bytes, file.sha256) for path, file in pinned.files.items()}
         check_names(files, "the pinned manifest")
     if not files:
         raise InputError("the hub lists no files to fetch", where=f"{hub.address}/{repo}")
@@ -89,7 +89,7 @@ def fetch(
     place.prepare(files)
     found = _added(server, repo, commit, files) if server is not hub or pinned else []
     found += _download(server, repo, commit, files, place, progress or Silent())
-    report(found, f"{server.address}/{repo}")
+    raise_differences(found, f"{server.address}/{repo}")
     check_folder(place.whole)
     origin = Origin(hub=hub.name, repo=repo, revision=commit, mirror=mirror.address if mirror else None)
     manifest = FolderManifest.of(place.whole, origin)
@@ -105,7 +105,7 @@ class _Place:
         self.whole = out.with_name(f"{out.name}.partial")
         self.parts = out.with_name(f"{out.name}.parts")
 
-    def prepare(self, files: Mapping[str, Listed]) -> None:
+    def prepare(self, files: Mapping[str, ListedFile]) -> None:
         """Make the folders.
 
         Raises:
@@ -143,7 +143,7 @@ class _Place:
             self.parts.rmdir()
 
 
-def _added(server: Hub, repo: str, commit: str, files: Mapping[str, Listed]) -> list[Difference]:
+def _added(server: Hub, repo: str, commit: str, files: Mapping[str, ListedFile]) -> list[Difference]:
     """Files that the mirror offers and the hub or the pinned manifest does not know."""
     _, offered = server.listing(repo, commit)
     extra = sorted(set(wanted(offered)) - set(files))
@@ -151,7 +151,7 @@ def _added(server: Hub, repo: str, commit: str, files: Mapping[str, Listed]) -> 
 
 
 def _download(
-    server: Hub, repo: str, commit: str, files: Mapping[str, Listed], place: _Place, progress: Progress
+    server: Hub, repo: str, commit: str, files: Mapping[str, ListedFile], place: _Place, progress: Progress
 ) -> list[Difference]:
     found: list[Difference] = []
     with progress.task("fetch (MB)", total=max(1, sum(file.size for file in files.values()) // _MB)) as task:
@@ -180,7 +180,7 @@ class _Count:
 
 
 def _fetch_one(
-    server: Hub, repo: str, commit: str, path: str, listed: Listed, place: _Place, count: _Count
+    server: Hub, repo: str, commit: str, path: str, listed: ListedFile, place: _Place, count: _Count
 ) -> Difference | None:
     """Bring one file to its place; a part that was begun before and does not fit is fetched anew once."""
     part, target = place.part(path), place.whole / path
@@ -205,7 +205,7 @@ def _fetch_one(
             return Difference(path, "changed", reason)
 
 
-def matches(path: Path, listed: Listed) -> str | None:
+def matches(path: Path, listed: ListedFile) -> str | None:
     """None when the file is what the hub lists, else what differs."""
     if not path.is_file():
         return "no regular file arrived"

@@ -16,7 +16,7 @@ from bluelm.errors import InputError, UnavailableError
 from bluelm.trust.address import Address
 from bluelm.trust.paths import check_names
 from bluelm.trust.safety import MAX_FILES
-from bluelm.trust.transfer import Absent, Limits, Server
+from bluelm.trust.transfer import Absent, BoundedServer, Limits
 
 LARGEST = 1 << 50  # bytes that a file of a model may have
 MIRROR_TOKEN = "BLUELM_MIRROR_TOKEN"  # the variable of the environment with a mirror's token
@@ -24,7 +24,7 @@ TRUNCATED = 3000  # files at which ModelScope cuts a listing off, unsaid
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedFile:
     """What a hub says of one file: bytes, and the SHA-256 of its contents or the SHA-1 of its git blob."""
 
     size: int
@@ -42,7 +42,7 @@ class Hub(Protocol):
     name: str
     address: str
 
-    def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, Listed]]:
+    def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, ListedFile]]:
         """(resolved revision, files).
 
         Raises:
@@ -68,10 +68,12 @@ class HuggingFace:
         except ImportError as error:
             raise UnavailableError("huggingface_hub is missing", fix="pip install 'bluelm-export[hub]'") from error
         token = huggingface_hub.get_token() if address is None else os.environ.get(MIRROR_TOKEN)
-        self._server = Server(Address.of(constants.ENDPOINT if address is None else address), limits or Limits(), token)
+        self._server = BoundedServer(
+            Address.of(constants.ENDPOINT if address is None else address), limits or Limits(), token
+        )
         self.address = self._server.address
 
-    def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, Listed]]:
+    def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, ListedFile]]:
         where = f"{self.address}/{repo}"
         found = _ask(self._server, f"api/models/{repo}/revision/{quote(revision, safe='')}", {"blobs": "true"}, where)
         commit = found.get("sha")
@@ -101,12 +103,12 @@ class ModelScope:
             raise UnavailableError("modelscope-hub is missing", fix="pip install 'bluelm-export[hub]'") from error
         own = HubConfig()
         token = os.environ.get(MIRROR_TOKEN) if address else own.token
-        self._server = Server(
+        self._server = BoundedServer(
             Address.of(address or own.endpoint or "https://www.modelscope.cn"), limits or Limits(), token
         )
         self.address = self._server.address
 
-    def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, Listed]]:
+    def listing(self, repo: str, revision: str) -> tuple[str, Mapping[str, ListedFile]]:
         where = f"{self.address}/{repo}"
         asked = {"Revision": revision, "Recursive": "True"}
         found = _ask(self._server, f"api/v1/models/{repo}/repo/files", asked, where)
@@ -127,7 +129,7 @@ class ModelScope:
 HUBS: dict[str, Callable[[str | None, Limits | None], Hub]] = {"huggingface": HuggingFace, "modelscope": ModelScope}
 
 
-def _ask(server: Server, path: str, parameters: Mapping[str, str], where: str) -> dict[str, Any]:
+def _ask(server: BoundedServer, path: str, parameters: Mapping[str, str], where: str) -> dict[str, Any]:
     try:
         return server.ask(path, parameters)
     except Absent:
@@ -144,9 +146,9 @@ def _entries(found: object, where: str) -> list[dict[str, Any]]:
     return found
 
 
-def _files(entries: Sequence[tuple[object, object, object, object]], where: str) -> dict[str, Listed]:
+def _files(entries: Sequence[tuple[object, object, object, object]], where: str) -> dict[str, ListedFile]:
     """(path, size, SHA-256 or None, git's SHA-1 or None) of each file, held against what they can be."""
-    files: dict[str, Listed] = {}
+    files: dict[str, ListedFile] = {}
     for path, size, sha256, git_sha1 in entries:
         if not isinstance(path, str) or path in files:
             raise _odd(f"{path!r} for a file" if not isinstance(path, str) else f"{path!r} twice", where)
@@ -155,7 +157,7 @@ def _files(entries: Sequence[tuple[object, object, object, object]], where: str)
         sha256, git_sha1 = _digest(sha256, 64, path, where), _digest(git_sha1, 40, path, where)
         if sha256 is None and git_sha1 is None:
             raise _odd(f"no digest for {path!r}", where)
-        files[path] = Listed(size, sha256, None if sha256 else git_sha1)
+        files[path] = ListedFile(size, sha256, None if sha256 else git_sha1)
     check_names(files, where)
     return files
 

@@ -143,10 +143,10 @@ def verify_folder(folder: Path, manifest: FolderManifest, ignore: frozenset[str]
         InputError: with every file that differs, one a line.
     """
     found = {name: file for name, file in FolderManifest.of(folder).files.items() if name not in ignore}
-    report(differences(manifest.files, found), folder)
+    raise_differences(differences(manifest.files, found), folder)
 
 
-def report(found: list[Difference], where: object) -> None:
+def raise_differences(found: list[Difference], where: object) -> None:
     """Raise InputError that lists the differences, if there are any."""
     if not found:
         return

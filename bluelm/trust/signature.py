@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bluelm.errors import InputError, UnavailableError
 from bluelm.system.reading import open_regular, read_bytes
 from bluelm.trust import certificates
-from bluelm.trust.manifest import Difference, FolderManifest, report
+from bluelm.trust.manifest import Difference, FolderManifest, raise_differences
 from bluelm.trust.timestamps import stamped
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _compare(signed: Mapping[str, str], found: Mapping[str, str], where: object)
             out.append(Difference(path, "missing", "signed, but not there"))
         elif signed[path] != found[path]:
             out.append(Difference(path, "changed", "its SHA-256 is not the signed one"))
-    report(out, where)
+    raise_differences(out, where)
 
 
 def _library() -> Any:

@@ -78,7 +78,7 @@ class _Answer:
     pieces: Iterator[bytes]
 
 
-class Server:
+class BoundedServer:
     """One server, with its limits; `total_s` begins to run when it is made.
 
     Attributes:

@@ -29,7 +29,7 @@ from compress.checkpoint.store import (
     piece_files,
 )
 from compress.checkpoint.work import finished
-from compress.formats.packed import PackedCheckpoint, describe
+from compress.formats.packed import PackedCheckpoint, header_of
 from compress.layers import Solved, round_plainly
 from compress.recipe import Recipe, Widths
 
@@ -131,7 +131,7 @@ def _block(packed: PackedCheckpoint, index: int, recipe: Recipe) -> Piece:
     given = {name: packed.linear(f"{prefix}{name}") for name in LINEARS}
     kept = {name: weight for name, weight in given.items() if weight is not None}
     rounded = {name: _rounded(packed.weight(f"{prefix}{name}"), recipe) for name in LINEARS if name not in kept}
-    notes = {name: _note(describe(weight), packed) for name, weight in kept.items()}
+    notes = {name: _note(header_of(weight), packed) for name, weight in kept.items()}
     notes |= {name: solved.note for name, solved in rounded.items()}
     weights = kept | {name: OrderedWeight(solved.weight) for name, solved in rounded.items()}
     _fold_order(weights, notes)
@@ -167,7 +167,7 @@ def _head(packed: PackedCheckpoint, recipe: Recipe) -> Piece:
     given = packed.linear(HEAD)
     if given is not None:
         orders = {} if given.order is None else {HEAD: given.order}
-        return Piece({HEAD: given.weight}, norm, {HEAD: _note(describe(given), packed)}, orders)
+        return Piece({HEAD: given.weight}, norm, {HEAD: _note(header_of(given), packed)}, orders)
     widths = Widths(recipe.head_bits, recipe.head_group_size, recipe.symmetric)
     solved = round_plainly(packed.head(), widths, recipe)
     return Piece({HEAD: solved.weight}, norm, {HEAD: solved.note})

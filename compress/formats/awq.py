@@ -20,7 +20,7 @@ from bluelm.errors import InputError
 from compress.checkpoint.pieces import LinearInfo
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import NOTHING, Claim
-from compress.formats.layout import Shape, check_symmetric, group_of, make_weight
+from compress.formats.layout import MatrixShape, check_symmetric, group_of, make_weight
 from compress.formats.words import pack_words, unpack_words
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # field i of a word holds output ORDER[i]
@@ -34,7 +34,7 @@ class Awq:
     name: str = "AWQ (gemm)"
     marker: str = "qweight"
 
-    def shapes(self, shape: Shape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def shapes(self, shape: MatrixShape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         groups = found.get("scales", (1,))[0] if found.get("scales") else 1
         group_of(groups, shape.columns)
         words = shape.rows * BITS // 32
@@ -44,7 +44,7 @@ class Awq:
             "scales": (groups, shape.rows),
         }
 
-    def read(self, shape: Shape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
+    def read(self, shape: MatrixShape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
         codes = in_order(unpack_words(parts["qweight"], BITS)).T  # [out, in]
         zeros = in_order(unpack_words(parts["qzeros"], BITS)).T  # [out, groups]
         if claim.symmetric:

@@ -25,7 +25,7 @@ from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import NOTHING, Claim
 from compress.formats.layout import (
     WIDTHS,
-    Shape,
+    MatrixShape,
     check_symmetric,
     contiguous_groups,
     group_of,
@@ -44,7 +44,7 @@ class CompressedTensors:
     name: str = f"compressed-tensors ({PACKED})"
     marker: str = "weight_packed"
 
-    def shapes(self, shape: Shape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def shapes(self, shape: MatrixShape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         words = found["weight_packed"][1] if len(found["weight_packed"]) == 2 else 0
         bits = width_of(words, shape.columns)
         groups = found.get("weight_scale", (0, 1))[-1] if found.get("weight_scale") else 1
@@ -60,7 +60,7 @@ class CompressedTensors:
             **{name: size for name, size in optional.items() if name in found},
         }
 
-    def read(self, shape: Shape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
+    def read(self, shape: MatrixShape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
         if parts["weight_shape"].tolist() != [shape.rows, shape.columns]:
             said = parts["weight_shape"].tolist()
             raise InputError(f"weight_shape says {said}, config.json {[shape.rows, shape.columns]}")

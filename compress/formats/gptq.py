@@ -27,7 +27,7 @@ from bluelm.errors import InputError
 from compress.checkpoint.pieces import LinearInfo
 from compress.checkpoint.quantized import OrderedWeight
 from compress.formats.claims import NOTHING, Claim
-from compress.formats.layout import Shape, contiguous_groups, group_of, make_weight, width_of
+from compress.formats.layout import MatrixShape, contiguous_groups, group_of, make_weight, width_of
 from compress.formats.words import pack_words, unpack_words
 
 
@@ -45,7 +45,7 @@ class Gptq:
     borrows: bool = False
     marker: str = "qweight"
 
-    def shapes(self, shape: Shape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def shapes(self, shape: MatrixShape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         words = found["qweight"][0] if found["qweight"] else 0
         bits = width_of(words, shape.columns)
         groups = found.get("scales", (1,))[0] if found.get("scales") else 1
@@ -57,7 +57,7 @@ class Gptq:
         }
         return wanted | ({"g_idx": (shape.columns,)} if "g_idx" in found else {})
 
-    def read(self, shape: Shape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
+    def read(self, shape: MatrixShape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
         bits = width_of(parts["qweight"].shape[0], shape.columns)
         codes = unpack_words(parts["qweight"].T.contiguous(), bits)  # [out, in]
         version = self._symmetric_version(parts["qzeros"], bits) if claim.symmetric else self.version

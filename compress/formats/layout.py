@@ -19,7 +19,7 @@ GROUP_STEP = 8  # runtimes have no blocks of other sizes
 
 
 @dataclass(frozen=True)
-class Shape:
+class MatrixShape:
     """Of a linear, [out, in]."""
 
     rows: int
@@ -40,7 +40,7 @@ class Layout(Protocol):
     @property
     def marker(self) -> str: ...
 
-    def shapes(self, shape: Shape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def shapes(self, shape: MatrixShape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor that the linear must have, by local name, given what was found.
 
         Raises:
@@ -48,7 +48,7 @@ class Layout(Protocol):
         """
         ...
 
-    def read(self, shape: Shape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
+    def read(self, shape: MatrixShape, parts: Mapping[str, Tensor], claim: Claim = NOTHING) -> OrderedWeight:
         """The weight that the stored tensors stand for.
 
         Args:

@@ -31,7 +31,7 @@ from compress.checkpoint.pieces import LinearInfo
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import Claims, read_claims
 from compress.formats.detect import MARKERS, SETTINGS_FILES, find_layout, read_settings
-from compress.formats.layout import Layout, Shape
+from compress.formats.layout import Layout, MatrixShape
 
 # Of codes about their zero points, in standard deviations: one step off is 0.27 to 0.5 at 4 bits, trained weights 0.05.
 LARGEST_OFFSET = 0.2
@@ -76,7 +76,7 @@ class PackedCheckpoint(Checkpoint):
             )
         wanted = file_shapes(config)
         for name in names & {name.removesuffix(".weight") for name in wanted}:
-            shape = Shape(*wanted.pop(f"{name}.weight"))
+            shape = MatrixShape(*wanted.pop(f"{name}.weight"))
             found = {local: info.shape for local, info in _below(name, tensors).items()}
             with _naming(name, tensors[f"{name}.{layout.marker}"].file):
                 wanted |= {f"{name}.{local}": size for local, size in layout.shapes(shape, found).items()}
@@ -95,7 +95,7 @@ class PackedCheckpoint(Checkpoint):
         stem = found.name.removesuffix(".weight")
         if stem not in self.packed:
             return None
-        whole = self._unpack(stem, Shape(found.of, self._shapes[f"{name}.weight"][1]))
+        whole = self._unpack(stem, MatrixShape(found.of, self._shapes[f"{name}.weight"][1]))
         self._check_bias(name, stem)
 
         def turn(part: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class PackedCheckpoint(Checkpoint):
         """float32: a norm's weight or a bias by its full name."""
         return self._read(name)
 
-    def _unpack(self, stem: str, shape: Shape) -> OrderedWeight:
+    def _unpack(self, stem: str, shape: MatrixShape) -> OrderedWeight:
         infos = _below(stem, self.tensors)
         with _naming(stem, infos[self.layout.marker].file):
             parts = {local: load_stored(f"{stem}.{local}", info) for local, info in infos.items() if local != "bias"}
@@ -143,7 +143,7 @@ class PackedCheckpoint(Checkpoint):
         for name in blocks if self.config.shares_table else [*blocks, HEAD.removesuffix(".weight")]:
             weight = self.linear(name)
             if weight is not None:
-                found[name] = describe(weight)
+                found[name] = header_of(weight)
                 offsets.append(offset(weight.weight))
         middle = median(offsets) if offsets else 0.0
         if abs(middle) > LARGEST_OFFSET:
@@ -171,7 +171,7 @@ def offset(weight: QuantizedTensor) -> float:
     return steps.mean().item() / spread if spread > 0 else 0.0
 
 
-def describe(ordered: OrderedWeight) -> LinearInfo:
+def header_of(ordered: OrderedWeight) -> LinearInfo:
     """What a quantized checkpoint's header says of a weight."""
     weight = ordered.weight
     return LinearInfo(weight.shape, weight.bits, weight.group_size, weight.symmetric, ordered.order is not None)

@@ -46,7 +46,7 @@ Values = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Finding:
+class FirstFault:
     """What is wrong first.
 
     Attributes:

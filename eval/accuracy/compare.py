@@ -30,7 +30,7 @@ Continuation = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Side:
     """One side of a comparison.
 
     Attributes:
@@ -114,8 +114,8 @@ class Comparison:
 
 
 def compare(
-    reference: Subject,
-    subjects: Sequence[Subject],
+    reference: Side,
+    subjects: Sequence[Side],
     windows: Sequence[Sequence[int]],
     prompts: Sequence[Sequence[int]],
     length: int = 64,
@@ -154,7 +154,7 @@ def compare(
     return found
 
 
-def block_errors(reference: Subject, subject: Subject, tokens: Sequence[int]) -> BlockErrors:
+def block_errors(reference: Side, subject: Side, tokens: Sequence[int]) -> BlockErrors:
     """Error of what each block adds, ||(a_i - a_i-1) - (r_i - r_i-1)|| / ||r_i - r_i-1||.
 
     Where the reference's weights are at hand, its block i is given the subject's own stream a_i-1, so that
@@ -265,7 +265,7 @@ def divergence(
     return Divergence(prompt_index, len(tokens), at, tokens[at], int(chosen[at]), margins[at])
 
 
-def _check_same_model(reference: Subject, subjects: Sequence[Subject]) -> None:
+def _check_same_model(reference: Side, subjects: Sequence[Side]) -> None:
     for subject in subjects:
         if subject.runtime.vocab_size != reference.runtime.vocab_size:
             raise InputError(

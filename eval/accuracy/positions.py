@@ -38,7 +38,7 @@ class Seeking(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class PositionPlan:
     """Which positions are taken how.
 
     Attributes:
@@ -63,7 +63,7 @@ class Plan:
         return sorted(held, key=lambda one: (-one[0][0], one[1]))
 
 
-def plan(context: int, chunk: int, tokens: int, decoded: int, *, seeks: bool, brief: bool = False) -> Plan:
+def plan(context: int, chunk: int, tokens: int, decoded: int, *, seeks: bool, brief: bool = False) -> PositionPlan:
     """Positions for a runtime that is given time for `tokens` tokens of prefill and `decoded` of decode.
 
     Args:
@@ -86,7 +86,7 @@ def plan(context: int, chunk: int, tokens: int, decoded: int, *, seeks: bool, br
     wanted = {i for span in (*held, *decodes) for i in range(*span)}
     inside = [i for piece in pieces for i in range(*piece)]
     kept = sorted(wanted | set(_spread(inside, max(ROWS - len(wanted), RANGES * FEW))))
-    return Plan(context, chunk, pieces, tuple(held), decodes, tuple(kept))
+    return PositionPlan(context, chunk, pieces, tuple(held), decodes, tuple(kept))
 
 
 def _decodes(context: int, chunk: int, pieces: Sequence[Span], count: int) -> tuple[Span, ...]:
@@ -137,7 +137,7 @@ class Rows:
         return metrics.log_softmax(self.logits[index])
 
 
-def reference(runtime: Runtime, text: Sequence[int], plans: Sequence[Plan]) -> dict[tuple[Span, ...], Rows]:
+def reference(runtime: Runtime, text: Sequence[int], plans: Sequence[PositionPlan]) -> dict[tuple[Span, ...], Rows]:
     """What the artifacts are held against, by the pieces of their plans: at all positions that they keep."""
     wanted: dict[tuple[Span, ...], set[int]] = {}
     for one in plans:
@@ -179,13 +179,13 @@ class Costs:
 class Found:
     """What a plan found, each way apart."""
 
-    plan: Plan
+    plan: PositionPlan
     prefill: Costs
     prompts: Costs
     decode: Costs
 
 
-def run(runtime: Runtime, text: Sequence[int], chosen: Plan, expected: Rows | None) -> Found:
+def run(runtime: Runtime, text: Sequence[int], chosen: PositionPlan, expected: Rows | None) -> Found:
     """Take the text as the plan says.
 
     Args:
@@ -269,7 +269,7 @@ def _worst(value: float) -> float:
     return value if np.isfinite(value) else np.inf
 
 
-def _ranges(at: Sequence[int], kl: Sequence[float], chosen: Plan) -> list[tuple[Span, float, int]]:
+def _ranges(at: Sequence[int], kl: Sequence[float], chosen: PositionPlan) -> list[tuple[Span, float, int]]:
     """(range, mean KL, answers) where there are enough of them; one range of all where there are few."""
     positions, costs = np.array(at, np.int64), np.array(kl)
     width = max(FEW, -(-chosen.context // RANGES))

@@ -18,9 +18,9 @@ from export.onnx.decoder import GRAPHS
 from targets.host.cached_runtime import Feeds
 from targets.qualcomm.backend import chip_of
 from targets.qualcomm.border import binary_of, border_faults, onnx_border, wrapper_faults
-from targets.qualcomm.compile import GIVEN, describe, graphs_of
+from targets.qualcomm.compile import GIVEN, binary_contents, graphs_of
 from targets.qualcomm.given import faults as given_faults
-from targets.qualcomm.messages import Contents, GraphBorder
+from targets.qualcomm.messages import BinaryContents, GraphBorder
 from targets.runtime import Place, open_runtime
 from targets.socs import find_soc
 
@@ -109,9 +109,9 @@ def _faults(artifact: Artifact, source: Artifact | None) -> Iterator[str]:
             yield f"{name} is for chip {contents.soc_model} instead of {soc_model}"
 
 
-def _wrappers(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str, Contents, list[str]]]:
+def _wrappers(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str, BinaryContents, list[str]]]:
     """Each wrapper of both forms: its name, its binary's contents, its faults."""
-    known: dict[Path, Contents] = {}
+    known: dict[Path, BinaryContents] = {}
     for form in ("", "simulator-"):
         for graph in GRAPHS:
             wrappers = artifact.paths(f"{form}{graph}")
@@ -120,12 +120,12 @@ def _wrappers(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str
                 if binary not in artifact.paths(f"{form}context"):
                     raise InputError(f"{wrapper.name} names {binary and binary.name}, which is no file of the artifact")
                 if binary not in known:
-                    (known[binary],) = describe([binary])
+                    (known[binary],) = binary_contents([binary])
                 name = str(wrapper.relative_to(artifact.folder))
                 yield name, known[binary], list(wrapper_faults(wrapper, known[binary], wanted))
 
 
-def _programs(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str, Contents, list[str]]]:
+def _programs(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str, BinaryContents, list[str]]]:
     """Each method of an ExecuTorch program."""
     from targets.qualcomm.executorch import describe_program, read_methods
 

@@ -21,7 +21,7 @@ NOT_THE_ARTIFACT = ("tokens_judged", "documents_judged", "reference_perplexity",
 
 
 @dataclass(frozen=True)
-class Origin:
+class Answered:
     """How figures of an artifact that ran were got, and by what: `Measurement.how` and `.by`.
 
     Attributes:
@@ -42,14 +42,14 @@ class Origin:
         return replace(m, how=self.how, by=self.by, note=note)
 
 
-def origin(artifact: Artifact, on: Place) -> Origin:
+def origin(artifact: Artifact, on: Place) -> Answered:
     """The origin of figures from an artifact that `open_runtime(artifact.folder, on)` runs."""
     remedy = next((fix for told, fix in OVERFLOWS.items() if told in (*artifact.notes, artifact.cache)), "")
     run = run_of(artifact, on)
     if run.stands_in:
-        return Origin("emulated", f"{run.stands_in}, {_told(run.package)}", remedy)
+        return Answered("emulated", f"{run.stands_in}, {_told(run.package)}", remedy)
     unit = "" if on == "cpu" else f" ({on})"
-    return Origin("measured", f"{_told(run.package)} on this machine, {platform.machine()}{unit}", remedy)
+    return Answered("measured", f"{_told(run.package)} on this machine, {platform.machine()}{unit}", remedy)
 
 
 def _told(package: str) -> str:

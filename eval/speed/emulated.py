@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.history import History, Run
+from eval.history import History, KeptRun
 from eval.measurement import Measurement
 from targets.emulator.count import Counts
 
@@ -24,7 +24,7 @@ def figures(counts: Counts) -> list[Measurement]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CountChange:
     """One count against the accepted one; `change` is relative, None where nothing compares."""
 
     name: str
@@ -40,7 +40,7 @@ class Comparison:
         return f"{self.name}: {self.value:,.0f}, accepted {self.accepted:,.0f}: {self.change:+.2%}{self.note}"
 
 
-def compare(found: Sequence[Measurement], accepted: Run | None, tolerance: float) -> list[Comparison]:
+def compare(found: Sequence[Measurement], accepted: KeptRun | None, tolerance: float) -> list[CountChange]:
     """Each count may be larger than the accepted one by at most `tolerance` (relative).
 
     Fewer instructions pass, however many fewer. Counts by other tools, or at another depth, do not compare:
@@ -49,21 +49,21 @@ def compare(found: Sequence[Measurement], accepted: Run | None, tolerance: float
     return [_compare(m, accepted.figure(m.name, m.subject) if accepted else None, tolerance) for m in found]
 
 
-def _compare(found: Measurement, accepted: Measurement | None, tolerance: float) -> Comparison:
+def _compare(found: Measurement, accepted: Measurement | None, tolerance: float) -> CountChange:
     if accepted is None:
-        return Comparison(found.name, found.value, None, None, True, "the first: nothing to compare with")
+        return CountChange(found.name, found.value, None, None, True, "the first: nothing to compare with")
     if accepted.note != found.note:
         note = f"counted otherwise than the accepted run ({accepted.note}): nothing to compare with"
-        return Comparison(found.name, found.value, None, None, True, note)
+        return CountChange(found.name, found.value, None, None, True, note)
     change = found.value / accepted.value - 1
     passed = change <= tolerance
     note = "" if passed else f"; at most {tolerance:.2%} more is allowed"
-    return Comparison(found.name, found.value, accepted.value, change, passed, note)
+    return CountChange(found.name, found.value, accepted.value, change, passed, note)
 
 
 def gate(
     title: str, target: str, counts: Counts, history: History, tolerance: float = TOLERANCE
-) -> tuple[list[Comparison], bool]:
+) -> tuple[list[CountChange], bool]:
     """Compare with the last accepted run of that title, then append this one to the history.
 
     Returns:
@@ -73,5 +73,5 @@ def gate(
     found = figures(counts)
     compared = compare(found, history.last_accepted(title), tolerance)
     passed = all(c.passed for c in compared)
-    history.append(Run(title, target, passed, tuple(found), {"tools": counts.tools}))
+    history.append(KeptRun(title, target, passed, tuple(found), {"tools": counts.tools}))
     return compared, passed

@@ -10,7 +10,7 @@ from bluelm.errors import InputError, UnavailableError
 from eval.files import size_plan
 from eval.measurement import Measurement
 from eval.speed import speed_model
-from eval.speed.speed_model import SMALLEST, Shape, Soc, Work
+from eval.speed.speed_model import SMALLEST, ChipSpeed, DecoderSizes, TokenCost
 from export.artifacts.artifact import MANIFEST, SIMULATOR, Artifact
 from export.formats import Without
 
@@ -36,7 +36,7 @@ def find_artifact(folder: Path) -> tuple[Artifact, str]:
     return artifact, name
 
 
-def work_of(artifact: Artifact) -> Work:
+def work_of(artifact: Artifact) -> TokenCost:
     """Bytes and operations of one decoded token.
 
     Graphs have static shapes: every token reads all weights of its graph and the whole cache, filled or not.
@@ -49,7 +49,7 @@ def work_of(artifact: Artifact) -> Work:
     weight_bytes = held // size_plan.copies(artifact)
     attended = 4 * config.num_layers * config.num_heads * config.head_dim * artifact.context
     operations = 2 * (shape.body_weights + shape.head_weights) + attended
-    return Work(weight_bytes, cache_bytes(artifact), operations, config.num_layers)
+    return TokenCost(weight_bytes, cache_bytes(artifact), operations, config.num_layers)
 
 
 def cache_bytes(artifact: Artifact) -> int:
@@ -79,7 +79,7 @@ def memory(artifact: Artifact) -> Measurement:
     return Measurement("memory_bytes", files + cache + activations, "bytes", "estimated", note=parts, subject="soc")
 
 
-def chip(name: str) -> Soc | None:
+def chip(name: str) -> ChipSpeed | None:
     """What the speed estimate knows of a chip; None where it knows nothing."""
     try:
         return speed_model.find_soc(name)
@@ -97,7 +97,7 @@ def not_known(artifact: Artifact) -> str | None:
     return None
 
 
-def speed(artifact: Artifact, soc: Soc) -> list[Measurement]:
+def speed(artifact: Artifact, soc: ChipSpeed) -> list[Measurement]:
     """Decode and prefill tokens/s on a chip, by the class of the artifact's own runtime.
 
     A phase that nobody published a figure for is left out; [] where `not_known` says why.
@@ -122,8 +122,8 @@ def speed(artifact: Artifact, soc: Soc) -> list[Measurement]:
     return found
 
 
-def _shape(config: ModelConfig) -> Shape:
-    return Shape(
+def _shape(config: ModelConfig) -> DecoderSizes:
+    return DecoderSizes(
         config.architecture,
         config.num_layers,
         config.hidden_size,

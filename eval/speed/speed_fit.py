@@ -18,10 +18,10 @@ import numpy as np
 from eval.speed.speed_model import (
     COVERAGE,
     DATA,
+    ChipSpeed,
     Phase,
     RuntimeClass,
-    Soc,
-    Work,
+    TokenCost,
     default_work,
     seconds_per_token,
     shapes,
@@ -36,17 +36,17 @@ EVIDENCE = ("vendor-measured", "project-measured")
 
 
 @dataclass(frozen=True)
-class Row:
+class Published:
     """One published figure with the work that it stands for."""
 
     number: int
     runtime_class: RuntimeClass
-    soc: Soc
+    soc: ChipSpeed
     runtime: str
     model: str
     bits: float
     parameters_b: float
-    load: Work
+    load: TokenCost
     tokens_s: float
     source: str = ""
     """Repository or page that published it."""
@@ -65,7 +65,7 @@ def runtime_class(backend: str, model: str) -> RuntimeClass:
     return "gpu" if gpu else "cpu"
 
 
-def published(phase: Phase, path: Path = DATA / "published_speed.csv") -> list[Row]:
+def published(phase: Phase, path: Path = DATA / "published_speed.csv") -> list[Published]:
     """Rows that a vendor or a project measured: 3.7 to 8 bits, at most 9 B, shape and chip known."""
     patterns = _patterns()
     found = []
@@ -86,7 +86,7 @@ def _number(text: str) -> float | None:
     return float(text) if text else None
 
 
-def _parse(phase: Phase, number: int, row: Mapping[str, str], patterns: list[tuple[str, str]]) -> Row | None:
+def _parse(phase: Phase, number: int, row: Mapping[str, str], patterns: list[tuple[str, str]]) -> Published | None:
     evidence = row["note"].partition("]")[0].lstrip("[")
     bits, parameters = _number(row["weight_bits"]), _number(row["params_b"])
     rate = _number(row["decode_tok_s"]) if phase == "decode" else _prefill_rate(row)
@@ -102,7 +102,7 @@ def _parse(phase: Phase, number: int, row: Mapping[str, str], patterns: list[tup
     read = _number(row["context"]) if static else _number(row["prompt_tokens"])
     load = default_work(shapes()[model], bits, kind, read or 128)
     runtime = "QNN" if row["runtime"] in ("Genie / QNN", "QNN context binary") else row["runtime"]
-    return Row(number, kind, soc, runtime, model, bits, parameters, load, rate, row["source_repo_or_page"])
+    return Published(number, kind, soc, runtime, model, bits, parameters, load, rate, row["source_repo_or_page"])
 
 
 def _prefill_rate(row: Mapping[str, str]) -> float | None:
@@ -116,7 +116,7 @@ def _prefill_rate(row: Mapping[str, str]) -> float | None:
     return prompt / first if first and prompt else None
 
 
-def fit_class(phase: Phase, rows: Sequence[Row]) -> dict:
+def fit_class(phase: Phase, rows: Sequence[Published]) -> dict:
     """Two coefficients and pooled effects of one runtime class, in turns, on the logarithm of the time.
 
     Coefficients: Gauss-Newton on the logarithm of each, so that they stay positive, with Huber's weights
@@ -140,7 +140,7 @@ def fit_class(phase: Phase, rows: Sequence[Row]) -> dict:
     return {"rate": rate, "block": block, "effects": {k: dict(v) for k, v in effects.items()}}
 
 
-def _columns(phase: Phase, rows: Sequence[Row]) -> np.ndarray:
+def _columns(phase: Phase, rows: Sequence[Published]) -> np.ndarray:
     unit = {"rate": 1.0, "block": 0.0}
     rate = [seconds_per_token(unit, phase, r.soc.bandwidth(r.runtime_class), r.load) for r in rows]
     block = [float(r.load.layers) for r in rows]
@@ -163,21 +163,21 @@ def _positive_fit(columns: np.ndarray, target: np.ndarray, start: np.ndarray | N
     return b
 
 
-def _pooled(rows: Sequence[Row], kind: str, left: np.ndarray) -> dict[str, float]:
+def _pooled(rows: Sequence[Published], kind: str, left: np.ndarray) -> dict[str, float]:
     groups: dict[str, list[float]] = defaultdict(list)
     for row, value in zip(rows, left, strict=True):
         groups[row.effect(kind)].append(float(value))
     return {name: float(np.median(v)) * len(v) / (len(v) + SHRINK) for name, v in groups.items()}
 
 
-def log_error(phase: Phase, fit: Mapping, row: Row) -> float:
+def log_error(phase: Phase, fit: Mapping, row: Published) -> float:
     """log(estimated / published) tokens/s."""
     shift = sum(fit["effects"][kind].get(row.effect(kind), 0.0) for kind in KINDS)
     seconds = seconds_per_token(fit, phase, row.soc.bandwidth(row.runtime_class), row.load) * math.exp(shift)
     return -math.log(seconds * row.tokens_s)
 
 
-Leave = Callable[[Row, Row], bool]
+Leave = Callable[[Published, Published], bool]
 
 
 def leaves(kinds: Iterable[str]) -> Leave:
@@ -186,12 +186,12 @@ def leaves(kinds: Iterable[str]) -> Leave:
     return lambda row, other: any(row.effect(kind) == other.effect(kind) for kind in chosen)
 
 
-def twin(row: Row, other: Row) -> bool:
+def twin(row: Published, other: Published) -> bool:
     """The row itself and its twins: other figures of the same model on the same chip."""
     return row.model == other.model and row.soc == other.soc
 
 
-def left_out(phase: Phase, rows: Sequence[Row], leave: Leave) -> dict[int, float]:
+def left_out(phase: Phase, rows: Sequence[Published], leave: Leave) -> dict[int, float]:
     """Log error of each row under a fit that has not seen it (nor what `leave` says goes with it).
 
     A row whose class has nothing left to fit on is missing.
@@ -216,7 +216,7 @@ def half_width(errors: Sequence[float], coverage: float = COVERAGE) -> float:
     return ordered[min(rank, len(ordered)) - 1]
 
 
-def widths(rows: Sequence[Row], errors: Mapping[int, float]) -> dict[str, float]:
+def widths(rows: Sequence[Published], errors: Mapping[int, float]) -> dict[str, float]:
     """Half-width by runtime class; classes with few rows share one."""
     by_class: dict[str, list[float]] = defaultdict(list)
     for row in rows:
@@ -229,7 +229,7 @@ def widths(rows: Sequence[Row], errors: Mapping[int, float]) -> dict[str, float]
     return {c: half_width(by_class[c]) if len(by_class[c]) >= FEW else shared for c in classes}
 
 
-def inside(rows: Sequence[Row], errors: Mapping[int, float], leave: Leave) -> dict[int, bool]:
+def inside(rows: Sequence[Published], errors: Mapping[int, float], leave: Leave) -> dict[int, bool]:
     """Whether each row lies in the interval that the *other* rows' errors make."""
     result = {}
     for row in rows:
@@ -256,7 +256,7 @@ def fit_all() -> dict:
     return rounded(result)
 
 
-def confirmed(rows: Sequence[Row]) -> list[str]:
+def confirmed(rows: Sequence[Published]) -> list[str]:
     """Runtimes that more than one source published figures of.
 
     What one source alone says of a runtime cannot be told from that source's own phones, prompts and versions: the
@@ -268,7 +268,7 @@ def confirmed(rows: Sequence[Row]) -> list[str]:
     return sorted(name for name, found in sources.items() if len(found) > 1)
 
 
-def _widths_by_unknown(phase: Phase, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+def _widths_by_unknown(phase: Phase, rows: Sequence[Published]) -> dict[str, dict[str, float]]:
     """Half-widths by what is not known; knowing less never makes an interval narrower."""
     found: dict[str, dict[str, float]] = {}
     for soc_known, runtime_known in itertools.product((True, False), repeat=2):

@@ -33,7 +33,7 @@ SMALLEST = 0.5e9  # parameters; of smaller models next to no speeds are publishe
 
 
 @dataclass(frozen=True)
-class Shape:
+class DecoderSizes:
     """What of a decoder decides its work: sizes as in config.json."""
 
     model: str
@@ -58,7 +58,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Work:
+class TokenCost:
     """What one decoded token costs: bytes read, arithmetic operations, blocks started."""
 
     weight_bytes: float
@@ -77,14 +77,14 @@ class Interval:
 
 
 def work(
-    shape: Shape,
+    shape: DecoderSizes,
     bits: float,
     *,
     context: float,
     cache_element_bytes: float,
     head_bits: float = 8,
     group_size: int = 64,
-) -> Work:
+) -> TokenCost:
     """Work of one decoded token with weights of `bits` (a float16 scale a group) and `context` rows of cache.
 
     Bytes: each weight once, keys and values of `context` positions once. Operations: two a weight, and
@@ -95,16 +95,16 @@ def work(
     cached = 2 * shape.layers * shape.kv_heads * shape.head_dim * context
     attended = 4 * shape.layers * shape.heads * shape.head_dim * context
     operations = 2 * (shape.body_weights + shape.head_weights) + attended
-    return Work(weights / 8, cached * cache_element_bytes, operations, shape.layers)
+    return TokenCost(weights / 8, cached * cache_element_bytes, operations, shape.layers)
 
 
-def default_work(shape: Shape, bits: float, runtime_class: RuntimeClass, context: float) -> Work:
+def default_work(shape: DecoderSizes, bits: float, runtime_class: RuntimeClass, context: float) -> TokenCost:
     """`work` with the cache as the runtime class keeps it: 8 bits on the Hexagon, 16 elsewhere."""
     return work(shape, bits, context=context, cache_element_bytes=1 if runtime_class == "npu" else 2)
 
 
 @dataclass(frozen=True)
-class Soc:
+class ChipSpeed:
     """What the estimate knows of a chip; bandwidths in GB/s. `model` is its other name, e.g. "SM8650"."""
 
     name: str
@@ -122,20 +122,20 @@ class Soc:
 
 
 @cache
-def shapes() -> Mapping[str, Shape]:
+def shapes() -> Mapping[str, DecoderSizes]:
     """Shapes by model name (`data/model_shapes.csv`)."""
     sizes = ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocab")
     with (DATA / "model_shapes.csv").open(encoding="utf-8", newline="") as file:
-        return {r["model"]: Shape(r["model"], *(int(r[s]) for s in sizes)) for r in csv.DictReader(file)}
+        return {r["model"]: DecoderSizes(r["model"], *(int(r[s]) for s in sizes)) for r in csv.DictReader(file)}
 
 
 @cache
-def socs() -> Mapping[str, Soc]:
+def socs() -> Mapping[str, ChipSpeed]:
     """Chips by name (`data/soc_memory.csv`)."""
     with (DATA / "soc_memory.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {
-        r["soc"]: Soc(
+        r["soc"]: ChipSpeed(
             r["soc"],
             float(r["dram_gb_s"]),
             float(r["neural_engine_gb_s"]) if r["neural_engine_gb_s"] else None,
@@ -147,7 +147,7 @@ def socs() -> Mapping[str, Soc]:
     }
 
 
-def find_soc(name: str) -> Soc:
+def find_soc(name: str) -> ChipSpeed:
     """A chip by name or model, case, spaces and hyphens aside.
 
     Raises:
@@ -165,7 +165,7 @@ def _plain(name: str) -> str:
     return name.lower().replace(" ", "").replace("-", "") or "?"
 
 
-def find_shape(name: str) -> Shape:
+def find_shape(name: str) -> DecoderSizes:
     """A model by name, case aside.
 
     Raises:
@@ -183,7 +183,7 @@ def coefficients() -> dict:
     return json.loads((DATA / "speed_coefficients.json").read_text(encoding="utf-8"))
 
 
-def seconds_per_token(fit: Mapping, phase: Phase, bandwidth: float, load: Work) -> float:
+def seconds_per_token(fit: Mapping, phase: Phase, bandwidth: float, load: TokenCost) -> float:
     """The formula before the effects; `fit` holds "rate" and "block" of one runtime class."""
     if phase == "decode":
         return fit["rate"] * (load.weight_bytes + load.cache_bytes) / bandwidth + fit["block"] * load.layers
@@ -191,7 +191,7 @@ def seconds_per_token(fit: Mapping, phase: Phase, bandwidth: float, load: Work) 
 
 
 def estimate(
-    phase: Phase, load: Work, soc: Soc, runtime_class: RuntimeClass, *, runtime: str = "", model: str = ""
+    phase: Phase, load: TokenCost, soc: ChipSpeed, runtime_class: RuntimeClass, *, runtime: str = "", model: str = ""
 ) -> Interval:
     """Tokens/s of one phase with the interval that held 80 % of the rows left out in the same way.
 

@@ -22,7 +22,7 @@ LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
-class Layout:
+class DataFiles:
     """Where a data set's files lie, and what its rows must hold.
 
     Attributes:
@@ -41,28 +41,28 @@ class Layout:
 
 # by the name on the Hugging Face hub, as the harness's tasks give it; parquet files are as on the hub
 _PARQUET = ("{subject}/{split}-*.parquet", "data/{split}-*.parquet")
-LAYOUTS: Mapping[str, Layout] = {
-    "haonan-li/cmmlu": Layout(
+LAYOUTS: Mapping[str, DataFiles] = {
+    "haonan-li/cmmlu": DataFiles(
         ("cmmlu", "CMMLU"), ("{split}/{subject}.csv",), ("Question", *LETTERS, "Answer"), "Answer"
     ),
-    "ceval/ceval-exam": Layout(
+    "ceval/ceval-exam": DataFiles(
         ("ceval", "ceval-exam", "C-Eval"),
         ("{split}/{subject}_{split}.csv", "{split}/{subject}.csv", *_PARQUET),
         ("question", *LETTERS, "answer"),
         "answer",
     ),
-    "cais/mmlu": Layout(
+    "cais/mmlu": DataFiles(
         ("mmlu", "MMLU", "data"),
         ("{split}/{subject}_{split}.csv", *_PARQUET),
         ("question", "choices", "answer"),
         headless=("question", *LETTERS, "answer"),
     ),
-    "openai/gsm8k": Layout(
+    "openai/gsm8k": DataFiles(
         ("gsm8k", "GSM8K", "grade_school_math/data"),
         ("{split}.jsonl", "gsm8k_{split}.jsonl", "*/gsm8k_{split}.jsonl", *_PARQUET),
         ("question", "answer"),
     ),
-    "openai/openai_humaneval": Layout(
+    "openai/openai_humaneval": DataFiles(
         ("humaneval", "HumanEval", "openai_humaneval"),
         ("HumanEval.jsonl", "*/HumanEval.jsonl", "openai_humaneval/{split}-*.parquet", "{split}-*.parquet"),
         ("task_id", "prompt", "test", "entry_point"),
@@ -111,7 +111,7 @@ class LocalData:
         """SHA-256 over the names and bytes of all files read."""
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
-    def _split(self, layout: Layout, split: str, subject: str) -> Rows:
+    def _split(self, layout: DataFiles, split: str, subject: str) -> Rows:
         paths = next(_candidates(self.folder, layout, split, subject), [])
         rows: Rows = []
         for path in paths:
@@ -120,7 +120,7 @@ class LocalData:
         return rows
 
 
-def _candidates(folder: Path, layout: Layout, split: str, subject: str) -> Iterator[list[Path]]:
+def _candidates(folder: Path, layout: DataFiles, split: str, subject: str) -> Iterator[list[Path]]:
     for place in (*(folder / name for name in layout.folders), folder):
         for pattern in layout.files:
             for ending in ("", ".gz"):
@@ -130,7 +130,7 @@ def _candidates(folder: Path, layout: Layout, split: str, subject: str) -> Itera
                     yield paths
 
 
-def _read(path: Path, layout: Layout) -> Rows:
+def _read(path: Path, layout: DataFiles) -> Rows:
     """Rows of a .csv, .jsonl or .parquet file, packed by gzip or not."""
     try:
         if path.suffix == ".parquet":
@@ -157,7 +157,7 @@ def _unpacked(path: Path) -> bytes:
     return data
 
 
-def _checked(row: Any, layout: Layout, path: Path, number: int) -> dict[str, Any]:
+def _checked(row: Any, layout: DataFiles, path: Path, number: int) -> dict[str, Any]:
     """The row as the harness's task takes it."""
     where = f"{path}, row {number}"
     if not isinstance(row, dict):

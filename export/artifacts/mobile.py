@@ -21,7 +21,7 @@ CACHES: Mapping[int, Cache] = {8: "int8", 16: "float16", 32: "float32"}
 MODEL, EMBEDDING = "model.pte", "embedding.safetensors"
 
 
-def describe(
+def complete(
     folder: Path,
     kind: Format,
     quantized: QuantizedCheckpoint,
@@ -80,7 +80,7 @@ def describe_steps(
         producers: packages that made it.
     """
     write_embedding(folder / EMBEDDING, quantized.embed())
-    return describe(
+    return complete(
         folder,
         kind,
         quantized,

@@ -18,7 +18,7 @@ WEIGHT_ROLES = ("weights", "context", "embedding", "model")
 """Of files that hold weights."""
 
 
-def describe(
+def complete(
     folder: Path,
     kind: Format,
     quantized: QuantizedCheckpoint,

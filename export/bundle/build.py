@@ -16,7 +16,7 @@ from export.bundle import folder, keys, payload, project, runner
 from export.bundle.android import apk
 from export.bundle.apple import ipa
 from export.bundle.manifest import BundleManifest, Format
-from export.bundle.zip32 import Source
+from export.bundle.zip32 import Contents
 
 # Where the payload lies in the formats that are folders.
 HOMES: dict[Format, str] = {"folder": "", "gradle": "modelpack/src/main/assets/model", "xcode": "BlueLMChat/Model"}
@@ -30,7 +30,7 @@ class Input:
 
     path: str
     role: str
-    source: Source
+    source: Contents
     sha256: str | None = None
 
 
@@ -173,7 +173,7 @@ _WRITERS: dict[Format, Writer] = {
 
 
 @dataclass(frozen=True)
-class Verified(payload.Opened):
+class Verified(payload.CheckedPayload):
     """A bundle whose every byte was checked.
 
     Attributes:
@@ -208,7 +208,7 @@ def verify(path: Path, signed_at: datetime | None = None) -> Verified:
     return Verified(manifest, opened.sources, opened.certificate, opened.package, tuple(notes))
 
 
-def _read(path: Path) -> payload.Opened:
+def _read(path: Path) -> payload.CheckedPayload:
     if path.is_symlink():
         raise InputError("a symbolic link is not followed", where=path, fix="name the bundle itself")
     if not path.exists():
@@ -229,7 +229,7 @@ def _read(path: Path) -> payload.Opened:
     return _of_format(folder.verify(path, HOMES[kind]), kind, path)
 
 
-def _of_format(found: payload.Opened, expected: Format, path: Path) -> payload.Opened:
+def _of_format(found: payload.CheckedPayload, expected: Format, path: Path) -> payload.CheckedPayload:
     if found.manifest.format != expected:
         raise InputError(f"the manifest says {found.manifest.format}, the bundle is {expected}", where=path)
     return found

@@ -10,7 +10,7 @@ from bluelm.system.files import atomic_folder
 from bluelm.trust.safety import walk
 from export.bundle import payload
 from export.bundle.manifest import FILE, Format
-from export.bundle.zip32 import FileSource, Source
+from export.bundle.zip32 import Contents, FileSource
 
 
 def write(whole: payload.Payload, out: Path, home: str = "", around: Mapping[str, bytes] | None = None) -> Path:
@@ -30,7 +30,7 @@ def write(whole: payload.Payload, out: Path, home: str = "", around: Mapping[str
     return out
 
 
-def extract(sources: Mapping[str, Source], folder: Path) -> None:
+def extract(sources: Mapping[str, Contents], folder: Path) -> None:
     """Write files into a folder; their names were checked when they were read."""
     for path, source in sources.items():
         target = folder / path
@@ -42,14 +42,14 @@ def extract(sources: Mapping[str, Source], folder: Path) -> None:
                 out.write(piece)
 
 
-def verify(folder: Path, home: str = "") -> payload.Opened:
+def verify(folder: Path, home: str = "") -> payload.CheckedPayload:
     """Check a folder bundle: every file is either of the payload or named by the manifest's container.
 
     Raises:
         InputError: what differs, file by file.
     """
     prefix = f"{home}/" if home else ""
-    sources: dict[str, Source] = {}
+    sources: dict[str, Contents] = {}
     around: dict[str, str] = {}
     for name, path in walk(folder):
         if name.startswith(prefix):

@@ -34,7 +34,7 @@ class Model(_Part):
     signature: str = Field(default="not signed", description="whether the checkpoint's own signature was checked")
 
 
-class Tokenizer(_Part):
+class TokenizerNote(_Part):
     """How text becomes tokens: the file, the chat template and the special tokens."""
 
     files: tuple[str, ...]
@@ -46,7 +46,7 @@ class Tokenizer(_Part):
     vocab_size: int
 
 
-class Runtime(_Part):
+class RuntimeNote(_Part):
     """What executes the artifact. `versions` are those that made and judged it; a device must match
     `pinned`.
     """
@@ -107,7 +107,7 @@ class Signing(_Part):
     package_certificate_sha256: Sha256 | None = Field(default=None, description="of the APK's own signature")
 
 
-class Piece(_Part):
+class SplitPiece(_Part):
     """Where a part of a file lies in a split APK."""
 
     apk: str
@@ -121,7 +121,7 @@ class File(_Part):
     role: str
     bytes: int = Field(ge=0)
     sha256: Sha256
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[SplitPiece, ...] = ()
 
 
 class Application(_Part):
@@ -147,12 +147,12 @@ class BundleManifest(_Part):
     recipe_digest: str
     quantized_digest: str
     target: str
-    runtime: Runtime
+    runtime: RuntimeNote
     requirements: Requirements
     context: int = Field(ge=1)
     prefill_chunk: int = Field(ge=1)
     bits_per_weight: float
-    tokenizer: Tokenizer
+    tokenizer: TokenizerNote
     measurements: tuple[Figure, ...]
     judgement: Judgement
     licences: Licences

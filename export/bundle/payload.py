@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bluelm.errors import InputError
 from bluelm.trust import signature
-from bluelm.trust.manifest import Difference, report
+from bluelm.trust.manifest import Difference, raise_differences
 from bluelm.trust.paths import check_name
 from export.bundle import keys, mlbom
 from export.bundle.manifest import (
@@ -28,10 +28,10 @@ from export.bundle.manifest import (
     SIGNATURE,
     BundleManifest,
     File,
-    Piece,
     Signing,
+    SplitPiece,
 )
-from export.bundle.zip32 import BytesSource, FileSource, Source
+from export.bundle.zip32 import BytesSource, Contents, FileSource
 
 OWN = (FILE, MLBOM, CERTIFICATE, SIGNATURE)
 NAME = "bundle"  # the signed folder's name, the same for every bundle
@@ -53,7 +53,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Part:
+class PayloadPart:
     """A run of bytes of one payload file, as one container entry: its place in the file and its CRC-32."""
 
     start: int
@@ -70,22 +70,22 @@ class Content:
 
     path: str
     role: str
-    source: Source
+    source: Contents
     sha256: str
     sha1: bytes
-    parts: tuple[Part, ...]
+    parts: tuple[PayloadPart, ...]
 
     @property
     def size(self) -> int:
         return sum(part.size for part in self.parts)
 
-    def part_source(self, part: Part) -> Source:
+    def part_source(self, part: PayloadPart) -> Contents:
         if isinstance(self.source, FileSource):
             return FileSource(self.source.path, self.source.start + part.start, part.size)
         return BytesSource(b"".join(self.source.pieces())[part.start : part.start + part.size])
 
 
-def measure(path: str, role: str, source: Source, cuts: Sequence[int] = ()) -> Content:
+def measure(path: str, role: str, source: Contents, cuts: Sequence[int] = ()) -> Content:
     """Read a source once.
 
     Args:
@@ -108,7 +108,7 @@ def measure(path: str, role: str, source: Source, cuts: Sequence[int] = ()) -> C
             filled[index] += take
             view = view[take:]
     starts = [sum(sizes[:position]) for position in range(len(sizes))]
-    parts = tuple(Part(start, size, crc) for start, size, crc in zip(starts, sizes, crcs, strict=True))
+    parts = tuple(PayloadPart(start, size, crc) for start, size, crc in zip(starts, sizes, crcs, strict=True))
     return Content(path, role, source, digest.hexdigest(), old.digest(), parts)
 
 
@@ -128,7 +128,7 @@ class Payload:
         return sum(content.size for content in self.contents)
 
 
-Pieces = Callable[[Content], tuple[Piece, ...]]
+Pieces = Callable[[Content], tuple[SplitPiece, ...]]
 
 
 def assemble(
@@ -175,7 +175,7 @@ def signing_of(certificate: x509.Certificate, package: x509.Certificate | None) 
 
 
 @dataclass(frozen=True)
-class Opened:
+class CheckedPayload:
     """A payload whose every byte was checked.
 
     Attributes:
@@ -185,7 +185,7 @@ class Opened:
     """
 
     manifest: BundleManifest
-    sources: Mapping[str, Source]
+    sources: Mapping[str, Contents]
     certificate: x509.Certificate
     package: x509.Certificate | None
 
@@ -196,11 +196,11 @@ class Opened:
 
 
 def verify(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Contents],
     container: Mapping[str, str],
     where: Path,
     package: x509.Certificate | None = None,
-) -> Opened:
+) -> CheckedPayload:
     """Check a payload: manifest against content, bill of materials, signature over everything.
 
     Args:
@@ -229,16 +229,16 @@ def verify(
         raise InputError("signer.pem holds no elliptic curve key", where=where)
     signed = {path: content.sha256 for path, content in found.items() if path != SIGNATURE}
     signature.verify_exact(_read(sources[SIGNATURE], SIGNATURE), NAME, signed, public)
-    return Opened(manifest, sources, certificate, package)
+    return CheckedPayload(manifest, sources, certificate, package)
 
 
-def _measured(path: str, source: Source, manifest: BundleManifest) -> Content:
+def _measured(path: str, source: Contents, manifest: BundleManifest) -> Content:
     """`measure`, but that a file of another size than the manifest's is not read: it may have any."""
     listed = manifest.files.get(path)
     if path in OWN or (listed is not None and listed.bytes == source.size):
         return measure(path, "", source)
     check_name(path)
-    return Content(path, "", source, "", b"", (Part(0, source.size, 0),))
+    return Content(path, "", source, "", b"", (PayloadPart(0, source.size, 0),))
 
 
 def _compare(manifest: BundleManifest, found: Mapping[str, Content], container: Mapping[str, str], where: Path) -> None:
@@ -258,15 +258,15 @@ def _compare(manifest: BundleManifest, found: Mapping[str, Content], container: 
             out.append(Difference(path, "missing", "in manifest.json, but not there"))
         elif (old.bytes, old.sha256) != (new.size, new.sha256):
             out.append(Difference(path, "changed", "not the SHA-256 of manifest.json"))
-    report(out, where)
+    raise_differences(out, where)
 
 
-def check_size(source: Source, name: str, limit: int = 64 << 20) -> None:
+def check_size(source: Contents, name: str, limit: int = 64 << 20) -> None:
     """Raises InputError: a file has more bytes than any bundle's of its kind."""
     if source.size > limit:
         raise InputError(f"{name} has {source.size} bytes, more than any bundle's", where=name)
 
 
-def _read(source: Source, name: str) -> bytes:
+def _read(source: Contents, name: str) -> bytes:
     check_size(source, name)
     return b"".join(source.pieces())

@@ -27,7 +27,7 @@ MOST_BYTES = 256 << 20  # of one file of a user's runner app
 
 
 @dataclass(frozen=True)
-class Runner:
+class AppTemplate:
     """An app without its model.
 
     Attributes:
@@ -68,7 +68,7 @@ def present() -> bool:
     return _tool("clang") is not None and _tool("ld64.lld") is not None
 
 
-def build(min_os: str) -> Runner:
+def build(min_os: str) -> AppTemplate:
     """Compile and link our own runner for arm64 iOS.
 
     Raises:
@@ -84,7 +84,7 @@ def build(min_os: str) -> Runner:
         _run(link + sorted(path.name for path in SOURCES.glob("*.tbd")))
         code = (Path(folder) / EXECUTABLE).read_bytes()
     version = _run([clang, "--version"]).splitlines()[0].strip()
-    return Runner(EXECUTABLE, code, None, {"PkgInfo": b"APPL????"}, version)
+    return AppTemplate(EXECUTABLE, code, None, {"PkgInfo": b"APPL????"}, version)
 
 
 def _run(command: list[str]) -> str:
@@ -97,7 +97,7 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def of_app(app: Path) -> Runner:
+def of_app(app: Path) -> AppTemplate:
     """The user's runner app, an unpacked `.app` folder for arm64 iOS.
 
     Raises:
@@ -116,7 +116,7 @@ def of_app(app: Path) -> Runner:
         fix = "link frameworks statically, or use --format xcode and sign on macOS"
         raise InputError("the runner app holds code of its own besides its executable, or a Model folder",
                          where=", ".join(nested[:3]) or app, fix=fix)  # fmt: skip
-    return Runner(executable, code, str(info["CFBundleIdentifier"]), content)
+    return AppTemplate(executable, code, str(info["CFBundleIdentifier"]), content)
 
 
 def _info(path: Path | None, app: Path) -> dict[str, Any]:

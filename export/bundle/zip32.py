@@ -32,7 +32,7 @@ _DOS_DATE = 0x21  # 1 January 1980: no time stamp in a bundle
 _UNIX = 3 << 8
 
 
-class Source(Protocol):
+class Contents(Protocol):
     """Contents of one file, read in pieces: a file on disk, a part of one, or bytes."""
 
     @property
@@ -97,7 +97,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Places:
     """Where each entry's header and data begin, and where the last entry ends."""
 
     headers: tuple[int, ...]
@@ -139,7 +139,7 @@ def local_header(entry: Entry, offset: int, alignment: int) -> bytes:
     return _LOCAL.pack(*fields) + name + extra
 
 
-def lay_out(entries: Sequence[Entry], alignment: int) -> Layout:
+def lay_out(entries: Sequence[Entry], alignment: int) -> Places:
     """Offsets of every entry.
 
     Raises:
@@ -154,10 +154,10 @@ def lay_out(entries: Sequence[Entry], alignment: int) -> Layout:
         position += entry.size
         if position > LIMIT - (1 << 24) or len(entries) > 65534:
             raise TargetError("the archive passes 4 GiB or 65534 files: zip64 would be needed", where=entry.name)
-    return Layout(tuple(headers), tuple(data), position)
+    return Places(tuple(headers), tuple(data), position)
 
 
-def central_directory(entries: Sequence[Entry], layout: Layout) -> bytes:
+def central_directory(entries: Sequence[Entry], layout: Places) -> bytes:
     """The list of entries at the end of the archive."""
     out = bytearray()
     for entry, offset in zip(entries, layout.headers, strict=True):
@@ -174,7 +174,7 @@ def end_record(count: int, directory_size: int, directory_offset: int) -> bytes:
     return _END.pack(0x06054B50, 0, 0, count, count, directory_size, directory_offset, 0)
 
 
-def stream(entries: Sequence[Entry], sources: Sequence[Source], alignment: int) -> Iterator[bytes]:
+def stream(entries: Sequence[Entry], sources: Sequence[Contents], alignment: int) -> Iterator[bytes]:
     """Bytes of the entries' section, a piece at a time.
 
     Raises:
@@ -191,7 +191,7 @@ def stream(entries: Sequence[Entry], sources: Sequence[Source], alignment: int) 
             raise InputError("the file changed while it was packed", where=entry.name, fix="pack again")
 
 
-def write_zip(path: Path, entries: Sequence[Entry], sources: Sequence[Source], alignment: int = 1) -> None:
+def write_zip(path: Path, entries: Sequence[Entry], sources: Sequence[Contents], alignment: int = 1) -> None:
     """Write a whole archive; the caller gives a temporary path."""
     layout = lay_out(entries, alignment)
     directory = central_directory(entries, layout)

@@ -24,9 +24,9 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact, list_files
 from export.artifacts.debug import DEBUG_NOTE
 from export.artifacts.package import bits_per_weight, parameter_count
-from export.coreml.ops import MASKED, Activations, Quantized, Weights, signed_codes
+from export.coreml.ops import MASKED, Activations, Constants, Quantized, signed_codes
 from export.coreml.package import Package, import_coremltools
-from export.coreml.program import DECODE, PREFILL, Shape, build, part_bytes
+from export.coreml.program import DECODE, PREFILL, ProgramSizes, build, part_bytes
 from export.coreml.save import FOLDER, save_package
 from export.lowering.parts import Part, split
 
@@ -62,10 +62,10 @@ def export(
         UnavailableError: coremltools is not installed.
     """
     import_coremltools()
-    weights = Weights(quantized, activations)
+    weights = Constants(quantized, activations)
     parts = split(*part_bytes(weights, quantized.config), program_bytes)
     names = ["model.mlpackage"] if len(parts) == 1 else [f"model_{i + 1}.mlpackage" for i in range(len(parts))]
-    shape = Shape(context, chunk, debug)
+    shape = ProgramSizes(context, chunk, debug)
     metadata = {"quantized": quantized.digest(), "activations": activations}
     with (
         atomic_folder(folder) as temporary,
@@ -135,7 +135,7 @@ def packages(artifact: Artifact) -> list[Path]:
 
 
 def _describe(
-    folder: Path, names: list[str], quantized: QuantizedCheckpoint, shape: Shape, activations: Activations
+    folder: Path, names: list[str], quantized: QuantizedCheckpoint, shape: ProgramSizes, activations: Activations
 ) -> None:
     """Config, tokenizer and artifact.json beside the packages."""
     roles = {f"{name}/{file}": role for name in names for file, role in PACKAGE_FILES.items()}

@@ -40,7 +40,7 @@ class Quantized(Protocol):
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightForm:
     """How a quantized weight is stored: all that the program needs before the weight itself is read."""
 
     shape: tuple[int, int]
@@ -57,13 +57,13 @@ class Layout:
 
 
 @dataclass
-class Weights:
+class Constants:
     """Constants of a program by id: read when the package is written, one at a time, for all functions."""
 
     quantized: Quantized
     activations: Activations
     providers: dict[str, Provider] = field(default_factory=dict)
-    layouts: dict[str, Layout] = field(default_factory=dict)
+    layouts: dict[str, WeightForm] = field(default_factory=dict)
     _last: dict[str, QuantizedTensor] = field(default_factory=dict)
 
     def tensor(self, name: str) -> QuantizedTensor:
@@ -76,11 +76,11 @@ class Weights:
                 raise TargetError("the package's scales are float16, and these have more digits", where=name, fix=fix)
         return self._last[name]
 
-    def layout(self, name: str) -> Layout:
+    def layout(self, name: str) -> WeightForm:
         """Layout of a quantized weight; reads it the first time."""
         if name not in self.layouts:
             q = self.tensor(name)
-            self.layouts[name] = Layout(q.shape, q.groups, q.bits, q.symmetric)
+            self.layouts[name] = WeightForm(q.shape, q.groups, q.bits, q.symmetric)
         return self.layouts[name]
 
     def forget(self) -> None:
@@ -131,7 +131,7 @@ class MilOps:
         tokens: T of this function.
     """
 
-    def __init__(self, weights: Weights, epsilon: float, position: Any, tokens: int) -> None:
+    def __init__(self, weights: Constants, epsilon: float, position: Any, tokens: int) -> None:
         from coremltools.converters.mil.mil import Builder
 
         self._mb: Any = Builder

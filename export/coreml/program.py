@@ -9,7 +9,7 @@ import numpy as np
 
 from bluelm.config import ModelConfig
 from bluelm.weights import LINEARS
-from export.coreml.ops import MASKED, MilOps, Quantized, Slots, Weights, fresh_names, identifier
+from export.coreml.ops import MASKED, Constants, MilOps, Quantized, Slots, fresh_names, identifier
 from export.coreml.package import import_coremltools
 from export.lowering.decoder import KeysValues, block, head, rotary_factors
 from export.lowering.parts import Part
@@ -21,7 +21,7 @@ EMBEDDED = "embedded"  # in a debug build, with `block_output`
 
 
 @dataclass(frozen=True)
-class Shape:
+class ProgramSizes:
     """Sizes that are fixed in a program.
 
     Attributes:
@@ -40,7 +40,7 @@ def block_output(layer: int) -> str:
     return identifier(f"layers.{layer}.output")
 
 
-def part_bytes(weights: Weights, config: ModelConfig) -> tuple[int, list[int], int]:
+def part_bytes(weights: Constants, config: ModelConfig) -> tuple[int, list[int], int]:
     """Stored bytes of the embedding, of each block, and of the head."""
     linears = [
         sum(weights.layout(f"model.layers.{i}.{name}").nbytes for name in LINEARS) for i in range(config.num_layers)
@@ -48,7 +48,7 @@ def part_bytes(weights: Weights, config: ModelConfig) -> tuple[int, list[int], i
     return weights.layout("embed").nbytes, linears, weights.layout("lm_head").nbytes
 
 
-def build(weights: Weights, part: Part, shape: Shape) -> Any:
+def build(weights: Constants, part: Part, shape: ProgramSizes) -> Any:
     """A MIL program with the functions `prefill` and `decode`, states shared by name.
 
     Inputs: tokens int32 [1, T] or hidden [1, T, hidden]; position int32 [1], slot of the first token.
@@ -69,7 +69,7 @@ def build(weights: Weights, part: Part, shape: Shape) -> Any:
     return program
 
 
-def _function(weights: Weights, part: Part, shape: Shape, tokens: int) -> Any:
+def _function(weights: Constants, part: Part, shape: ProgramSizes, tokens: int) -> Any:
     from coremltools import target
     from coremltools.converters.mil.mil import Builder, Function, types
 
@@ -93,7 +93,7 @@ def _function(weights: Weights, part: Part, shape: Shape, tokens: int) -> Any:
     return function
 
 
-def _body(ops: MilOps, quantized: Quantized, part: Part, shape: Shape, x: Any, inputs: Any) -> list[Any]:
+def _body(ops: MilOps, quantized: Quantized, part: Part, shape: ProgramSizes, x: Any, inputs: Any) -> list[Any]:
     """Blocks and head of a part; returns the function's outputs, the last one first."""
     config, tokens = quantized.config, x.shape[1]
     positions = ops._mb.add(x=inputs[POSITION], y=np.arange(tokens, dtype=np.int32).reshape(tokens), name="positions")
@@ -123,7 +123,7 @@ def state_name(layer: int, kind: str) -> str:
     return identifier(f"layers.{layer}.{kind}")
 
 
-def states(quantized: Quantized, part: Part, shape: Shape) -> list[tuple[str, tuple[int, ...]]]:
+def states(quantized: Quantized, part: Part, shape: ProgramSizes) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of a part's states."""
     config = quantized.config
     kv_heads, size = config.num_kv_heads, config.head_dim

@@ -20,7 +20,7 @@ from export.artifacts.artifact import Artifact
 from export.artifacts.debug import DEBUG_NOTE
 from export.lowering.parts import Part
 from export.onnx.readback_constants import HIDDEN_SCORE, Constants
-from export.onnx.reader import Stored
+from export.onnx.reader import HeldWeight
 from export.readback.held import faults
 from export.readback.items import (
     CACHE,
@@ -113,13 +113,13 @@ def _weights(functions: Mapping[str, Mapping[str, Any]], quantized: QuantizedChe
 
 def _weight_values(values: Mapping[str, Any]) -> Any:
     """`Layout` of a weight as the program declares it."""
-    from export.coreml.ops import Layout
+    from export.coreml.ops import WeightForm
     from export.coreml.package import value_type
 
     data, scale = value_type(values["data"].type), value_type(values["scale"].type)
     rows, columns = (size or 0 for size in (data.shape or (0, 0))[:2])
     groups = (scale.shape or (0, 1))[1] or 1
-    return Layout((rows, columns), groups, data.bits, "offset" not in values)
+    return WeightForm((rows, columns), groups, data.bits, "offset" not in values)
 
 
 def _part(weights: Mapping[str, Any], quantized: QuantizedCheckpoint) -> Part:
@@ -138,13 +138,13 @@ def _program_faults(
     wide: str,
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
     """Where the program is not the one that is written for this part; constants apart."""
-    from export.coreml.ops import Weights
+    from export.coreml.ops import Constants
     from export.coreml.package import Package as Opened
-    from export.coreml.program import Shape, build
+    from export.coreml.program import ProgramSizes, build
     from export.coreml.save import outline
 
-    weights = Weights(quantized, "float32" if wide == "float32" else "float16", layouts=dict(layouts))
-    shape = Shape(artifact.context, artifact.chunk, DEBUG_NOTE in artifact.notes)
+    weights = Constants(quantized, "float32" if wide == "float32" else "float16", layouts=dict(layouts))
+    shape = ProgramSizes(artifact.context, artifact.chunk, DEBUG_NOTE in artifact.notes)
     metadata = {"quantized": quantized.digest(), "activations": wide}
     with tempfile.TemporaryDirectory(prefix="bluelm-outline-") as scratch:
         try:
@@ -279,7 +279,7 @@ class Numbers:
         if codes.dtype != np.uint8:
             return f"codes of {codes.dtype}"
         tensor = self._quantized.embed() if name == EMBED else self._quantized.linear(name)
-        return ", ".join(faults(tensor, Stored(codes, scales, zeros, bits)))
+        return ", ".join(faults(tensor, HeldWeight(codes, scales, zeros, bits)))
 
 
 def _key(name: str) -> str:

@@ -19,7 +19,7 @@ from bluelm.errors import ExportError
 from compress.checkpoint.store import HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.onnx.readback_constants import HIDDEN_SCORE, Constants
-from export.onnx.reader import Stored
+from export.onnx.reader import HeldWeight
 from export.readback.held import faults, table
 from export.readback.items import (
     CACHE,
@@ -249,7 +249,7 @@ class Walk:
         if data.dtype != np.int8 or zeros.dtype != np.int8:
             return f"codes are {data.dtype}, zero points {zeros.dtype}"
         shifted = [(part.view(np.uint8) + np.uint8(2 ** (bits - 1))) for part in (data, zeros)]
-        return ", ".join(faults(self._quantized.linear(name), Stored(shifted[0], scales, shifted[1], bits)))
+        return ", ".join(faults(self._quantized.linear(name), HeldWeight(shifted[0], scales, shifted[1], bits)))
 
     # operations
 

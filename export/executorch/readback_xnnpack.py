@@ -17,7 +17,7 @@ from bluelm.errors import ExportError
 from bluelm.rope import rope_table
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
-from export.onnx.reader import Stored
+from export.onnx.reader import HeldWeight
 from export.readback.held import faults
 from export.readback.items import (
     CACHE,
@@ -248,7 +248,7 @@ class Walk:
         wanted = self._quantized.embed()
         half = 2 ** (wanted.bits - 1)
         shifted = [self.constant(part).astype(np.float32) + half for part in (codes, zeros)]
-        held = Stored(shifted[0].astype(np.uint8), self.constant(scales), shifted[1], wanted.bits)
+        held = HeldWeight(shifted[0].astype(np.uint8), self.constant(scales), shifted[1], wanted.bits)
         self.trail.see(EMBED, ", ".join(faults(wanted, held)))
         self.trail.see(MASK)  # a step sees the slots up to its own: `causal` above
 

@@ -27,7 +27,7 @@ BLOCKWISE, CHANNELWISE = "xnn_datatype_qbint4", ("xnn_datatype_qcint8", "xnn_dat
 
 
 @dataclass(frozen=True)
-class Contents:
+class ProgramContents:
     """What a .pte holds: weights of linears in the order of the graph, names of methods, and of delegates."""
 
     linears: tuple[QuantizedTensor, ...]
@@ -36,7 +36,7 @@ class Contents:
     file: PTEFile
 
 
-def read(path: Path) -> Contents:
+def read(path: Path) -> ProgramContents:
     """Parse the file `path`."""
     file = read_file(path)
     plans = file.program.execution_plan
@@ -46,7 +46,9 @@ def read(path: Path) -> Contents:
         if delegate.id == "XnnpackBackend":
             blob = bytes(file.program.backend_delegate_data[delegate.processed.index].data)
             linears += _linears(blob, file)
-    return Contents(tuple(linears), tuple(plan.name for plan in plans), tuple(d.id for d in forward.delegates), file)
+    return ProgramContents(
+        tuple(linears), tuple(plan.name for plan in plans), tuple(d.id for d in forward.delegates), file
+    )
 
 
 def read_file(path: Path) -> PTEFile:
@@ -97,7 +99,7 @@ def all_delegated(path: Path) -> dict[str, tuple[str, ...]] | None:
     return {plan.name: tuple(delegate.id for delegate in plan.delegates) for plan in plans}
 
 
-def embedding_codes(contents: Contents, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+def embedding_codes(contents: ProgramContents, shape: tuple[int, int]) -> Iterator[np.ndarray]:
     """Constants of the program with as many bytes as int8 codes of `shape`, as such."""
     for buffer in contents.file.program.constant_buffer:
         if len(buffer.storage) == shape[0] * shape[1]:

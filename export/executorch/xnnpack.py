@@ -31,7 +31,7 @@ from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.artifacts.debug import DEBUG_NOTE
-from export.artifacts.mobile import KvBits, describe
+from export.artifacts.mobile import KvBits, complete
 from export.executorch.memory import shared_weights, stand_in, weights_when_serialized
 from export.executorch.model import ExecutorchDecoder, parts
 from export.executorch.partition import SegmentPartitioner
@@ -70,7 +70,7 @@ def export(
             debug=debug,
             progress=progress,
         )
-        describe(
+        complete(
             temporary,
             "executorch-xnnpack",
             quantized,

@@ -26,7 +26,7 @@ from bluelm.system.progress import Progress, Silent
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import describe
+from export.artifacts.mobile import complete
 from export.gguf.tokenizer import add_tokenizer
 
 MODEL = "model.gguf"
@@ -56,7 +56,7 @@ def export(
     """
     with atomic_folder(folder) as temporary:
         write(quantized, temporary / MODEL, context=context, progress=progress)
-        describe(
+        complete(
             temporary,
             "gguf",
             quantized,

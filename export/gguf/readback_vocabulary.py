@@ -20,7 +20,7 @@ Type, Kind = gguf.GGUFValueType, gguf.TokenType  # kinds of pieces have sentence
 
 
 @dataclass(frozen=True)
-class Row:
+class Token:
     """A token: its text, its kind, and how early it is merged (SentencePiece)."""
 
     text: str
@@ -47,7 +47,7 @@ def keys(quantized: QuantizedCheckpoint) -> dict[str, Value]:
     return {f"tokenizer.ggml.{name}": value for name, value in found.items()}
 
 
-def _table(rows: Sequence[Row]) -> dict[str, Value]:
+def _table(rows: Sequence[Token]) -> dict[str, Value]:
     return {
         "tokens": Value(Type.STRING, [row.text for row in rows], array=True),
         "token_type": Value(Type.INT32, [row.kind for row in rows], array=True),
@@ -58,10 +58,10 @@ def _pieces(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Value]:
     """Of a tokenizer.model and the tokens added to it."""
     assert isinstance(tokenizer.pieces, SentencePieces)
     proto = read_model(tokenizer.source)
-    rows = [Row(piece.piece, piece.type, piece.score) for piece in proto.pieces][: config.vocab_size]
+    rows = [Token(piece.piece, piece.type, piece.score) for piece in proto.pieces][: config.vocab_size]
     added = tokenizer.pieces.added()
     for index in range(len(rows), config.vocab_size):
-        rows.append(Row(added[index], Kind.USER_DEFINED) if index in added else _unused(index))
+        rows.append(Token(added[index], Kind.USER_DEFINED) if index in added else _unused(index))
     begins = len(tokenizer.front) == 1 and tokenizer.front[0] == tokenizer.bos
     return {
         "model": Value(Type.STRING, "llama"),
@@ -86,9 +86,9 @@ def _byte_pairs(path: Path, config: ModelConfig) -> dict[str, Value]:
     library.no_padding()
     rows = [_unused(index) for index in range(config.vocab_size)]
     for text, index in library.get_vocab(with_added_tokens=False).items():
-        rows[index] = Row(text, Kind.NORMAL)
+        rows[index] = Token(text, Kind.NORMAL)
     for index, token in library.get_added_tokens_decoder().items():
-        rows[index] = Row(token.content, Kind.CONTROL if token.special else Kind.USER_DEFINED)
+        rows[index] = Token(token.content, Kind.CONTROL if token.special else Kind.USER_DEFINED)
     pairs = read_json(path, MOST_TABLE_BYTES)["model"]["merges"]
     merges = [pair if isinstance(pair, str) else f"{pair[0]} {pair[1]}" for pair in pairs]
     first, plain = (library.encode("a", add_special_tokens=special).ids for special in (True, False))
@@ -101,5 +101,5 @@ def _byte_pairs(path: Path, config: ModelConfig) -> dict[str, Value]:
     }
 
 
-def _unused(index: int) -> Row:
-    return Row(f"[unused {index}]", Kind.UNUSED)
+def _unused(index: int) -> Token:
+    return Token(f"[unused {index}]", Kind.UNUSED)

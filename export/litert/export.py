@@ -17,7 +17,7 @@ from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import write_embedding
-from export.artifacts.mobile import KvBits, describe
+from export.artifacts.mobile import KvBits, complete
 from export.litert.file import LitertModel, Type
 from export.litert.ops import LitertOps, Symbol
 from export.lowering.decoder import KeysValues, decoder
@@ -66,7 +66,7 @@ def export(
         if kv_bits == 8 and ranges is not None:
             ranges.save(temporary / RANGES)  # what the scales of the cache are held against
             roles[RANGES] = "ranges"
-        describe(
+        complete(
             temporary,
             "litert",
             quantized,

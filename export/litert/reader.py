@@ -130,14 +130,14 @@ class Layouts(QuantizedCheckpoint):
 
 
 @dataclass(frozen=True)
-class Contents:
+class LitertContents:
     """Quantized weights by tensor name, and the inputs and outputs of each signature."""
 
     linears: dict[str, QuantizedTensor]
     signatures: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
 
-def read(path: Path) -> Contents:
+def read(path: Path) -> LitertContents:
     """Parse the file `path`; all weights at once.
 
     Raises:
@@ -156,4 +156,4 @@ def read(path: Path) -> Contents:
         )
         for entry in file.model.signatureDefs
     }
-    return Contents(linears, signatures)
+    return LitertContents(linears, signatures)

@@ -25,7 +25,7 @@ from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.artifacts.mobile import CACHES, KvBits
-from export.artifacts.package import describe
+from export.artifacts.package import complete
 from export.artifacts.packing import pack
 from export.lowering.encoding import Encoding
 from export.lowering.ranges import Ranges, int8_cache
@@ -80,7 +80,7 @@ def export(
             backend(quantized, accuracy_level, kv_bits, ranges),
             progress or Silent(),
         )
-        describe(temporary, "onnx-cpu", quantized, context, chunk, MASK_VALUE, cache=CACHES[kv_bits])
+        complete(temporary, "onnx-cpu", quantized, context, chunk, MASK_VALUE, cache=CACHES[kv_bits])
     return Artifact.open(folder)
 
 

@@ -29,7 +29,7 @@ from bluelm.system.progress import Progress, Silent
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import KvBits, describe
+from export.artifacts.mobile import KvBits, complete
 from export.artifacts.packing import pack
 from export.lowering.ranges import Ranges
 from export.onnx.cpu import CacheCodec, store_weight
@@ -85,7 +85,7 @@ def export(
             roles["ranges.json"] = "ranges"
         config = json.dumps(genai_config(quantized.config, context, chunk), indent=1) + "\n"
         (temporary / CONFIG).write_text(config, encoding="utf-8")
-        describe(
+        complete(
             temporary,
             "onnx-genai",
             quantized,

@@ -18,7 +18,7 @@ INLINE_BYTES = 256
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredAt:
     """Where an initializer lies in the weight file."""
 
     dtype: int
@@ -35,7 +35,7 @@ class WeightFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tensors: dict[str, Stored] = {}
+        self.tensors: dict[str, StoredAt] = {}
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -55,7 +55,7 @@ class WeightFile:
         """Append the raw bytes of `data`; int4 comes packed, two a byte, the first in the low half."""
         assert self._file is not None and name not in self.tensors, name
         self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
-        self.tensors[name] = Stored(dtype, tuple(shape), self._file.tell(), data.nbytes)
+        self.tensors[name] = StoredAt(dtype, tuple(shape), self._file.tell(), data.nbytes)
         self._file.write(np.ascontiguousarray(data).data)
 
     def proto(self, name: str) -> TensorProto:
@@ -76,7 +76,7 @@ class NoFile(WeightFile):
         return self
 
     def write(self, name: str, data: np.ndarray, dtype: int, shape: Sequence[int]) -> None:
-        self.tensors[name] = Stored(dtype, tuple(shape), 0, data.nbytes)
+        self.tensors[name] = StoredAt(dtype, tuple(shape), 0, data.nbytes)
 
 
 class OnnxGraph:

@@ -26,7 +26,7 @@ from bluelm.weights import LINEARS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, HEAD, LinearInfo, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
-from export.artifacts.package import describe
+from export.artifacts.package import complete
 from export.artifacts.packing import pack
 from export.lowering.encoding import SHARE, Encoding
 from export.lowering.parts import split, whole
@@ -90,7 +90,7 @@ def export(
         )
         ranges.save(temporary / "ranges.json")
         cache = "int16" if ranges.cache_bits == 16 else "int8"
-        describe(temporary, "onnx-npu", quantized, context, chunk, ranges.mask_value, len(parts), cache)
+        complete(temporary, "onnx-npu", quantized, context, chunk, ranges.mask_value, len(parts), cache)
     return Artifact.open(folder)
 
 

@@ -42,7 +42,7 @@ class Code(NamedTuple):
     zero: np.generic
 
 
-class Table(NamedTuple):
+class NamedConstant(NamedTuple):
     """A constant's item, and its values in float32 when they are asked for."""
 
     item: str
@@ -79,15 +79,18 @@ class Constants:
     context: int
 
     @cached_property
-    def tables(self) -> Mapping[str, Table]:
+    def tables(self) -> Mapping[str, NamedConstant]:
         """Those that hold numbers of the model."""
         config = self.quantized.config
-        found = {name.removesuffix(".weight"): Table(name, self._vector(name)) for name in vector_names(self.quantized)}
+        found = {
+            name.removesuffix(".weight"): NamedConstant(name, self._vector(name))
+            for name in vector_names(self.quantized)
+        }
         factor = np.array(config.head_dim**-0.5, np.float32)
         for layer in range(config.num_layers):
-            found[f"layers.{layer}.q_scaled.factor"] = Table(attention_scale(layer), lambda: factor)
-        found["rope.cos.table"] = Table(ROPE, lambda: self._rope[0])
-        found["rope.sin.table"] = Table(ROPE, lambda: self._rope[1])
+            found[f"layers.{layer}.q_scaled.factor"] = NamedConstant(attention_scale(layer), lambda: factor)
+        found["rope.cos.table"] = NamedConstant(ROPE, lambda: self._rope[0])
+        found["rope.sin.table"] = NamedConstant(ROPE, lambda: self._rope[1])
         return found
 
     @cached_property

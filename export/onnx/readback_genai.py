@@ -23,7 +23,7 @@ from export.onnx.graph import NoFile
 from export.onnx.readback import TYPES, accuracy_level, attributes, told
 from export.onnx.readback_constants import HEADROOM_8_BITS, around
 from export.onnx.readback_structure import structure_faults
-from export.onnx.reader import OnnxFile, Stored, kind
+from export.onnx.reader import HeldWeight, OnnxFile, kind
 from export.readback import held
 from export.readback.items import (
     CACHE,
@@ -74,7 +74,7 @@ def _weight_faults(file: OnnxFile, quantized: QuantizedCheckpoint, name: str) ->
             rows = slice(sum(heights[:at]), sum(heights[: at + 1]))
             whole = file.weight(f"{place}.qkv")
             zeros = None if whole.zeros is None else whole.zeros[rows]
-            found = Stored(whole.codes[rows], whole.scales[rows], zeros, whole.bits, whole.spare)
+            found = HeldWeight(whole.codes[rows], whole.scales[rows], zeros, whole.bits, whole.spare)
         else:
             yield "is not in the graph"
             return
@@ -88,7 +88,7 @@ def _row_faults(file: OnnxFile, quantized: QuantizedCheckpoint) -> Iterator[str]
     table = quantized.embed()
     try:
         codes = unpack(file.array("embed.codes"), table.bits, table.shape[1])  # uint8 [rows, hidden]
-        yield from held.faults(table, Stored(codes, file.array("embed.scales"), None, table.bits))
+        yield from held.faults(table, HeldWeight(codes, file.array("embed.scales"), None, table.bits))
     except (InputError, KeyError) as error:
         yield str(error)
 

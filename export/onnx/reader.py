@@ -30,7 +30,7 @@ _CODES = (TensorProto.INT4, TensorProto.INT8)
 
 
 @dataclass(frozen=True)
-class Stored:
+class HeldWeight:
     """A weight as a file holds it.
 
     Attributes:
@@ -97,7 +97,7 @@ class OnnxFile:
         tensors = [self.tensors.get(self._sources.get(n, n)) for n in self._inputs(self.weights[name])]
         return tuple(t.SerializeToString(deterministic=True).hex() if t is not None else "" for t in tensors)
 
-    def weight(self, name: str) -> Stored:
+    def weight(self, name: str) -> HeldWeight:
         """One weight.
 
         Raises:
@@ -156,7 +156,7 @@ class OnnxFile:
         name = self._sources.get(name, name)
         return self._raw(name).view(_WIDTHS[self.tensors[name].data_type])
 
-    def _nbits(self, node: NodeProto, attributes: dict[str, int]) -> Stored:
+    def _nbits(self, node: NodeProto, attributes: dict[str, int]) -> HeldWeight:
         rows, columns, bits, size = (attributes[key] for key in ("N", "K", "bits", "block_size"))
         blocks = -(-columns // size)
         whole = unpack(self._raw(node.input[1]).reshape(rows, -1), bits, blocks * size)
@@ -165,9 +165,9 @@ class OnnxFile:
         if len(node.input) > 3:
             zeros = unpack(self._raw(node.input[3]).reshape(rows, -1), bits, blocks)
         nothing = 2 ** (bits - 1) if zeros is None else zeros[:, -1:]
-        return Stored(whole[:, :columns], scales, zeros, bits, bool((whole[:, columns:] != nothing).any()))
+        return HeldWeight(whole[:, :columns], scales, zeros, bits, bool((whole[:, columns:] != nothing).any()))
 
-    def _dequantized(self, node: NodeProto) -> Stored:
+    def _dequantized(self, node: NodeProto) -> HeldWeight:
         tensor = self.tensors[node.input[0]]
         columns, rows = tensor.dims
         raw, bits = self._raw(node.input[0]), 4 if tensor.data_type == TensorProto.INT4 else 8
@@ -176,4 +176,4 @@ class OnnxFile:
         if len(node.input) > 2:  # NPUs would compute wrongly with them, so none is right
             zeros = self.array(node.input[2]).reshape(-1, rows).T
         scales = self._floats(node.input[1])
-        return Stored(codes.T, scales.reshape(-1, rows).T, zeros, bits)
+        return HeldWeight(codes.T, scales.reshape(-1, rows).T, zeros, bits)

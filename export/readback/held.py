@@ -11,7 +11,7 @@ from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import EmbeddingTable
 from export.artifacts.packing import unpack
-from export.onnx.reader import Stored
+from export.onnx.reader import HeldWeight
 from export.readback.items import Finding, checked
 
 
@@ -20,12 +20,12 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def same(wanted: QuantizedTensor, found: Stored) -> bool:
+def same(wanted: QuantizedTensor, found: HeldWeight) -> bool:
     """Equal codes, zero points and scales; a scale may be repeated over smaller blocks, exactly."""
     return not faults(wanted, found)
 
 
-def faults(wanted: QuantizedTensor, found: Stored) -> list[str]:
+def faults(wanted: QuantizedTensor, found: HeldWeight) -> list[str]:
     """What is another: `codes`, `scales`, `zero points`, or their layout."""
     if found.bits != wanted.bits or found.codes.shape != wanted.shape:
         return [f"{found.bits} bits {found.codes.shape} instead of {wanted.bits} bits {wanted.shape}"]
@@ -54,8 +54,8 @@ def table(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Findin
     """The file of embedding rows."""
     wanted, found = quantized.embed(), EmbeddingTable.open(artifact.path("embedding"))
     codes = unpack(np.asarray(found.codes[:]), found.bits, found.hidden)
-    yield from checked(EMBED, faults(wanted, Stored(codes, found.scales, found.zeros, found.bits)))
+    yield from checked(EMBED, faults(wanted, HeldWeight(codes, found.scales, found.zeros, found.bits)))
 
 
-def stored(tensor: QuantizedTensor) -> Stored:
-    return Stored(tensor.codes.numpy(), tensor.scales.numpy(), tensor.zeros.numpy(), tensor.bits)
+def stored(tensor: QuantizedTensor) -> HeldWeight:
+    return HeldWeight(tensor.codes.numpy(), tensor.scales.numpy(), tensor.zeros.numpy(), tensor.bits)

@@ -26,10 +26,10 @@ from export.bundle.manifest import (
     Licences,
     Model,
     Requirements,
-    Runtime,
+    RuntimeNote,
     Signing,
 )
-from export.bundle.manifest import Tokenizer as TokenizerFacts
+from export.bundle.manifest import TokenizerNote as TokenizerFacts
 from export.bundle.zip32 import BytesSource, FileSource
 from pipeline.run.binding import open_run
 from targets.socs import Soc, table
@@ -79,7 +79,7 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
         fix = "add --format ipa, or leave --runner out"
         raise InputError(f"--runner would change nothing: it is for an ipa, and this is a bundle of {format_}", fix=fix)
     check_app(Tokenizer.from_folder(artifact.folder), format_)
-    draft = describe(run, report, artifact, format_, choice)
+    draft = manifest_draft(run, report, artifact, format_, choice)
     out = choice.out or run / "bundle" / draft.name
     options = build.Options(runner=choice.runner)
     return build.make(draft, inputs_of(artifact, draft, report), load_keys(choice), out, options, progress)
@@ -168,7 +168,7 @@ def _licence_files(report: Report) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file() and not (folder / name).is_symlink()]
 
 
-def describe(run: Path, report: Report, artifact: Artifact, format_: Format, choice: Choice) -> BundleManifest:
+def manifest_draft(run: Path, report: Report, artifact: Artifact, format_: Format, choice: Choice) -> BundleManifest:
     """The manifest's draft, from the report and the artifact alone."""
     name = _slug(run.resolve().name)
     runtime, facts = project.runtime_of(artifact.format)
@@ -184,7 +184,7 @@ def describe(run: Path, report: Report, artifact: Artifact, format_: Format, cho
         recipe_digest=hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
         quantized_digest=artifact.quantized_digest,
         target=report.target,
-        runtime=Runtime(
+        runtime=RuntimeNote(
             name=runtime,
             artifact_format=artifact.format,
             versions=versions,

@@ -133,7 +133,7 @@ def _android(path: Path, manifest: BundleManifest, serial: str | None, progress:
     server = Server()
     ready = [d.serial for d in server.devices() if d.state == "device"]
     device = server.device(_choose(ready, serial))
-    check(manifest, phone.describe(device), chat_apps(device))
+    check(manifest, phone.ask(device), chat_apps(device))
     files = [path] if path.is_file() else sorted(path.glob("*.apk"))
     # The names in the package manager's session: a single APK's own may be anything, those of a set were checked.
     names = {file: "base.apk" if file == path else file.name for file in files}

@@ -13,7 +13,7 @@ from pipeline.errors import leave
 from pipeline.terminal import say
 
 if TYPE_CHECKING:
-    from eval.accuracy.bisect import Finding
+    from eval.accuracy.bisect import FirstFault
 
 TOKENS = 64
 
@@ -54,7 +54,7 @@ def bisect(
         if unknown:
             fix = f"its artifacts: {', '.join(report.artifacts)}"
             raise InputError(f"this run has no artifact {artifact!r}", where=run, fix=fix)
-        found: dict[str, Finding | None] = {}
+        found: dict[str, FirstFault | None] = {}
         for name, built in report.artifacts.items():
             if artifact in (None, name):
                 place = cast(Place, built.on)
@@ -72,7 +72,7 @@ def bisect(
     leave(work)
 
 
-def _bisect(folder: Path, on: str, quantized: Path, model: Path, scratch: Path) -> Finding | None:
+def _bisect(folder: Path, on: str, quantized: Path, model: Path, scratch: Path) -> FirstFault | None:
     from typing import cast
 
     from bluelm.checkpoint import Checkpoint

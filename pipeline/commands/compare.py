@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bluelm.text.tokenizer import Tokenizer
-    from eval.accuracy.compare import Comparison, Subject
+    from eval.accuracy.compare import Comparison, Side
     from targets.runtime import Place
 
 BLOCK_TOKENS = 64
@@ -123,7 +123,7 @@ def to_json(reference: str, found: Sequence[Comparison]) -> dict[str, Any]:
     return {"reference": reference, "compared": rows}
 
 
-def open_subjects(path: str, blocks: bool, scratch: Path, stack: ExitStack) -> list[Subject]:
+def open_subjects(path: str, blocks: bool, scratch: Path, stack: ExitStack) -> list[Side]:
     """What a path of the command line stands for: one subject, or all artifacts of a run.
 
     Args:
@@ -164,8 +164,8 @@ def _shipped(folders: Sequence[Path]) -> list[Path]:
     return [folder for folder, kind in kinds.items() if kind.name not in sources]
 
 
-def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack: ExitStack) -> Subject:
-    from eval.accuracy.compare import Subject
+def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack: ExitStack) -> Side:
+    from eval.accuracy.compare import Side
     from eval.files.origin import origin
     from export.artifacts.artifact import Artifact
     from targets.block_outputs import BlockTwin
@@ -179,7 +179,7 @@ def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack
     found = origin(artifact, place)
     stand_in = found.by if found.how == "emulated" else ""
     runtime = open_runtime(folder, place)
-    subject = Subject(name, artifact.format, runtime, digest=artifact.quantized_digest, stand_in=stand_in)
+    subject = Side(name, artifact.format, runtime, digest=artifact.quantized_digest, stand_in=stand_in)
     if not blocks:
         return subject
     twin = BlockTwin(artifact, place, scratch)
@@ -187,11 +187,11 @@ def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack
     return replace(subject, steps=twin.blocks, twin=twin.logits)
 
 
-def _checkpoint(folder: Path) -> Subject:
+def _checkpoint(folder: Path) -> Side:
     """A quantized checkpoint, dequantized, or the float one, in torch."""
     from bluelm.checkpoint import Checkpoint
     from compress.checkpoint.store import QuantizedCheckpoint
-    from eval.accuracy.compare import Subject, weights_steps
+    from eval.accuracy.compare import Side, weights_steps
     from pipeline.run import provenance
     from targets.host.torch_runtime import TorchRuntime
 
@@ -200,7 +200,7 @@ def _checkpoint(folder: Path) -> Subject:
     weights = QuantizedCheckpoint.open(folder) if quantized else Checkpoint.open(folder)
     context = min(weights.config.max_position_embeddings, 512)
     kind = "dequantized" if quantized else "float"
-    return Subject(
+    return Side(
         name=f"{folder.name} ({kind})",
         kind=kind,
         runtime=TorchRuntime(weights, context),

@@ -20,7 +20,7 @@ NOT_KNOWN = "not known"  # in place of a speed that nothing published speaks for
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from eval.speed.speed_model import Interval, RuntimeClass, Shape, Soc, Work
+    from eval.speed.speed_model import ChipSpeed, DecoderSizes, Interval, RuntimeClass, TokenCost
     from targets.phones.phone import Phone
 
 
@@ -150,7 +150,7 @@ def show_estimates(
     if artifact is not None:
         rows = _artifact_rows(artifact, chips, on, prompt)
     else:
-        shapes: list[Shape] = [find_shape(name) for name in models or BLUELM]
+        shapes: list[DecoderSizes] = [find_shape(name) for name in models or BLUELM]
         for chip in chips:
             kind = runtime_class(chip, on or "npu")
             for shape in shapes:
@@ -167,19 +167,19 @@ def show_estimates(
     return 0
 
 
-def runtime_class(chip: Soc, on: Literal["npu", "cpu", "gpu"]) -> RuntimeClass:
+def runtime_class(chip: ChipSpeed, on: Literal["npu", "cpu", "gpu"]) -> RuntimeClass:
     """The class of published figures that speaks for it: the Neural Engine on Apple's chips."""
     apple = chip.neural_engine_gb_s is not None
     return "ane" if on == "npu" and apple else on
 
 
-def runtime_name(chip: Soc, kind: RuntimeClass) -> str:
+def runtime_name(chip: ChipSpeed, kind: RuntimeClass) -> str:
     """The runtime that our artifacts take there, as published figures name it; "" where they have none."""
     return "QNN" if kind == "npu" and chip.name.startswith("Snapdragon") else ""
 
 
 def _artifact_rows(
-    folder: Path, chips: Sequence[Soc], on: Literal["npu", "cpu", "gpu"] | None, prompt: int
+    folder: Path, chips: Sequence[ChipSpeed], on: Literal["npu", "cpu", "gpu"] | None, prompt: int
 ) -> list[tuple[str, ...]]:
     """A line a chip, of the class that the artifact's own runtime is of unless another is named.
 
@@ -206,7 +206,7 @@ def _artifact_rows(
 
 
 def _line(
-    chip: Soc, name: str, width: str, load: Work, kind: RuntimeClass, runtime: str | None, prompt: int
+    chip: ChipSpeed, name: str, width: str, load: TokenCost, kind: RuntimeClass, runtime: str | None, prompt: int
 ) -> tuple[str, ...]:
     """`runtime`: as published figures name it; None: the model is too small for any of them to speak for it."""
     from eval.speed.speed_model import estimate as ask

@@ -16,7 +16,7 @@ from pipeline.terminal import say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from eval.history import Run
+    from eval.history import KeptRun
     from eval.measurement import Measurement
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -87,7 +87,7 @@ def show(
     return 0
 
 
-def _run_lines(runs: Sequence[Run]) -> list[str]:
+def _run_lines(runs: Sequence[KeptRun]) -> list[str]:
     head = ("run", "time (UTC)", "verdict", "compared with", "target", "title")
     rows = [
         (
@@ -103,7 +103,7 @@ def _run_lines(runs: Sequence[Run]) -> list[str]:
     return list(table(head, rows))
 
 
-def _metric_lines(runs: Sequence[Run], metric: str, subject: str | None, plot: Path | None) -> list[str]:
+def _metric_lines(runs: Sequence[KeptRun], metric: str, subject: str | None, plot: Path | None) -> list[str]:
     """One line a run that has the figure, a line of bars a title and, where asked for, a drawing."""
     found = [(run, figure) for run in runs if (figure := run.figure(metric, subject)) is not None]
     if not found:
@@ -122,7 +122,7 @@ def _metric_lines(runs: Sequence[Run], metric: str, subject: str | None, plot: P
     return lines
 
 
-def _metric_row(run: Run, figure: Measurement) -> tuple[str, ...]:
+def _metric_row(run: KeptRun, figure: Measurement) -> tuple[str, ...]:
     interval = "" if figure.low is None or figure.high is None else f"{figure.low:.5g} to {figure.high:.5g}"
     value = f"{figure.value:.6g}"
     return (str(run.id), run.time[:19], value, figure.unit, interval, figure.how, figure.subject, run.title)
@@ -136,7 +136,7 @@ def bars(values: Sequence[float]) -> str:
     return "".join(BARS[round((v - low) / step)] if abs(v) < float("inf") else "?" for v in values)
 
 
-def draw(found: Sequence[tuple[Run, Measurement]], metric: str, path: Path) -> None:
+def draw(found: Sequence[tuple[KeptRun, Measurement]], metric: str, path: Path) -> None:
     """A line a title over the runs' numbers, with intervals where there are any.
 
     Raises:

@@ -105,7 +105,7 @@ def _judge(report: Report, figures: Sequence[Measurement], history: Path | None)
     """Print the figures, append them to the history, hold the run's own speed limit against them."""
     from eval.budget.budget import judge
     from eval.budget.limits import Budget
-    from eval.history import History, Run
+    from eval.history import History, KeptRun
 
     for m in figures:
         say(f"{m.name}: {m.value:,.5g} {m.unit}, {m.how} by {m.by} ({m.note})")
@@ -117,7 +117,7 @@ def _judge(report: Report, figures: Sequence[Measurement], history: Path | None)
         for check in verdict.checks:
             say(f"{'ok  ' if check.passed else 'FAIL'} {check}")
     facts = {"configuration": report.configuration, "versions": report.versions}
-    number = History(history).append(Run(report.title, report.target, passed, tuple(figures), facts))
+    number = History(history).append(KeptRun(report.title, report.target, passed, tuple(figures), facts))
     say(f"run {number} of the history")
     return 0 if passed else BudgetError.exit_code
 

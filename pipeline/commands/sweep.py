@@ -32,7 +32,7 @@ from bluelm.system.memory import shortage
 from bluelm.system.reading import read_json
 from pipeline.errors import INTERRUPTED, leave
 from pipeline.options.effects import refuse_if
-from pipeline.report.sweep_results import Row, lines, mark_pareto, write_results
+from pipeline.report.sweep_results import VariantRow, lines, mark_pareto, write_results
 from pipeline.run import layout
 from pipeline.terminal import say
 
@@ -165,8 +165,8 @@ def grouped(variants: Iterable[Variant]) -> list[list[Variant]]:
 
 
 Group = tuple[list[Variant], str, list[str]]
-Worker = Callable[[Group], list[Row]]
-RunAll = Callable[[Worker, Sequence[Group]], list[list[Row]]]
+Worker = Callable[[Group], list[VariantRow]]
+RunAll = Callable[[Worker, Sequence[Group]], list[list[VariantRow]]]
 
 
 @contextmanager
@@ -174,7 +174,7 @@ def on_threads(jobs: int) -> Iterator[RunAll]:
     """So many groups at a time on this machine; every run is a process, so threads are enough to wait in."""
     with ThreadPoolExecutor(jobs) as pool:
 
-        def run_all(worker: Worker, work: Sequence[Group]) -> list[list[Row]]:
+        def run_all(worker: Worker, work: Sequence[Group]) -> list[list[VariantRow]]:
             futures = [pool.submit(worker, item) for item in work]
             try:
                 return [future.result() for future in futures]
@@ -200,7 +200,7 @@ def on_ray(address: str) -> Iterator[RunAll]:
         raise UnavailableError(f"no Ray cluster answers: {error}", where=address, fix=fix) from error
     try:
 
-        def run_all(worker: Worker, work: Sequence[Group]) -> list[list[Row]]:
+        def run_all(worker: Worker, work: Sequence[Group]) -> list[list[VariantRow]]:
             task = ray.remote(num_cpus=1)(worker)
             try:
                 return ray.get([task.remote(item) for item in work])
@@ -224,10 +224,10 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def do_group(work: Group) -> list[Row]:
+def do_group(work: Group) -> list[VariantRow]:
     """Runs of one recipe; each later one begins with what the one before left."""
     variants, out, rest = work
-    rows: list[Row] = []
+    rows: list[VariantRow] = []
     for before, variant in zip([None, *variants], variants, strict=False):
         folder = Path(out) / variant.name
         if before is not None:
@@ -236,7 +236,7 @@ def do_group(work: Group) -> list[Row]:
     return rows
 
 
-def do_variant(variant: Variant, out: Path, rest: Sequence[str]) -> Row:
+def do_variant(variant: Variant, out: Path, rest: Sequence[str]) -> VariantRow:
     """Run one variant, or take it as an earlier sweep left it."""
     arguments = [*variant.arguments(out), "--no-bundle", "--shared-options", *rest]
     record = out / variant.name / DONE
@@ -320,18 +320,18 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _row(variant: Variant, out: Path, exit_code: int, problem: str) -> Row:
+def _row(variant: Variant, out: Path, exit_code: int, problem: str) -> VariantRow:
     from eval.report import Report
 
     if problem:
-        return Row(variant.name, *asdict(variant).values(), exit_code=exit_code, problem=problem)
+        return VariantRow(variant.name, *asdict(variant).values(), exit_code=exit_code, problem=problem)
     report = Report.open(out / variant.name)
     size = _figure(report, "artifact_bytes", ("files",))
     alone = len(report.artifacts) == 1  # else this machine runs another artifact than the one that ships
     speed = _figure(report, "decode_tokens_per_s", ("soc", "host") if alone else ("soc",))
     kl = _figure(report, "mean_kl", ("npu", "cpu"))
     ratio = _figure(report, "perplexity_ratio", ("npu", "cpu"))
-    return Row(
+    return VariantRow(
         variant.name,
         *asdict(variant).values(),
         exit_code=exit_code,

@@ -18,7 +18,7 @@ from bluelm.weights import Weights
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from compress.methods.rotate import Rotated
 from eval.accuracy import judge
-from eval.accuracy.bisect import Cause, Finding, apart, block_values, costliest_tensor, first_apart, probe_names
+from eval.accuracy.bisect import Cause, FirstFault, apart, block_values, costliest_tensor, first_apart, probe_names
 from eval.accuracy.compare import BlockErrors, local_errors, weights_steps
 from export.artifacts.artifact import Artifact, source_of
 from export.lowering.ranges import Ranges
@@ -48,7 +48,7 @@ class Bisection:
     tokens: Sequence[int]
     scratch: Path
 
-    def find(self) -> Finding | None:
+    def find(self) -> FirstFault | None:
         """The first fault; None if nothing is beyond what is expected.
 
         Raises:
@@ -62,7 +62,7 @@ class Bisection:
             )
         return self._closed() or self._table() or self._blocks() or self._head() or self._decode() or self._rounding()
 
-    def _closed(self) -> Finding | None:
+    def _closed(self) -> FirstFault | None:
         """The first weight that is another, where only the files can tell."""
         if self.artifact.record.inside or not self._wrong:
             return None
@@ -70,7 +70,7 @@ class Bisection:
         layer = name.split(".")[2] if name.startswith("model.layers.") else None
         place = f"block {layer}" if layer is not None else "embedding" if name == EMBED else "head"
         cause, why = self._held_to_account(name, None, 0.0)
-        return Finding(place, name, self._answers_apart(), self._errors.expected, cause, why)
+        return FirstFault(place, name, self._answers_apart(), self._errors.expected, cause, why)
 
     def _answers_apart(self) -> float:
         """Relative error of the logits on the artifact's own last stream (of a closed format: its weights' stream)."""
@@ -81,15 +81,15 @@ class Bisection:
         expected = (unit * self.quantized.final_norm()) @ self.quantized.head().T  # [n, vocab]
         return apart(expected.numpy(), logits)
 
-    def _table(self) -> Finding | None:
+    def _table(self) -> FirstFault | None:
         """The rows of the embedding."""
         rows = self.quantized.embedding()[list(self.tokens)].numpy()
         error, limit = apart(rows, self._stream[0]), max(self._errors.expected, 1e-6)
         if error <= limit:
             return None
-        return Finding("embedding", EMBED, error, limit, *self._held_to_account(EMBED, None, 0.0))
+        return FirstFault("embedding", EMBED, error, limit, *self._held_to_account(EMBED, None, 0.0))
 
-    def _blocks(self) -> Finding | None:
+    def _blocks(self) -> FirstFault | None:
         """The first block beyond what its runtime may cost, and the first value in it."""
         layer = self._errors.first_outside
         if layer is None:
@@ -101,15 +101,15 @@ class Bisection:
         if found is None:
             wrong = [name for name in self._wrong if name.startswith(f"model.layers.{layer}.")]
             tensor = wrong[0] if wrong else f"model.layers.{layer}"
-            return Finding(
+            return FirstFault(
                 f"block {layer}", tensor, self._errors.errors[layer], limit, *self._held_to_account(tensor, None, 0.0)
             )
         value, made_by, error = found
         tensor = f"model.layers.{layer}.{made_by}" if "." in made_by or made_by.endswith("norm") else made_by
         cause = self._held_to_account(tensor, self._rounded(layer, value, expected), error)
-        return Finding(f"block {layer}", tensor, error, limit, *cause)
+        return FirstFault(f"block {layer}", tensor, error, limit, *cause)
 
-    def _head(self) -> Finding | None:
+    def _head(self) -> FirstFault | None:
         """Last norm and head, on the artifact's own last stream; of a compiled artifact, all of it."""
         error, limit = self._answers_apart(), max(self._errors.expected, 1e-5)
         if error <= limit:
@@ -117,10 +117,10 @@ class Bisection:
         if self._shown is not self.artifact or not self.artifact.record.inside:
             compiled = self._shown is not self.artifact
             why = "its graphs do better before compiling" if compiled else "this format is looked at as a whole"
-            return Finding("the whole artifact", "logits", error, limit, "runtime", why)
-        return Finding("head", "lm_head", error, limit, *self._held_to_account("lm_head", None, 0.0))
+            return FirstFault("the whole artifact", "logits", error, limit, "runtime", why)
+        return FirstFault("head", "lm_head", error, limit, *self._held_to_account("lm_head", None, 0.0))
 
-    def _decode(self) -> Finding | None:
+    def _decode(self) -> FirstFault | None:
         """Token by token against one prefill."""
         with open_runtime(self.artifact.folder, self.on) as runtime:
             steps = min(DECODED, len(self.tokens) - 1)
@@ -128,9 +128,9 @@ class Bisection:
         if kl.value <= FORGETS:
             return None
         why = f"{kl.value:.2g} nats a token from a prefill of the same text: it forgets or misplaces the cache"
-        return Finding("decode", "keys and values", kl.value, FORGETS, "runtime", why)
+        return FirstFault("decode", "keys and values", kl.value, FORGETS, "runtime", why)
 
-    def _rounding(self) -> Finding | None:
+    def _rounding(self) -> FirstFault | None:
         """Where rounding the weights cost more than in other blocks: the artifact is what its weights say."""
         if self.checkpoint is None:
             return None
@@ -143,7 +143,7 @@ class Bisection:
         name, alone, together = costliest_tensor(exact, self.quantized, layer, x, context)
         why = f"the artifact computes what its weights say; rounding this one alone costs {alone:.2e} of {together:.2e}"
         tensor = f"model.layers.{layer}.{name}"
-        return Finding(f"block {layer}", tensor, errors.errors[layer], errors.expected, "weights", why)
+        return FirstFault(f"block {layer}", tensor, errors.errors[layer], errors.expected, "weights", why)
 
     def _held_to_account(self, tensor: str, rounded: float | None, error: float) -> tuple[Cause, str]:
         """Who made a tensor's values wrong.

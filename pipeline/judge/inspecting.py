@@ -17,7 +17,7 @@ from compress.methods.rotate import Rotated
 from eval.accuracy import positions
 from eval.accuracy.arithmetic import allowance
 from eval.accuracy.compare import local_errors
-from eval.accuracy.positions import Plan, Rows
+from eval.accuracy.positions import PositionPlan, Rows
 from eval.files import structure
 from eval.files.compiled import Graphs, TwinCheck
 from eval.heldout import HeldOut
@@ -50,7 +50,9 @@ class Inspector:
     context: int
     room: bool = True
     coarse: bool = False
-    _expected: dict[Plan, Rows] = field(default_factory=dict[Plan, Rows], init=False, repr=False, compare=False)
+    _expected: dict[PositionPlan, Rows] = field(
+        default_factory=dict[PositionPlan, Rows], init=False, repr=False, compare=False
+    )
 
     def files(self, artifact: Artifact, subject: str) -> list[Measurement]:
         """What the files tell."""
@@ -134,7 +136,7 @@ class Inspector:
         return list(itertools.islice((int(t) for window in windows for t in window.tokens), length))
 
 
-def plan_positions(artifact: Artifact, on: Place) -> Plan:
+def plan_positions(artifact: Artifact, on: Place) -> PositionPlan:
     """Which positions of an artifact are judged, for how long a step takes there."""
     slow = on in SLOW
     prefilled, decoded = (SLOWLY_PREFILLED, SLOWLY_DECODED) if slow else (PREFILLED, DECODED)

@@ -45,7 +45,7 @@ DOMAINS = {"zh": "Chinese", "en": "English", "code": "code", "math": "mathematic
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Headings and rows of text; the first column is the row's name, a row's note stands below it."""
 
     headings: tuple[str, ...]
@@ -59,7 +59,7 @@ class Section:
 
     title: str
     plot: str = ""
-    table: Table | None = None
+    table: TextTable | None = None
     note: str = ""
 
 
@@ -121,7 +121,7 @@ def accuracy(report: Report) -> Section:
     )
     note = _noted(note, report)
     artifacts, rows = side_by_side(report.measurements)
-    table = Table(("", *artifacts), tuple(rows)) if rows else None
+    table = TextTable(("", *artifacts), tuple(rows)) if rows else None
     return Section("Accuracy on held-out text", plot, table, note)
 
 
@@ -141,7 +141,7 @@ def domains(report: Report) -> Section:
     ]
     headings = ("", "ratio", "mean KL", "perplexity", "float model's", "tokens")
     plot = page_plots.intervals(panels, {}, _series(report)) if panels else ""
-    return Section("By domain", plot, Table(headings, tuple(rows)) if rows else None, _noted("", report))
+    return Section("By domain", plot, TextTable(headings, tuple(rows)) if rows else None, _noted("", report))
 
 
 def _domain_row(domain: str, subject: str, figures: Mapping[str, Measurement]) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def tasks(report: Report) -> Section:
             marks.append(Mark.of(name, m.subject if kind == "task_score" else "float", m))
     rows = task_rows(report.measurements)
     plot = page_plots.intervals({"score": marks}, {}, {"float": "float model", **_series(report)}) if marks else ""
-    table = Table(
+    table = TextTable(
         ("", "float model", "artifact", "recovery"), tuple(row[:4] for row in rows), tuple(r[4] for r in rows)
     )
     note = _noted("Questions of lm-evaluation-harness; ± one standard error.", report)
@@ -244,7 +244,7 @@ def speed(report: Report) -> Section:
     figures = [m for m in report.measurements if m.subject not in SUBJECTS]
     rows = tuple((label(m) + PLACES.get(m.subject, ""), format_value(m), _interval(m), m.how) for m in figures)
     notes = tuple("; ".join(text for text in (m.by, m.note) if text) for m in figures)
-    table = Table(("", "value", "interval", "how"), rows, notes)
+    table = TextTable(("", "value", "interval", "how"), rows, notes)
     return Section("Speed, size and memory", table=table if rows else None)
 
 
@@ -268,7 +268,7 @@ def _interval(m: Measurement) -> str:
     return "" if m.low is None or m.high is None else f"{number(m.low)} to {number(m.high)}"
 
 
-def _facts(report: Report) -> Iterator[tuple[str, Table]]:
+def _facts(report: Report) -> Iterator[tuple[str, TextTable]]:
     """What was done, from what, with which tools."""
     configuration = dict(report.configuration)
     recipe = configuration.pop("recipe", {})
@@ -282,5 +282,5 @@ def _facts(report: Report) -> Iterator[tuple[str, Table]]:
     yield "Versions", _pairs(report.versions)
 
 
-def _pairs(values: Mapping[str, Any]) -> Table:
-    return Table(("", ""), tuple((key.replace("_", " "), str(value)) for key, value in values.items()))
+def _pairs(values: Mapping[str, Any]) -> TextTable:
+    return TextTable(("", ""), tuple((key.replace("_", " "), str(value)) for key, value in values.items()))

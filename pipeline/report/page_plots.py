@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from eval.measurement import Measurement
-    from eval.speed.speed_fit import Row
+    from eval.speed.speed_fit import Published
 
 WIDTH = 5.0  # inches, 360 points: a phone's width, so that text keeps its size there
 INK = "#010203"  # becomes the page's text colour
@@ -146,7 +146,7 @@ def _share(share: float) -> str:
     return f"{share:.0%}" if share >= 0.005 else "< 1%"
 
 
-def published_speeds(rows: Sequence[Row], soc: str, parameters_b: float, own: Measurement, runtime: str) -> str:
+def published_speeds(rows: Sequence[Published], soc: str, parameters_b: float, own: Measurement, runtime: str) -> str:
     """Tokens/s over the model's size: published figures, this chip's in colour, and the estimate with its interval."""
 
     def draw(figure: Figure) -> None:

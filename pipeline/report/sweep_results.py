@@ -17,7 +17,7 @@ RESULTS = "sweep"
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantRow:
     """What a variant came to; figures are None where it has none (then `problem` says why)."""
 
     name: str
@@ -37,16 +37,16 @@ class Row:
     """What answered in the phone's place where the KL was taken."""
 
 
-def mark_pareto(rows: Iterable[Row]) -> list[Row]:
+def mark_pareto(rows: Iterable[VariantRow]) -> list[VariantRow]:
     """Mark each row that no other of its target beats: no larger, no slower, no worse, and better in one.
 
     Speeds of one target only compare where they were got in the same way, so each way is judged for itself.
     """
     found = list(rows)
-    return [Row(**{**asdict(row), "pareto": _undominated(row, found)}) for row in found]
+    return [VariantRow(**{**asdict(row), "pareto": _undominated(row, found)}) for row in found]
 
 
-def _undominated(row: Row, rows: Sequence[Row]) -> bool:
+def _undominated(row: VariantRow, rows: Sequence[VariantRow]) -> bool:
     cost = _cost(row)
     if cost is None:
         return False
@@ -54,7 +54,7 @@ def _undominated(row: Row, rows: Sequence[Row]) -> bool:
     return not any(rival != cost and all(a <= b for a, b in zip(rival, cost, strict=True)) for rival in rivals)
 
 
-def _cost(row: Row) -> tuple[float, float, float] | None:
+def _cost(row: VariantRow) -> tuple[float, float, float] | None:
     """Size, slowness, error: less is better. None where one is not known, or no number."""
     if row.size_bytes is None or row.mean_kl is None:
         return None
@@ -62,7 +62,7 @@ def _cost(row: Row) -> tuple[float, float, float] | None:
     return cost if all(map(math.isfinite, cost)) else None
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
+def lines(rows: Sequence[VariantRow]) -> Iterator[str]:
     """The table; * marks what no other variant of the target beats in size, speed and error at once."""
     from eval.report import MARK
 
@@ -92,10 +92,10 @@ def _text(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def write_results(rows: Sequence[Row], out: Path) -> list[Path]:
+def write_results(rows: Sequence[VariantRow], out: Path) -> list[Path]:
     """sweep.csv and, where a variant has figures, sweep.svg."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer = csv.DictWriter(text, list(VariantRow.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     path = out / f"{RESULTS}.csv"
@@ -107,7 +107,7 @@ def write_results(rows: Sequence[Row], out: Path) -> list[Path]:
     return written
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[VariantRow], path: Path) -> None:
     """Size against error, colour is speed; what no other beats is ringed and joined."""
     from pipeline.report.drawing import drawing
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bluelm.errors import UnavailableError
 from bluelm.system.progress import Progress
-from eval.files.origin import Origin
+from eval.files.origin import Answered
 from eval.measurement import Measurement
 from eval.speed import device_speed
 from eval.speed.device_speed import Call, Protocol
@@ -18,7 +18,7 @@ from pipeline.run.plan import Plan
 from targets.emulator.feeds import graph_paths, perf_test_folder, prompt_tokens, record, still
 from targets.phones import devicectl
 from targets.phones.adb import Server
-from targets.phones.phone import AndroidBench, Bench, Phone, describe
+from targets.phones.phone import AndroidBench, Bench, Phone, ask
 from targets.phones.runners import Runner, load_runner
 from targets.socs import Soc
 
@@ -80,7 +80,7 @@ def measure_on(
     phone = chosen.phone
     device = f"{phone.model} {phone.serial}"
     by = f"{chosen.runner.says} on {f'the Android emulator {device}' if phone.emulated else device}"
-    return Origin("emulated" if phone.emulated else "measured", by).mark(found)
+    return Answered("emulated" if phone.emulated else "measured", by).mark(found)
 
 
 def _open(serial: str, runner: Runner) -> tuple[Phone, Bench]:
@@ -92,7 +92,7 @@ def _open(serial: str, runner: Runner) -> tuple[Phone, Bench]:
             raise UnavailableError(f"no device {serial!r} is connected", fix=f"connected: {known}")
         return found[serial], devicectl.AppleBench(serial, runner.bundle)
     device = Server().device(serial)
-    return describe(device), AndroidBench(device)
+    return ask(device), AndroidBench(device)
 
 
 def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequence[int]) -> list[Call]:

@@ -121,7 +121,7 @@ class Plan:
     @property
     def title(self) -> str:
         """Model, recipe and chip in one line."""
-        return f"{self.model_name}, {describe(self.recipe)}, on {self.target.soc.name}"
+        return f"{self.model_name}, {recipe_in_words(self.recipe)}, on {self.target.soc.name}"
 
 
 def make_plan(request: Request) -> Plan:
@@ -258,7 +258,7 @@ def _settings(request: Request, target: Target, source: Source, samples: Samples
     }
 
 
-def describe(recipe: Recipe) -> str:
+def recipe_in_words(recipe: Recipe) -> str:
     """A recipe in words, e.g. "GPTQ 4-bit, groups of 32, symmetric"."""
     groups = "one scale a row" if recipe.group_size == -1 else f"groups of {recipe.group_size}"
     zeros = "symmetric" if recipe.symmetric else "asymmetric"

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bluelm.errors import ExportError
-from eval.history import History, MlflowHistory, Run
+from eval.history import History, KeptRun, MlflowHistory
 from eval.report import Report
 
 
@@ -20,7 +20,7 @@ def record(report: Report, history: Path | None, messages: Console) -> None:
         "versions": report.versions,
         "stages": [stage.model_dump() for stage in report.stages],
     }
-    run = Run(report.title, report.target, report.passed, report.measurements, facts)
+    run = KeptRun(report.title, report.target, report.passed, report.measurements, facts)
     for store in (History(history), MlflowHistory.from_environment()):
         if store is None:
             continue

@@ -22,7 +22,7 @@ from typing import Any
 from bluelm.errors import ExportError, InputError
 from bluelm.system.files import sha256, write_text
 from bluelm.system.reading import MOST_TABLE_BYTES, read_json, read_note
-from eval.report import Stage
+from eval.report import ReportStage
 
 RECORDS = ".stages"
 PARTIAL = ".partial"
@@ -71,7 +71,7 @@ class Stages:
     def __init__(self, folder: Path, tell: Callable[[str], object] = log.info) -> None:
         self.folder = folder
         self._tell = tell
-        self.done: list[Stage] = []
+        self.done: list[ReportStage] = []
 
     def is_done(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether an earlier run finished this stage from this input and its files are as it left them."""
@@ -101,7 +101,7 @@ class Stages:
             self._tell(f"{name}: unchanged, taken from an earlier run")
             if read_note(self._begun(name)) != fingerprint(inputs):  # damaged: if the record were lost, it would count
                 write_text(self._begun(name), fingerprint(inputs))
-            self.done.append(Stage(name=name, seconds=0, reused=True))
+            self.done.append(ReportStage(name=name, seconds=0, reused=True))
             return folder
         if why:
             self._tell(f"{name}: made again, {why}")
@@ -117,7 +117,7 @@ class Stages:
         work(folder)
         content = {"fingerprint": fingerprint(inputs), "inputs": inputs, "files": digests(folder)}
         write_text(self._record(name), json.dumps(content, indent=1, sort_keys=True))
-        self.done.append(Stage(name=name, seconds=round(time.monotonic() - started, 2), reused=False))
+        self.done.append(ReportStage(name=name, seconds=round(time.monotonic() - started, 2), reused=False))
         return folder
 
     def _record(self, name: str) -> Path:

@@ -24,7 +24,7 @@ from export.coreml.ops import Activations
 from export.coreml.package import Package
 from targets.apple.macos import MacEngine, compile_package
 from targets.apple.runtime import CoreMLRuntime, Interpreted
-from targets.backend import Lowering, Uncompiled
+from targets.backend import LoweringJob, Uncompiled
 from targets.socs import Soc
 
 TABLE = Path(__file__).parents[1] / "data" / "coreml.yaml"
@@ -130,7 +130,7 @@ class CoreMLBackend(Uncompiled):
         super().check(soc, config, recipe, context, chunk)
         check_states(config, context)
 
-    def lower(self, job: Lowering) -> Artifact:
+    def lower(self, job: LoweringJob) -> Artifact:
         artifact = coreml.export(
             job.quantized,
             job.folder,

@@ -25,7 +25,7 @@ from export.coreml.ops import Activations
 from export.lowering.decoder import block_output
 from targets.apple.interpreter.interpreter import Function, Interpreter
 from targets.apple.macos import MacModels
-from targets.backend import Lowering, Uncompiled
+from targets.backend import LoweringJob, Uncompiled
 from targets.host.cached_runtime import CachedRuntime, Feeds
 from targets.legality import weight_bytes
 from targets.socs import Soc
@@ -65,7 +65,7 @@ class ExecutorchCoreMLBackend(Uncompiled):
                 fix="use --runtime coreml, which streams weights, or lower on a larger machine",
             )
 
-    def lower(self, job: Lowering) -> Artifact:
+    def lower(self, job: LoweringJob) -> Artifact:
         require("executorch")
         from export.executorch import coreml as executorch_coreml
 

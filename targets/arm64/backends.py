@@ -10,7 +10,7 @@ from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.artifacts.mobile import KvBits
 from export.onnx import cpu as onnx_cpu
-from targets.backend import Lowering, Uncompiled
+from targets.backend import LoweringJob, Uncompiled
 from targets.socs import Soc
 
 
@@ -26,7 +26,7 @@ class CpuBackend(Uncompiled):
         """An 8-bit cache has fixed scales."""
         return self.kv_bits == 8
 
-    def lower(self, job: Lowering) -> Artifact:
+    def lower(self, job: LoweringJob) -> Artifact:
         return onnx_cpu.export(
             job.quantized,
             job.folder,
@@ -41,7 +41,7 @@ class CpuBackend(Uncompiled):
 class GenaiBackend(CpuBackend):
     """One graph for onnxruntime-genai: every recipe that onnx-cpu takes."""
 
-    def lower(self, job: Lowering) -> Artifact:
+    def lower(self, job: LoweringJob) -> Artifact:
         from export.onnx import genai as onnx_genai
 
         # 8-bit activations, as the runtime's own model builder chooses: seven times the tokens/s of level 0
@@ -70,7 +70,7 @@ class GgufBackend(CpuBackend):
         if any(width % 32 for width in widths):
             raise TargetError(f"GGUF's blocks of 32 do not divide {widths}", fix="use the runtime onnx-cpu")
 
-    def lower(self, job: Lowering) -> Artifact:
+    def lower(self, job: LoweringJob) -> Artifact:
         from export.gguf import export as gguf_file
 
         return gguf_file.export(job.quantized, job.folder, context=job.context, progress=job.progress)

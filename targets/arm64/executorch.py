@@ -11,7 +11,7 @@ import numpy as np
 
 from bluelm.errors import InputError
 from export.artifacts.artifact import Artifact
-from targets.arm64.executorch_messages import Generate, Generated, Load, Ran, Run, Time, Timed
+from targets.arm64.executorch_messages import Generate, Generated, LoadProgram, RunTokens, Time, Timed, TokensRan
 from targets.host.child import Child
 from targets.runtime import RuntimeBase
 from targets.tools import require
@@ -28,7 +28,7 @@ class ExecutorchRuntime(RuntimeBase):
         self.name = f"{artifact.format} in ExecuTorch {artifact.producers.get('executorch', '')}".strip()
         self.vocab_size, self.context = artifact.model.vocab_size, artifact.context
         self._artifact, self._child, self._held = artifact, child, 0
-        child.call(Load(str(artifact.path("model").resolve())), LOAD_LIMIT_S)
+        child.call(LoadProgram(str(artifact.path("model").resolve())), LOAD_LIMIT_S)
 
     def reset(self) -> None:
         self._held = 0
@@ -51,13 +51,13 @@ class ExecutorchRuntime(RuntimeBase):
             raise InputError(f"{self.name} does not show its blocks", fix="export a debug build of it")
         return np.concatenate([stream for stream in streams if stream is not None], axis=1)
 
-    def _steps(self, tokens: Sequence[int]) -> list[Ran]:
+    def _steps(self, tokens: Sequence[int]) -> list[TokensRan]:
         """What each chunk of the tokens gave."""
         self.check_tokens(tokens, self._held)
-        steps: list[Ran] = []
+        steps: list[TokensRan] = []
         for start in range(0, len(tokens), self._artifact.chunk):
             part = [int(token) for token in tokens[start : start + self._artifact.chunk]]
-            ran: Ran = self._child.call(Run(part, self._held), STEP_LIMIT_S)
+            ran: TokensRan = self._child.call(RunTokens(part, self._held), STEP_LIMIT_S)
             steps.append(ran)
             self._held += len(part)
         return steps

@@ -8,7 +8,7 @@ from bluelm.config import ModelConfig
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.artifacts.mobile import KvBits
-from targets.backend import Lowering, Uncompiled
+from targets.backend import LoweringJob, Uncompiled
 from targets.legality import check_integer_kernels
 from targets.socs import Soc
 
@@ -25,7 +25,7 @@ class ExecutorchBackend(Uncompiled):
         super().check(soc, config, recipe, context, chunk)
         check_integer_kernels("XNNPACK", recipe)
 
-    def lower(self, job: Lowering) -> Artifact:
+    def lower(self, job: LoweringJob) -> Artifact:
         from export.executorch import xnnpack as executorch
 
         return executorch.export(

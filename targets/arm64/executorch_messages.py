@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadProgram:
     """Load the method `forward` of the program at `path`."""
 
     path: str
@@ -16,7 +16,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ProgramLoaded:
     """Methods of the program and the delegates that it needs."""
 
     methods: tuple[str, ...]
@@ -24,7 +24,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunTokens:
     """Tokens whose first has position `start`."""
 
     tokens: list[int]
@@ -32,7 +32,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Ran:
+class TokensRan:
     """logits float32 [tokens, vocab]; of a debug build the stream too, float32 [layers + 1, tokens, hidden]."""
 
     logits: np.ndarray
@@ -70,4 +70,4 @@ class Timed:
     seconds: tuple[float, ...]
 
 
-Message = Load | Run | Generate | Time
+Message = LoadProgram | RunTokens | Generate | Time

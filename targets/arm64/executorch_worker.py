@@ -12,26 +12,36 @@ from executorch.kernels import quantized  # noqa: F401  (registers the embedding
 from executorch.runtime import Method, Program, Runtime, Verification
 
 from bluelm.errors import InputError
-from targets.arm64.executorch_messages import Generate, Generated, Load, Loaded, Message, Ran, Run, Time, Timed
+from targets.arm64.executorch_messages import (
+    Generate,
+    Generated,
+    LoadProgram,
+    Message,
+    ProgramLoaded,
+    RunTokens,
+    Time,
+    Timed,
+    TokensRan,
+)
 from targets.host.child import serve
 
 _loaded: dict[str, tuple[Program, Method]] = {}
 
 
-def handle(message: Message) -> Loaded | Ran | Generated | Timed:
+def handle(message: Message) -> ProgramLoaded | TokensRan | Generated | Timed:
     """Do what a message asks."""
-    if isinstance(message, Load):
+    if isinstance(message, LoadProgram):
         return _load(message)
     if isinstance(message, Generate):
         return _generate(message)
     if isinstance(message, Time):
         return _time(message)
-    assert isinstance(message, Run)
+    assert isinstance(message, RunTokens)
     logits, *stream = _run(message.tokens, message.start)
-    return Ran(logits[0].numpy().copy(), stream[0].numpy().copy() if stream else None)
+    return TokensRan(logits[0].numpy().copy(), stream[0].numpy().copy() if stream else None)
 
 
-def _load(message: Load) -> Loaded:
+def _load(message: LoadProgram) -> ProgramLoaded:
     torch.set_num_threads(message.threads)
     try:
         program = Runtime.get().load_program(message.path, verification=Verification.InternalConsistency)
@@ -42,7 +52,7 @@ def _load(message: Load) -> Loaded:
         raise InputError("the program has no method 'forward'", where=message.path)
     _loaded["forward"] = program, method
     names = method.metadata.backend_names() if hasattr(method.metadata, "backend_names") else ()
-    return Loaded(tuple(sorted(program.method_names)), tuple(names))
+    return ProgramLoaded(tuple(sorted(program.method_names)), tuple(names))
 
 
 def _run(tokens: list[int], start: int) -> Sequence[torch.Tensor]:

@@ -6,7 +6,7 @@ from bluelm.config import ModelConfig
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from targets.arm64.backends import CpuBackend
-from targets.backend import Lowering
+from targets.backend import LoweringJob
 from targets.legality import check_integer_kernels
 from targets.socs import Soc
 
@@ -18,7 +18,7 @@ class LitertBackend(CpuBackend):
         super().check(soc, config, recipe, context, chunk)
         check_integer_kernels("LiteRT", recipe)
 
-    def lower(self, job: Lowering) -> Artifact:
+    def lower(self, job: LoweringJob) -> Artifact:
         from export.litert import export as litert
 
         return litert.export(

@@ -17,7 +17,7 @@ from bluelm.system.files import atomic_folder
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.artifacts.mobile import MODEL, describe_steps
-from targets.backend import Lowering, Uncompiled
+from targets.backend import LoweringJob, Uncompiled
 from targets.socs import Soc
 from targets.tools import require
 
@@ -38,7 +38,7 @@ class NeuropilotBackend(Uncompiled):
         platform_of(soc)
         require_sdk()
 
-    def lower(self, job: Lowering) -> Artifact:
+    def lower(self, job: LoweringJob) -> Artifact:
         require_sdk()
         assert self.soc is not None, "the registry fills the chip in"
         platform = platform_of(self.soc)

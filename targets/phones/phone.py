@@ -119,7 +119,7 @@ def parse_thermal(text: str) -> Thermal:
     return Thermal(number if known else None, {name: float(value) for value, name in found})
 
 
-def describe(device: Device) -> Phone:
+def ask(device: Device) -> Phone:
     """Ask one device for everything that the list shows."""
     told = re.findall(r"^\[([^\]]+)\]: \[([^\]]*)\]", device.check("getprop"), re.MULTILINE)
     properties = {name: value[:100] for name, value in told}
@@ -147,7 +147,7 @@ def phones(server: Server) -> list[Phone]:
             found.append(Phone(listed.serial, listed.state, listed.facts.get("model", "")))
             continue
         try:
-            found.append(describe(Device(server, listed.serial)))
+            found.append(ask(Device(server, listed.serial)))
         except UnavailableError as error:  # one that drops out while it is asked must not hide the others
             found.append(Phone(listed.serial, error.problem, listed.facts.get("model", "")))
     return found

@@ -18,7 +18,7 @@ from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.lowering.encoding import Bits
 from export.onnx import npu as onnx_npu
-from targets.backend import Lowering
+from targets.backend import LoweringJob
 from targets.legality import check_groups, check_lengths, weight_bytes
 from targets.qualcomm.compile import compile_contexts
 from targets.qualcomm.messages import Chip
@@ -49,7 +49,7 @@ class HtpBackend:
         check_groups(config, recipe)
         _check_size(soc, config, recipe)
 
-    def lower(self, job: Lowering) -> Artifact:
+    def lower(self, job: LoweringJob) -> Artifact:
         if job.ranges is None:
             raise InputError("16-bit activations need activation ranges", fix="calibrate them first")
         assert self.soc is not None, "the registry fills the chip in"

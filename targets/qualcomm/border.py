@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from bluelm.errors import InputError
-from targets.qualcomm.messages import Contents, GraphBorder, TensorBorder
+from targets.qualcomm.messages import BinaryContents, GraphBorder, TensorBorder
 
 
 def read_graph(path: Path) -> GraphProto:
@@ -51,7 +51,7 @@ def border_faults(graph: GraphBorder, source: GraphBorder | None) -> Iterator[st
                 yield f"{what} {name} is {_told(found.get(name))} instead of {_told(wanted.get(name))}"
 
 
-def wrapper_faults(wrapper: Path, contents: Contents, source: GraphBorder | None) -> Iterator[str]:
+def wrapper_faults(wrapper: Path, contents: BinaryContents, source: GraphBorder | None) -> Iterator[str]:
     """A wrapper that is none, names another graph than its ONNX graph's, or was written by another compiler.
 
     Args:

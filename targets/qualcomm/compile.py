@@ -25,7 +25,7 @@ from export.artifacts.package import bits_per_weight
 from export.onnx.decoder import GRAPHS
 from targets.host.child import Child
 from targets.qualcomm.border import binary_of
-from targets.qualcomm.messages import Chip, Compile, Compiled, Contents, Describe
+from targets.qualcomm.messages import BinaryContents, Chip, Compile, Compiled, Describe
 
 WORKER = "targets.qualcomm.worker"
 COMPILE_LIMIT_S = 3600.0
@@ -118,7 +118,7 @@ def compile_graphs(
     return made
 
 
-def describe(binaries: Sequence[Path]) -> list[Contents]:
+def binary_contents(binaries: Sequence[Path]) -> list[BinaryContents]:
     """What compiled binaries say of themselves.
 
     Raises:
@@ -226,7 +226,7 @@ def _describe(artifact: Artifact, temporary: Path, target: str, soc: str, shippe
         moved = path.rename(temporary.resolve() / "simulator" / f"{path.stem}.shipped.json")
         dumps[str(moved.relative_to(temporary.resolve()))] = f"{GIVEN}-shipped"
     files = (*made, *list_files(temporary, carry(artifact, temporary) | dumps))
-    contents = describe([temporary / file.path for file in made if file.role.endswith("context")])
+    contents = binary_contents([temporary / file.path for file in made if file.role.endswith("context")])
     (compiler,) = {told.compiler for told in contents}
     settings = {"shipped": shipped.settings, "simulator": simulator.settings}
     record = given(artifact, compiler, settings, made)

@@ -32,10 +32,19 @@ from targets.host.cached_runtime import CachedRuntime, Feeds, Step, chain
 from targets.host.child import Child, next_core
 from targets.qualcomm.backend import HtpBackend, chip_of
 from targets.qualcomm.border import binary_of
-from targets.qualcomm.compile import GIVEN, Made, carry, compile_graphs, compiled_from, describe, given, graphs_of
-from targets.qualcomm.executorch_messages import Describe, Load, Method, Pack
+from targets.qualcomm.compile import (
+    GIVEN,
+    Made,
+    binary_contents,
+    carry,
+    compile_graphs,
+    compiled_from,
+    given,
+    graphs_of,
+)
+from targets.qualcomm.executorch_messages import Describe, LoadProgram, Method, Pack
 from targets.qualcomm.executorch_messages import Step as Run
-from targets.qualcomm.messages import Contents
+from targets.qualcomm.messages import BinaryContents
 from targets.socs import Soc
 from targets.tools import require_for
 
@@ -61,7 +70,7 @@ class ExecutorchQnnBackend(HtpBackend):
             made = compile_graphs(artifact, chip_of(soc), compiled, log, task)
             task.advance(note=MODEL)
             methods = _pack(graphs, compiled, (temporary / MODEL).resolve(), soc.id)
-            compiler = describe([_binary(compiled / graphs[0].name)])[0].compiler
+            compiler = binary_contents([_binary(compiled / graphs[0].name)])[0].compiler
             (temporary / SIMULATOR).mkdir()
             dumps = [dump.rename(temporary.resolve() / SIMULATOR / dump.name) for dump in made.dumps]
             shutil.rmtree(compiled)
@@ -78,7 +87,7 @@ class ExecutorchQnnRuntime(CachedRuntime):
         steps = [chain([self._step(method) for method in methods[graph]]) for graph in GRAPHS]
         super().__init__(f"{artifact.format} on the HTP simulator", artifact, *steps)
         every = tuple(method for graph in GRAPHS for method in methods[graph])
-        child.call(Load(str(artifact.path("model").resolve()), every), STEP_LIMIT_S)
+        child.call(LoadProgram(str(artifact.path("model").resolve()), every), STEP_LIMIT_S)
 
     def close(self) -> None:
         self._child.close()
@@ -126,7 +135,7 @@ def read_methods(path: Path) -> dict[str, list[Method]]:
     return methods
 
 
-def describe_program(path: Path) -> dict[str, Contents]:
+def describe_program(path: Path) -> dict[str, BinaryContents]:
     """What the compiled graphs of a program say of themselves, by method.
 
     Raises:

@@ -29,7 +29,7 @@ class Pack:
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadProgram:
     """Load the methods of the program at `path`."""
 
     path: str

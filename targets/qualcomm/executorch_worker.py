@@ -17,20 +17,20 @@ from torch.export import ExportedProgram
 
 from bluelm.errors import InputError, TargetError
 from targets.host.child import serve
-from targets.qualcomm.executorch_messages import Describe, Load, Method, Pack, Step
-from targets.qualcomm.messages import Contents
+from targets.qualcomm.executorch_messages import Describe, LoadProgram, Method, Pack, Step
+from targets.qualcomm.messages import BinaryContents
 
 OUTPUT = "output_"  # what ExecuTorch puts before the names of a graph's outputs
 _loaded: dict[str, tuple[Method, Any]] = {}
 
 
-def handle(message: Pack | Load | Step | Describe) -> object:
+def handle(message: Pack | LoadProgram | Step | Describe) -> object:
     """Do what a message asks."""
     if isinstance(message, Pack):
         return _pack(message)
     if isinstance(message, Describe):
         return _describe(message)
-    if isinstance(message, Load):
+    if isinstance(message, LoadProgram):
         return _load(message)
     border, method = _loaded[message.method]
     try:
@@ -146,7 +146,7 @@ class _Loader(nn.Module):
         return self._operator(inputs)
 
 
-def _describe(message: Describe) -> dict[str, Contents]:
+def _describe(message: Describe) -> dict[str, BinaryContents]:
     """Each method's binary lies in the program in ExecuTorch's own frame, which it also takes off."""
     from executorch.backends.qualcomm.python import PyQnnManagerAdaptor
 
@@ -154,7 +154,7 @@ def _describe(message: Describe) -> dict[str, Contents]:
     from targets.qualcomm import system as qnn_system
 
     program = read_file(Path(message.path)).program
-    found: dict[str, Contents] = {}
+    found: dict[str, BinaryContents] = {}
     for plan in program.execution_plan:
         if len(plan.delegates) != 1:
             raise InputError(f"the method {plan.name} calls {len(plan.delegates)} delegates", where=message.path)
@@ -164,7 +164,7 @@ def _describe(message: Describe) -> dict[str, Contents]:
     return found
 
 
-def _load(message: Load) -> None:
+def _load(message: LoadProgram) -> None:
     from executorch.runtime import Runtime
 
     try:

@@ -44,8 +44,8 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class Load:
-    """Open a graph, ONNX or EPContext, for running under a name. Answer: `Loaded`."""
+class LoadGraphs:
+    """Open a graph, ONNX or EPContext, for running under a name. Answer: `GraphsLoaded`."""
 
     name: str
     source: str
@@ -53,7 +53,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class GraphsLoaded:
     """Names of the graph's inputs and outputs."""
 
     inputs: tuple[str, ...]
@@ -61,15 +61,15 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Run a loaded graph. Answer: `Ran`."""
+class RunGraph:
+    """Run a loaded graph. Answer: `GraphRan`."""
 
     name: str
     inputs: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Ran:
+class GraphRan:
     """Outputs by name."""
 
     outputs: dict[str, np.ndarray]
@@ -77,7 +77,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Describe:
-    """What does the compiled binary `path` say of itself? Answer: `Contents`."""
+    """What does the compiled binary `path` say of itself? Answer: `BinaryContents`."""
 
     path: str
 
@@ -103,7 +103,7 @@ class GraphBorder:
 
 
 @dataclass(frozen=True)
-class Contents:
+class BinaryContents:
     """A compiled binary: the compiler that wrote it, Qualcomm's number of the chip, the graphs."""
 
     compiler: str
@@ -111,4 +111,4 @@ class Contents:
     graphs: tuple[GraphBorder, ...]
 
 
-Message = Compile | Load | Run | Describe
+Message = Compile | LoadGraphs | RunGraph | Describe

@@ -13,7 +13,7 @@ from export.onnx.decoder import GRAPHS
 from targets.host.cached_runtime import CachedRuntime, Feeds, Step, chain
 from targets.host.child import Child, next_core
 from targets.qualcomm.backend import chip_of
-from targets.qualcomm.messages import Chip, Load, Loaded, Ran, Run
+from targets.qualcomm.messages import Chip, GraphRan, GraphsLoaded, LoadGraphs, RunGraph
 from targets.socs import DEFAULT_SNAPDRAGON, find_soc
 
 WORKER = "targets.qualcomm.worker"
@@ -37,11 +37,11 @@ class QnnRuntime(CachedRuntime):
     def _load(self, path: Path, chip: Chip) -> Step:
         """Load one graph in the child."""
         name = path.stem
-        loaded: Loaded = self._child.call(Load(name, str(path.resolve()), chip), LOAD_LIMIT_S)
+        loaded: GraphsLoaded = self._child.call(LoadGraphs(name, str(path.resolve()), chip), LOAD_LIMIT_S)
 
         def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
             own = {given: feeds[given] for given in loaded.inputs}
-            ran: Ran = self._child.call(Run(name, own), STEP_LIMIT_S)
+            ran: GraphRan = self._child.call(RunGraph(name, own), STEP_LIMIT_S)
             return ran.outputs
 
         return run

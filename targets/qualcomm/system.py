@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError, TargetError, UnavailableError
-from targets.qualcomm.messages import Contents, GraphBorder, TensorBorder
+from targets.qualcomm.messages import BinaryContents, GraphBorder, TensorBorder
 from targets.tools import require
 
 LIBRARY = "libQnnSystem.so"
@@ -141,7 +141,7 @@ class _Interface(ctypes.Structure):
     )
 
 
-def contents(binary: bytes, where: object) -> Contents:
+def contents(binary: bytes, where: object) -> BinaryContents:
     """What the context binary tells.
 
     Raises:
@@ -160,7 +160,7 @@ def contents(binary: bytes, where: object) -> Contents:
         about = found.contents
         _check("binary", about.version, (BINARY_INFO,))
         graphs = tuple(_graph(about.value.graph[index]) for index in range(about.value.graphs))
-        return Contents(about.value.build.decode(), about.value.soc_model, graphs)
+        return BinaryContents(about.value.build.decode(), about.value.soc_model, graphs)
     finally:
         free(handle)
 

@@ -19,7 +19,18 @@ from bluelm.errors import TargetError, UnavailableError
 from targets.arm64.ort_errors import ORT_ERRORS
 from targets.host.child import serve
 from targets.qualcomm import system as qnn_system
-from targets.qualcomm.messages import Chip, Compile, Compiled, Contents, Describe, Load, Loaded, Message, Ran, Run
+from targets.qualcomm.messages import (
+    BinaryContents,
+    Chip,
+    Compile,
+    Compiled,
+    Describe,
+    GraphRan,
+    GraphsLoaded,
+    LoadGraphs,
+    Message,
+    RunGraph,
+)
 from targets.tools import require
 
 PROVIDER = "QNNExecutionProvider"
@@ -27,16 +38,16 @@ PROVIDER = "QNNExecutionProvider"
 _sessions: dict[str, onnxruntime.InferenceSession] = {}
 
 
-def handle(message: Message) -> Compiled | Loaded | Ran | Contents:
+def handle(message: Message) -> Compiled | GraphsLoaded | GraphRan | BinaryContents:
     """Do what a message asks."""
     if isinstance(message, Compile):
         return _compile(message)
     if isinstance(message, Describe):
         return qnn_system.contents(Path(message.path).read_bytes(), message.path)
-    if isinstance(message, Load):
+    if isinstance(message, LoadGraphs):
         session = _session(message.source, message.chip, {}, severity=3)
         _sessions[message.name] = session
-        return Loaded(tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
+        return GraphsLoaded(tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
     return _run(message)
 
 
@@ -75,14 +86,14 @@ def _keep_dump(folder: Path, target: Path, source: str) -> None:
     target.write_bytes(found[0].read_bytes())
 
 
-def _run(message: Run) -> Ran:
+def _run(message: RunGraph) -> GraphRan:
     session = _sessions[message.name]
     names = [output.name for output in session.get_outputs()]
     try:
         found = session.run(names, message.inputs)
     except ORT_ERRORS as error:
         raise TargetError(f"the NPU failed to run the graph: {error}", where=message.name) from None
-    return Ran({name: np.asarray(array) for name, array in zip(names, found, strict=True)})
+    return GraphRan({name: np.asarray(array) for name, array in zip(names, found, strict=True)})
 
 
 def _session(

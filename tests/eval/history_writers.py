@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from threading import Barrier
 
-from eval.history import History, Run
+from eval.history import History, KeptRun
 from eval.measurement import Measurement
 from tests.support.limits import HANG_S
 
@@ -14,13 +14,13 @@ FIGURES = 20
 PROCESSES, THREADS = 20, 10
 
 
-def make_run(title: str, number: int = 0) -> Run:
+def make_run(title: str, number: int = 0) -> KeptRun:
     """A run whose figures all hold its number: a mixed or half one would show."""
     figures = tuple(
         Measurement(f"figure_{i}", float(number), "u", "measured", 0.5, 5, "note", "cpu", 1.0, 2.0)
         for i in range(FIGURES)
     )
-    return Run(title, "snapdragon (sm8650)", True, figures, {"number": number})
+    return KeptRun(title, "snapdragon (sm8650)", True, figures, {"number": number})
 
 
 def write_many(path: str, process: int, start: Barrier) -> None:

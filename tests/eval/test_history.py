@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError
-from eval.history import History, MlflowHistory, Run, default_path, names
+from eval.history import History, KeptRun, MlflowHistory, default_path, names
 from eval.measurement import Measurement
 from tests.eval.history_writers import FIGURES, PROCESSES, THREADS, make_run, write_many
 
@@ -64,7 +64,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 def test_what_goes_in_comes_out(tmp_path_factory, value, error, low, text, passed):
     history = History(tmp_path_factory.mktemp("h") / "h.sqlite")
     figure = Measurement("kl", value, "nats/token", "estimated", error, None, text, "npu", low, None)
-    history.append(Run(text, "t", passed, (figure,), {"recipe": {"bits": 4}, "文": text}, time="2026-01-01"))
+    history.append(KeptRun(text, "t", passed, (figure,), {"recipe": {"bits": 4}, "文": text}, time="2026-01-01"))
     (back,) = history.runs()
     (found,) = back.measurements
     assert (back.title, back.passed, back.accepted, back.time) == (text, passed, passed, "2026-01-01")
@@ -76,7 +76,7 @@ def test_what_goes_in_comes_out(tmp_path_factory, value, error, low, text, passe
 def test_filters_order_and_the_last_accepted_run(tmp_path):
     history = History(tmp_path / "h.sqlite")
     for number, (title, passed) in enumerate([("a", True), ("b", True), ("a", True), ("a", False)]):
-        history.append(Run(title, "t", passed, (Measurement("x", number, "", "measured", subject="cpu"),)))
+        history.append(KeptRun(title, "t", passed, (Measurement("x", number, "", "measured", subject="cpu"),)))
     assert [run.measurements[0].value for run in history.runs(title="a")] == [0, 2, 3]
     assert [run.measurements[0].value for run in history.runs(last=2)] == [2, 3]
     assert names(history.runs()) == [("x", "cpu")]
@@ -126,7 +126,7 @@ def test_mlflow_keeps_the_same_figures(monkeypatch, tmp_path):
         Measurement("decode_tokens_per_s@512", 42.5, "tokens/s", "measured", subject="host", low=40.0, high=45.0),
         Measurement("mean_kl", 0.004, "nats/token", "measured", 0.001, subject="npu"),
     )
-    number = history.append(Run("demo", "snapdragon", False, figures, {"configuration": {"context": 512}}))
+    number = history.append(KeptRun("demo", "snapdragon", False, figures, {"configuration": {"context": 512}}))
     found = MlflowClient(tracking_uri=history.uri).get_run(number)
     assert found.data.metrics == {
         "host/decode_tokens_per_s_at_512": 42.5,

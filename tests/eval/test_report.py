@@ -12,7 +12,7 @@ from bluelm.errors import InputError
 from eval.budget.budget import Check, judge
 from eval.budget.limits import Budget
 from eval.measurement import Measurement
-from eval.report import Built, Report, Stage, format_value, show, told, tool_versions
+from eval.report import Built, Report, ReportStage, format_value, show, told, tool_versions
 
 FIGURES = (
     Measurement("tokens_judged", 512, "tokens", "measured", subject="npu"),
@@ -35,7 +35,7 @@ def report() -> Report:
         configuration={"context": 512},
         inputs={"checkpoint": "ab"},
         versions=tool_versions(),
-        stages=(Stage(name="quantized", seconds=1.5, reused=False),),
+        stages=(ReportStage(name="quantized", seconds=1.5, reused=False),),
         measurements=FIGURES,
         budget=budget.model_dump(mode="json", exclude_none=True),
         checks=verdict.checks,

@@ -177,10 +177,10 @@ def test_a_stream_beyond_float16_fails_its_figures_and_names_the_remedy(beyond: 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_history_keeps_what_is_no_number(tmp_path: Path, value: float) -> None:
-    from eval.history import Run
+    from eval.history import KeptRun
 
     figure = Measurement("x", value, "", "emulated", math.inf, None, "", "npu", -math.inf, math.inf, "a simulator")
     history = History(tmp_path / "h.sqlite")
-    history.append(Run("t", "x", False, (figure,)))
+    history.append(KeptRun("t", "x", False, (figure,)))
     (kept,) = history.runs()[0].measurements
     assert repr(kept) == repr(figure)

@@ -15,9 +15,9 @@ from export.bundle.manifest import (
     Licences,
     Model,
     Requirements,
-    Runtime,
+    RuntimeNote,
     Signing,
-    Tokenizer,
+    TokenizerNote,
 )
 from export.bundle.zip32 import BytesSource
 from tests.packages import need
@@ -44,7 +44,7 @@ def draft(format_: Format) -> BundleManifest:
         recipe_digest="cd" * 32,
         quantized_digest="ef" * 32,
         target="snapdragon (SM8650)",
-        runtime=Runtime(
+        runtime=RuntimeNote(
             name=runtime,
             artifact_format="coreml" if apple else "onnx-cpu",
             versions={"onnxruntime": "1.31.1"},
@@ -61,7 +61,7 @@ def draft(format_: Format) -> BundleManifest:
         context=512,
         prefill_chunk=128,
         bits_per_weight=4.5,
-        tokenizer=Tokenizer(
+        tokenizer=TokenizerNote(
             files=("artifact/tokenizer.model",),
             kind="sentencepiece",
             template="[|Human|]:{query}[|AI|]:",

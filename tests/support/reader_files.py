@@ -26,7 +26,7 @@ from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.recipe import Recipe
 from eval.accuracy.judge import DocumentSums
-from eval.history import History, Run
+from eval.history import History, KeptRun
 from eval.measurement import Measurement
 from eval.report import Report
 from export.artifacts.artifact import Artifact
@@ -327,7 +327,7 @@ def read_gguf(folder: Path) -> None:
 def history_bytes() -> bytes:
     with tempfile.TemporaryDirectory() as place:
         history = History(Path(place) / "h.sqlite")
-        history.append(Run("t", "x", True, (Measurement("mean_kl", 0.1, "nats/token", "measured"),), {"a": [1]}))
+        history.append(KeptRun("t", "x", True, (Measurement("mean_kl", 0.1, "nats/token", "measured"),), {"a": [1]}))
         return history.path.read_bytes()
 
 

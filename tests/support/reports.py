@@ -9,7 +9,7 @@ from compress.recipe import Recipe
 from eval.budget.budget import judge
 from eval.budget.limits import STRUCTURE, Budget
 from eval.measurement import Measurement
-from eval.report import Built, Report, Stage, tool_versions
+from eval.report import Built, Report, ReportStage, tool_versions
 
 PARTS = {"blocks": 2_000_000, "norms and tables": 700_000, "head": 1_600_000, "embedding": 1_600_000}
 
@@ -53,7 +53,10 @@ def example(*, passed: bool = False, title: str = "a model & <others>, 4-bit") -
         configuration={"soc": "SM8650", "context": 512, "recipe": Recipe.make({}).model_dump(mode="json")},
         inputs={"checkpoint": "ab" * 32},
         versions=tool_versions(),
-        stages=(Stage(name="quantized", seconds=1.5, reused=False), Stage(name="judged", seconds=0, reused=True)),
+        stages=(
+            ReportStage(name="quantized", seconds=1.5, reused=False),
+            ReportStage(name="judged", seconds=0, reused=True),
+        ),
         measurements=found,
         budget=budget.model_dump(mode="json", exclude_none=True),
         checks=verdict.checks,

@@ -270,7 +270,7 @@ def _splits(case: Case) -> None:
 # --- the manifest and the certificates -------------------------------------------------------------------------------
 
 
-def payload_of(case: Case) -> tuple[payload.Opened, dict[str, bytes]]:
+def payload_of(case: Case) -> tuple[payload.CheckedPayload, dict[str, bytes]]:
     """The payload as it was signed."""
     opened = build.verify(case.path)
     return opened, {name: b"".join(source.pieces()) for name, source in opened.sources.items()}

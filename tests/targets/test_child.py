@@ -13,7 +13,7 @@ import pytest
 
 from bluelm.errors import InputError, InterruptedRun, OutOfMemoryError, TargetError, UnavailableError
 from targets.host.child import Child, next_core
-from targets.qualcomm.messages import Chip, Load
+from targets.qualcomm.messages import Chip, LoadGraphs
 from tests.support.limits import HANG_S
 
 MODULE = "tests.support.child_modules"
@@ -125,7 +125,7 @@ def test_without_the_vendors_package(tmp_path: Path) -> None:
     child = Child("targets.qualcomm.worker", tmp_path / "log", environment={"PYTHONPATH": str(tmp_path)})
     try:
         with pytest.raises(UnavailableError) as caught:
-            child.call(Load("x", "x.onnx", Chip(57, 75)), HANG_S)
+            child.call(LoadGraphs("x", "x.onnx", Chip(57, 75)), HANG_S)
     finally:
         child.close()
     assert caught.value.exit_code == 5

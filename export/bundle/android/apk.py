@@ -18,8 +18,8 @@ from bluelm.system.files import atomic_file, atomic_folder
 from export.bundle import keys, payload
 from export.bundle.android import axml
 from export.bundle.android import signing as apk_signing
-from export.bundle.manifest import FILE, Application, BundleManifest, Piece
-from export.bundle.zip32 import Archive, Entry, FileSource, Source
+from export.bundle.manifest import FILE, Application, BundleManifest, SplitPiece
+from export.bundle.zip32 import Archive, Contents, Entry, FileSource
 
 ALIGNMENT = 16384  # pages of Android 15's 16 KiB devices
 CAP = 2**31 - 2**26  # bytes of payload in one APK
@@ -68,11 +68,11 @@ def cuts(places: Sequence[Placed]) -> list[int]:
     return [placed.size for placed in places]
 
 
-def pieces(places: Sequence[Placed]) -> tuple[Piece, ...]:
+def pieces(places: Sequence[Placed]) -> tuple[SplitPiece, ...]:
     """What manifest.json says of a file's places; nothing when it lies whole in the base."""
     if len(places) == 1 and places[0].apk == BASE:
         return ()
-    return tuple(Piece(apk=p.apk, entry=p.entry, bytes=p.size) for p in places)
+    return tuple(SplitPiece(apk=p.apk, entry=p.entry, bytes=p.size) for p in places)
 
 
 def app_manifest(application: Application, apk: str) -> bytes:
@@ -95,7 +95,7 @@ def write(whole: payload.Payload, places: Mapping[str, Sequence[Placed]], out: P
     Returns:
         The file or folder.
     """
-    members: dict[str, list[tuple[str, payload.Content, payload.Part]]] = {BASE: []}
+    members: dict[str, list[tuple[str, payload.Content, payload.PayloadPart]]] = {BASE: []}
     for content in whole.contents:
         placed = places.get(content.path) or [Placed(BASE, ASSETS + content.path, content.size)]
         for place, part in zip(placed, content.parts, strict=True):
@@ -125,7 +125,7 @@ def _write_one(
     path: Path,
     application: Application,
     apk: str,
-    members: Sequence[tuple[str, payload.Content, payload.Part]],
+    members: Sequence[tuple[str, payload.Content, payload.PayloadPart]],
     key: keys.SigningKey,
 ) -> None:
     head = payload.of_bytes(MANIFEST, "", app_manifest(application, apk))
@@ -150,7 +150,7 @@ class Joined:
             yield from part.pieces()
 
 
-def verify(path: Path) -> payload.Opened:
+def verify(path: Path) -> payload.CheckedPayload:
     """Check one APK or a folder of splits: signatures, alignment, manifests, then the payload.
 
     Raises:
@@ -190,9 +190,9 @@ def _split_files(folder: Path) -> list[Path]:
 
 def _payload_sources(
     manifest: BundleManifest, archives: Mapping[str, Archive], where: Path
-) -> tuple[dict[str, Source], dict[str, set[str]]]:
+) -> tuple[dict[str, Contents], dict[str, set[str]]]:
     """The payload's files, joined from their pieces, and the entries of each APK that they use."""
-    sources: dict[str, Source] = {}
+    sources: dict[str, Contents] = {}
     used: dict[str, set[str]] = {name: set() for name in archives}
     for path, file in manifest.files.items():
         parts: list[FileSource] = []

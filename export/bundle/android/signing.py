@@ -116,7 +116,7 @@ def signing_block(pairs: Sequence[tuple[int, bytes]]) -> bytes:
 def write_signed(
     path: Path,
     entries: Sequence[zip32.Entry],
-    sources: Sequence[zip32.Source],
+    sources: Sequence[zip32.Contents],
     alignment: int,
     key: keys.SigningKey,
 ) -> None:

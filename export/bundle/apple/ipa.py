@@ -15,9 +15,9 @@ from bluelm.system.files import atomic_file
 from export.bundle import payload
 from export.bundle.apple import macho
 from export.bundle.manifest import FILE, BundleManifest
-from export.bundle.runner import Runner, read_info
+from export.bundle.runner import AppTemplate, read_info
 from export.bundle.seal import SEAL, Sealed, code_resources, info_plist
-from export.bundle.zip32 import BytesSource, Entry, Source, read_zip, write_zip
+from export.bundle.zip32 import BytesSource, Contents, Entry, read_zip, write_zip
 
 HOME = "Model/"
 LIMIT = 4 * 10**9 - 2**26  # an app must stay below 4 GB uncompressed
@@ -43,7 +43,7 @@ class App:
         }
 
 
-def app_of(runner: Runner, draft: BundleManifest) -> App:
+def app_of(runner: AppTemplate, draft: BundleManifest) -> App:
     """The app before the payload is known."""
     files = dict(runner.files)
     identifier = runner.identifier
@@ -66,7 +66,7 @@ def write(whole: payload.Payload, app: App, out: Path) -> Path:
         raise TargetError(f"the app would hold {total} bytes, Apple allows 4 GB", where=out, fix=fix)
     resources = code_resources(_sealed(whole, app.files))
     identity = macho.Identity(app.identifier, app.files["Info.plist"], resources)
-    files: dict[str, Source] = {name: BytesSource(data) for name, data in app.files.items()}
+    files: dict[str, Contents] = {name: BytesSource(data) for name, data in app.files.items()}
     files[SEAL] = BytesSource(resources)
     files[app.executable] = BytesSource(macho.sign(app.code, identity, app.executable))
     own = {name: payload.measure(name, "", source).parts[0].crc for name, source in files.items()}
@@ -92,7 +92,7 @@ def _sealed(whole: payload.Payload, files: Mapping[str, bytes]) -> dict[str, Sea
     return sealed
 
 
-def verify(path: Path) -> payload.Opened:
+def verify(path: Path) -> payload.CheckedPayload:
     """Check an IPA: archive, manifest and model signature, seal, code signature.
 
     Raises:
@@ -124,7 +124,7 @@ def verify(path: Path) -> payload.Opened:
     return opened
 
 
-def _split(files: Mapping[str, Source], path: Path) -> tuple[App, bytes]:
+def _split(files: Mapping[str, Contents], path: Path) -> tuple[App, bytes]:
     """The app without payload and seal, and its signed executable."""
     around = {name: source for name, source in files.items() if not name.startswith(HOME) and name != SEAL}
     if sum(source.size for source in around.values()) > 512 << 20:

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import InputError
-from bluelm.trust.manifest import MAX_BYTES, FolderManifest, Origin, PinnedFile, differences, report, verify_folder
+from bluelm.trust.manifest import (
+    MAX_BYTES,
+    FolderManifest,
+    Origin,
+    PinnedFile,
+    differences,
+    raise_differences,
+    verify_folder,
+)
 
 
 @pytest.fixture
@@ -69,12 +77,12 @@ def test_fifty_differences_are_shown() -> None:
     pinned = PinnedFile(bytes=1, sha256=digest("1"))
     for count, more in ((50, None), (51, "and 1 more"), (60, "and 10 more")):
         with pytest.raises(InputError) as caught:
-            report(differences({}, {f"{n:03}": pinned for n in range(count)}), "here")
+            raise_differences(differences({}, {f"{n:03}": pinned for n in range(count)}), "here")
         text = str(caught.value)
         assert text.count("added: ") == min(count, 50)
         assert ("more" in text) == (more is not None)
         assert more is None or more in text
-    report([], "here")
+    raise_differences([], "here")
 
 
 def test_a_saved_manifest_is_read_back(folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError, TargetError
 from compress.formats.adopt import adopt, given_recipe, scattered
 from compress.formats.gptq import Gptq
-from compress.formats.layout import Shape, make_weight
+from compress.formats.layout import MatrixShape, make_weight
 from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.recipe import Recipe
 from export.onnx import cpu as onnx_cpu
@@ -149,10 +149,10 @@ def test_zero_points_of_0_in_version_1(tmp_path: Path) -> None:
     version_2 = gptq(linear, version=2)
     whole = version_2["qzeros"].long() - int("0x11111111", 16)
     parts = version_2 | {"qzeros": ((whole + 2**31) % 2**32 - 2**31).to(torch.int32)}
-    read = Gptq("", 1, borrows=True).read(Shape(16, 32), parts)
+    read = Gptq("", 1, borrows=True).read(MatrixShape(16, 32), parts)
     assert torch.equal(read.dequantize(), linear.values)
     with pytest.raises(InputError, match="stored as -1"):
-        Gptq("", 1).read(Shape(16, 32), parts)
+        Gptq("", 1).read(MatrixShape(16, 32), parts)
 
 
 @given(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bluelm.checkpoint import Checkpoint
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
-from eval.accuracy.bisect import Finding
+from eval.accuracy.bisect import FirstFault
 from eval.report import Built
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
@@ -57,7 +57,9 @@ class Bench:
         }
         return makers[kind]()
 
-    def find(self, artifact: Artifact, scratch: Path, quantized: QuantizedCheckpoint | None = None) -> Finding | None:
+    def find(
+        self, artifact: Artifact, scratch: Path, quantized: QuantizedCheckpoint | None = None
+    ) -> FirstFault | None:
         on = PLACES.get(artifact.format, "cpu")
         held = quantized or self.quantized
         return Bisection(artifact, on, held, self.checkpoint, self.tokens, scratch).find()

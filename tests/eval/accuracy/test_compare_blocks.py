@@ -19,7 +19,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval.accuracy.compare import Subject, block_errors, compare, weights_steps
+from eval.accuracy.compare import Side, block_errors, compare, weights_steps
 from export.artifacts.artifact import Artifact
 from export.artifacts.debug import debug_build
 from export.coreml import export as coreml
@@ -61,9 +61,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
 
 
 @pytest.fixture(scope="module")
-def reference(demo: QuantizedCheckpoint) -> Subject:
+def reference(demo: QuantizedCheckpoint) -> Side:
     steps = weights_steps(demo, CONTEXT)
-    return Subject("torch", "dequantized", TorchRuntime(demo, CONTEXT), steps, demo, demo.digest())
+    return Side("torch", "dequantized", TorchRuntime(demo, CONTEXT), steps, demo, demo.digest())
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,11 @@ def made(demo: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize(("kind", "on"), KINDS)
 def test_a_damaged_block_is_named_on_every_runtime(
-    demo: QuantizedCheckpoint, reference: Subject, made: Maker, tmp_path: Path, kind: str, on: Place
+    demo: QuantizedCheckpoint, reference: Side, made: Maker, tmp_path: Path, kind: str, on: Place
 ) -> None:
     for hurt in (False, True):
         with open_blocks(made(kind, hurt), on, tmp_path / str(hurt)) as runtime:
-            subject = Subject(kind, kind, runtime, lambda t, r=runtime: r.blocks(list(t)), digest=demo.digest())
+            subject = Side(kind, kind, runtime, lambda t, r=runtime: r.blocks(list(t)), digest=demo.digest())
             found = block_errors(reference, subject, TOKENS)
         assert found.local and len(found.errors) == demo.config.num_layers
         assert found.first_outside == (HURT if hurt else None), found
@@ -114,9 +114,9 @@ def test_a_damaged_block_is_named_in_an_executorch_program(tmp_path: Path) -> No
         assert torch.equal(found.linear(name).codes, q.linear(name).codes)
         assert torch.equal(found.linear(name).scales, hurt.linear(name).scales)
     steps = weights_steps(q, 32)
-    reference = Subject("torch", "dequantized", TorchRuntime(q, 32), steps, q, q.digest())
+    reference = Side("torch", "dequantized", TorchRuntime(q, 32), steps, q, q.digest())
     with open_blocks(made, "cpu", tmp_path / "scratch") as runtime:
-        subject = Subject("pte", made.format, runtime, lambda t: runtime.blocks(list(t)), digest=q.digest())
+        subject = Side("pte", made.format, runtime, lambda t: runtime.blocks(list(t)), digest=q.digest())
         assert block_errors(reference, subject, TOKENS[:20]).first_outside == 1
 
 
@@ -139,7 +139,7 @@ def test_weights_of_a_program_go_to_the_linears_that_they_were(tmp_path: Path, m
 
 
 def test_a_twin_that_answers_otherwise_cannot_speak_for_the_artifact(
-    demo: QuantizedCheckpoint, reference: Subject
+    demo: QuantizedCheckpoint, reference: Side
 ) -> None:
     other, own = TorchRuntime(Damaged.of(demo, HURT), CONTEXT), reference.runtime
     for twin, same in ((own.logits, True), (other.logits, False)):
@@ -158,7 +158,7 @@ def test_two_artifacts_alone_locate_it_too(demo: QuantizedCheckpoint, made: Make
         open_blocks(made("coreml", True), "interpreter", tmp_path / "b") as hurt,
     ):
         subjects = [
-            Subject(kind, kind, r, lambda t, r=r: r.blocks(list(t)), digest=demo.digest())
+            Side(kind, kind, r, lambda t, r=r: r.blocks(list(t)), digest=demo.digest())
             for kind, r in (("onnx-cpu", sound), ("coreml", hurt))
         ]
         found = block_errors(subjects[0], subjects[1], TOKENS)
@@ -171,26 +171,24 @@ def test_against_the_float_model_quantization_is_expected_and_damage_is_not(
 ) -> None:
     checkpoint = Checkpoint.open(demo_checkpoint())
     steps = weights_steps(checkpoint, CONTEXT)
-    reference = Subject("float", "float", TorchRuntime(checkpoint, CONTEXT), steps, checkpoint)
+    reference = Side("float", "float", TorchRuntime(checkpoint, CONTEXT), steps, checkpoint)
     for hurt in (False, True):
         with open_blocks(made("coreml", hurt), "interpreter", tmp_path / str(hurt)) as runtime:
-            subject = Subject("a", "coreml", runtime, lambda t, r=runtime: r.blocks(list(t)), digest=demo.digest())
+            subject = Side("a", "coreml", runtime, lambda t, r=runtime: r.blocks(list(t)), digest=demo.digest())
             assert block_errors(reference, subject, TOKENS).first_outside == (HURT if hurt else None)
 
 
-def test_the_same_runtime_twice_differs_in_nothing(reference: Subject, demo: QuantizedCheckpoint) -> None:
-    other = Subject("again", "dequantized", TorchRuntime(demo, CONTEXT), digest=demo.digest())
+def test_the_same_runtime_twice_differs_in_nothing(reference: Side, demo: QuantizedCheckpoint) -> None:
+    other = Side("again", "dequantized", TorchRuntime(demo, CONTEXT), digest=demo.digest())
     (found,) = compare(reference, [other], [TOKENS], [TOKENS[:8], TOKENS[8:20]], 16)
     assert found.kl.value == 0 and found.top1.value == 1 and found.largest_kl == 0
     assert [(d.at, d.length) for d in found.divergences] == [(None, 16), (None, 16)]
 
 
-def test_the_first_diverging_token_is_where_free_generation_parts(
-    reference: Subject, demo: QuantizedCheckpoint
-) -> None:
+def test_the_first_diverging_token_is_where_free_generation_parts(reference: Side, demo: QuantizedCheckpoint) -> None:
     """Worked out independently: both generate on their own, and the texts are compared."""
     hurt = Damaged.of(demo, 0)
-    subject = Subject("hurt", "dequantized", TorchRuntime(hurt, CONTEXT), digest="other")
+    subject = Side("hurt", "dequantized", TorchRuntime(hurt, CONTEXT), digest="other")
     prompts = [TOKENS[:6], TOKENS[6:16], TOKENS[16:26]]
     (found,) = compare(reference, [subject], [TOKENS], prompts, 24)
     for prompt, divergence in zip(prompts, found.divergences, strict=True):
@@ -208,8 +206,8 @@ def test_the_first_diverging_token_is_where_free_generation_parts(
     assert any(d.at is not None for d in found.divergences)
 
 
-def test_other_models_and_closed_artifacts_are_refused(reference: Subject, made: Maker, tmp_path: Path) -> None:
-    closed = Subject("closed", "onnx-cpu", open_runtime(made("onnx-cpu", False).folder))
+def test_other_models_and_closed_artifacts_are_refused(reference: Side, made: Maker, tmp_path: Path) -> None:
+    closed = Side("closed", "onnx-cpu", open_runtime(made("onnx-cpu", False).folder))
     with pytest.raises(InputError, match="closed cannot show the output of its blocks"):
         block_errors(reference, closed, TOKENS)
     with pytest.raises(InputError, match="does not show its blocks"):
@@ -219,7 +217,7 @@ def test_other_models_and_closed_artifacts_are_refused(reference: Subject, made:
     other = TorchRuntime(Checkpoint.open(demo_checkpoint()), CONTEXT)
     other.vocab_size = 7
     with pytest.raises(InputError, match="not of the same model"):
-        compare(reference, [Subject("other", "float", other)], [TOKENS], [])
+        compare(reference, [Side("other", "float", other)], [TOKENS], [])
 
 
 def test_a_debug_build_answers_as_the_artifact(made: Maker, tmp_path: Path) -> None:

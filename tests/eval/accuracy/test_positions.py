@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bluelm.checkpoint import Checkpoint
 from eval.accuracy import positions
 from eval.accuracy.arithmetic import Allowance
-from eval.accuracy.positions import Plan, figures, plan, reference, run
+from eval.accuracy.positions import PositionPlan, figures, plan, reference, run
 from export.artifacts.artifact import Artifact
 from export.onnx import cpu as onnx_cpu
 from pipeline.judge.inspecting import plan_positions
@@ -60,7 +60,9 @@ class Counting(RuntimeBase):
 TEXT = np.random.default_rng(0).integers(0, VOCAB, CONTEXT).tolist()
 
 
-def judged(wrong: Callable[[int, bool, np.ndarray], np.ndarray], chosen: Plan | None = None) -> dict[str, float]:
+def judged(
+    wrong: Callable[[int, bool, np.ndarray], np.ndarray], chosen: PositionPlan | None = None
+) -> dict[str, float]:
     chosen = chosen or plan(CONTEXT, CHUNK, 4096, 4096, seeks=False)
     expected = reference(Counting(), TEXT, [chosen])[chosen.pieces]
     found = figures(run(Counting(wrong), TEXT, chosen, expected), Allowance(1e-4, 1e-3, 1e-3), "cpu")

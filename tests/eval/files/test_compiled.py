@@ -25,7 +25,7 @@ from export.onnx import npu as onnx_npu
 from export.readback.items import linear_names
 from targets.block_outputs import open_blocks
 from targets.qualcomm.border import binary_of, onnx_border
-from targets.qualcomm.compile import describe
+from targets.qualcomm.compile import binary_contents
 from targets.qualcomm.given import faults as given_faults
 from targets.registry import find
 from tests.packages import requires
@@ -89,7 +89,7 @@ def test_the_shipped_binary_is_said_not_to_run_here(artifact: Artifact) -> None:
 @requires("libatomic1")
 def test_binaries_tell_graphs_and_encodings(contexts: Artifact) -> None:
     source = source_of(contexts)
-    (shared,) = describe(contexts.paths("context"))
+    (shared,) = binary_contents(contexts.paths("context"))
     assert shared.soc_model == 57 and contexts.given is not None and shared.compiler == contexts.given.compiler
     borders = {(graph.inputs, graph.outputs) for graph in shared.graphs}
     wanted = [onnx_border(source.path(role)) for role in ("prefill", "decode")]
@@ -105,7 +105,7 @@ def test_binaries_tell_graphs_and_encodings(contexts: Artifact) -> None:
 def test_what_is_no_binary_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"\1" * 4096)
     with pytest.raises(InputError, match="cannot read the compiled binary"):
-        describe([tmp_path / "a.bin"])
+        binary_contents([tmp_path / "a.bin"])
 
 
 @requires("libatomic1")

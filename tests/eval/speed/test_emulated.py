@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bluelm.errors import UnavailableError
-from eval.history import History, Run
+from eval.history import History, KeptRun
 from eval.speed.emulated import compare, figures, gate
 from targets.emulator import count as qemu_count
 from targets.emulator.count import Counts, run_counted
@@ -103,7 +103,7 @@ def test_the_gate_compares_with_the_last_accepted_run(tmp_path):
 
 
 def test_both_counts_are_gated_and_say_what_they_are():
-    accepted = Run("x", "t", True, tuple(figures(counts(42e6))))
+    accepted = KeptRun("x", "t", True, tuple(figures(counts(42e6))))
     worse = figures(Counts(3.1e6, 42e6, 128, "qemu 7.2.22", 0))
     assert [c.passed for c in compare(worse, accepted, 0.005)] == [False, True]
     for figure in worse:

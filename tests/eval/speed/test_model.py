@@ -16,8 +16,8 @@ from bluelm.errors import InputError, UnavailableError
 from eval.speed import speed_fit
 from eval.speed.speed_model import (
     DATA,
-    Soc,
-    Work,
+    ChipSpeed,
+    TokenCost,
     as_measurement,
     default_work,
     estimate,
@@ -31,12 +31,12 @@ from eval.speed.speed_model import (
 
 
 @pytest.fixture(scope="module")
-def decode_rows() -> list[speed_fit.Row]:
+def decode_rows() -> list[speed_fit.Published]:
     return speed_fit.published("decode")
 
 
 @pytest.fixture(scope="module")
-def decode_errors(decode_rows: list[speed_fit.Row]) -> dict[int, float]:
+def decode_errors(decode_rows: list[speed_fit.Published]) -> dict[int, float]:
     return speed_fit.left_out("decode", decode_rows, speed_fit.twin)
 
 
@@ -132,12 +132,12 @@ def test_fit_finds_the_coefficients_it_was_made_from():
     effects = {"A": math.log(1.3), "B": -math.log(1.3)}
     rows = []
     for number in range(80):
-        soc = Soc("AB"[number % 2], 60.0, None, "")
+        soc = ChipSpeed("AB"[number % 2], 60.0, None, "")
         load = default_work(shapes()[names[number % len(names)]], 4, "cpu", 128)
         seconds = (1.5 * (load.weight_bytes + load.cache_bytes) / 60e9 + 3e-4 * load.layers) * math.exp(
             effects[soc.name] + generator.normal(0, 0.03)
         )
-        rows.append(speed_fit.Row(number, "cpu", soc, "r", "m" + str(number), 4, 1, load, 1 / seconds))
+        rows.append(speed_fit.Published(number, "cpu", soc, "r", "m" + str(number), 4, 1, load, 1 / seconds))
     fit = speed_fit.fit_class("decode", rows)
     assert fit["rate"] == pytest.approx(1.5, rel=0.15)
     assert fit["block"] == pytest.approx(3e-4, rel=0.25)
@@ -169,7 +169,7 @@ def test_coefficients_in_the_package_are_those_of_a_new_fit():
 )
 def test_more_bandwidth_is_never_slower_and_more_bytes_never_faster(bandwidth, weight_bytes, factor, kind):
     def speed(gb_s: float, size: float) -> float:
-        found = estimate("decode", Work(size, 1e7, 2e9, 24), Soc("new", gb_s, None, ""), kind)
+        found = estimate("decode", TokenCost(size, 1e7, 2e9, 24), ChipSpeed("new", gb_s, None, ""), kind)
         assert 0 < found.low < found.value < found.high
         return found.value
 
@@ -182,7 +182,7 @@ def test_knowing_less_never_narrows_the_interval():
     seen = find_soc("snapdragon 8 elite")
     unseen = find_soc("Dimensity 9400")
 
-    def width(soc: Soc, runtime: str) -> float:
+    def width(soc: ChipSpeed, runtime: str) -> float:
         found = estimate("decode", load, soc, "npu", runtime=runtime)
         return math.log(found.high / found.low)
 

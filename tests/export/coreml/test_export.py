@@ -15,7 +15,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval import heldout
-from eval.accuracy.compare import Subject, compare
+from eval.accuracy.compare import Side, compare
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
 from export.coreml.package import Package, import_coremltools
@@ -122,8 +122,8 @@ def test_the_package_answers_as_the_dequantized_model(
 ) -> None:
     if activations == "float32":
         artifact = coreml.export(demo, tmp_path / "wide", context=CONTEXT, chunk=CHUNK, activations=activations)
-    reference = Subject("torch", "dequantized", TorchRuntime(demo, CONTEXT), digest=demo.digest())
-    subject = Subject("Core ML", "coreml", open_interpreter(artifact))
+    reference = Side("torch", "dequantized", TorchRuntime(demo, CONTEXT), digest=demo.digest())
+    subject = Side("Core ML", "coreml", open_interpreter(artifact))
     (found,) = compare(reference, [subject], windows, [window[:32] for window in windows], 64)
     assert found.kl.value < limit
     assert all(d.length == 64 and (d.at is None or d.tie) for d in found.divergences)

@@ -16,7 +16,7 @@ from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
 from bluelm.weights import LINEARS
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
-from eval.accuracy.compare import Subject, block_errors, weights_steps
+from eval.accuracy.compare import Side, block_errors, weights_steps
 from eval.files import size_plan, structure
 from export.artifacts.artifact import Artifact
 from export.executorch import coreml as executorch_coreml
@@ -103,9 +103,9 @@ def test_prefill_in_chunks_and_decode_answer_as_the_dequantized_model(artifact: 
 
 def test_the_damaged_block_is_named_in_the_program_itself(artifact: Artifact, sound: QuantizedCheckpoint) -> None:
     steps = weights_steps(sound, CONTEXT)
-    reference = Subject("torch", "dequantized", TorchRuntime(sound, CONTEXT), steps, sound, sound.digest())
+    reference = Side("torch", "dequantized", TorchRuntime(sound, CONTEXT), steps, sound, sound.digest())
     with open_executorch_coreml(artifact) as runtime:
-        subject = Subject("pte", artifact.format, runtime, lambda t: runtime.blocks(list(t)), digest=reference.digest)
+        subject = Side("pte", artifact.format, runtime, lambda t: runtime.blocks(list(t)), digest=reference.digest)
         found = block_errors(reference, subject, TOKENS)
     assert found.first_outside == 1 and found.errors[0] < 0.002, found
 

@@ -14,7 +14,7 @@ import torch
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED
 from export.artifacts.embedding import write_embedding
-from export.onnx.reader import Stored
+from export.onnx.reader import HeldWeight
 from export.readback.held import faults, listed, same, stored, table, table_faults
 
 WANTED = QuantizedTensor(
@@ -79,7 +79,7 @@ def test_scales_may_be_repeated_over_smaller_blocks_exactly() -> None:
 def test_another_width_or_shape_is_told_first() -> None:
     assert faults(WANTED, replace(HELD, bits=8))[0].startswith("8 bits (4, 8) instead of 4 bits")
     assert faults(WANTED, replace(HELD, codes=HELD.codes[:3]))[0].startswith("4 bits (3, 8) instead of 4 bits")
-    one_a_row = Stored(HELD.codes.T.copy(), HELD.scales, HELD.zeros, 4)
+    one_a_row = HeldWeight(HELD.codes.T.copy(), HELD.scales, HELD.zeros, 4)
     assert faults(WANTED, one_a_row)[0].startswith("4 bits (8, 4) instead of")
 
 

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from eval.history import History, Run
+from eval.history import History, KeptRun
 from eval.measurement import Measurement
 from pipeline.commands import history as history_commands
 from pipeline.commands.history import bars
@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
             low=value - 1,
             high=value + 1,
         )
-        history.append(Run("demo w4", "snapdragon (sm8650)", value > 10, (figure,)))
+        history.append(KeptRun("demo w4", "snapdragon (sm8650)", value > 10, (figure,)))
     return history.path
 
 
@@ -64,7 +64,7 @@ def test_lists_and_plots_a_figure(path, tmp_path):
 def test_a_figure_that_is_no_number_is_listed_and_not_drawn(path, tmp_path):
     for value in (math.nan, math.inf):
         figure = Measurement("decode_tokens_per_s", value, "tokens/s", "measured", subject="host", low=1, high=2)
-        History(path).append(Run("demo w4", "snapdragon (sm8650)", False, (figure,), {"details": [math.nan]}))
+        History(path).append(KeptRun("demo w4", "snapdragon (sm8650)", False, (figure,), {"details": [math.nan]}))
     drawn = tmp_path / "speed.svg"
     result = ask("--history", str(path), "--metric", "decode_tokens_per_s", "--plot", str(drawn))
     assert result.exit_code == 0 and "  nan  " in result.output and "  inf  " in result.output

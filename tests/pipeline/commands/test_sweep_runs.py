@@ -19,7 +19,7 @@ import pytest
 
 from bluelm.errors import UnavailableError
 from pipeline.commands.sweep import Group, Variant, on_ray
-from pipeline.report.sweep_results import Row
+from pipeline.report.sweep_results import VariantRow
 from tests.support.checkpoints.tiny import tiny_checkpoint
 from tests.support.limits import HANG_S
 
@@ -130,7 +130,7 @@ def cluster() -> Iterator[str]:
             started.shutdown()
 
 
-def meet(work: Group) -> list[Row]:
+def meet(work: Group) -> list[VariantRow]:
     """Wait until the other group is there too: both must be under way at the same time."""
     (variant,), folder, _ = work
     (Path(folder) / variant.name).touch()
@@ -138,7 +138,7 @@ def meet(work: Group) -> list[Row]:
     while len(list(Path(folder).iterdir())) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return [Row(variant.name, variant.method, variant.bits, variant.group_size, variant.target, os.getpid())]
+    return [VariantRow(variant.name, variant.method, variant.bits, variant.group_size, variant.target, os.getpid())]
 
 
 def test_two_ray_workers_work_at_the_same_time(tmp_path, cluster):
@@ -150,7 +150,7 @@ def test_two_ray_workers_work_at_the_same_time(tmp_path, cluster):
     assert len(workers) == 2 and os.getpid() not in workers
 
 
-def dies(work: Group) -> list[Row]:
+def dies(work: Group) -> list[VariantRow]:
     os.kill(os.getpid(), signal.SIGKILL)
     return []
 

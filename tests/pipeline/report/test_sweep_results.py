@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from bluelm.errors import InputError
 from pipeline.commands.sweep import Variant, expand, grouped, run_sweep, share
-from pipeline.report.sweep_results import Row, lines, mark_pareto, write_results
+from pipeline.report.sweep_results import VariantRow, lines, mark_pareto, write_results
 
 
-def row(name: str, size: float | None, speed: float, kl: float | None, target: str = "t", how: str = "e") -> Row:
-    return Row(name, "gptq", "4", "32", target, 0, size, speed, how, kl, 1.0)
+def row(name: str, size: float | None, speed: float, kl: float | None, target: str = "t", how: str = "e") -> VariantRow:
+    return VariantRow(name, "gptq", "4", "32", target, 0, size, speed, how, kl, 1.0)
 
 
 def test_every_combination_once_and_one_recipe_together():
@@ -74,7 +74,7 @@ def test_the_front_is_what_the_definition_says(values):
 
 def test_table_file_and_drawing(tmp_path):
     rows = mark_pareto([row("a", 2e6, 10, 0.1), row("b", 3e6, 9, 0.2)])
-    rows.append(Row("c", "awq", "4", "7", "t", 4, problem="groups of 7 do not fit"))
+    rows.append(VariantRow("c", "awq", "4", "7", "t", 4, problem="groups of 7 do not fit"))
     text = "\n".join(lines(rows))
     assert "*  a" in text and "*  b" not in text and "exit 4: groups of 7" in text
     written = write_results(rows, tmp_path)

@@ -58,13 +58,13 @@ def executorch_qnn(path: Path) -> Run:
     """On the NPU's simulator; its border has the bits of int16 as float16."""
     from targets.host.child import next_core
     from targets.qualcomm import executorch as qnn
-    from targets.qualcomm.executorch_messages import Load, Step
+    from targets.qualcomm.executorch_messages import LoadProgram, Step
 
     methods = {
         method.name: method for found in qnn.read_methods(path.with_name("methods.json")).values() for method in found
     }
     child = qnn.start(next_core())
-    child.call(Load(str(path), tuple(methods.values())), 600)
+    child.call(LoadProgram(str(path), tuple(methods.values())), 600)
 
     def run(method: str, inputs: Arrays) -> Arrays:
         feeds = dict(zip(methods[method].inputs, inputs.values(), strict=True))

@@ -20,10 +20,10 @@ from bluelm.weights import LINEARS, NORMS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import describe
+from export.artifacts.mobile import complete
 from export.formats import Lowering, Record, Run, Sizes, Speed, Without
 from export.readback.items import CONTEXT, Finding, checked, equal, inventory, untold, vector_names, weight_names
-from targets.backend import Lowering as Job
+from targets.backend import LoweringJob as Job
 from targets.backend import Uncompiled
 from targets.host.torch_runtime import TorchRuntime
 
@@ -71,7 +71,7 @@ class Backend(Uncompiled):
             tensors |= {f"{name}.codes": packed(weight), f"{name}.scales": weight.scales, f"{name}.zeros": weight.zeros}
         with atomic_folder(job.folder) as folder:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MODEL)
-            describe(
+            complete(
                 folder, RECORD.name, q, {MODEL: "model"}, context=job.context, chunk=job.chunk, kv_bits=32,
                 producers={"torch": version("torch")},
             )  # fmt: skip

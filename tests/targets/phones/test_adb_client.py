@@ -19,7 +19,7 @@ from bluelm.errors import InputError, UnavailableError
 from export.bundle.manifest import Requirements
 from pipeline.bundles.install import objections
 from targets.phones.adb import CHUNK, Server, ShellResult
-from targets.phones.phone import Thermal, describe, parse_thermal, phones
+from targets.phones.phone import Thermal, ask, parse_thermal, phones
 from tests.packages import requires
 from tests.support.bundles import draft
 from tests.support.limits import HANG_S
@@ -244,7 +244,7 @@ class Talker:
     ],
 )
 def test_odd_words_of_a_phone(text: str) -> None:
-    found = describe(Talker(text))  # pyright: ignore[reportArgumentType]
+    found = ask(Talker(text))  # pyright: ignore[reportArgumentType]
     assert found.memory is None and found.thermal == Thermal(None)
     assert all(len(word) < 200 for word in objections(draft("apk"), found))
     assert "needs Android API 24" in objections(draft("apk"), found)[0]

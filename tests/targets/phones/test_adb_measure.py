@@ -14,7 +14,7 @@ from bluelm.errors import InputError, TargetError, UnavailableError
 from eval.budget.budget import judge
 from eval.budget.limits import Budget
 from eval.speed.device_speed import Call, Protocol, check_chip, cool, measure
-from targets.phones.phone import AndroidBench, Phone, describe
+from targets.phones.phone import AndroidBench, Phone, ask
 from targets.phones.runners import Runner, load_runner, read_figures
 from tests.support.phones.phone import FakePhone, running_phone
 
@@ -174,7 +174,7 @@ def test_cooling_ends_at_its_limit_without_a_figure(phone):
 
 
 def test_another_chip_is_refused_unless_asked_for_and_then_told(phone):
-    found = describe(bench(phone).device)
+    found = ask(bench(phone).device)
     assert check_chip(found, ["Dimensity 9300", "mt6989"], allow_other=False) == ""
     with pytest.raises(TargetError, match=r"MT6989.*Snapdragon 8 Gen 3") as raised:
         check_chip(found, ["Snapdragon 8 Gen 3", "SM8650"], allow_other=False)
