@@ -1,6 +1,7 @@
 # make run    the whole way on the demo model: quantize, lower, compile for a Snapdragon NPU, judge, bundle
 # make test   lint, types and tests
-# Both make .venv on the first call and reuse it afterwards, and install the Debian packages that they need
+# make docs   the API reference, from the docstrings, into build/docs
+# All make .venv on the first call and reuse it afterwards, and install the Debian packages that they need
 # (tests/packages.py) where they may: as root, or by a sudo that asks for no password.
 #
 #   make run ARGS="--soc sm8750 --method awq"      further options of bluelm-export
@@ -12,10 +13,11 @@ PIP_ARGS ?=
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PACKAGES := bluelm calibration compress export targets eval pipeline !pipeline.__main__
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --use-pep517 $(PIP_ARGS)
 
-.PHONY: run test clean
+.PHONY: run test docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed-qualcomm,bundle
@@ -27,6 +29,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
+
+docs: $(VENV)/.installed-test,docs
+	$(BIN)/python -W ignore -m pdoc --docformat google --output-directory build/docs $(PACKAGES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

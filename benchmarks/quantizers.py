@@ -34,11 +34,11 @@ from torch import Tensor
 from benchmarks import pages
 from benchmarks.peer_exports import llama_folder
 from benchmarks.quality import LENGTH, FloatEnds, held_out, judge, log_probabilities
+from bluelm.block import block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.model import Decoder
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
-from bluelm.weights import LINEARS
 from eval.accuracy.metrics import Float
 
 WINDOWS = 128
@@ -216,7 +216,8 @@ def ours(model: Path, tokens: Path, out: Path, values: dict[str, Any]) -> None:
         "cpu_seconds": time.process_time() - cpu,
         "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    names = [f"model.layers.{layer}.{name}" for layer in range(checkpoint.config.num_layers) for name in LINEARS]
+    config = checkpoint.config
+    names = [f"model.layers.{layer}.{name}" for layer in range(config.num_layers) for name in block_of(config).linears]
     found = {f"{name}.weight": quantized.linear(name).dequantize() for name in names}
     for layer in range(checkpoint.config.num_layers):  # AWQ's foldings change the norms as well
         local = quantized.block(layer)

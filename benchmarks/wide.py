@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import pages
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.system.files import demo_checkpoint
-from bluelm.weights import LINEARS, NORMS
 from compress.checkpoint.pieces import Piece, write_piece
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, EMBEDDING_FILE, HEAD, HEAD_FILE, QuantizedCheckpoint, block_file, finish
@@ -135,8 +135,8 @@ class Narrow:
         self.config = config
 
     def block(self, index: int) -> dict[str, torch.Tensor]:
-        linears = {f"{name}.weight": torch.randn(8, 8) for name in LINEARS}
-        return linears | {f"{n}.weight": torch.ones(8) for n in NORMS}
+        shapes = block_of(self.config).shapes.items()
+        return {name: torch.randn(shape) if len(shape) == 2 else torch.ones(shape) for name, shape in shapes}
 
     def embedding(self) -> torch.Tensor:
         return torch.randn(8, 8)
@@ -167,11 +167,11 @@ def write_random(folder: Path, blocks: int) -> None:
     write_piece(folder / EMBEDDING_FILE, Piece({EMBED: table}), "")
     write_piece(folder / HEAD_FILE, Piece({HEAD: table}, {"model.norm.weight": ones}), "")
     del table
-    shapes = {"mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER)}
+    block = block_of(config)
     for index in range(blocks):
         prefix = f"model.layers.{index}"
-        linears = {f"{prefix}.{name}": random_tensor(*shapes.get(name, (HIDDEN, HIDDEN)), 4, 32) for name in LINEARS}
-        vectors = {f"{prefix}.{name}.weight": torch.ones(HIDDEN) for name in NORMS}
+        linears = {f"{prefix}.{name}": random_tensor(at.rows, at.columns, 4, 32) for name, at in block.linears.items()}
+        vectors = {f"{prefix}.{name}.weight": torch.ones(norm.size) for name, norm in block.norms.items()}
         write_piece(folder / block_file(index), Piece(linears, vectors), "")
     finish(folder, config, Recipe.make({"method": "rtn"}), demo_checkpoint(), {})
 

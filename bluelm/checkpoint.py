@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bluelm.architectures import ARCHITECTURES
+from bluelm.block import block_of
 from bluelm.config import GENERATION, ModelConfig
 from bluelm.errors import ChangedInputError, InputError
 from bluelm.fold import fold_layer_norm, normalise_rows
@@ -86,7 +87,7 @@ class Checkpoint:
 
     def block(self, index: int) -> dict[str, Tensor]:
         """Tensors of one block, float32, by their names below `model.layers.<index>.`."""
-        return {name: self._read(f"model.layers.{index}.{name}") for name in block_shapes(self.config)}
+        return {name: self._read(f"model.layers.{index}.{name}") for name in block_of(self.config).shapes}
 
     def _read(self, name: str) -> Tensor:
         """A tensor of the decoder by its name there: cut from the file's, rotary pairs half a head apart."""
@@ -220,25 +221,6 @@ def untied(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> ModelConfi
     return config if same else replace(config, tie_word_embeddings=False)
 
 
-def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of one block by local name; linears are [out, in]."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    biases = {"q": wide, "k": narrow, "v": narrow} if config.qkv_bias else {}
-    return {
-        **{f"self_attn.{kind}_proj.bias": (size,) for kind, size in biases.items()},
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (wide, hidden),
-        "self_attn.k_proj.weight": (narrow, hidden),
-        "self_attn.v_proj.weight": (narrow, hidden),
-        "self_attn.o_proj.weight": (hidden, wide),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-    }
-
-
 def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of the decoder, by its name in a Llama checkpoint."""
     rows, hidden = config.vocab_size, config.hidden_size
@@ -246,7 +228,7 @@ def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if config.embedding_layer_norm:
         shapes |= {f"{EMBED_NORM}.weight": (hidden,), f"{EMBED_NORM}.bias": (hidden,)}
     for index in range(config.num_layers):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in block_shapes(config).items()}
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in block_of(config).shapes.items()}
     shapes[FINAL_NORM] = (hidden,)
     if not config.tie_word_embeddings:
         shapes[HEAD] = (rows, hidden)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bluelm.architectures import ARCHITECTURES, K, Q
+from bluelm.architectures import ARCHITECTURES
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 
 
@@ -52,7 +53,7 @@ def source(config: ModelConfig, name: str, shapes: dict[str, tuple[int, ...]]) -
 
 
 def half_split(config: ModelConfig, name: str, tensor: Tensor) -> Tensor:
-    """Rows of q and k (or their biases) so that dimension j of a head turns with j + head_dim / 2.
+    """Rows of q and k (and of their biases and norms) so that dimension j of a head turns with j + head_dim / 2.
 
     A head of D dimensions of which the first r turn, in neighbouring pairs (0, 1), (2, 3), ...:
 
@@ -64,7 +65,7 @@ def half_split(config: ModelConfig, name: str, tensor: Tensor) -> Tensor:
     row, size, turning = ARCHITECTURES[config.architecture], config.head_dim, config.rotary_dim
     local = _parted(name)[1].rpartition(".")[0]
     plain = row.rotary == "half-split" and turning == size
-    if local not in (Q, K) or plain:
+    if plain or local not in block_of(config).turned:
         return tensor
     turned = torch.arange(turning)
     pairs = turned.view(-1, 2).T if row.rotary == "interleaved" else turned.view(2, -1)  # [2, r / 2]

@@ -8,17 +8,6 @@ from torch import Tensor
 
 from bluelm.config import ModelConfig
 
-LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-NORMS = ("input_layernorm", "post_attention_layernorm")
-
 
 class Weights(Protocol):
     """A decoder's weights, read a piece at a time. All tensors float32."""

@@ -14,32 +14,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from bluelm.block import STREAM, Branch, Stage, block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.model import DecoderBlock
 from bluelm.rope import rope_table
 from calibration.activations import Shelf
 from calibration.ranks import ALONE, Ranks
+from calibration.steps import Parameters, outcome, outcomes, value
 
 BATCH_TOKENS = 4096  # tokens in one forward step: bounds the memory of a wide MLP
 PARTS = 8  # of the samples, each summed by one rank: as many ranks can share a run
 KEPT_BYTES = 2**28  # activations between two stages are kept in RAM up to this size, else computed again
 PANEL = 256  # columns of a Hessian that are computed together
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Linears of a block that read the same activations, by their local names."""
-
-    name: str
-    linears: tuple[str, ...]
-
-
-QKV = Stage("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
-OUT = Stage("o", ("self_attn.o_proj",))
-GATE_UP = Stage("gate_up", ("mlp.gate_proj", "mlp.up_proj"))
-DOWN = Stage("down", ("mlp.down_proj",))
-STAGES = (QKV, OUT, GATE_UP, DOWN)  # in the order in which a block reads them
 
 
 @dataclass(frozen=True)
@@ -91,6 +78,7 @@ class Streams:
         exact: the same of the float model, or None where nobody asks for it.
         cos, sin: rotary table of T positions.
         shelf: what made them, and makes more of their kind.
+        block: what every block of the model is.
     """
 
     def __init__(
@@ -114,6 +102,11 @@ class Streams:
         self.shelf = shelf or Shelf(hidden.dtype)
         self.device = device or hidden.device
         self.cos, self.sin = (table.to(self.device) for table in rope_table(config, hidden.shape[1]))
+        self.block, self._epsilon = block_of(config), config.rms_norm_eps
+
+    def parameters(self, block: DecoderBlock) -> Parameters:
+        """What the steps of a block compute with: its tensors as they are when they are asked for."""
+        return Parameters(block.get_parameter, self.cos, self.sin, self._epsilon)
 
     def parts(self) -> Iterator[tuple[int, slice]]:
         """Part and place in `hidden` of this rank's batches, in order."""
@@ -162,28 +155,23 @@ class Streams:
 
         The same steps, and the same bits, as those of `moments_in_order`.
         """
+        parameters = self.parameters(block)
         for batch in self.batches():
             x = self.read(self.hidden, batch)  # [b, T, hidden]
-            mixed = block.self_attn.mix(block.input_layernorm(x), self.cos, self.sin)
-            x = self.rounded(x + block.self_attn.o_proj(self.rounded(mixed)))
-            self.hidden[batch] = x + block.mlp(block.post_attention_layernorm(x))
+            for branch in self.block.branches:
+                read = value(branch.steps, {branch.begins: x}, parameters, branch.writer.reads)
+                read = self.rounded(read) if branch.mixes else read
+                x = self.rounded(x + outcome(branch.writer, [read], parameters))
+            self.hidden[batch] = x
             if self.exact is not None:
-                self.advance_exact_attention(exact, batch)
-                self.advance_exact_mlp(exact, batch)
+                for branch in self.block.branches:
+                    self.advance_exact(branch, exact, batch)
 
-    def advance_exact_attention(self, exact: DecoderBlock, batch: slice) -> Tensor:
-        """The float stream of some samples through the attention; what it is then, [b, T, hidden]."""
+    def advance_exact(self, branch: Branch, exact: DecoderBlock, batch: slice) -> Tensor:
+        """The float stream of some samples through one branch of a block; what it is then, [b, T, hidden]."""
         assert self.exact is not None
         x = self.read(self.exact, batch)
-        x = x + exact.self_attn(exact.input_layernorm(x), self.cos, self.sin)
-        self.exact[batch] = x
-        return x
-
-    def advance_exact_mlp(self, exact: DecoderBlock, batch: slice) -> Tensor:
-        """The same through the MLP."""
-        assert self.exact is not None
-        x = self.read(self.exact, batch)
-        x = x + exact.mlp(exact.post_attention_layernorm(x))
+        x = x + value(branch.steps, {branch.begins: x}, self.parameters(exact))
         self.exact[batch] = x
         return x
 
@@ -292,16 +280,13 @@ class Cross:
 
 def collect_hessians(streams: Streams, block: DecoderBlock) -> dict[str, Tensor]:
     """H of every stage, by its name, in one pass of the block as it is. The streams stay where they are."""
-    found = {stage.name: Hessian(streams.split.ranks) for stage in STAGES}
+    found = {stage.name: Hessian(streams.split.ranks) for stage in streams.block.stages}
+    steps, parameters = streams.block.steps, streams.parameters(block)
     for part, batch in streams.parts():
         x = streams.read(streams.hidden, batch)  # [b, T, hidden]
-        normed = block.input_layernorm(x)
-        found[QKV.name].add(normed, part)
-        mixed = block.self_attn.mix(normed, streams.cos, streams.sin)  # [b, T, heads * head_dim]
-        found[OUT.name].add(mixed, part)
-        normed = block.post_attention_layernorm(x + block.self_attn.o_proj(mixed))
-        found[GATE_UP.name].add(normed, part)
-        found[DOWN.name].add(block.mlp.gated(normed), part)  # [b, T, intermediate]
+        for name, made in outcomes(steps[: steps.index(streams.block.branches[-1].writer)], {STREAM: x}, parameters):
+            if name in found:
+                found[name].add(made, part)  # [b, T, in]
     return {name: hessian.mean() for name, hessian in found.items()}
 
 
@@ -311,54 +296,54 @@ def moments_in_order(streams: Streams, block: DecoderBlock, exact: DecoderBlock)
     Before asking for the next stage, the caller puts the quantized weights of this one into `block`: later
     stages then see activations that already carry the errors of the earlier ones. `exact` stays as it is.
     """
-    ranks, follows = streams.split.ranks, streams.exact is not None
-    attention, mlp = block.self_attn, block.mlp
+    for branch in streams.block.branches:
+        for stage in branch.stages[:-1]:
+            hessian = Hessian(streams.split.ranks)
+            for part, batch in streams.parts():
+                hessian.add(_read_by(stage, branch, streams, block, batch), part)
+            yield stage, Moments(hessian.mean())
+        yield from _last_stage(branch, streams, block, exact)
 
-    hessian = Hessian(ranks)
-    for part, batch in streams.parts():
-        hessian.add(block.input_layernorm(streams.read(streams.hidden, batch)), part)
-    yield QKV, Moments(hessian.mean())
 
+def _last_stage(
+    branch: Branch, streams: Streams, block: DecoderBlock, exact: DecoderBlock
+) -> Iterator[tuple[Stage, Moments]]:
+    """The stage that writes to the stream; behind it, what it writes is added."""
+    ranks, follows, stage = streams.split.ranks, streams.exact is not None, branch.stages[-1]
     hessian, cross = Hessian(ranks), Cross(ranks)
-    mixed = streams.shelf.empty(*streams.hidden.shape[:2], attention.o_proj.in_features)
+    kept = _room(branch, streams)
     for part, batch in streams.parts():
-        x = streams.read(streams.hidden, batch)  # [b, T, hidden]
-        mixed[batch] = attention.mix(block.input_layernorm(x), streams.cos, streams.sin)
-        read = streams.read(mixed, batch)  # [b, T, heads * head_dim]
+        read = _read_by(stage, branch, streams, block, batch)
+        if kept is not None:
+            kept[batch] = read
+            read = streams.read(kept, batch)
         hessian.add(read, part)
         if follows:
-            cross.add(streams.advance_exact_attention(exact, batch), x, read, part)
-    yield OUT, Moments(hessian.mean(), cross.mean() if follows else None)
-
-    hessian = Hessian(ranks)
-    for part, batch in streams.parts():
-        x = streams.read(streams.hidden, batch) + attention.o_proj(streams.read(mixed, batch))
-        streams.hidden[batch] = x
-        hessian.add(block.post_attention_layernorm(streams.rounded(x)), part)
-    del mixed
-    yield GATE_UP, Moments(hessian.mean())
-
-    hessian, cross = Hessian(ranks), Cross(ranks)
-    kept = _room_for_gated(streams, mlp.down_proj.in_features)
-    for part, batch in streams.parts():
-        x = streams.read(streams.hidden, batch)
-        gated = mlp.gated(block.post_attention_layernorm(x))  # [b, T, intermediate]
-        hessian.add(gated, part)
-        if follows:
-            cross.add(streams.advance_exact_mlp(exact, batch), x, gated, part)
-        if kept is not None:
-            kept[batch] = gated
-    yield DOWN, Moments(hessian.mean(), cross.mean() if follows else None)
+            x = streams.read(streams.hidden, batch)
+            cross.add(streams.advance_exact(branch, exact, batch), x, read, part)
+    yield stage, Moments(hessian.mean(), cross.mean() if follows else None)
 
     for batch in streams.batches():
+        read = streams.read(kept, batch) if kept is not None else _read_by(stage, branch, streams, block, batch)
         x = streams.read(streams.hidden, batch)
-        gated = mlp.gated(block.post_attention_layernorm(x)) if kept is None else kept[batch].to(x.device)
-        streams.hidden[batch] = x + mlp.down_proj(gated)
+        streams.hidden[batch] = x + outcome(branch.writer, [read], streams.parameters(block))
 
 
-def _room_for_gated(streams: Streams, width: int) -> Tensor | None:
-    """Where what down_proj reads is kept until it has its codes, [n, T, width]; None where RAM is too dear for it."""
-    shelf, (samples, length, _) = streams.shelf, streams.hidden.shape
+def _read_by(stage: Stage, branch: Branch, streams: Streams, block: DecoderBlock, batch: slice) -> Tensor:
+    """What a stage reads of some samples, [b, T, in]."""
+    x = streams.read(streams.hidden, batch)  # [b, T, hidden]
+    return value(branch.steps, {branch.begins: x}, streams.parameters(block), stage.name)
+
+
+def _room(branch: Branch, streams: Streams) -> Tensor | None:
+    """Where what a branch's writer reads is kept until the writer has its codes, [n, T, width].
+
+    What tokens have mixed is dear to make again, and kept as the stream is; the rest is kept in float32, and made
+    again (None) where RAM is too dear for it.
+    """
+    shelf, (samples, length, _), width = streams.shelf, streams.hidden.shape, branch.writer.columns
+    if branch.mixes:
+        return shelf.empty(samples, length, width)
     if not shelf.on_disk and samples * length * width * 4 > KEPT_BYTES:
         return None
     return shelf.empty(samples, length, width, dtype=torch.float32)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from bluelm.checkpoint import Checkpoint, block_shapes
+from bluelm.block import block_of
+from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
-from calibration.walk import KEPT_BYTES, STAGES, Split
+from calibration.walk import KEPT_BYTES, Split
 from compress.layers import ROWS, searches
 from compress.methods.descent import SYSTEM_BYTES
 from compress.methods.refine import BATCH_TOKENS
@@ -74,11 +75,10 @@ def cost(checkpoint: Checkpoint, recipe: Recipe, *, on_disk: bool, ranks: int = 
 
 def finished_size(config: ModelConfig, recipe: Recipe) -> float:
     """Bytes of codes, scales and zero points of all weights."""
-    shapes = {name.removesuffix(".weight"): shape for name, shape in block_shapes(config).items() if len(shape) == 2}
     total = 0.0
     for index in range(config.num_layers):
-        for name, (rows, columns) in shapes.items():
-            total += _stored(rows, columns, recipe.widths(f"model.layers.{index}.{name}"))
+        for name, linear in block_of(config).linears.items():
+            total += _stored(linear.rows, linear.columns, recipe.widths(f"model.layers.{index}.{name}"))
     total += _stored(config.vocab_size, config.hidden_size, Widths(recipe.embed_bits, -1, True))
     if not config.shares_table:
         total += _stored(config.vocab_size, config.hidden_size, recipe.widths(HEAD))
@@ -101,8 +101,8 @@ class _Shape:
 
     def __init__(self, config: ModelConfig, recipe: Recipe, ranks: int) -> None:
         self.config, self.recipe, self.ranks = config, recipe, ranks
-        shapes = {name: shape for name, shape in block_shapes(config).items() if len(shape) == 2}
-        self.linears = {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes.items()}
+        self.branches, self.stages = block_of(config).branches, block_of(config).stages
+        self.linears = {name: (linear.rows, linear.columns) for name, linear in block_of(config).linears.items()}
         self.weights = sum(out * columns for out, columns in self.linears.values())  # of a block
         self.widest = max(columns for _, columns in self.linears.values())
         self.head_weights = 0 if config.shares_table else config.vocab_size * config.hidden_size
@@ -112,20 +112,22 @@ class _Shape:
         item = getattr(torch, recipe.activations).itemsize
         both = 2 if recipe.follows_float else 1
         self.streams = self.tokens * config.hidden_size * item * both
-        self.mixed = self.tokens * config.num_heads * config.head_dim * item
-        self.gated = self.tokens * config.intermediate_size * FLOAT
+        kept = {mixes: [one.writer.columns for one in self.branches if one.mixes is mixes] for mixes in (True, False)}
+        self.mixed_width, self.inner_width = (max(kept[mixes], default=0) for mixes in (True, False))
+        self.mixed = self.tokens * self.mixed_width * item
+        self.gated = self.tokens * self.inner_width * FLOAT
 
     def keeps_gated(self, on_disk: bool) -> bool:
         return on_disk or self.gated <= KEPT_BYTES
 
     def block(self, on_disk: bool) -> float:
-        """In a block's fullest moment: while down_proj's moments are taken, or while it is solved."""
+        """In a block's fullest moment: while the moments of its widest stage are taken, or while that is solved."""
         if not self.recipe.reads_text:
             return FLOAT * 2 * self.weights
         square = FLOAT * self.widest**2
         widest = max(self.linears.values(), key=lambda shape: shape[1])
         cross = FLOAT * self.config.hidden_size * self.widest if self.recipe.follows_float else 0
-        inner = FLOAT * self.batch * self.config.intermediate_size
+        inner = FLOAT * self.batch * self.inner_width
         # float, AWQ's scaled float, quantized in float (the widest not yet), and codes
         weights = ((3 if self.recipe.scales_channels else 2) * FLOAT + 1) * self.weights
         weights -= (FLOAT + 1) * widest[0] * widest[1]
@@ -167,12 +169,12 @@ def _seconds(shape: _Shape, on_disk: bool, rate: float) -> float:
     if not recipe.reads_text:
         return search + tables + config.num_layers * shape.weights * FLOAT * 10 / STREAM_BYTES_PER_SECOND
     forward = 2 * shape.tokens * shape.weights
-    attention = 2 * shape.tokens * recipe.length * config.num_heads * config.head_dim / ATTENTION_SHARE
+    attention = 2 * shape.tokens * recipe.length * shape.mixed_width / ATTENTION_SHARE
     passes = (2 if recipe.follows_float else 1) + (1 if recipe.scales_channels else 0)
-    again = 0 if shape.keeps_gated(on_disk) else 4 * shape.tokens * config.hidden_size * config.intermediate_size
-    inputs = [shape.linears[stage.linears[0]][1] for stage in STAGES]
+    again = 0 if shape.keeps_gated(on_disk) else 4 * shape.tokens * config.hidden_size * shape.inner_width
+    inputs = [shape.linears[stage.linears[0]][1] for stage in shape.stages]
     hessians = shape.tokens * sum(width**2 for width in inputs) * (2 if recipe.scales_channels else 1)
-    cross = sum(2 * shape.tokens * out * columns for out, columns in (shape.linears[n] for n in _WRITERS))
+    cross = sum(2 * shape.tokens * one.writer.rows * one.writer.columns for one in shape.branches)
     solving = sum(_solving(out, columns, recipe) for out, columns in shape.linears.values()) / shape.ranks
     solving += sum(width**3 / 3 * threads for width in inputs)  # factorized on one thread
     training = recipe.refine * TRAINING * 2 * BATCH_TOKENS * shape.weights
@@ -181,15 +183,12 @@ def _seconds(shape: _Shape, on_disk: bool, rate: float) -> float:
     head = (shape.tokens * config.hidden_size**2 if shape.head_weights else 0) + (
         _solving(config.vocab_size, config.hidden_size, recipe) / shape.ranks if shape.head_weights else 0
     )
-    elements = passes * shape.tokens * (12 * config.hidden_size + 6 * config.intermediate_size)
+    elements = passes * shape.tokens * (12 * config.hidden_size + 6 * shape.inner_width)
     moved = FLOAT * elements + 3 * shape.streams + (2 * shape.gated + 8 * shape.streams if on_disk else 0)
     columns = sum(-(-out // ROWS) * width for out, width in shape.linears.values()) / shape.ranks
     loops = config.num_layers * columns * (1 + _sweeps(recipe)) * COLUMN_SECONDS if recipe.feeds_back else 0
     other = config.num_layers * moved / STREAM_BYTES_PER_SECOND / threads
     return (config.num_layers * block + head) / rate + search + tables + loops + other
-
-
-_WRITERS = ("self_attn.o_proj", "mlp.down_proj")  # whose output goes into the stream
 
 
 def _solving(out: int, columns: int, recipe: Recipe) -> float:

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bluelm.checkpoint import Checkpoint, block_shapes
+from bluelm.block import block_of
+from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.errors import ChangedInputError, InputError
 from bluelm.model import DecoderBlock
 from bluelm.system.memory import give_back
 from bluelm.system.progress import Progress, Silent
-from bluelm.weights import LINEARS
 from calibration.activations import Shelf
 from calibration.ranks import ALONE, Ranks
 from calibration.samples import Samples
@@ -139,15 +139,15 @@ def check(config: ModelConfig, recipe: Recipe) -> None:
         raise InputError(
             "the widths of this recipe are to be chosen yet", fix="choose them with compress.widths.allocate"
         )
-    shapes = {name.removesuffix(".weight"): shape for name, shape in block_shapes(config).items() if len(shape) == 2}
-    groups = {name: (recipe.group_size, shape[1]) for name, shape in shapes.items()}
+    columns_of = {name: linear.columns for name, linear in block_of(config).linears.items()}
+    groups = {name: (recipe.group_size, columns) for name, columns in columns_of.items()}
     groups[HEAD] = (recipe.head_group_size, config.hidden_size)
     groups |= {name: (recipe.layers[name].group_size, width) for name, width in _named_widths(config, recipe).items()}
     if recipe.rotate:
         check_rotation(config)
     for name, (size, columns) in groups.items():
         if size != -1 and columns % size:
-            fitting = [str(fit) for fit in (128, 64, 32) if all(shape[1] % fit == 0 for shape in shapes.values())]
+            fitting = [str(fit) for fit in (128, 64, 32) if not any(width % fit for width in columns_of.values())]
             raise InputError(
                 f"group size {size} does not divide the {columns} columns of {name}",
                 fix=f"choose {', '.join([*fitting, '-1 (one scale a row)'])}",
@@ -165,12 +165,10 @@ def _named_widths(config: ModelConfig, recipe: Recipe) -> dict[str, int]:
     Raises:
         InputError: the model has none of that name.
     """
-    shapes = block_shapes(config).items()
     known = {
-        f"model.layers.{index}.{name.removesuffix('.weight')}": shape[1]
+        f"model.layers.{index}.{name}": linear.columns
         for index in range(config.num_layers)
-        for name, shape in shapes
-        if len(shape) == 2
+        for name, linear in block_of(config).linears.items()
     } | ({} if config.shares_table else {HEAD: config.hidden_size})
     for name in recipe.layers:
         if name not in known:
@@ -293,9 +291,10 @@ class _Run:
     ) -> tuple[dict[str, Solved], dict[str, Tensor]]:
         """Codes of the linears, and the norms and biases beside them, all by local name."""
         solved: dict[str, Solved] = {}
-        widths = {name: self.recipe.widths(f"model.layers.{index}.{name}") for name in LINEARS}
+        linears = block_of(self.config).linears
+        widths = {name: self.recipe.widths(f"model.layers.{index}.{name}") for name in linears}
         if streams is None:
-            for name in LINEARS:
+            for name in linears:
                 solved[name] = round_plainly(tensors[f"{name}.weight"], widths[name], self.recipe)
         else:
             exact = DecoderBlock.from_weights(self.config, tensors)

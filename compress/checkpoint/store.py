@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bluelm.checkpoint import block_shapes
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.system.files import member, sha256, write_text
@@ -202,8 +202,8 @@ class QuantizedCheckpoint:
         if not self.config.shares_table:
             wanted[f"{HEAD}.weight"] = (rows, hidden)
         for index in range(self.config.num_layers):
-            shapes = block_shapes(self.config).items()
-            wanted |= {f"model.layers.{index}.{name}": shape for name, shape in shapes if len(shape) == 2}
+            linears = block_of(self.config).linears.items()
+            wanted |= {f"model.layers.{index}.{name}.weight": (one.rows, one.columns) for name, one in linears}
         found = {f"{name}.weight": info.shape for name, info in self.linears.items()}
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):

@@ -10,11 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from bluelm.checkpoint import block_shapes
+from bluelm.block import block_of
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
-from bluelm.weights import LINEARS
 from compress.checkpoint.pieces import LinearInfo, Piece, write_piece
 from compress.checkpoint.quantized import OrderedWeight
 from compress.checkpoint.store import (
@@ -127,15 +126,15 @@ def adopt(
 
 def _block(packed: PackedCheckpoint, index: int, recipe: Recipe) -> Piece:
     """The piece of one block."""
-    prefix = f"model.layers.{index}."
-    given = {name: packed.linear(f"{prefix}{name}") for name in LINEARS}
+    prefix, block = f"model.layers.{index}.", block_of(packed.config)
+    given = {name: packed.linear(f"{prefix}{name}") for name in block.linears}
     kept = {name: weight for name, weight in given.items() if weight is not None}
-    rounded = {name: _rounded(packed.weight(f"{prefix}{name}"), recipe) for name in LINEARS if name not in kept}
+    rounded = {name: _rounded(packed.weight(f"{prefix}{name}"), recipe) for name in block.linears if name not in kept}
     notes = {name: _note(header_of(weight), packed) for name, weight in kept.items()}
     notes |= {name: solved.note for name, solved in rounded.items()}
     weights = kept | {name: OrderedWeight(solved.weight) for name, solved in rounded.items()}
     _fold_order(weights, notes)
-    vectors = [name for name, shape in block_shapes(packed.config).items() if len(shape) == 1]
+    vectors = [name for name, shape in block.shapes.items() if len(shape) == 1]
     return Piece(
         {f"{prefix}{name}": weight.weight for name, weight in weights.items()},
         {f"{prefix}{name}": packed.vector(f"{prefix}{name}") for name in vectors},

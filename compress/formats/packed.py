@@ -11,6 +11,7 @@ from statistics import median
 
 from torch import Tensor
 
+from bluelm.block import block_of
 from bluelm.checkpoint import (
     HEAD,
     Checkpoint,
@@ -26,7 +27,6 @@ from bluelm.errors import InputError
 from bluelm.naming import half_split, source
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
 from bluelm.text.tokenizer import TOKENIZER_FILES
-from bluelm.weights import LINEARS
 from compress.checkpoint.pieces import LinearInfo
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import Claims, read_claims
@@ -127,7 +127,9 @@ class PackedCheckpoint(Checkpoint):
             raise InputError(f"{stem}.bias is not zero", where=info.file, fix=fix)
 
     def _read(self, name: str) -> Tensor:
-        quantized = self.linear(name.removesuffix(".weight")) if name.endswith("proj.weight") or name == HEAD else None
+        linear = name.removesuffix(".weight")
+        quantizable = name == HEAD or linear.split(".", 3)[-1] in block_of(self.config).linears
+        quantized = self.linear(linear) if quantizable else None
         return super()._read(name) if quantized is None else quantized.dequantize()
 
     @cached_property
@@ -137,7 +139,8 @@ class PackedCheckpoint(Checkpoint):
         Raises:
             InputError: what is stored cannot be, or the zero points are not those of the codes.
         """
-        blocks = [f"model.layers.{index}.{name}" for index in range(self.config.num_layers) for name in LINEARS]
+        linears = block_of(self.config).linears
+        blocks = [f"model.layers.{index}.{name}" for index in range(self.config.num_layers) for name in linears]
         found: dict[str, LinearInfo] = {}
         offsets: list[float] = []
         for name in blocks if self.config.shares_table else [*blocks, HEAD.removesuffix(".weight")]:

@@ -15,13 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bluelm.checkpoint import Checkpoint, block_shapes
+from bluelm.block import block_of
+from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder, write_text
 from bluelm.system.progress import Progress, Silent
-from bluelm.weights import LINEARS
-from calibration.walk import STAGES
 from compress.checkpoint.pieces import LinearInfo
 from compress.checkpoint.quantized import OrderedWeight
 from compress.checkpoint.store import QuantizedCheckpoint
@@ -51,12 +50,11 @@ def check_recipe(config: ModelConfig, recipe: Recipe, kind: Kind) -> None:
         fix = "give --max-kl, or neither: then the blocks are as large as the recipe's own widths make them"
         raise InputError(f"{kind} keeps embedding and head in float16, so that --size cannot be held", fix=fix)
     for index in range(config.num_layers):
-        for name, shape in block_shapes(config).items():
-            if len(shape) == 2:
-                full = f"model.layers.{index}.{name.removesuffix('.weight')}"
-                widths = recipe.widths(full)
-                info = LinearInfo((shape[0], shape[1]), widths.bits, widths.group_size, widths.symmetric)
-                check_linear(full, info, kind)
+        for name, linear in block_of(config).linears.items():
+            full = f"model.layers.{index}.{name}"
+            widths = recipe.widths(full)
+            info = LinearInfo((linear.rows, linear.columns), widths.bits, widths.group_size, widths.symmetric)
+            check_linear(full, info, kind)
 
 
 def check_linear(name: str, info: LinearInfo, kind: Kind) -> None:
@@ -99,7 +97,7 @@ def write(
         check_linear(name, info, kind)
     if kind == "awq" and len({(info.bits, info.group_size) for info in infos.values()}) > 1:
         raise InputError("AWQ has one group size for all linears", where=quantized.folder, fix="use --format gptq")
-    blocks = range(quantized.config.num_layers)
+    block, blocks = block_of(quantized.config), range(quantized.config.num_layers)
     # version 1 has no place for a zero point of 0, and GPTQModel loads no asymmetric one but its own
     version = 1 if all(info.symmetric for info in infos.values()) else 2
     with atomic_folder(out) as folder, (progress or Silent()).task(f"write {kind}", len(blocks) + 1) as task:
@@ -109,11 +107,11 @@ def write(
         task.advance(note="embedding and head")
         for index in blocks:
             prefix = f"model.layers.{index}."
-            for local in LINEARS:
+            for local in block.linears:
                 stem = f"{prefix}{local}"
                 parts = _pack(quantized.ordered(stem), kind, version)
                 shards.add({f"{stem}.{part}": tensor for part, tensor in parts.items()})
-            for name, shape in block_shapes(quantized.config).items():
+            for name, shape in block.shapes.items():
                 if len(shape) == 1:
                     shards.add({f"{prefix}{name}": _half(quantized.vector(f"{prefix}{name}"), f"{prefix}{name}")})
             task.advance(note=f"block {index}")
@@ -133,7 +131,7 @@ def who_cannot_load(quantized: QuantizedCheckpoint, kind: Kind) -> str | None:
         return None
     single = "" if kind == "compressed-tensors" else "transformers reads one width alone (GPTQModel reads all); "
     for index in range(quantized.config.num_layers):
-        for stage in STAGES:
+        for stage in block_of(quantized.config).stages:
             names = [f"model.layers.{index}.{linear}" for linear in stage.linears]
             if len({width[name] for name in names}) > 1:
                 fused = ", ".join(linear.rpartition(".")[2] for linear in stage.linears)

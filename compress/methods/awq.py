@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bluelm.block import Move, block_of
 from bluelm.config import ModelConfig
-from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage
 from compress.methods.grid import choose_grid
 from compress.methods.probe import Judge, Probe, output_judge
 from compress.methods.rtn import round_to_nearest
@@ -27,22 +27,6 @@ EXPONENTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 NEARER = (0.1, 0.05)  # then the best exponent's neighbours, so far away
 ROWS = 512  # rows of each linear that is its own judge that the search looks at, evenly spread
 WIDEST = 1e4  # largest ratio between two scales
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Linears of one stage, and the norm or linear that makes what they read."""
-
-    stage: Stage
-    before: str
-
-
-FOLDS = (
-    Fold(QKV, "input_layernorm"),
-    Fold(OUT, "self_attn.v_proj"),
-    Fold(GATE_UP, "post_attention_layernorm"),
-    Fold(DOWN, "mlp.up_proj"),
-)
 
 
 @dataclass(frozen=True)
@@ -69,19 +53,6 @@ class Scaling:
         return {"exponent": self.exponent, "by_weight": self.by_weight, "loss_ratio": float(f"{ratio:.6g}")}
 
 
-def channels_read(config: ModelConfig, stage: Stage) -> Tensor:
-    """int64 [in]: which output channel of what comes before each input channel of a stage reads.
-
-    Only o_proj differs from one to one: the heads of a group read the same value head.
-    """
-    if stage is DOWN:
-        return torch.arange(config.intermediate_size)
-    if stage is not OUT:
-        return torch.arange(config.hidden_size)
-    heads = torch.arange(config.num_heads) // (config.num_heads // config.num_kv_heads)
-    return (heads.unsqueeze(1) * config.head_dim + torch.arange(config.head_dim)).flatten()
-
-
 def search_scales(
     weights: Sequence[Tensor], hessian: Tensor, reads: Tensor, widths: Sequence[Widths], judge: Judge | None = None
 ) -> Scaling:
@@ -90,7 +61,7 @@ def search_scales(
     Args:
         weights: float32 [out, in] each, reading the same input.
         hessian: float32 [in, in], mean of x xᵀ.
-        reads: int64 [in], see `channels_read`; channels that read the same share a scale.
+        reads: int64 [in], see `Move.channels`; channels that read the same share a scale.
         widths: of each weight.
         judge: tells what rounded weights lose. Default: the error of the linears' own output, of some of their rows.
     """
@@ -163,7 +134,7 @@ def search_clips(
     return clips
 
 
-def fold(tensors: Mapping[str, Tensor], place: Fold, scales: Tensor, reads: Tensor) -> dict[str, Tensor]:
+def fold(tensors: Mapping[str, Tensor], place: Move, scales: Tensor, reads: Tensor) -> dict[str, Tensor]:
     """The tensors of a block, columns of the stage's linears times the scales, rows before them divided.
 
     The block computes the same function, up to rounding in float32.
@@ -203,7 +174,7 @@ def fold_block(
     *,
     clip: bool = False,
 ) -> Folded:
-    """Search and fold all four places of a block.
+    """Search and fold all places of a block.
 
     Args:
         tensors: of the block, by local name.
@@ -213,9 +184,9 @@ def fold_block(
         clip: find out as well which linears are to be clipped.
     """
     folded, notes, unclipped = dict(tensors), {}, set[str]()
-    for place in FOLDS:
+    for place in block_of(config).moves:
         linears, hessian = place.stage.linears, hessians[place.stage.name]
-        reads = channels_read(config, place.stage).to(hessian.device)
+        reads = torch.tensor(place.channels, device=hessian.device)
         # the columns as they are: foldings of earlier places divide rows, which rounding does not see
         weights, asked = [tensors[f"{linear}.weight"] for linear in linears], [widths[linear] for linear in linears]
         judge = probe.judge(place.stage)

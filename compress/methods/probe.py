@@ -10,14 +10,15 @@ share of its stream, else the few tokens with huge activations would be all that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
+from bluelm.block import Stage, Step
 from bluelm.model import DecoderBlock
-from calibration.walk import GATE_UP, QKV, Stage, Streams
+from calibration.steps import outcomes, value
+from calibration.walk import Streams
 
 TOKENS = 2048  # that the modules are run on
 SMALLEST = 1e-9  # mean square of a token's stream below which it counts as this
@@ -30,27 +31,30 @@ class Probe:
 
     def __init__(self, streams: Streams, block: DecoderBlock) -> None:
         """Run the block, as it is, on samples spread over the streams. These stay where they are."""
-        rotary = (streams.cos, streams.sin)
+        self._parameters = streams.parameters(block)
+        self._modules: dict[str, _Module] = {}
         x = streams.spread(TOKENS)  # [b, T, hidden]
-        attends = block.input_layernorm(x)
-        attended = block.self_attn(attends, *rotary)
-        x = x + attended
-        reads = block.post_attention_layernorm(x)
-        answered = block.mlp(reads)
-        self._modules = {
-            QKV.name: _Module(block.self_attn, (attends, *rotary), attended, _size(x)),
-            GATE_UP.name: _Module(block.mlp, (reads,), answered, _size(x + answered)),
-        }
+        for branch in streams.block.branches:
+            judged = {stage.name for stage in branch.stages[:-1]}
+            values = dict(outcomes(branch.steps, {branch.begins: x}, self._parameters))
+            output = values[branch.writer.makes]
+            x = x + output
+            for name in judged:
+                behind = branch.steps[[step.makes for step in branch.steps].index(name) + 1 :]
+                made = {step.makes for step in behind}
+                inputs = {read: values[read] for step in behind for read in step.inputs if read not in made}
+                self._modules[name] = _Module(behind, inputs, output, _size(x))
 
     def judge(self, stage: Stage) -> Judge | None:
         """The error of the module around a stage's linears, a mean over tokens; None where there is no module."""
         asked = self._modules.get(stage.name)
         if asked is None:
             return None
-        names = [f"{linear.rpartition('.')[2]}.weight" for linear in stage.linears]
+        names = [f"{linear}.weight" for linear in stage.linears]
 
         def lost(weights: Sequence[Tensor]) -> float:
-            found = functional_call(asked.module, dict(zip(names, weights, strict=True)), asked.inputs)
+            parameters = self._parameters.but(dict(zip(names, weights, strict=True)))
+            found = value(asked.steps, asked.inputs, parameters)
             return ((found - asked.output).square().mean(-1) / asked.size).mean().item()
 
         return lost
@@ -58,10 +62,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Module:
-    """What a module reads and answers, [b, T, hidden], and the mean square of the stream behind it, [b, T]."""
+    """The steps behind what a stage reads, up to the sum: what they read, what they give, [b, T, hidden] or another
+    width, and the mean square of the stream behind them, [b, T]."""
 
-    module: nn.Module
-    inputs: tuple[Tensor, ...]
+    steps: Sequence[Step]
+    inputs: Mapping[str, Tensor]
     output: Tensor
     size: Tensor
 

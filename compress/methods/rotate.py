@@ -23,17 +23,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bluelm.block import Block, Linear, block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.tensorfiles import TensorInfo
 
 ROWS = 4096  # rows turned at a time: bounds the memory of the table in float64
-READS = {
-    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-}
-WRITES = ("self_attn.o_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ class Rotated:
 
     def block(self, index: int) -> dict[str, Tensor]:
         """Tensors of one block, float32, by local name; both norms are ones."""
-        return rotate_block(self.source.block(index), self.stream, self.values)
+        return rotate_block(block_of(self.config), self.source.block(index), self.stream, self.values)
 
     def embedding(self) -> Tensor:
         """float32 [rows, hidden]."""
@@ -152,7 +148,7 @@ def check(config: ModelConfig) -> None:
         )
 
 
-def rotate_block(tensors: Mapping[str, Tensor], stream: Rotation, values: Rotation) -> dict[str, Tensor]:
+def rotate_block(block: Block, tensors: Mapping[str, Tensor], stream: Rotation, values: Rotation) -> dict[str, Tensor]:
     """A block that reads and writes a turned stream.
 
     Args:
@@ -160,19 +156,26 @@ def rotate_block(tensors: Mapping[str, Tensor], stream: Rotation, values: Rotati
         stream: of the residual stream; values: of each head's values.
     """
     turned = dict(tensors)
-    for norm, linears in READS.items():
-        gamma = tensors[f"{norm}.weight"]
-        for name in linears:
-            turned[f"{name}.weight"] = stream(tensors[f"{name}.weight"] * gamma)
-        turned[f"{norm}.weight"] = torch.ones_like(gamma)
-    for name in WRITES:
-        turned[f"{name}.weight"] = stream.rows(tensors[f"{name}.weight"])
-    size = len(values.signs)
+    for norm in block.norms.values():
+        if norm.reads not in block.stream:
+            continue
+        gamma = tensors[f"{norm.weight}.weight"]
+        for linear in block.readers(norm.makes):
+            assert isinstance(linear, Linear)
+            turned[f"{linear.weight}.weight"] = stream(tensors[f"{linear.weight}.weight"] * gamma)
+        turned[f"{norm.weight}.weight"] = torch.ones_like(gamma)
+    for branch in block.branches:
+        name = f"{branch.writer.weight}.weight"
+        turned[name] = stream.rows(tensors[name])
+    made, size = block.makers[block.attention.values], len(values.signs)
+    assert isinstance(made, Linear)
     for kind in ("weight", "bias"):
-        name = f"self_attn.v_proj.{kind}"
+        name = f"{made.weight}.{kind}"
         if name in turned:  # [heads * size, in] or [heads * size]
             heads = turned[name].view(-1, size, turned[name][0].numel()).transpose(1, 2)
             turned[name] = values(heads).transpose(1, 2).reshape(turned[name].shape).contiguous()
-    mixed = turned["self_attn.o_proj.weight"]  # [hidden, heads * size]
-    turned["self_attn.o_proj.weight"] = values(mixed.view(len(mixed), -1, size)).view(mixed.shape)
+    for linear in block.readers(block.attention.makes):
+        assert isinstance(linear, Linear)
+        mixed = turned[f"{linear.weight}.weight"]  # [hidden, heads * size]
+        turned[f"{linear.weight}.weight"] = values(mixed.view(len(mixed), -1, size)).view(mixed.shape)
     return turned

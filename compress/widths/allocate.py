@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bluelm.block import block_of
 from bluelm.checkpoint import model_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
@@ -120,8 +121,7 @@ def linear_bytes(shape: tuple[int, int], width: Widths) -> int:
 def fixed_bytes(config: ModelConfig, recipe: Recipe) -> int:
     """Bytes of what has no choice: the embedding table, norms and biases."""
     table = linear_bytes((config.vocab_size, config.hidden_size), Widths(recipe.embed_bits, -1, True))
-    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    vectors = config.num_layers * (2 * config.hidden_size + (heads if config.qkv_bias else 0)) + config.hidden_size
+    vectors = config.num_layers * block_of(config).vector_size + config.hidden_size
     return table + 4 * vectors
 
 

@@ -22,7 +22,7 @@ from bluelm.model import DecoderBlock
 from bluelm.rope import rope_table
 from bluelm.system.progress import Progress, Silent
 from bluelm.weights import Weights
-from calibration.walk import STAGES, Streams, collect_hessians
+from calibration.walk import Streams, collect_hessians
 from compress.methods.gptq import objective
 from compress.methods.rtn import round_to_nearest
 from compress.recipe import HEAD, Widths
@@ -74,7 +74,7 @@ def measure(
                 for batch in exact.batches():
                     stream[batch] = block(stream[batch], cos, sin)
             hessians = collect_hessians(exact, block)
-            for stage in STAGES:
+            for stage in exact.block.stages:
                 for local in stage.linears:
                     name, weight = f"model.layers.{index}.{local}", tensors[f"{local}.weight"]
                     shapes[name] = (weight.shape[0], weight.shape[1])

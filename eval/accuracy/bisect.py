@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bluelm.block import block_of
 from bluelm.model import DecoderBlock
 from bluelm.rope import inverse_frequencies, rope_rows
-from bluelm.weights import LINEARS, Weights
+from bluelm.weights import Weights
 from export.lowering import decoder as lowered
 from export.lowering.ranges import Ranges, causal_mask
 from export.lowering.torch_ops import Parameters, Plain, Rounded, TorchOps
@@ -137,9 +138,10 @@ def costliest_tensor(
         mixed = {**float_block, **{f"{name}.weight": coarse[f"{name}.weight"] for name in names}}
         return float((added(mixed) - reference).norm() / reference.norm())
 
-    costs = {name: cost([name]) for name in LINEARS}
+    linears = list(block_of(exact.config).linears)
+    costs = {name: cost([name]) for name in linears}
     worst = max(costs, key=costs.__getitem__)
-    return worst, costs[worst], cost(LINEARS)
+    return worst, costs[worst], cost(linears)
 
 
 class _Kept(Plain):

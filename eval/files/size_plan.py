@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from compress.checkpoint.pieces import LinearInfo
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
@@ -70,5 +71,5 @@ def _linear(info: LinearInfo, layout: Sizes, table: bool = False) -> float:
 
 
 def _vectors(config: ModelConfig, layout: Sizes, context: int) -> float:
-    norms = (2 * config.num_layers + 1) * config.hidden_size
+    norms = config.num_layers * sum(norm.size for norm in block_of(config).norms.values()) + config.hidden_size
     return layout.copies * (norms * layout.vector + 2 * context * config.head_dim * layout.rope)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError
 from bluelm.system.files import sha256
@@ -154,10 +155,9 @@ def not_known(artifact: Artifact, figures: Sequence[Measurement]) -> list[str]:
 
 def multiply_accumulates(config: ModelConfig, context: int) -> int:
     """Of one token behind `context` cached ones: all linears, and attention's two products."""
-    heads = config.num_heads * config.head_dim
-    narrow = config.num_kv_heads * config.head_dim
-    linears = config.hidden_size * (2 * heads + 2 * narrow) + 3 * config.hidden_size * config.intermediate_size
-    return config.num_layers * (linears + 2 * heads * context) + config.hidden_size * config.vocab_size
+    block = block_of(config)
+    attended = 2 * block.attention.heads * block.attention.size * context
+    return config.num_layers * (block.weights + attended) + config.hidden_size * config.vocab_size
 
 
 def runtime_version(artifact: Artifact) -> str:

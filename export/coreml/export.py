@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from bluelm.block import block_of
 from bluelm.errors import ExportError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
 from bluelm.text.tokenizer import TOKENIZER_FILES
-from bluelm.weights import LINEARS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact, list_files
@@ -83,7 +83,7 @@ def export(
 def part_weights(quantized: Quantized, part: Part) -> list[str]:
     """Names of the quantized tensors that a part holds; `embed` is the token table."""
     names = ["embed"] if part.embeds else []
-    names += [f"model.layers.{layer}.{name}" for layer in part.layers for name in LINEARS]
+    names += [f"model.layers.{layer}.{name}" for layer in part.layers for name in block_of(quantized.config).linears]
     return [*names, "lm_head"] if part.heads else names
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
-from bluelm.weights import LINEARS
 from export.coreml.ops import MASKED, Constants, MilOps, Quantized, Slots, fresh_names, identifier
 from export.coreml.package import import_coremltools
 from export.lowering.decoder import KeysValues, block, head, rotary_factors
@@ -43,7 +43,8 @@ def block_output(layer: int) -> str:
 def part_bytes(weights: Constants, config: ModelConfig) -> tuple[int, list[int], int]:
     """Stored bytes of the embedding, of each block, and of the head."""
     linears = [
-        sum(weights.layout(f"model.layers.{i}.{name}").nbytes for name in LINEARS) for i in range(config.num_layers)
+        sum(weights.layout(f"model.layers.{i}.{name}").nbytes for name in block_of(config).linears)
+        for i in range(config.num_layers)
     ]
     return weights.layout("embed").nbytes, linears, weights.layout("lm_head").nbytes
 

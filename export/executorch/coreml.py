@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from bluelm.block import block_of
 from bluelm.errors import ExportError, TargetError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
-from bluelm.weights import LINEARS
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.artifacts.mobile import MODEL, describe_steps
@@ -97,7 +97,10 @@ def other_weights(path: Path, quantized: QuantizedCheckpoint) -> Iterator[str]:
     The weights of a method have no names of ours; they stand in the order of the model.
     """
     layers = range(quantized.config.num_layers)
-    names = [*(f"model.layers.{layer}.{name}" for layer in layers for name in LINEARS), "lm_head"]
+    names = [
+        *(f"model.layers.{layer}.{name}" for layer in layers for name in block_of(quantized.config).linears),
+        "lm_head",
+    ]
     with tempfile.TemporaryDirectory(prefix="bluelm-pte-") as scratch:
         program = unpack(path, Path(scratch))
         for method in program.methods.values():

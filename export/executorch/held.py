@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from bluelm.block import block_of
 from bluelm.errors import InputError
-from bluelm.weights import LINEARS
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.executorch.reader import read
@@ -40,7 +40,8 @@ def held(path: Path, quantized: QuantizedCheckpoint) -> Held:
     left = list(read(path).linears)
     layers = range(quantized.config.num_layers)
     found: dict[str, QuantizedTensor] = {}
-    for name in [*(f"model.layers.{layer}.{linear}" for layer in layers for linear in LINEARS), "lm_head"]:
+    linears = block_of(quantized.config).linears
+    for name in [*(f"model.layers.{layer}.{linear}" for layer in layers for linear in linears), "lm_head"]:
         wanted = quantized.linear(name)
         index = _closest(wanted, left)
         if index is None:

@@ -22,9 +22,9 @@ from torchao.quantization.quant_primitives import (
     quantize_affine,
 )
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
-from bluelm.weights import LINEARS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.executorch.cache import Cache, make_cache
@@ -220,7 +220,7 @@ class ExecutorchDecoder(nn.Module):
 
         def block(layer: int) -> Block:
             at = f"model.layers.{layer}"
-            linears = {name: linear(f"{at}.{name}") for name in LINEARS}
+            linears = {name: linear(f"{at}.{name}") for name in block_of(config).linears}
             norms = (
                 quantized.vector(f"{at}.input_layernorm"),
                 quantized.vector(f"{at}.post_attention_layernorm"),

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torchao.quantization.quant_primitives import dequantize_affine
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
-from bluelm.weights import LINEARS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.lowering import decoder as lowered
@@ -46,7 +46,8 @@ class StaticDecoder(nn.Module):
         super().__init__()
         self.config, self.context = quantized.config, context
         self.doubled_norms = doubled_norms
-        names = [f"model.layers.{layer}.{name}" for layer in range(self.config.num_layers) for name in LINEARS]
+        linears = block_of(self.config).linears
+        names = [f"model.layers.{layer}.{name}" for layer in range(self.config.num_layers) for name in linears]
         self._linears: dict[str, QuantizedTensor] = {}
         for name in [*names, "lm_head"]:
             weight = quantized.linear(name)
@@ -168,11 +169,10 @@ def output_names(config: ModelConfig) -> list[str]:
 
 
 def _vectors(config: ModelConfig) -> list[str]:
-    names = ["model.norm"]
+    names, block = ["model.norm"], block_of(config)
+    biases = [f"{name}.bias" for name, linear in block.linears.items() if linear.biased]
     for layer in range(config.num_layers):
-        at = f"model.layers.{layer}"
-        names += [f"{at}.input_layernorm", f"{at}.post_attention_layernorm"]
-        names += [f"{at}.self_attn.{kind}_proj.bias" for kind in "qkv"] if config.qkv_bias else []
+        names += [f"model.layers.{layer}.{name}" for name in (*block.norms, *biases)]
     return names
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from bluelm.block import block_of
 from bluelm.errors import TargetError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
-from bluelm.weights import LINEARS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, HEAD, LinearInfo, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
@@ -202,7 +202,8 @@ def weight_sizes(quantized: QuantizedCheckpoint) -> tuple[list[int], int]:
         return rows * columns * info.bits // 8 + 4 * rows * groups
 
     held, layers = quantized.linears, range(quantized.config.num_layers)
-    blocks = [sum(stored(held[f"model.layers.{layer}.{name}"]) for name in LINEARS) for layer in layers]
+    linears = block_of(quantized.config).linears
+    blocks = [sum(stored(held[f"model.layers.{layer}.{name}"]) for name in linears) for layer in layers]
     return blocks, stored(held[EMBED if quantized.config.shares_table else HEAD])
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bluelm.block import block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.model import DecoderBlock
 from bluelm.system.files import demo_checkpoint
 from calibration import walk
 from calibration.samples import load_samples
-from calibration.walk import STAGES, Hessian, Streams, collect_hessians, moments_in_order
+from calibration.walk import Hessian, Streams, collect_hessians, moments_in_order
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def read_by(block: DecoderBlock, x: Tensor, streams: Streams) -> dict[str, Tenso
     def take(name: str):
         return lambda _, inputs: found.__setitem__(name, inputs[0].flatten(0, -2).double())
 
-    names = [name for stage in STAGES for name in stage.linears]
+    names = [name for stage in streams.block.stages for name in stage.linears]
     hooks = [block.get_submodule(name).register_forward_pre_hook(take(name)) for name in names]
     block(x, streams.cos, streams.sin)
     for hook in hooks:
@@ -68,7 +69,7 @@ def test_collected_hessians_are_those_of_a_plain_forward(checkpoint: Checkpoint,
     streams = Streams(checkpoint.config, hidden.clone())
     found = collect_hessians(streams, block)
     read = read_by(block, hidden, streams)
-    for stage in STAGES:
+    for stage in streams.block.stages:
         x = read[stage.linears[0]]
         torch.testing.assert_close(found[stage.name].double(), x.T @ x / len(x), rtol=1e-4, atol=1e-6)
     assert torch.equal(streams.hidden, hidden)
@@ -93,7 +94,7 @@ def test_stages_see_the_quantized_weights_before_them(
         torch.testing.assert_close(moments.hessian.double(), x.T @ x / len(x), rtol=1e-4, atol=1e-6)
         for name in stage.linears:
             block.get_submodule(name).weight = nn.Parameter(final[f"{name}.weight"], requires_grad=False)
-    assert tuple(order) == STAGES
+    assert tuple(order) == block_of(checkpoint.config).stages
 
     plain = Streams(checkpoint.config, hidden.clone(), hidden.clone())
     plain.advance(block, exact)
@@ -112,12 +113,12 @@ def test_cross_moment_is_what_the_linear_should_add(checkpoint: Checkpoint, hidd
     x = block.self_attn.mix(block.input_layernorm(drifted), streams.cos, streams.sin).flatten(0, 1).double()
     y = (goal - drifted).flatten(0, 1).double()
     found = {stage.name: moments.cross for stage, moments in moments_in_order(streams, block, exact)}
-    assert found["qkv"] is None
-    assert found["gate_up"] is None
-    assert found["o"] is not None
-    torch.testing.assert_close(found["o"].double(), y.T @ x / len(x), rtol=1e-4, atol=1e-7)
-    assert found["down"] is not None
-    assert found["down"].shape == (checkpoint.config.hidden_size, checkpoint.config.intermediate_size)
+    assert found["attention_norm"] is None
+    assert found["mlp_norm"] is None
+    assert found["mixed"] is not None
+    torch.testing.assert_close(found["mixed"].double(), y.T @ x / len(x), rtol=1e-4, atol=1e-7)
+    assert found["gated"] is not None
+    assert found["gated"].shape == (checkpoint.config.hidden_size, checkpoint.config.intermediate_size)
 
 
 def test_one_stream_asks_for_no_cross_moment(checkpoint: Checkpoint, hidden: Tensor) -> None:

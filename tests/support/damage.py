@@ -16,13 +16,13 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
-from bluelm.weights import LINEARS
 from compress.checkpoint.pieces import Piece, write_piece
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from compress.methods.grid import choose_grid
 from export.artifacts.artifact import Artifact, list_files
 from targets.runtime import Runtime, RuntimeBase
+from tests.support.checkpoints.shapes import LINEARS
 
 LAYER = 1
 T = TypeVar("T")

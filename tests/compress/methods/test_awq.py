@@ -10,22 +10,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bluelm.checkpoint import Checkpoint, block_shapes
+from bluelm.block import Move, Stage, block_of
+from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.model import DecoderBlock
 from bluelm.system.files import demo_checkpoint
-from bluelm.weights import LINEARS
 from calibration.samples import load_samples
-from calibration.walk import DOWN, GATE_UP, OUT, QKV, Stage, Streams, collect_hessians
+from calibration.walk import Streams, collect_hessians
 from compress.engine import quantize
-from compress.methods.awq import FOLDS, Scaling, channels_read, fold, fold_block, search_clips, search_scales
+from compress.methods.awq import Scaling, fold, fold_block, search_clips, search_scales
 from compress.methods.grid import choose_grid
 from compress.methods.probe import Probe
 from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe, Widths
 from tests.support.checkpoints.rounded import shortened
+from tests.support.checkpoints.shapes import LINEARS
 
 W4 = Widths(4, 32, True)
+QKV = Stage("attention_norm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+OUT = Stage("mixed", ("self_attn.o_proj",))
+GATE_UP = Stage("mlp_norm", ("mlp.gate_proj", "mlp.up_proj"))
+DOWN = Stage("gated", ("mlp.down_proj",))
 
 
 def small_config(kv_heads: int, architecture: str = "LlamaForCausalLM") -> ModelConfig:
@@ -48,7 +53,7 @@ def random_block(config: ModelConfig) -> dict[str, Tensor]:
         name: 1 + 0.1 * torch.randn(shape, generator=generator)
         if name.endswith("layernorm.weight")
         else torch.randn(shape, generator=generator) / 8
-        for name, shape in block_shapes(config).items()
+        for name, shape in block_of(config).shapes.items()
     }
 
 
@@ -70,8 +75,8 @@ def test_folding_leaves_the_function_alone(kv_heads: int, architecture: str) -> 
     hidden = torch.randn(2, 10, 64, generator=generator)
     before = run(config, tensors, hidden)
     folded = tensors
-    for place in FOLDS:
-        reads = channels_read(config, place.stage)
+    for place in block_of(config).moves:
+        reads = torch.tensor(place.channels)
         scales = torch.randn(int(reads.max()) + 1, generator=generator).exp()
         changed = fold(folded, place, scales, reads)
         assert all(not torch.equal(changed[f"{n}.weight"], folded[f"{n}.weight"]) for n in place.stage.linears)
@@ -81,10 +86,13 @@ def test_folding_leaves_the_function_alone(kv_heads: int, architecture: str) -> 
 
 
 def test_heads_of_a_group_share_their_value_head() -> None:
-    reads = channels_read(small_config(2), OUT)  # 4 heads of 16, 2 value heads
-    assert reads.tolist() == [*range(16), *range(16), *range(16, 32), *range(16, 32)]
-    for stage, width in ((QKV, 64), (GATE_UP, 64), (DOWN, 96)):
-        assert torch.equal(channels_read(small_config(2), stage), torch.arange(width))
+    shared = [*range(16), *range(16), *range(16, 32), *range(16, 32)]  # 4 heads of 16, 2 value heads
+    assert block_of(small_config(2)).moves == (
+        Move(QKV, "input_layernorm", tuple(range(64))),
+        Move(OUT, "self_attn.v_proj", tuple(shared)),
+        Move(GATE_UP, "post_attention_layernorm", tuple(range(64))),
+        Move(DOWN, "mlp.up_proj", tuple(range(96))),
+    )
 
 
 def test_search_is_never_worse_than_no_scales() -> None:
@@ -198,7 +206,7 @@ def test_folding_a_block_names_the_linears_to_leave_unclipped() -> None:
         name: 1 + 0.3 * torch.randn(shape, generator=generator)
         if name.endswith("norm.weight")
         else torch.randn(shape, generator=generator) / 8
-        for name, shape in block_shapes(config).items()
+        for name, shape in block_of(config).shapes.items()
     }
     streams = Streams(config, torch.randn(3, 10, 64, generator=generator))
     block = DecoderBlock.from_weights(config, tensors)
@@ -281,10 +289,10 @@ def test_scales_and_clips_lose_least_at_the_output_of_the_module(stage: Stage) -
         return judge(rounded)
 
     none = [False] * len(weights)
-    found = search_scales(weights, hessian, channels_read(config, stage), widths, judge)
+    found = search_scales(weights, hessian, torch.arange(config.hidden_size), widths, judge)
     assert lost(found.scales, none) == pytest.approx(found.loss, rel=1e-4)
     assert found.loss < 0.5 * found.plain
-    alone = search_scales(weights, hessian, channels_read(config, stage), widths)  # by the linears' own output
+    alone = search_scales(weights, hessian, torch.arange(config.hidden_size), widths)  # by the linears' own output
     assert found.loss <= lost(alone.scales, none) * 1.0001
     clips = search_clips(weights, hessian, found.scales, widths, judge)
     everything = [True] * len(weights)
@@ -327,7 +335,7 @@ def test_planted_outliers_are_won_back() -> None:
     without, planted_loss, awq = lost(original), lost(tensors), lost(found.tensors)
     assert planted_loss > 1.5 * without
     assert planted_loss - awq >= 0.8 * (planted_loss - without)
-    assert found.notes["qkv"]["scaling"]["exponent"] > 0
+    assert found.notes["attention_norm"]["scaling"]["exponent"] > 0
 
 
 def test_gptq_on_awqs_scales_loses_less_than_either_alone(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from bluelm.model import DecoderBlock
-from bluelm.weights import LINEARS
 from calibration.walk import Streams
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.methods.refine import Refined, _Latent, refine, relative_error
 from compress.methods.rtn import round_to_nearest
 from tests.compress.methods.test_awq import random_block, small_config
+from tests.support.checkpoints.shapes import LINEARS
 
 
 def test_latents_begin_at_the_weight_but_near_their_code() -> None:

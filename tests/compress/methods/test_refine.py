@@ -12,7 +12,6 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.model import DecoderBlock
 from bluelm.system.files import demo_checkpoint
-from bluelm.weights import LINEARS
 from calibration.samples import Samples, load_samples
 from calibration.walk import Streams
 from compress.checkpoint.store import QuantizedCheckpoint
@@ -20,6 +19,7 @@ from compress.engine import quantize
 from compress.methods.refine import refine, relative_error
 from compress.recipe import Recipe
 from tests.support.checkpoints.rounded import shortened
+from tests.support.checkpoints.shapes import LINEARS
 
 VALUES = {"samples": 32, "length": 128, "sweeps": 0}  # of so few tokens, sweeps and refining learn too much by heart
 

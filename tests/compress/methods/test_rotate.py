@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bluelm.block import block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
@@ -58,7 +59,8 @@ def test_a_turned_block_turns_its_stream(kv_heads: int, bias: bool) -> None:
     x, angles = torch.randn(2, 7, 96), torch.rand(7, 12)
     cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
     plain = DecoderBlock.from_weights(config, tensors)(x, cos, sin)
-    turned = DecoderBlock.from_weights(config, rotate_block(tensors, stream, values))(stream(x), cos, sin)
+    rotated = rotate_block(block_of(config), tensors, stream, values)
+    turned = DecoderBlock.from_weights(config, rotated)(stream(x), cos, sin)
     torch.testing.assert_close(turned, stream(plain), atol=2e-5, rtol=1e-5)
 
 
@@ -77,7 +79,8 @@ def test_the_turned_demo_model_is_the_demo_model() -> None:
 
 
 def test_outliers_of_the_stream_are_spread() -> None:
-    tensors = random_block(Checkpoint.open(demo_checkpoint()).config)
+    config = Checkpoint.open(demo_checkpoint()).config
+    tensors = random_block(config)
     tensors["input_layernorm.weight"][[3, 70]] *= 50  # such columns make every group's scale coarse
 
     def lost(block: dict[str, Tensor]) -> float:
@@ -85,7 +88,7 @@ def test_outliers_of_the_stream_are_spread() -> None:
         error = round_to_nearest(weight, 4, 32, True).dequantize() - weight
         return float(error.square().mean())
 
-    assert lost(rotate_block(tensors, Rotation.of(256, 0), Rotation.of(32, 1))) < 0.5 * lost(tensors)
+    assert lost(rotate_block(block_of(config), tensors, Rotation.of(256, 0), Rotation.of(32, 1))) < 0.5 * lost(tensors)
 
 
 def test_quantizing_turned_weights(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from bluelm.errors import InputError
-from bluelm.weights import LINEARS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED
 from eval.accuracy import twin_blocks
@@ -31,6 +30,7 @@ from targets.registry import find
 from tests.packages import requires
 from tests.support import damage
 from tests.support.checkpoints import lowered as lowering
+from tests.support.checkpoints.shapes import LINEARS
 from tests.support.damages import qualcomm as hurts
 
 Change = Callable[[torch.Tensor, torch.Tensor], None]

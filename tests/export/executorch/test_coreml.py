@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from bluelm.errors import ExportError, InputError, TargetError, UnavailableError
-from bluelm.weights import LINEARS
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
 from eval.accuracy.compare import Side, block_errors, weights_steps
@@ -28,6 +27,7 @@ from targets.registry import find
 from targets.runtime import open_runtime
 from tests.export.litert.test_artifact import mean_kl
 from tests.support.checkpoints.quantized import Damaged, quantized
+from tests.support.checkpoints.shapes import LINEARS
 from tests.support.checkpoints.tiny import tiny_checkpoint
 from tests.targets.test_mobile import SEVEN
 

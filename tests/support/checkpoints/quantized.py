@@ -11,12 +11,12 @@ from torch import Tensor
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
-from bluelm.weights import LINEARS
 from calibration.samples import CalibrationReport, Samples, load_samples
 from compress.checkpoint.quantized import OrderedWeight
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
+from tests.support.checkpoints.shapes import LINEARS
 
 RTN = {"method": "rtn", "samples": 1, "length": 16}
 

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import TOKENIZER_FILES
-from bluelm.weights import LINEARS
 from calibration.samples import load_samples
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
+from tests.support.checkpoints.shapes import LINEARS
 
 
 def rounded(

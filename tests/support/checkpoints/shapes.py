@@ -17,6 +17,16 @@ from bluelm.checkpoint import model_shapes
 from bluelm.config import ModelConfig
 from bluelm.system.files import demo_checkpoint
 
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+NORMS = ("input_layernorm", "post_attention_layernorm")
 MARKS = ["[|Human|]:", "[|AI|]:"]
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bluelm.config import ModelConfig
 from bluelm.system.files import atomic_folder
-from bluelm.weights import LINEARS, NORMS
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
@@ -26,6 +25,7 @@ from export.readback.items import CONTEXT, Finding, checked, equal, inventory, u
 from targets.backend import LoweringJob as Job
 from targets.backend import Uncompiled
 from targets.host.torch_runtime import TorchRuntime
+from tests.support.checkpoints.shapes import LINEARS, NORMS
 
 MODEL = "model.safetensors"
 RECORD = Record(
