@@ -48,7 +48,8 @@ OURS = ("bluelm", "calibration", "compress", "export", "targets", "eval", "pipel
 
 TESTS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("mutants_tests.yaml").read_text(encoding="utf-8"))
 
-SYMMETRIC = ("min", "max", "minimum", "maximum", "array_equal", "equal", "compare_digest")  # in their arguments
+# in their arguments
+SYMMETRIC = ("alike", "min", "max", "minimum", "maximum", "array_equal", "equal", "compare_digest")
 SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
     ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,),

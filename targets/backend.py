@@ -11,6 +11,7 @@ from bluelm.system.progress import Progress
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
+from export.formats import Numbers
 from export.lowering.ranges import Ranges
 from targets.legality import check_groups, check_lengths
 from targets.socs import Soc
@@ -20,7 +21,10 @@ from targets.socs import Soc
 class LoweringJob:
     """What is lowered into a new `folder`: steps of `chunk` tokens and of one, over a cache of `context` tokens.
 
-    `ranges` are those of the activations, where the backend needs them.
+    Attributes:
+        ranges: of the activations, where the format needs them.
+        soc: the chip that it is for.
+        kv_bits: width of the KV cache's numbers. float_bits: of activations that are floats of a choice.
     """
 
     quantized: QuantizedCheckpoint
@@ -29,13 +33,13 @@ class LoweringJob:
     context: int
     chunk: int
     progress: Progress | None
+    soc: Soc
+    kv_bits: Numbers
+    float_bits: Numbers = 16
 
 
 class Backend(Protocol):
-    """Legality, lowering, compiling for one runtime."""
-
-    @property
-    def needs_ranges(self) -> bool: ...
+    """Legality, lowering, compiling for one runtime; what may be chosen stands in its `Record`."""
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None: ...
 

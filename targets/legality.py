@@ -60,5 +60,3 @@ def check_integer_kernels(runtime: str, recipe: Recipe) -> None:
         if bits == 8 and size != -1:
             fix = "use one scale a row (group size -1) for 8 bits, or 4 bits"
             raise TargetError(f"{runtime} cannot hold {what} of 8 bits in groups of {size}", fix=fix)
-    if recipe.embed_bits != 8 and runtime == "XNNPACK":
-        raise TargetError("ExecuTorch artifacts hold the embedding in 8 bits", fix="use --embed-bits 8")

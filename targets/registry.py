@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import replace
 
 from bluelm.errors import InputError
-from export.formats import Without, function, record, records
+from export.formats import Numbers, Record, Without, function, record, records
 from targets.backend import Backend
 from targets.socs import Soc, TargetRow, find_soc, table
 from targets.target import Target
@@ -48,11 +48,14 @@ def find(
     chosen, offered = runtime or row.runtime, runtimes_of(name)
     if chosen not in offered:
         raise InputError(f"the target {name} has no runtime {chosen!r}", fix=f"its runtimes: {', '.join(offered)}")
-    chip = find_soc(soc or row.soc, row.vendor)
-    backend = _for_chip(_with_cache(_backend(chosen), chosen, kv_bits), chip)
-    if activation_bits is not None and not backend.needs_ranges:
-        backend = _with_floats(backend, chosen, activation_bits)
-    return Target(name, chip, chosen, backend, device_ram_gb)
+    chip, known = find_soc(soc or row.soc, row.vendor), record(chosen)
+    cache = _width("--kv-bits", "KV cache", chosen, known.cache_widths, kv_bits)
+    made = Target(name, chip, chosen, _backend(known), cache, device_ram_gb=device_ram_gb)
+    if made.needs_ranges:
+        return made
+    return replace(
+        made, float_bits=_width("--activation-bits", "activations", chosen, known.float_widths, activation_bits)
+    )
 
 
 def runtimes_of(name: str) -> tuple[str, ...]:
@@ -62,39 +65,20 @@ def runtimes_of(name: str) -> tuple[str, ...]:
     return (row.runtime, *others)
 
 
-def _backend(runtime: str) -> Backend:
-    path = record(runtime).backend
-    assert not isinstance(path, Without), f"{runtime}: {path}"
-    return function(path)()
+def _backend(known: Record) -> Backend:
+    assert not isinstance(known.backend, Without), f"{known.name}: {known.backend}"
+    return function(known.backend)()
 
 
-def _for_chip(backend: Backend, chip: Soc) -> Backend:
-    """A backend that lowers for one chip has a field `soc`."""
-    if is_dataclass(backend) and any(field.name == "soc" for field in fields(backend)):
-        return cast(Backend, replace(backend, soc=chip))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return backend
-
-
-def _with_cache(backend: Backend, runtime: str, kv_bits: int | None) -> Backend:
-    if kv_bits is None:
-        return backend
-    widths: tuple[int, ...] = getattr(backend, "kv_widths", ())
-    if kv_bits not in widths:
-        fix = f"it takes {', '.join(map(str, widths))}" if widths else "leave --kv-bits away"
-        raise InputError(f"the runtime {runtime} has no choice of a {kv_bits}-bit KV cache", fix=fix)
-    assert is_dataclass(backend) and not isinstance(backend, type)
-    return cast(Backend, replace(backend, kv_bits=kv_bits))
-
-
-def _with_floats(backend: Backend, runtime: str, bits: int) -> Backend:
-    """A backend whose activations are floats of a chosen width has a field `activations`."""
-    if not hasattr(backend, "activations"):
-        fix = "leave --activation-bits away; NPUs' integers and Core ML's floats have a choice"
-        raise InputError(f"the runtime {runtime} has no choice of {bits}-bit activations", fix=fix)
-    if bits not in (16, 32):
-        raise InputError(f"the runtime {runtime} has no {bits}-bit activations", fix="it takes 16 or 32")
-    assert is_dataclass(backend) and not isinstance(backend, type)
-    return cast(Backend, replace(backend, activations=f"float{bits}"))
+def _width(option: str, what: str, runtime: str, widths: Sequence[Numbers], bits: int | None) -> Numbers:
+    """The chosen one, or the default."""
+    if bits is None:
+        return widths[0] if widths else 16
+    for width in widths if len(widths) > 1 else ():
+        if width == bits:
+            return width
+    fix = f"use {', '.join(map(str, widths))}" if len(widths) > 1 else f"omit {option}"
+    raise InputError(f"the runtime {runtime} does not support {option} {bits} ({what})", fix=fix)
 
 
 def _chip_named(name: str) -> Soc | None:

@@ -10,6 +10,7 @@ from bluelm.system.progress import Progress
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact, Format
+from export.formats import Numbers, record
 from export.lowering.ranges import Ranges
 from targets.backend import Backend, LoweringJob
 from targets.memory import check_memory
@@ -19,24 +20,27 @@ from targets.socs import Soc
 
 @dataclass(frozen=True)
 class Target:
-    """What `--target` and `--soc` name; `targets/registry.py` finds it."""
+    """What `--target` and `--soc` name; `targets/registry.py` finds it.
+
+    Attributes:
+        kv_bits: width of the KV cache's numbers.
+        float_bits: of activations that are floats of a choice.
+        device_ram_gb: RAM of the phones that it must run on; None: not checked.
+    """
 
     name: str
     soc: Soc
     runtime: Format
     backend: Backend
+    kv_bits: Numbers
+    float_bits: Numbers = 16
     device_ram_gb: float | None = None
-    """RAM of the phones that it must run on; None: not checked."""
-
-    @property
-    def kv_bits(self) -> int:
-        """Width of the KV cache's numbers."""
-        return getattr(self.backend, "kv_bits", 32)
 
     @property
     def needs_ranges(self) -> bool:
         """Whether lowering needs activation ranges."""
-        return self.backend.needs_ranges
+        when = record(self.runtime).ranges
+        return when == "always" or (when == "for an 8-bit cache" and self.kv_bits == 8)
 
     @property
     def default_on(self) -> Place:
@@ -65,7 +69,9 @@ class Target:
         progress: Progress | None = None,
     ) -> Artifact:
         """Write the graphs into a new `folder`; `ranges` where `needs_ranges`."""
-        return self.backend.lower(LoweringJob(quantized, ranges, folder, context, chunk, progress))
+        return self.backend.lower(
+            LoweringJob(quantized, ranges, folder, context, chunk, progress, self.soc, self.kv_bits, self.float_bits)
+        )
 
     def compile(self, artifact: Artifact, folder: Path, progress: Progress | None = None) -> Artifact:
         """Compile for the chip into a new `folder`; where there is nothing to compile, the artifact as it is.

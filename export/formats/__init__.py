@@ -19,6 +19,8 @@ from bluelm.errors import InputError
 
 Place = Literal["cpu", "htp", "arm64", "interpreter", "gpu", "ane", "device"]
 """Where an artifact runs; `device`: on a phone alone, nothing here can load it."""
+Numbers = Literal[8, 16, 32]
+"""Bits of a cached key or value, or of an activation; 16 and 32 are floats on CPUs and in Core ML, integers on NPUs."""
 Arithmetic = Literal["float32", "float16", "16-bit activations", "8-bit activations"]
 SpeedClass = Literal["cpu", "gpu", "npu", "ane"]
 Blocks = Literal["rewritten", "runtime", "built again", "source"]
@@ -118,6 +120,9 @@ class Record:
         package: distribution that runs or reads it here.
         backend: class of `targets.backend.Backend`.
         compiled_from: the format that a vendor's compiler makes it of.
+        cache_widths: that `--kv-bits` may choose, the default first; one alone is no choice.
+        float_widths: that `--activation-bits` may choose, the default first, where activations are floats of a choice.
+        ranges: whether lowering needs calibrated ranges of the activations, for any cache or an 8-bit one alone.
         runs: where it runs on this machine, the natural place first.
         runs_as_shipped: whether what ships is what runs here; else a form beside it does.
         reader: function (Artifact, QuantizedCheckpoint) -> Iterator[Finding] that reads it back.
@@ -151,6 +156,9 @@ class Record:
     package: str
     backend: str | Without
     compiled_from: str | None = None
+    cache_widths: tuple[Numbers, ...] = (32,)
+    float_widths: tuple[Numbers, ...] = ()
+    ranges: Literal["never", "for an 8-bit cache", "always"] = "never"
     runs: Mapping[Place, Run]
     runs_as_shipped: bool = True
     reader: str | Without

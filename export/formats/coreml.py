@@ -15,6 +15,8 @@ COREML = Record(
     optional_tools=("xcrun",),
     package="coremltools",
     backend="targets.apple.backend:CoreMLBackend",
+    cache_widths=(16,),
+    float_widths=(16, 32),
     runs={
         "interpreter": Run("targets.apple.backend:open_interpreter", "bluelm-export", INTERPRETER),
         **{unit: Run("targets.apple.backend:open_mac", "coremltools", options=(unit,)) for unit in _ON_MACS},

@@ -17,6 +17,7 @@ XNNPACK = Record(
     optional_tools=("adb",),
     package="executorch",
     backend="targets.arm64.executorch_backend:ExecutorchBackend",
+    cache_widths=(32, 16, 8),
     runs={"cpu": Run("targets.arm64.executorch:open_executorch", "executorch")},
     reader="export.executorch.readback_xnnpack:findings",
     ends="export.readback.ends:xnnpack",
@@ -42,6 +43,7 @@ COREML = Record(
     optional_tools=("xcrun",),
     package="executorch",
     backend="targets.apple.executorch:ExecutorchCoreMLBackend",
+    float_widths=(16, 32),
     runs={
         "interpreter": Run("targets.apple.executorch:open_executorch_coreml", "bluelm-export", INTERPRETER),
         **{
@@ -74,6 +76,8 @@ QNN = Record(
     package="executorch",
     backend="targets.qualcomm.executorch:ExecutorchQnnBackend",
     compiled_from="onnx-npu",
+    cache_widths=(16, 8),
+    ranges="always",
     runs={"htp": Run("targets.qualcomm.executorch:open_executorch_qnn", "executorch", SIMULATOR)},
     reader="export.qnn.readback:findings",
     ends=Without("the program's methods name no tokens"),

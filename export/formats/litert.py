@@ -12,6 +12,8 @@ LITERT = Record(
     optional_tools=("qemu-aarch64", "adb"),
     package="ai-edge-litert",
     backend="targets.arm64.litert_backend:LitertBackend",
+    cache_widths=(32, 16, 8),
+    ranges="for an 8-bit cache",
     runs={
         "cpu": Run("targets.arm64.litert:open_litert", "ai-edge-litert"),
         "arm64": Run("targets.emulator.guest:open_emulated", "ai-edge-litert", QEMU, ("litert", ("model",))),

@@ -18,6 +18,8 @@ CPU = Record(
     optional_tools=_PHONE_TOOLS,
     package="onnxruntime",
     backend="targets.arm64.backends:CpuBackend",
+    cache_widths=(32, 16, 8),
+    ranges="for an 8-bit cache",
     runs={
         "cpu": Run("targets.arm64.onnx:open_cpu", "onnxruntime"),
         "arm64": Run("targets.emulator.guest:open_emulated", "onnxruntime", QEMU, ("onnx", GRAPHS)),
@@ -46,6 +48,8 @@ NPU = Record(
     tools=_TOOLS,
     package="onnxruntime",
     backend=Without("the runtimes that are compiled of it lower to it"),
+    cache_widths=(16, 8),
+    ranges="always",
     runs={
         "cpu": Run("targets.arm64.onnx:open_cpu", "onnxruntime", "CPU kernels in place of the NPU's"),
         "htp": Run("targets.qualcomm.runtime:open_htp", "onnxruntime-qnn", SIMULATOR),
@@ -75,6 +79,8 @@ GENAI = Record(
     optional_tools=("onnxruntime-genai", *_PHONE_TOOLS),
     package="onnxruntime",
     backend="targets.arm64.backends:GenaiBackend",
+    cache_widths=(32, 16, 8),
+    ranges="for an 8-bit cache",
     runs={
         "cpu": Run("targets.arm64.genai:open_genai", "onnxruntime-genai"),
         "arm64": Run("targets.emulator.guest:open_emulated", "onnxruntime", QEMU, ("onnx", ("model", "model"))),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -118,29 +117,30 @@ def check_activations(activations: Activations, unit: str = "ane") -> str | None
     return f"{activations} activations run on CPU and GPU: the Neural Engine computes in float16 alone"
 
 
-@dataclass
+def floats(bits: int) -> Activations:
+    """The type of activations of so many bits."""
+    return "float32" if bits == 32 else "float16"
+
+
 class CoreMLBackend(Uncompiled):
     """Checks and lowers. A Mac compiles the package too, to see that Core ML takes it; an app compiles its own."""
-
-    activations: Activations = "float16"
-    kv_bits = 16
-    needs_ranges = False
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)
         check_states(config, context)
 
     def lower(self, job: LoweringJob) -> Artifact:
+        activations = floats(job.float_bits)
         artifact = coreml.export(
             job.quantized,
             job.folder,
             context=job.context,
             chunk=job.chunk,
-            activations=self.activations,
+            activations=activations,
             progress=job.progress,
         )
         left = {op for path in coreml.packages(artifact) for op in check_program(Package.open(path))}
-        known = [check_activations(self.activations)]
+        known = [check_activations(activations)]
         known += [f"left to the CPU by the Neural Engine: {', '.join(sorted(left))}"] if left else []
         notes = (*artifact.notes, *(note for note in known if note))
         artifact.model_copy(update={"notes": notes}).save(job.folder)

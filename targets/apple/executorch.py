@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -21,8 +20,8 @@ from bluelm.errors import InputError, TargetError
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.coreml.export import PROGRAM_BYTES
-from export.coreml.ops import Activations
 from export.lowering.decoder import block_output
+from targets.apple.backend import floats
 from targets.apple.interpreter.interpreter import Function, Interpreter
 from targets.apple.macos import MacModels
 from targets.backend import LoweringJob, Uncompiled
@@ -41,12 +40,8 @@ class Functions(Protocol):
     def __call__(self, function: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
 
 
-@dataclass
 class ExecutorchCoreMLBackend(Uncompiled):
     """Lowers on any machine; the phone compiles."""
-
-    activations: Activations = "float16"
-    needs_ranges = False
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)
@@ -74,7 +69,7 @@ class ExecutorchCoreMLBackend(Uncompiled):
             job.folder,
             context=job.context,
             chunk=job.chunk,
-            activations=self.activations,
+            activations=floats(job.float_bits),
             progress=job.progress,
         )
 

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import KvBits
 from export.onnx import cpu as onnx_cpu
 from targets.backend import LoweringJob, Uncompiled
 from targets.socs import Soc
 
 
-@dataclass
 class CpuBackend(Uncompiled):
     """Every width, group size and symmetry runs; nothing is compiled."""
-
-    kv_bits: KvBits = 32
-    kv_widths = (32, 16, 8)
-
-    @property
-    def needs_ranges(self) -> bool:
-        """An 8-bit cache has fixed scales."""
-        return self.kv_bits == 8
 
     def lower(self, job: LoweringJob) -> Artifact:
         return onnx_cpu.export(
@@ -32,7 +20,7 @@ class CpuBackend(Uncompiled):
             job.folder,
             context=job.context,
             chunk=job.chunk,
-            kv_bits=self.kv_bits,
+            kv_bits=job.kv_bits,
             ranges=job.ranges,
             progress=job.progress,
         )
@@ -51,7 +39,7 @@ class GenaiBackend(CpuBackend):
             context=job.context,
             chunk=job.chunk,
             accuracy_level=4,
-            kv_bits=self.kv_bits,
+            kv_bits=job.kv_bits,
             ranges=job.ranges,
             progress=job.progress,
         )
@@ -59,8 +47,6 @@ class GenaiBackend(CpuBackend):
 
 class GgufBackend(CpuBackend):
     """llama.cpp's blocks of 32 without zero points; the width of the cache is an option of its runtime."""
-
-    kv_widths = ()
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)

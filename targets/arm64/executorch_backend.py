@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bluelm.config import ModelConfig
+from bluelm.errors import TargetError
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import KvBits
 from targets.backend import LoweringJob, Uncompiled
 from targets.legality import check_integer_kernels
 from targets.socs import Soc
 
 
-@dataclass
 class ExecutorchBackend(Uncompiled):
     """Symmetric weights: 4 bits in groups of a multiple of 32, or one scale a row."""
-
-    kv_bits: KvBits = 32
-    kv_widths = (32, 16, 8)
-    needs_ranges = False
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)
         check_integer_kernels("XNNPACK", recipe)
+        if recipe.embed_bits != 8:
+            raise TargetError("ExecuTorch artifacts hold the embedding in 8 bits", fix="use --embed-bits 8")
 
     def lower(self, job: LoweringJob) -> Artifact:
         from export.executorch import xnnpack as executorch
 
         return executorch.export(
-            job.quantized, job.folder, context=job.context, chunk=job.chunk, kv_bits=self.kv_bits, progress=job.progress
+            job.quantized, job.folder, context=job.context, chunk=job.chunk, kv_bits=job.kv_bits, progress=job.progress
         )

@@ -26,7 +26,7 @@ class LitertBackend(CpuBackend):
             job.folder,
             context=job.context,
             chunk=job.chunk,
-            kv_bits=self.kv_bits,
+            kv_bits=job.kv_bits,
             ranges=job.ranges,
             progress=job.progress,
         )

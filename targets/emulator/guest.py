@@ -67,7 +67,7 @@ class Guest:
             try:
                 rest = memoryview(len(data).to_bytes(8, "little") + data)
                 while rest:
-                    rest = rest[self._pipe("stdin").write(rest) :]
+                    rest = rest[piped(self._process.stdin).write(rest) :]
             except BrokenPipeError:
                 raise self._died() from None
             return dict(np.load(io.BytesIO(self._read())))
@@ -76,20 +76,15 @@ class Guest:
 
     def close(self) -> None:
         """End the guest; calling again does nothing."""
-        if not self._pipe("stdin").closed:
-            self._pipe("stdin").close()
+        if not piped(self._process.stdin).closed:
+            piped(self._process.stdin).close()
             try:
                 self._process.wait(2)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-            self._pipe("stdout").close()
+            piped(self._process.stdout).close()
             self._log.close()
-
-    def _pipe(self, name: str) -> IO[bytes]:
-        pipe = getattr(self._process, name)
-        assert pipe is not None
-        return pipe
 
     def _read(self) -> bytes:
         size = int.from_bytes(self._exactly(8), "little")
@@ -97,7 +92,7 @@ class Guest:
 
     def _exactly(self, count: int) -> bytes:
         """So many bytes of its answer; one that was stopped is told of."""
-        pipe, found = self._pipe("stdout"), bytearray()
+        pipe, found = piped(self._process.stdout), bytearray()
         while len(found) < count:
             while not select.select([pipe], [], [], HEARTBEAT_S)[0]:
                 self._watch.look()
@@ -115,6 +110,12 @@ class Guest:
         return killed("the arm64 guest", code, GUEST) or TargetError(
             f"the artifact failed as arm64 code ({name_of(code)}): {said}", where=GUEST
         )
+
+
+def piped(stream: IO[bytes] | None) -> IO[bytes]:
+    """A stream of a process that was started with pipes."""
+    assert stream is not None
+    return stream
 
 
 def open_emulated(artifact: Artifact, kind: str, roles: tuple[str, ...]) -> Runtime:

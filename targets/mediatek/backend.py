@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
 from typing import Any
 
 from bluelm.config import ModelConfig
@@ -26,12 +25,8 @@ SDK = ("mtk_converter", "mtk_neuron")
 MASK_VALUE = -10000.0
 
 
-@dataclass
 class NeuropilotBackend(Uncompiled):
-    """Lowers to a .pte that the NPU of `soc` runs; refuses before any work where chip or SDK are missing."""
-
-    soc: Soc | None = None
-    needs_ranges = False
+    """Lowers to a .pte that the NPU of a chip runs; refuses before any work where chip or SDK are missing."""
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)
@@ -40,8 +35,7 @@ class NeuropilotBackend(Uncompiled):
 
     def lower(self, job: LoweringJob) -> Artifact:
         require_sdk()
-        assert self.soc is not None, "the registry fills the chip in"
-        platform = platform_of(self.soc)
+        platform = platform_of(job.soc)
         from executorch.exir.backend.compile_spec_schema import CompileSpec
 
         from export.executorch import static
@@ -70,7 +64,7 @@ class NeuropilotBackend(Uncompiled):
                 producers=("executorch", *SDK),
                 notes=tuple(f"not on the NPU: {name}" for name in left),
             )
-            made.model_copy(update={"soc": self.soc.id}).save(temporary)
+            made.model_copy(update={"soc": job.soc.id}).save(temporary)
         return Artifact.open(job.folder)
 
 

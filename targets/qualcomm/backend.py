@@ -8,7 +8,6 @@ ignored (relative error 1.2), so they are refused here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from bluelm.config import ModelConfig
@@ -16,7 +15,6 @@ from bluelm.errors import InputError, TargetError
 from bluelm.system.progress import Progress
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
-from export.lowering.encoding import Bits
 from export.onnx import npu as onnx_npu
 from targets.backend import LoweringJob
 from targets.legality import check_groups, check_lengths, weight_bytes
@@ -30,14 +28,8 @@ PART_SHARE = 0.5
 copies and the activations as well. A 7B in 4 bits becomes 5 parts, a 1B one."""
 
 
-@dataclass
 class HtpBackend:
     """Checks, lowers and compiles for HTP; models beyond one binary are cut into parts."""
-
-    soc: Soc | None = None
-    kv_bits: Bits = 16
-    kv_widths = (16, 8)
-    needs_ranges = True
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         check_lengths(config, context, chunk)
@@ -52,9 +44,8 @@ class HtpBackend:
     def lower(self, job: LoweringJob) -> Artifact:
         if job.ranges is None:
             raise InputError("16-bit activations need activation ranges", fix="calibrate them first")
-        assert self.soc is not None, "the registry fills the chip in"
-        limit = part_limit(self.soc)
-        ranges = job.ranges.model_copy(update={"cache_bits": self.kv_bits})
+        limit = part_limit(job.soc)
+        ranges = job.ranges.model_copy(update={"cache_bits": job.kv_bits})
         return onnx_npu.export(
             job.quantized,
             ranges,

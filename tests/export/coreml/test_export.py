@@ -236,7 +236,7 @@ def test_the_target_lowers_in_float32_where_asked_and_says_what_that_means(tmp_p
     assert made.notes[0] == "float32 activations"
     assert any("the Neural Engine computes in float16 alone" in note for note in made.notes)
     assert any(note.startswith("left to the CPU by the Neural Engine: gather") for note in made.notes)
-    with pytest.raises(InputError, match="litert has no choice of 32-bit activations"):
+    with pytest.raises(InputError, match="litert does not support --activation-bits 32"):
         find("dimensity", runtime="litert", activation_bits=32)
 
 

@@ -22,6 +22,7 @@ from executorch.exir.schema import Bool, DelegateCall, Double, Int, KernelCall, 
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.executorch import xnnpack as executorch
+from export.executorch.readback_xnnpack import findings
 from export.executorch.reader import read_program, xnnpack_graph
 from export.readback import read_back
 from tests.support.checkpoints import lowered
@@ -264,12 +265,40 @@ def test_a_program_that_is_written_again_is_the_same_to_the_reader(
     assert not found.wrong and not found.untold
 
 
+@cache
+def narrow(kv_bits: Any, chunk: int) -> tuple[QuantizedCheckpoint, Artifact]:
+    """A block with a narrow cache."""
+    folder = lowered.folder() / f"xnnpack-{kv_bits}-{chunk}"
+    source = rounded(folder / "q", source=write_checkpoint(folder / "float", vocab=384, layers=1))
+    return source, executorch.export(source, folder / "a", context=32, chunk=chunk, kv_bits=kv_bits)
+
+
 @pytest.mark.parametrize(("kv_bits", "chunk"), [(16, 1), (8, 8)])
-def test_narrow_caches_and_single_tokens_are_followed_too(kv_bits: Any, chunk: int, tmp_path: Path) -> None:
-    source = rounded(tmp_path / "q", source=write_checkpoint(tmp_path / "float", vocab=384, layers=1))
-    made = executorch.export(source, tmp_path / "a", context=32, chunk=chunk, kv_bits=kv_bits)
+def test_narrow_caches_and_single_tokens_are_followed_too(kv_bits: Any, chunk: int) -> None:
+    source, made = narrow(kv_bits, chunk)
     found = read_back(made, source)
     assert not found.wrong and not found.untold
-    if kv_bits == 8:
-        ranges = crossed("custom_quantized_sdpa", 11, 13)  # scales of values for those of keys
-        assert wrong(damaged(made, tmp_path / "b", ranges), source) == ["operations"]
+    states = {finding.item: finding.state for finding in findings(made, source)}
+    assert ("activation encodings" in states) == (kv_bits == 8)
+
+
+NARROW: dict[str, Change] = {
+    "scales of values for those of keys": crossed("custom_quantized_sdpa", 11, 13),
+    "zero points of values for those of keys": crossed("custom_quantized_sdpa", 10, 12),
+    "scales of queries for those of keys": crossed("custom_quantized_sdpa", 9, 11),
+    "a dropout": argument("custom_quantized_sdpa", 5, Double(double_val=0.5)),
+    "fewer steps": argument("quantize_per_token", 3, Int(int_val=-127)),
+    "a slot of another token": argument("update_cache", 2, Int(int_val=0)),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_what_was_changed_around_a_narrow_cache_is_named(name: str, tmp_path: Path) -> None:
+    source, made = narrow(8, 8)
+    assert wrong(damaged(made, tmp_path / "a", NARROW[name]), source) == ["operations"]
+
+
+def test_rows_of_other_tokens_are_named(tmp_path: Path) -> None:
+    """A step of one token has no count of tokens to take rows by."""
+    source, made = narrow(16, 1)
+    assert wrong(damaged(made, tmp_path / "a", argument("slice_copy", 4, Int(int_val=2))), source) == ["operations"]

@@ -61,8 +61,6 @@ def packed(weight: QuantizedTensor) -> Tensor:
 class Backend(Uncompiled):
     """Lowers by copying."""
 
-    needs_ranges = False
-
     def lower(self, job: Job) -> Artifact:
         q = job.quantized
         tensors = {name: q.vector(name) for name in vector_names(q)}
