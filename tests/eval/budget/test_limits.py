@@ -8,7 +8,7 @@ import pytest
 
 from eval.budget.budget import Check, judge
 from eval.budget.confidence import Sample
-from eval.budget.limits import AtMost, Budget, number_of
+from eval.budget.limits import LIMITS, AtMost, Budget, number_of
 from eval.measurement import How, Measurement
 
 DRAWN = {  # from a sample of text: held by their bounds
@@ -52,6 +52,13 @@ def figure(name: str, value: float, error: float | None = None, how: How = "meas
 def checks(budget: Mapping[str, object], *figures: Measurement, sample: Sample | None = None) -> tuple[Check, ...]:
     given = Budget.model_validate({"structure": False, "two_sided": False, **budget})
     return judge(given, figures, ("npu",), {"npu": {"": sample}} if sample else None).checks
+
+
+def test_every_key_of_a_budget_limits_a_figure_and_is_tried_here() -> None:
+    """A key without a row of `LIMITS` would never be checked; two have a way of their own."""
+    keys = {key for key in Budget.model_fields if key.startswith(("max_", "min_"))}
+    assert keys == LIMITS.keys() | {"min_decode_tokens_per_s", "min_task_recovery"}
+    assert LIMITS.keys() == DRAWN.keys() | COUNTED.keys()
 
 
 @pytest.mark.parametrize("key", DRAWN)
