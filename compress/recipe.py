@@ -175,7 +175,7 @@ class Recipe(BaseModel):
             key = ".".join(str(part) for part in first["loc"])
             if not key:  # a rule over several keys
                 raise InputError(f"recipe: {first['msg'].removeprefix('Value error, ')}", where=where) from None
-            message = f"recipe: {key} = {first['input']!r}: {first['msg']}"
+            message = f"recipe: {key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
             raise InputError(message, where=where, fix=f"give {key} a value that it can take") from None
 
     @classmethod
