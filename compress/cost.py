@@ -1,14 +1,15 @@
 """What quantizing will take on this machine: memory, disk, seconds. Estimates, from shapes alone.
 
 Memory is the sum of what the engine holds at its three fullest moments: while the embedding is read; in the last stage
-of a block (two copies of its weights; the Hessian of the widest layer, its factor, and the same turned round, or what
+of a block (copies of its weights; the Hessian of the widest layer, its factor, and the same turned round, or what
 some of its rows are solved with); at the head. Seconds are those of the matrix products at the rate that this machine
-shows, of the scale search and of GPTQ's loop over the columns.
+shows, of the scale search and of loops over the columns. What choosing codes takes is asked of the recipe's method.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +19,13 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from calibration.walk import KEPT_BYTES, Split
 from compress.layers import ROWS, searches
-from compress.methods.descent import SYSTEM_BYTES
+from compress.methods.protocol import SolvingCost
 from compress.methods.refine import BATCH_TOKENS
 from compress.recipe import HEAD, Recipe, Widths
 
 FLOAT = 4
 LIBRARIES = 0.45e9  # bytes: Python, torch, its thread pools and buffers, what the allocator holds back
 SEARCH_SECONDS = 50e-9  # of the scale search a weight, on one core
-COLUMN_SECONDS = 40e-6  # of GPTQ's loop a column of up to ROWS rows
 TRAINING = 4  # products of one training step, in forward passes: forward, twice that backward, rounding
 ATTENTION_SHARE = 1 / 3  # rate of attention's small products, to that of large ones
 STREAM_BYTES_PER_SECOND = 1e9  # of activations written to a disk, and of what is done element by element
@@ -97,7 +97,7 @@ def matmul_rate() -> float:
 
 
 class _Shape:
-    """Sizes in bytes and elements of one rank's share."""
+    """Sizes of one rank's share: of tensors in bytes, else in elements."""
 
     def __init__(self, config: ModelConfig, recipe: Recipe, ranks: int) -> None:
         self.config, self.recipe, self.ranks = config, recipe, ranks
@@ -120,37 +120,41 @@ class _Shape:
     def keeps_gated(self, on_disk: bool) -> bool:
         return on_disk or self.gated <= KEPT_BYTES
 
+    def solving(self, out: int, columns: int) -> SolvingCost:
+        """What the recipe's method takes for a linear [out, columns]."""
+        recipe = self.recipe
+        widths = Widths(recipe.bits, recipe.group_size, recipe.symmetric)
+        return recipe.quantizer.cost(out, columns, widths, recipe.quantizer_options)
+
     def block(self, on_disk: bool) -> float:
-        """In a block's fullest moment: while the moments of its widest stage are taken, or while that is solved."""
+        """Bytes in a block's fullest moment: while its widest stage's moments are taken, or while that is solved."""
         if not self.recipe.reads_text:
             return FLOAT * 2 * self.weights
-        square = FLOAT * self.widest**2
+        hessian_bytes = FLOAT * self.widest**2
         widest = max(self.linears.values(), key=lambda shape: shape[1])
-        cross = FLOAT * self.config.hidden_size * self.widest if self.recipe.follows_float else 0
-        inner = FLOAT * self.batch * self.inner_width
-        # float, AWQ's scaled float, quantized in float (the widest not yet), and codes
-        weights = ((3 if self.recipe.scales_channels else 2) * FLOAT + 1) * self.weights
-        weights -= (FLOAT + 1) * widest[0] * widest[1]
-        kept = 0 if on_disk else self.streams + (self.gated if self.keeps_gated(False) else 0)
-        rows = FLOAT * min(ROWS, widest[0]) * self.widest
-        solving = cross + max(3 * square, 2 * square + max(6 * rows, 4 * rows + self.systems()))
-        taking = 1.5 * square + 2 * cross + 4 * inner
+        cross_bytes = FLOAT * self.config.hidden_size * self.widest if self.recipe.follows_float else 0
+        gated_batch_bytes = FLOAT * self.batch * self.inner_width
+        # float, folded float, quantized in float (the widest not yet), and codes
+        copies = 3 if self.recipe.statistics.float_block else 2
+        weight_bytes = (copies * FLOAT + 1) * self.weights - (FLOAT + 1) * widest[0] * widest[1]
+        stream_bytes = 0 if on_disk else self.streams + (self.gated if self.keeps_gated(False) else 0)
+        row_bytes = FLOAT * min(ROWS, widest[0]) * self.widest
+        system_bytes = self.solving(*widest).system_bytes
+        solving = cross_bytes + max(
+            3 * hessian_bytes,  # with its factor, and that turned round
+            2 * hessian_bytes + max(6 * row_bytes, 4 * row_bytes + system_bytes),
+        )
+        summing = 1.5 * hessian_bytes + 2 * cross_bytes + 4 * gated_batch_bytes
         training = 6 * FLOAT * self.weights + self.streams / 2 if self.recipe.refine else 0
         attention = 0 if on_disk else self.mixed - (self.gated if self.keeps_gated(False) else 0)
-        return weights + kept + max(solving, taking, training, attention)
-
-    def systems(self) -> float:
-        """What the scales of some rows are fitted with, behind a sweep: three copies of their systems."""
-        if not (self.recipe.feeds_back and _sweeps(self.recipe)):
-            return 0
-        groups = 1 if self.recipe.group_size == -1 else self.widest // self.recipe.group_size
-        return 3 * min(SYSTEM_BYTES, FLOAT * ROWS * groups**2)
+        return weight_bytes + stream_bytes + max(solving, summing, training, attention)
 
     def head(self, on_disk: bool) -> float:
-        """The head in float32, its codes, and the rows that are solved."""
-        rows = 6 * FLOAT * ROWS * self.config.hidden_size
-        kept = 0 if on_disk or not self.recipe.reads_text else self.streams
-        return kept + (FLOAT + 1) * self.head_weights + 3 * FLOAT * self.config.hidden_size**2 + rows
+        """Bytes of the head: in float32, its codes, and the rows that are solved."""
+        hessian_bytes = FLOAT * self.config.hidden_size**2
+        row_bytes = 6 * FLOAT * ROWS * self.config.hidden_size
+        stream_bytes = 0 if on_disk or not self.recipe.reads_text else self.streams
+        return stream_bytes + (FLOAT + 1) * self.head_weights + 3 * hessian_bytes + row_bytes
 
 
 def _embedding(checkpoint: Checkpoint, shape: _Shape, on_disk: bool) -> float:
@@ -162,43 +166,46 @@ def _embedding(checkpoint: Checkpoint, shape: _Shape, on_disk: bool) -> float:
 
 def _seconds(shape: _Shape, on_disk: bool, rate: float) -> float:
     config, recipe = shape.config, shape.recipe
-    threads = torch.get_num_threads()
+    blocks, threads = config.num_layers, torch.get_num_threads()
     searched = shape.weights if searches(recipe, recipe.bits) else 0
-    search = config.num_layers * searched / shape.ranks * SEARCH_SECONDS / threads
-    tables = (shape.head_weights + config.vocab_size * config.hidden_size) * FLOAT * 10 / STREAM_BYTES_PER_SECOND
+    search_seconds = blocks * searched / shape.ranks * SEARCH_SECONDS / threads
+    tables = shape.head_weights + config.vocab_size * config.hidden_size
+    table_seconds = tables * FLOAT * 10 / STREAM_BYTES_PER_SECOND
+    solved = [shape.solving(out, columns) for out, columns in shape.linears.values()]
+    head = shape.solving(config.vocab_size, config.hidden_size) if shape.head_weights else SolvingCost()
+    operations = blocks * sum(one.operations for one in solved) + head.operations
+    solving_seconds = operations / shape.ranks / rate
+    solving_seconds += blocks * sum(one.loop_seconds for one in solved) / shape.ranks
+    seconds = search_seconds + table_seconds + solving_seconds
     if not recipe.reads_text:
-        return search + tables + config.num_layers * shape.weights * FLOAT * 10 / STREAM_BYTES_PER_SECOND
-    forward = 2 * shape.tokens * shape.weights
-    attention = 2 * shape.tokens * recipe.length * shape.mixed_width / ATTENTION_SHARE
-    passes = (2 if recipe.follows_float else 1) + (1 if recipe.scales_channels else 0)
-    again = 0 if shape.keeps_gated(on_disk) else 4 * shape.tokens * config.hidden_size * shape.inner_width
-    inputs = [shape.linears[stage.linears[0]][1] for stage in shape.stages]
-    hessians = shape.tokens * sum(width**2 for width in inputs) * (2 if recipe.scales_channels else 1)
-    cross = sum(2 * shape.tokens * one.writer.rows * one.writer.columns for one in shape.branches)
-    solving = sum(_solving(out, columns, recipe) for out, columns in shape.linears.values()) / shape.ranks
-    solving += sum(width**3 / 3 * threads for width in inputs)  # factorized on one thread
-    training = recipe.refine * TRAINING * 2 * BATCH_TOKENS * shape.weights
-    block = passes * (forward + attention) + again + hessians + solving + training
-    block += cross if recipe.follows_float else 0
-    head = (shape.tokens * config.hidden_size**2 if shape.head_weights else 0) + (
-        _solving(config.vocab_size, config.hidden_size, recipe) / shape.ranks if shape.head_weights else 0
-    )
-    elements = passes * shape.tokens * (12 * config.hidden_size + 6 * shape.inner_width)
-    moved = FLOAT * elements + 3 * shape.streams + (2 * shape.gated + 8 * shape.streams if on_disk else 0)
-    columns = sum(-(-out // ROWS) * width for out, width in shape.linears.values()) / shape.ranks
-    loops = config.num_layers * columns * (1 + _sweeps(recipe)) * COLUMN_SECONDS if recipe.feeds_back else 0
-    other = config.num_layers * moved / STREAM_BYTES_PER_SECOND / threads
-    return (config.num_layers * block + head) / rate + search + tables + loops + other
+        return seconds + blocks * shape.weights * FLOAT * 10 / STREAM_BYTES_PER_SECOND
+    stages = [shape.linears[stage.linears[0]] for stage in shape.stages]
+    factorizations = sum(shape.solving(*linear).factorization_operations for linear in stages)
+    factorization_seconds = blocks * factorizations * threads / rate  # on one thread
+    products = blocks * _walking(shape, stages, on_disk)
+    products += shape.tokens * config.hidden_size**2 if shape.head_weights else 0  # the head's Hessian
+    training_seconds = blocks * recipe.refine * TRAINING * 2 * BATCH_TOKENS * shape.weights / rate
+    moved_bytes = FLOAT * _passes(recipe) * shape.tokens * (12 * config.hidden_size + 6 * shape.inner_width)
+    moved_bytes += 3 * shape.streams + (2 * shape.gated + 8 * shape.streams if on_disk else 0)
+    moving_seconds = blocks * moved_bytes / STREAM_BYTES_PER_SECOND / threads
+    return seconds + factorization_seconds + products / rate + training_seconds + moving_seconds
 
 
-def _solving(out: int, columns: int, recipe: Recipe) -> float:
-    """Operations of one weight: both losses, and the errors that GPTQ moves on."""
-    # a sweep moves the codes, fits the scales, and weighs both
-    return (5 + 4 * _sweeps(recipe) if recipe.feeds_back else 4) * out * columns**2
+def _passes(recipe: Recipe) -> int:
+    """How often the calibration text goes through a block."""
+    return 1 + int(recipe.follows_float) + int(recipe.statistics.float_block)
 
 
-def _sweeps(recipe: Recipe) -> int:
-    return recipe.sweeps if recipe.bits < 8 else 0
+def _walking(shape: _Shape, stages: Sequence[tuple[int, int]], on_disk: bool) -> float:
+    """Operations of the walk through one block: forward passes, Hessians, and what is summed for the float stream."""
+    tokens = shape.tokens
+    forward = 2 * tokens * shape.weights
+    attention = 2 * tokens * shape.recipe.length * shape.mixed_width / ATTENTION_SHARE
+    again = 0 if shape.keeps_gated(on_disk) else 4 * tokens * shape.config.hidden_size * shape.inner_width
+    hessians = tokens * sum(columns**2 for _, columns in stages) * (2 if shape.recipe.statistics.float_block else 1)
+    cross = sum(2 * tokens * one.writer.rows * one.writer.columns for one in shape.branches)
+    walked = _passes(shape.recipe) * (forward + attention) + again + hessians
+    return walked + (cross if shape.recipe.follows_float else 0)
 
 
 def _stored(rows: int, columns: int, widths: Widths) -> float:

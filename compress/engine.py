@@ -6,7 +6,6 @@ pieces of the same fingerprint there goes on behind them. The last step renames 
 
 from __future__ import annotations
 
-import difflib
 import logging
 import time
 from collections.abc import Mapping, Set
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 
 from bluelm.block import block_of
 from bluelm.checkpoint import Checkpoint
-from bluelm.config import ModelConfig
 from bluelm.errors import ChangedInputError, InputError
 from bluelm.model import DecoderBlock
 from bluelm.system.memory import give_back
@@ -28,7 +26,7 @@ from bluelm.system.progress import Progress, Silent
 from calibration.activations import Shelf
 from calibration.ranks import ALONE, Ranks
 from calibration.samples import Samples
-from calibration.walk import Hessian, Moments, Split, Streams, collect_hessians, moments_in_order
+from calibration.walk import Hessian, Moments, Split, Streams, moments_in_order
 from compress.checkpoint.fingerprint import inputs_of
 from compress.checkpoint.pieces import Piece, read_header, read_linear
 from compress.checkpoint.quantized import QuantizedTensor
@@ -45,12 +43,11 @@ from compress.checkpoint.store import (
     read_block,
 )
 from compress.checkpoint.work import Work, finished
-from compress.layers import Solved, round_plainly, solve_stage
-from compress.methods.awq import Folded, fold_block
-from compress.methods.probe import Probe
+from compress.fit import check
+from compress.layers import Solved, round_plainly, solve_stage, solve_without_text
+from compress.methods.protocol import FloatBlock
 from compress.methods.refine import refine
 from compress.methods.rotate import Rotated
-from compress.methods.rotate import check as check_rotation
 from compress.recipe import Recipe, Widths
 
 log = logging.getLogger("bluelm_export")
@@ -126,56 +123,6 @@ def _check_inputs(checkpoint: Checkpoint, work: Work) -> None:
     except ChangedInputError:
         work.discard()
         raise
-
-
-def check(config: ModelConfig, recipe: Recipe) -> None:
-    """Make sure that a recipe fits a model.
-
-    Raises:
-        InputError: a group size does not divide a layer's width; a table that serves as embedding and head is
-            to have two widths.
-    """
-    if recipe.auto:
-        raise InputError(
-            "the widths of this recipe are to be chosen yet", fix="choose them with compress.widths.allocate"
-        )
-    columns_of = {name: linear.columns for name, linear in block_of(config).linears.items()}
-    groups = {name: (recipe.group_size, columns) for name, columns in columns_of.items()}
-    groups[HEAD] = (recipe.head_group_size, config.hidden_size)
-    groups |= {name: (recipe.layers[name].group_size, width) for name, width in _named_widths(config, recipe).items()}
-    if recipe.rotate:
-        check_rotation(config)
-    for name, (size, columns) in groups.items():
-        if size != -1 and columns % size:
-            fitting = [str(fit) for fit in (128, 64, 32) if not any(width % fit for width in columns_of.values())]
-            raise InputError(
-                f"group size {size} does not divide the {columns} columns of {name}",
-                fix=f"choose {', '.join([*fitting, '-1 (one scale a row)'])}",
-            )
-    if config.shares_table and (recipe.head_bits, recipe.head_group_size) != (recipe.embed_bits, -1):
-        raise InputError(
-            "head and embedding of this model are one table, but the recipe gives them two widths",
-            fix="set head_bits equal to embed_bits, and head_group_size to -1",
-        )
-
-
-def _named_widths(config: ModelConfig, recipe: Recipe) -> dict[str, int]:
-    """Columns of every linear that the recipe names.
-
-    Raises:
-        InputError: the model has none of that name.
-    """
-    known = {
-        f"model.layers.{index}.{name}": linear.columns
-        for index in range(config.num_layers)
-        for name, linear in block_of(config).linears.items()
-    } | ({} if config.shares_table else {HEAD: config.hidden_size})
-    for name in recipe.layers:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            fix = f"did you mean {near[0]}?" if near else "name a linear, e.g. model.layers.0.self_attn.q_proj"
-            raise InputError(f"recipe: the model has no linear {name}", fix=fix)
-    return {name: known[name] for name in recipe.layers}
 
 
 class _Run:
@@ -275,7 +222,7 @@ class _Run:
         if not self.config.shares_table:
             widths = self.recipe.widths(HEAD)
             if streams is None:
-                solved[HEAD] = round_plainly(self.checkpoint.head(), widths, self.recipe)
+                solved[HEAD] = solve_without_text(self.checkpoint.head(), widths, self.recipe)
             else:
                 hessian, scale = Hessian(self.ranks), norm.to(self.device)
                 for part, batch in streams.parts():
@@ -295,13 +242,14 @@ class _Run:
         widths = {name: self.recipe.widths(f"model.layers.{index}.{name}") for name in linears}
         if streams is None:
             for name in linears:
-                solved[name] = round_plainly(tensors[f"{name}.weight"], widths[name], self.recipe)
+                solved[name] = solve_without_text(tensors[f"{name}.weight"], widths[name], self.recipe)
         else:
             exact = DecoderBlock.from_weights(self.config, tensors)
             scalings: Mapping[str, dict[str, Any]] = {}
             unclipped: Set[str] = frozenset()
-            if self.recipe.scales_channels:
-                folded = self._fold(tensors, exact, streams, widths)
+            if self.recipe.statistics.float_block:
+                found = FloatBlock(self.config, tensors, exact, streams, widths, self.recipe.grid == "mse")
+                folded = self.recipe.quantizer.fold(found, self.recipe.quantizer_options)
                 tensors, scalings, unclipped = folded.tensors, folded.notes, folded.unclipped
             block = DecoderBlock.from_weights(self.config, tensors)
             inputs = streams.copy() if self.recipe.refine else None
@@ -321,14 +269,6 @@ class _Run:
                 self._refine(block, tensors, solved, streams, inputs)
                 watch.lap("learned rounding")
         return solved, {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}
-
-    def _fold(
-        self, tensors: Mapping[str, Tensor], exact: DecoderBlock, streams: Streams, widths: Mapping[str, Widths]
-    ) -> Folded:
-        """AWQ's scales in `tensors`, which `exact` is made of."""
-        hessians, probe = collect_hessians(streams, exact), Probe(streams, exact)
-        clip = not self.recipe.feeds_back and self.recipe.grid == "mse"  # GPTQ moves errors on: it judges by itself
-        return fold_block(self.config, tensors, hessians, widths, probe, clip=clip)
 
     def _refine(
         self,

@@ -1,4 +1,4 @@
-"""From weights and moments to codes: one method's way for the linears of one stage, with a note on each."""
+"""From weights and moments to codes: a recipe's method for the linears of one stage, with a note on each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from torch import Tensor
 from calibration.ranks import ALONE, Ranks
 from calibration.walk import Moments
 from compress.checkpoint.quantized import QuantizedTensor
-from compress.methods.descent import descend
-from compress.methods.gptq import Feedback, factorize, gptq, objective
-from compress.methods.grid import choose_grid
-from compress.methods.rtn import round_to_nearest
+from compress.methods.loss import objective
+from compress.methods.protocol import ROWS, Solver
+from compress.methods.rtn import Nearest, round_to_nearest
 from compress.recipe import Recipe, Widths
-
-ROWS = 2048  # rows solved at a time, each by one rank: bounds the memory of wide layers
 
 
 @dataclass(frozen=True)
@@ -50,23 +47,16 @@ def solve_stage(
         unclipped: those whose groups span their extremes whatever the recipe says.
     """
     hessian = moments.hessian
-    feedback = factorize(hessian, recipe.damping, recipe.act_order) if recipe.feeds_back else None
-    note: dict[str, Any] = {"method": recipe.method}
-    if feedback is not None:
-        note |= {
-            "damping": feedback.damping,
-            "factorizations": feedback.attempts,
-            "dead_inputs": feedback.dead,
-        }
+    solver = recipe.quantizer.solver(hessian, recipe.quantizer_options)
+    note = {"method": recipe.method, **solver.note}
     tasks = [(name, start) for name, weight in weights.items() for start in range(0, len(weight), ROWS)]
     own: dict[tuple[str, int], _Rows] = {}
     for name, start in tasks[ranks.rank :: ranks.size]:
         rows = slice(start, start + ROWS)
-        target = weights[name][rows].to(hessian.device)
-        if feedback is not None and moments.cross is not None:
-            target = corrected(target, Moments(hessian, moments.cross[rows]), feedback, recipe.correction)
+        cross = None if moments.cross is None else moments.cross[rows]
+        target = solver.target(weights[name][rows].to(hessian.device), cross)
         search = searches(recipe, widths[name].bits) and name not in unclipped
-        own[name, start] = _solve_rows(target, hessian, widths[name], recipe, feedback, search)
+        own[name, start] = _solve_rows(target, hessian, widths[name], solver, search)
     done = {task: found for part in ranks.gathered(own) for task, found in part.items()}
     solved: dict[str, Solved] = {}
     for name in weights:
@@ -86,30 +76,20 @@ def searches(recipe: Recipe, bits: int) -> bool:
     return recipe.grid == "mse" and bits < 8
 
 
+def solve_without_text(weight: Tensor, widths: Widths, recipe: Recipe) -> Solved:
+    """Quantize by a method that asks calibration for nothing. weight: float32 [out, in]."""
+    solver = recipe.quantizer.solver(None, recipe.quantizer_options)
+    return Solved(_by_parts(weight, widths, recipe, solver), {**widths.note, "method": recipe.method, **solver.note})
+
+
 def round_plainly(weight: Tensor, widths: Widths, recipe: Recipe) -> Solved:
-    """Round to nearest without activations, on the grid that the recipe asks for."""
+    """Round to nearest whatever the method is, as tables are, on the grid that the recipe asks for."""
+    return Solved(_by_parts(weight, widths, recipe, Nearest(None)), {**widths.note, "method": "rtn"})
+
+
+def _by_parts(weight: Tensor, widths: Widths, recipe: Recipe, solver: Solver) -> QuantizedTensor:
     search = searches(recipe, widths.bits)
-    parts: list[QuantizedTensor] = []
-    for rows in weight.split(ROWS):
-        grid = choose_grid(rows, widths.bits, widths.group_size, widths.symmetric, search=search)
-        parts.append(grid.nearest(rows).to("cpu"))
-    return Solved(stack_rows(parts), widths.note | {"method": "rtn"})
-
-
-def corrected(weight: Tensor, moments: Moments, feedback: Feedback, share: float) -> Tensor:
-    """The weight that a linear should have had, given the errors already made in its input and in the stream.
-
-    The least-squares fit of y = W x, pulled towards the weight W0 by the damping, is
-    W = W0 + (C - W0 H) (H + λI)⁻¹ with C = mean of y xᵀ; `share` of the way there is taken. Fitting the
-    quantized input to the float output is GPTAQ's idea (Li et al., 2025, arXiv 2504.02692); here y also makes
-    up for what earlier layers left in the residual stream.
-
-    Args:
-        weight: float32 [out, in].
-        feedback: the factorization of the same Hessian.
-    """
-    assert moments.cross is not None
-    return weight + share * feedback.solve(moments.cross - weight @ moments.hessian)
+    return stack_rows([solver.codes(rows, widths, search).to("cpu") for rows in weight.split(ROWS)])
 
 
 def stack_rows(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
@@ -131,19 +111,10 @@ class _Rows:
     rows_rounded: int
 
 
-def _solve_rows(
-    target: Tensor, hessian: Tensor, widths: Widths, recipe: Recipe, feedback: Feedback | None, search: bool
-) -> _Rows:
+def _solve_rows(target: Tensor, hessian: Tensor, widths: Widths, solver: Solver, search: bool) -> _Rows:
     """Some rows, each the better of the method's codes and of plain rounding."""
     bits, size, symmetric = widths.bits, widths.group_size, widths.symmetric
-    # GPTQ moves errors between columns, so that what one column's error does by itself tells it little
-    seen = hessian if feedback is None else None
-    grid = choose_grid(target, bits, size, symmetric, search=search, hessian=seen)
-    if feedback is None:
-        tuned = grid.nearest(target)
-    else:
-        sweeps = recipe.sweeps if bits < 8 else 0  # at 8 bits there is nothing to gain
-        tuned = descend(target, grid.holding(gptq(target, grid, feedback)), hessian, feedback.damping, sweeps)
+    tuned = solver.codes(target, widths, search)
     rounded = round_to_nearest(target, bits, size, symmetric)
     loss = objective(target - tuned.dequantize(), hessian)
     rounding = objective(target - rounded.dequantize(), hessian)

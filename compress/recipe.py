@@ -5,39 +5,38 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from bluelm.errors import InputError
 from bluelm.system.yamlfiles import read_yaml
+from compress import methods
+from compress.methods.protocol import Method, Options, Statistics
+from compress.widths.width import Widths
 
 PRESETS = Path(__file__).parent / "presets"
 
 Bits = Literal[3, 4, 8]
 TableBits = Literal[4, 8]
 GROUP_SIZES = (32, 64, 128, -1)
-
-
 HEAD = "lm_head"
 
-
-@dataclass(frozen=True)
-class Widths:
-    """Bits and groups of one weight."""
-
-    bits: int
-    group_size: int
-    symmetric: bool
-
-    @property
-    def note(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 class LayerWidth(BaseModel):
@@ -53,8 +52,8 @@ class Recipe(BaseModel):
     """How a checkpoint is quantized: all that the codes depend on, but for checkpoint and text.
 
     Attributes:
-        method: rtn (round to nearest), gptq, awq, or awq+gptq (AWQ's scales, GPTQ's codes), for the linears of the
-            blocks; given: the codes that a quantized checkpoint came with.
+        method: one of `compress.methods`, for the linears of the blocks and the head; given: the codes that a
+            quantized checkpoint came with.
         bits: width of the blocks' linears; 3 is for comparing quantizers, no target takes it. In a file or on the
             command line it may be `auto`: 4 or 8 bits and the groups of each linear by what it loses.
         auto: the widths are to be chosen yet (`bits: auto`), see `compress/widths/allocate.py`.
@@ -65,25 +64,20 @@ class Recipe(BaseModel):
         group_size: columns that share a scale; -1 for one scale a row.
         symmetric: zero points all in the middle.
         grid: how scales are chosen. minmax: the group's extremes. mse: the span of least squared error, in the
-            weights for gptq and rtn, in the layer's output for awq. rtn is plain minmax unless told otherwise.
+            weights or in the layer's output, as the method weighs it. rtn is plain minmax unless told otherwise.
         head_bits, head_group_size: lm_head. One scale a row by default: NPUs have no blocks of 8-bit weights.
         embed_bits: the embedding table, one scale a row, symmetric.
-        damping: first share of the Hessian's mean diagonal that GPTQ adds to it.
-        act_order: GPTQ rounds the columns of the most excited inputs first; groups stay in place.
-        sweeps: times that GPTQ's codes and scales are gone over once more, each moved to where it is best with all
-            others as they are (below 8 bits).
-        correction: how far GPTQ's o_proj and down_proj make up for errors that earlier layers left in the
-            stream: 0 not at all (plain GPTQ, one forward pass less), 1 as far as least squares goes.
+        options: of the methods, by the section that they stand under; see the `Options` of each.
         rotate: turn the stream and the values of each head by Hadamard rotations folded into the weights: spreads
             outliers, costs nothing at run time.
-        refine: steps of learned rounding a block behind gptq or awq, 0 for none; 200 are plenty.
+        refine: steps of learned rounding a block behind a method that reads text, 0 for none; 200 are plenty.
         activations: how those of the calibration set are kept between blocks: float32, or bfloat16 in half the room.
         samples, length, seed: calibration windows, tokens in each, and the seed that picks them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    method: Literal["gptq", "awq", "awq+gptq", "rtn", "given"] = "gptq"
+    method: str = "gptq"
     bits: Bits = 4
     group_size: int = 32
     symmetric: bool = True
@@ -91,10 +85,7 @@ class Recipe(BaseModel):
     head_bits: TableBits = 8
     head_group_size: int = -1
     embed_bits: TableBits = 8
-    damping: float = Field(default=0.01, gt=0, le=1)
-    act_order: bool = True
-    sweeps: int = Field(default=4, ge=0, le=10**6)
-    correction: float = Field(default=0.5, ge=0, le=1)
+    options: dict[str, Options] = Field(default_factory=dict)
     rotate: bool = False
     refine: int = Field(default=0, ge=0, le=10**6)
     activations: Literal["float32", "bfloat16"] = "float32"
@@ -108,15 +99,34 @@ class Recipe(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain_rounding_searches_nothing(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("method") == "rtn":
-            return {"grid": "minmax", **values}
-        return values
+    def _as_the_method_says(cls, values: Any) -> Any:
+        """Its own defaults, and the options of all methods by section."""
+        if not isinstance(values, dict):
+            return values
+        values = {key: value for key, value in values.items() if key != "options"}
+        name = values.get("method", cls.model_fields["method"].default)
+        known = isinstance(name, str) and name in methods.all_names()
+        chosen = methods.method(name) if known else None
+        options: dict[str, Options] = {}
+        for kind in methods.option_types():
+            given = _taken(values, kind)
+            if given or kind.at_top or (chosen is not None and chosen.options is kind):
+                options[kind.section] = kind.model_validate(given)
+        return {**(chosen.defaults if chosen is not None else {}), **values, "options": options}
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        try:
+            methods.entry(value)
+        except InputError as error:
+            raise ValueError(f"{error.problem}; {error.fix}") from None
+        return value
 
     @field_validator("group_size", "head_group_size")
     @classmethod
     def _known_group_size(cls, value: int, info: ValidationInfo) -> int:
-        if value in GROUP_SIZES or (info.data.get("method") == "given" and value > 0):
+        if value in GROUP_SIZES or (value > 0 and _any_groups(info)):
             return value
         raise ValueError(f"group sizes are {', '.join(map(str, GROUP_SIZES))}")
 
@@ -143,7 +153,8 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _refining_needs_text(self) -> Self:
         if self.refine and not self.reads_text:
-            raise ValueError("round to nearest reads no text to be refined on; choose gptq or awq")
+            able = [name for name in methods.names() if methods.method(name).reads_text]
+            raise ValueError(f"{self.method} reads no text to be refined on; choose {', '.join(able)}")
         return self
 
     @classmethod
@@ -153,12 +164,10 @@ class Recipe(BaseModel):
         Raises:
             InputError: an unknown key (with the nearest known one) or a value out of range.
         """
-        for key in values:
-            if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                known = "known keys: " + ", ".join(cls.model_fields)
-                fix = f"did you mean '{near[0]}'? {known}" if near else known
-                raise InputError(f"a recipe has no key '{key}'", where=where, fix=fix)
+        _check_keys(values, cls.keys(), "a recipe", where)
+        for kind in methods.option_types():
+            if isinstance(values.get(kind.section), dict):
+                _check_keys(values[kind.section], kind.model_fields, f"{kind.section} in a recipe", where)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -166,7 +175,7 @@ class Recipe(BaseModel):
             key = ".".join(str(part) for part in first["loc"])
             if not key:  # a rule over several keys
                 raise InputError(f"recipe: {first['msg'].removeprefix('Value error, ')}", where=where) from None
-            message = f"recipe: {key} = {first['input']!r}: {first['msg']}"
+            message = f"recipe: {key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
             raise InputError(message, where=where, fix=f"give {key} a value that it can take") from None
 
     @classmethod
@@ -187,7 +196,36 @@ class Recipe(BaseModel):
         values = read_yaml(path, "the recipe") or {}
         if not isinstance(values, dict):
             raise InputError("a recipe is a table of keys and values", where=path, fix="write lines like `bits: 4`")
-        return cls.make({**values, **overrides}, where=path)
+        recipe = cls.make({**values, **overrides}, where=path)
+        if recipe.given:
+            raise InputError(
+                f"recipe: method {recipe.method} stands for codes that a checkpoint came with, and cannot be asked for",
+                where=path,
+                fix=f"give one of {', '.join(methods.names())}",
+            )
+        return recipe
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """What may stand in a file: the recipe's own keys, and the sections of methods."""
+        kinds = methods.option_types()
+        at_top = [key for kind in kinds if kind.at_top for key in kind.model_fields]
+        own = [[key] if key != "options" else at_top for key in cls.model_fields]
+        return [key for keys in own for key in keys] + [kind.section for kind in kinds]
+
+    @model_serializer(mode="wrap")
+    def _as_in_a_file(self, inner: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Options at the top or in their sections, where `options` stands among the fields."""
+        values: dict[str, Any] = {}
+        for key, value in inner(self).items():
+            if key != "options":
+                values[key] = value
+                continue
+            for section, options in self.options.items():
+                mode = "json" if info.mode_is_json() else "python"
+                told = options.model_dump(mode=mode, exclude_defaults=info.exclude_defaults)
+                values |= told if options.at_top else {section: told} if told else {}
+        return values
 
     def widths(self, name: str) -> Widths:
         """Of a weight by its full name: a linear of a block, or `lm_head`."""
@@ -223,28 +261,68 @@ class Recipe(BaseModel):
         return text
 
     @property
-    def scales_channels(self) -> bool:
-        """True for AWQ's search of scales, folded into what comes before."""
-        return self.method in ("awq", "awq+gptq")
+    def given(self) -> bool:
+        """True where it describes codes that a checkpoint came with: none are chosen."""
+        return not methods.entry(self.method).chooses
 
     @property
-    def feeds_back(self) -> bool:
-        """True for GPTQ's codes: errors of a column go into the next."""
-        return self.method in ("gptq", "awq+gptq")
+    def quantizer(self) -> Method[Any]:
+        """What chooses the codes."""
+        return methods.method(self.method)
+
+    @property
+    def quantizer_options(self) -> Any:
+        """The recipe's options of `quantizer`, an instance of its `options`."""
+        return self.options_of(self.quantizer.options)
+
+    def options_of(self, kind: type[OptionsT]) -> OptionsT:
+        """The options of one kind; the defaults where the recipe has none of it."""
+        found = self.options.get(kind.section)
+        return found if isinstance(found, kind) else kind()
+
+    @property
+    def statistics(self) -> Statistics:
+        """What calibration has to tell the method."""
+        return self.quantizer.statistics(self.quantizer_options)
 
     @property
     def reads_text(self) -> bool:
         """True when the codes depend on calibration text."""
-        return self.scales_channels or self.feeds_back or self.auto
+        return self.statistics.inputs or self.auto
 
     @property
     def follows_float(self) -> bool:
         """True when the float model's stream is walked beside the quantized one's."""
-        return self.reads_text and (self.refine > 0 or (self.feeds_back and self.correction > 0))
+        return self.reads_text and (self.refine > 0 or self.statistics.float_stream)
 
     def digest(self) -> str:
         """Hex SHA-256 of every value."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def _check_keys(values: Mapping[str, Any], known: Collection[str], what: str, where: object) -> None:
+    """InputError for a key that is not known, with the nearest that is."""
+    for key in values:
+        if key not in known:
+            near, listed = difflib.get_close_matches(str(key), known, n=1), "known keys: " + ", ".join(known)
+            fix = f"did you mean '{near[0]}'? {listed}" if near else listed
+            raise InputError(f"{what} has no key '{key}'", where=where, fix=fix)
+
+
+def _any_groups(info: ValidationInfo) -> bool:
+    """Whether the codes are there already, in groups of whatever size."""
+    return "method" in info.data and not methods.entry(info.data["method"]).chooses
+
+
+def _taken(values: dict[str, Any], kind: type[Options]) -> dict[str, Any]:
+    """What a recipe says of one method's options, taken out of `values`."""
+    section = values.pop(kind.section, {})
+    if not isinstance(section, dict):
+        raise ValueError(f"{kind.section} is a table of keys and values, not {section!r}")
+    top = {key: values.pop(key) for key in kind.model_fields if kind.at_top and key in values}
+    for key in top.keys() & section.keys():
+        raise ValueError(f"{key} stands at the top and under {kind.section}; give it once")
+    return {**top, **section}
 
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

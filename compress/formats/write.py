@@ -28,6 +28,7 @@ from compress.formats.awq import describe_awq, pack_awq
 from compress.formats.compressed import describe_compressed, pack_compressed
 from compress.formats.gptq import describe_gptq, pack_gptq
 from compress.formats.plain import plain_config, write_tokenizer
+from compress.methods.gptq import GptqOptions
 from compress.methods.rotate import Rotated
 from compress.recipe import Recipe
 
@@ -156,7 +157,7 @@ def _settings(
 ) -> dict[str, Any]:
     """The quantization_config."""
     if kind == "gptq":
-        return describe_gptq(infos, version, quantized.recipe.damping)
+        return describe_gptq(infos, version, quantized.recipe.options_of(GptqOptions).damping)
     return describe_awq(infos) if kind == "awq" else describe_compressed(infos)
 
 

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from bluelm.block import Move, block_of
 from bluelm.config import ModelConfig
+from calibration.walk import collect_hessians
 from compress.methods.grid import choose_grid
 from compress.methods.probe import Judge, Probe, output_judge
-from compress.methods.rtn import round_to_nearest
-from compress.recipe import Widths
+from compress.methods.protocol import FloatBlock, Folded, Method, Options, SolvingCost, Statistics
+from compress.methods.rtn import Nearest, round_to_nearest
+from compress.widths.width import Widths
 
 EXPONENTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 NEARER = (0.1, 0.05)  # then the best exponent's neighbours, so far away
@@ -150,21 +152,6 @@ def fold(tensors: Mapping[str, Tensor], place: Move, scales: Tensor, reads: Tens
     return folded
 
 
-@dataclass(frozen=True)
-class Folded:
-    """A block with its scales folded in.
-
-    Attributes:
-        tensors: by local name.
-        notes: what was found, by the stage's name.
-        unclipped: linears whose groups are to span their extremes.
-    """
-
-    tensors: dict[str, Tensor]
-    notes: dict[str, Any]
-    unclipped: frozenset[str]
-
-
 def fold_block(
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
@@ -197,6 +184,34 @@ def fold_block(
             clips = search_clips(weights, hessian, scaling.scales[reads], asked, judge)
             unclipped |= {linear for linear, clipped in zip(linears, clips, strict=True) if not clipped}
     return Folded(folded, notes, frozenset(unclipped))
+
+
+def fold_searched(block: FloatBlock, *, clip: bool) -> Folded:
+    """`fold_block` by what the streams in front of the block tell."""
+    hessians, probe = collect_hessians(block.streams, block.block), Probe(block.streams, block.block)
+    return fold_block(block.config, block.tensors, hessians, block.widths, probe, clip=clip)
+
+
+class Awq(Method[Options]):
+    """AWQ's scales, then the nearest codes on spans that are searched by the error of the output."""
+
+    options = Options
+
+    def statistics(self, options: Options) -> Statistics:
+        return Statistics(inputs=True, float_block=True)
+
+    def fold(self, block: FloatBlock, options: Options) -> Folded:
+        return fold_searched(block, clip=block.search)
+
+    def solver(self, hessian: Tensor | None, options: Options) -> Nearest:
+        return Nearest(hessian)
+
+    def cost(self, out: int, columns: int, widths: Widths, options: Options) -> SolvingCost:
+        # both losses; the search of scales, once a stage, is counted like a factorization
+        return SolvingCost(operations=4 * out * columns**2, factorization_operations=columns**3 / 3)
+
+
+METHOD = Awq()
 
 
 def _spread(weight: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.quantized import QuantizedTensor
-from compress.methods.gptq import objective
 from compress.methods.grid import representable
+from compress.methods.loss import objective
 
 BLOCK = 64  # columns whose part of e H is computed in one matrix product
 SYSTEM_BYTES = 2**26  # of the rows' systems that are solved together

@@ -13,20 +13,28 @@ which Chee et al. (2023, arXiv 2307.13304, theorem 6) prove to be the same algor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bluelm.errors import InputError
 from bluelm.tensorfiles import is_finite
-from compress.methods.grid import Grid
+from calibration.walk import Moments
+from compress.checkpoint.quantized import QuantizedTensor
+from compress.methods.descent import SYSTEM_BYTES, descend
+from compress.methods.grid import Grid, choose_grid
+from compress.methods.protocol import ROWS, Method, Options, SolvingCost, Statistics
+from compress.widths.width import Widths
 
 BLOCK = 64  # columns whose earlier errors are taken up in one matrix product (lazy batch)
 DAMPING_STEP = 4.0  # by how much the damping rises when a factorization fails
 ATTEMPTS = 32
+COLUMN_SECONDS = 40e-6  # of the loop over columns: one of up to ROWS rows, on one core
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,95 @@ def _solve(
     return codes
 
 
-def objective(error: Tensor, hessian: Tensor) -> Tensor:
-    """e H eᵀ of each row, float32 [out]: its mean squared error at the output. error: float32 [out, in]."""
-    return torch.linalg.vecdot(error @ hessian, error)
+def corrected(weight: Tensor, moments: Moments, feedback: Feedback, share: float) -> Tensor:
+    """The weight that a linear should have had, given the errors already made in its input and in the stream.
+
+    The least-squares fit of y = W x, pulled towards the weight W0 by the damping, is
+    W = W0 + (C - W0 H) (H + λI)⁻¹ with C = mean of y xᵀ; `share` of the way there is taken. Fitting the
+    quantized input to the float output is GPTAQ's idea (Li et al., 2025, arXiv 2504.02692); here y also makes
+    up for what earlier layers left in the residual stream.
+
+    Args:
+        weight: float32 [out, in].
+        feedback: the factorization of the same Hessian.
+    """
+    assert moments.cross is not None
+    return weight + share * feedback.solve(moments.cross - weight @ moments.hessian)
+
+
+class GptqOptions(Options):
+    """What a recipe may set of GPTQ.
+
+    Attributes:
+        damping: first share of the Hessian's mean diagonal that is added to it.
+        act_order: the columns of the most excited inputs are rounded first; groups stay in place.
+        sweeps: times that codes and scales are gone over once more, each moved to where it is best with all others
+            as they are (below 8 bits).
+        correction: how far o_proj and down_proj make up for errors that earlier layers left in the stream: 0 not at
+            all (plain GPTQ, one forward pass less), 1 as far as least squares goes.
+    """
+
+    section: ClassVar[str] = "gptq"
+    at_top: ClassVar[bool] = True
+
+    damping: float = Field(default=0.01, gt=0, le=1)
+    act_order: bool = True
+    sweeps: int = Field(default=4, ge=0, le=10**6)
+    correction: float = Field(default=0.5, ge=0, le=1)
+
+    def sweeps_at(self, bits: int) -> int:
+        """At 8 bits there is nothing to gain."""
+        return self.sweeps if bits < 8 else 0
+
+
+@dataclass(frozen=True)
+class GptqSolver:
+    """One stage's Hessian with its factor."""
+
+    hessian: Tensor
+    feedback: Feedback
+    options: GptqOptions
+
+    @property
+    def note(self) -> Mapping[str, Any]:
+        found = self.feedback
+        return {"damping": found.damping, "factorizations": found.attempts, "dead_inputs": found.dead}
+
+    def target(self, weight: Tensor, cross: Tensor | None) -> Tensor:
+        if cross is None:
+            return weight
+        return corrected(weight, Moments(self.hessian, cross), self.feedback, self.options.correction)
+
+    def codes(self, target: Tensor, widths: Widths, search: bool) -> QuantizedTensor:
+        # errors are moved between columns, so that what one column's error does by itself tells little: no Hessian
+        grid = choose_grid(target, widths.bits, widths.group_size, widths.symmetric, search=search)
+        rounded, sweeps = grid.holding(gptq(target, grid, self.feedback)), self.options.sweeps_at(widths.bits)
+        return descend(target, rounded, self.hessian, self.feedback.damping, sweeps)
+
+
+class Gptq(Method[GptqOptions]):
+    """GPTQ, then coordinate descent over codes and scales."""
+
+    options = GptqOptions
+
+    def statistics(self, options: GptqOptions) -> Statistics:
+        return Statistics(inputs=True, float_stream=options.correction > 0)
+
+    def solver(self, hessian: Tensor | None, options: GptqOptions) -> GptqSolver:
+        assert hessian is not None
+        return GptqSolver(hessian, factorize(hessian, options.damping, options.act_order), options)
+
+    def cost(self, out: int, columns: int, widths: Widths, options: GptqOptions) -> SolvingCost:
+        sweeps = options.sweeps_at(widths.bits)
+        groups = 1 if widths.group_size == -1 else columns // widths.group_size
+        return SolvingCost(
+            # both losses and the errors that are moved on; a sweep moves the codes, fits the scales, and weighs both
+            operations=(5 + 4 * sweeps) * out * columns**2,
+            factorization_operations=columns**3 / 3,
+            loop_seconds=-(-out // ROWS) * columns * (1 + sweeps) * COLUMN_SECONDS,
+            # three copies of the rows' systems, which the scales are fitted with
+            system_bytes=3 * min(SYSTEM_BYTES, 4 * ROWS * groups**2) if sweeps else 0,
+        )
+
+
+METHOD = Gptq()

@@ -23,7 +23,7 @@ from bluelm.rope import rope_table
 from bluelm.system.progress import Progress, Silent
 from bluelm.weights import Weights
 from calibration.walk import Streams, collect_hessians
-from compress.methods.gptq import objective
+from compress.methods.loss import objective
 from compress.methods.rtn import round_to_nearest
 from compress.recipe import HEAD, Widths
 

@@ -112,14 +112,16 @@ def run_sweep(
     """Do all variants, write the results, print the table.
 
     Raises:
-        InputError: an empty list, an unknown target, or an option that the sweep sets itself.
+        InputError: an empty list, an unknown target or method, or an option that the sweep sets itself.
     """
+    from compress.methods import entry
     from targets.registry import find
 
     variants = expand(methods, bits, group_size, targets)
     _check_rest(rest)
     for variant in variants:  # before the first run takes its time
         find(variant.target)
+        entry(variant.method)
     work = [(group, str(out.resolve()), list(rest)) for group in grouped(variants)]
     spread = on_ray(ray) if ray else on_threads(jobs)
     with spread as run_all:

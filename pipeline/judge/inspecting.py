@@ -112,7 +112,7 @@ class Inspector:
     @property
     def given(self) -> bool:
         """Whether the codes came with the checkpoint, so that artifact and float model are read from the same."""
-        return self.quantized is not None and self.quantized.recipe.method == "given"
+        return self.quantized is not None and self.quantized.recipe.given
 
     @property
     def _model(self) -> Checkpoint | QuantizedCheckpoint:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from compress import methods
 from pipeline.terminal import say
 
 WHERE, QUANTIZE, TEXT, JUDGE = "What and where", "Quantization", "Calibration text", "Judging"
@@ -20,6 +21,12 @@ def _print_version(wanted: bool) -> None:
 
         say(f"bluelm-export {version('bluelm-export')}")
         raise typer.Exit
+
+
+def _method_name(text: str) -> str:
+    if text not in methods.names():
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, methods.names()))}.")
+    return text
 
 
 Target = Annotated[
@@ -130,9 +137,11 @@ RecipeName = Annotated[
     typer.Option(help="Preset or YAML file that the options below are laid over.", rich_help_panel=QUANTIZE),
 ]
 Method = Annotated[
-    Literal["gptq", "awq", "awq+gptq", "rtn"] | None,
+    str | None,
     typer.Option(
-        help="gptq (least loss), awq, awq+gptq (for models with outlier channels), or rtn: round to nearest.",
+        help=methods.help_text(),
+        parser=_method_name,
+        metavar=f"<{'|'.join(methods.names())}>",
         rich_help_panel=QUANTIZE,
     ),
 ]
@@ -174,8 +183,8 @@ Symmetric = Annotated[
 Refine = Annotated[
     int | None,
     typer.Option(
-        help="Steps of learned rounding a block, behind gptq or awq; 200 lower the loss by 6 to 8 % and take "
-        "five to seven times as long.",
+        help="Steps of learned rounding a block, behind a method that reads text; 200 lower the loss by 6 to 8 % and "
+        "take five to seven times as long.",
         min=0,
         show_default="the recipe's: 0",
         rich_help_panel=QUANTIZE,

@@ -33,16 +33,18 @@ def unusual(recipe: Recipe, chosen: Mapping[str, Any]) -> str:
     Args:
         chosen: settings beside the recipe that are not the default ones.
     """
-    usual = Recipe.load("w4-g32").model_dump(mode="json")
-    other = {
-        key: value
-        for key, value in recipe.model_dump(mode="json").items()
-        if key not in NAMED and value != usual.get(key)
-    }
-    if recipe.method == "given":
-        other = {}  # the checkpoint's own, which its name stands for
-    told = {**other, **chosen}
+    told = {**_others(recipe), **chosen}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:6] if told else ""
+
+
+def _others(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's name does not say in words, where it is not as in the default one."""
+    if recipe.given:
+        return {}  # the checkpoint's own, which its name stands for
+    of_method = Recipe.load("w4-g32", method=recipe.method).model_dump(mode="json")  # with its section of options
+    usual = {**of_method, **Recipe.load("w4-g32").model_dump(mode="json")}
+    values = recipe.model_dump(mode="json").items()
+    return {key: value for key, value in values if key not in NAMED and value != usual.get(key)}
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:

@@ -10,6 +10,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.text.tokenizer import Tokenizer
 from calibration.samples import Samples, load_samples
+from compress import methods
 from compress.recipe import Recipe
 from eval import heldout
 from eval.budget import budget_file
@@ -262,7 +263,7 @@ def recipe_in_words(recipe: Recipe) -> str:
     """A recipe in words, e.g. "GPTQ 4-bit, groups of 32, symmetric"."""
     groups = "one scale a row" if recipe.group_size == -1 else f"groups of {recipe.group_size}"
     zeros = "symmetric" if recipe.symmetric else "asymmetric"
-    method = "codes as given," if recipe.method == "given" else recipe.method.upper()
+    method = methods.entry(recipe.method).title
     if recipe.auto:
         return f"{method} at 4 or 8 bits by linear, {zeros}"
     if recipe.layers:

@@ -16,6 +16,7 @@ from bluelm.system.progress import Progress
 from calibration.samples import Samples
 from compress import engine
 from compress.checkpoint.store import QuantizedCheckpoint
+from compress.fit import check
 from compress.formats.adopt import adopt, given_recipe, scattered
 from compress.formats.packed import PackedCheckpoint, open_weights
 from compress.recipe import Recipe
@@ -97,7 +98,7 @@ def open_source(
     checkpoint = open_weights(model_folder(model))
     if not isinstance(checkpoint, PackedCheckpoint):
         checkpoint = adapted(checkpoint, adapters)
-        engine.check(checkpoint.config, recipe.own_widths())
+        check(checkpoint.config, recipe.own_widths())
         return Source(checkpoint, recipe)
     if adapters:
         fix = "give the float checkpoint: merged into codes it would have to be quantized again"

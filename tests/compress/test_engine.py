@@ -25,7 +25,7 @@ from calibration.sources import read_texts
 from calibration.walk import Hessian
 from compress.checkpoint.store import MANIFEST, QuantizedCheckpoint, block_file
 from compress.engine import quantize
-from compress.methods.gptq import objective
+from compress.methods.loss import objective
 from compress.recipe import Recipe
 from tests.support.checkpoints.rounded import shortened
 

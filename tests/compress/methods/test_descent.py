@@ -14,8 +14,8 @@ from calibration.walk import Moments
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.layers import solve_stage
 from compress.methods.descent import _fit, descend, fit_scales, move_codes
-from compress.methods.gptq import objective
 from compress.methods.grid import choose_grid, representable
+from compress.methods.loss import objective
 from compress.recipe import Recipe, Widths
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from calibration.walk import Moments
-from compress.layers import corrected, solve_stage
-from compress.methods.gptq import _one_thread, factorize, gptq, objective
+from compress.layers import solve_stage
+from compress.methods.gptq import _one_thread, corrected, factorize, gptq
 from compress.methods.grid import Grid, choose_grid
+from compress.methods.loss import objective
 from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe, Widths
 

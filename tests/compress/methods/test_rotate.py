@@ -16,7 +16,8 @@ from bluelm.errors import InputError
 from bluelm.model import Decoder, DecoderBlock
 from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
-from compress.engine import check, quantize
+from compress.engine import quantize
+from compress.fit import check
 from compress.methods.rotate import Rotated, Rotation, cosines, rotate_block
 from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe

@@ -10,9 +10,11 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 import typer
+from pydantic import BaseModel
 from typer.main import get_command
 
 from bluelm.errors import InputError
+from compress import methods
 from compress.recipe import Recipe
 from eval.budget import budget_file
 from pipeline import cli
@@ -100,15 +102,23 @@ def test_what_is_usual_is_let_through() -> None:
     )
 
 
+def fractions(model: type[BaseModel]) -> list[str]:
+    """Its fields that are numbers with a fraction."""
+    fields = model.model_fields.items()
+    return [name for name, field in fields if float in (*get_args(field.annotation), field.annotation)]
+
+
 @pytest.mark.parametrize("text", (".inf", "-.inf", ".nan", "1.0e+400", "'inf'", "'nan'"))
 def test_files_of_settings(text: str, tmp_path: Path) -> None:
     """Every number of a recipe and of a budget, by its schema."""
     path = tmp_path / "x.yaml"
-    recipe = [
-        name for name, field in Recipe.model_fields.items() if float in (*get_args(field.annotation), field.annotation)
-    ]
-    assert set(recipe) >= {"max_kl", "damping", "correction"}
+    recipe = fractions(Recipe)
+    assert "max_kl" in recipe
     lines = [f"bits: auto\n{name}: {text}\n" for name in recipe]
+    assert {"damping", "correction"} <= {name for kind in methods.option_types() for name in fractions(kind)}
+    for kind in methods.option_types():
+        lines += [f"{kind.section}: {{{name}: {text}}}\n" for name in fractions(kind)]
+        lines += [f"{name}: {text}\n" for name in fractions(kind) if kind.at_top]
     for line in lines:
         path.write_text(line)
         with pytest.raises(InputError):
