@@ -25,6 +25,7 @@ MOST_TABLE_BYTES = 64 << 20  # of a tokenizer or an index of tensors
 MOST_RECORD_PARTS = 200_000  # values of a file that pydantic checks: it makes an error of each that is wrong
 MOST_PARTS = 4 << 20  # values in one JSON file: some 250 MB in memory
 MOST_DEPTH = 64
+_MORE = 1 << 20  # that a file may have grown; room is taken for all that is asked for
 MOST_DIGITS = 40  # of a whole number: transformers writes a tokenizer without a limit as int(1e30)
 
 
@@ -62,7 +63,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES, what: str = "the file") -> by
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(most + 1) if size <= most else b""
+            data = file.read(min(most, size + _MORE) + 1) if size <= most else b""
     except OSError as error:
         fix = "see that it is there and may be read"
         raise InputError(f"{what} cannot be read: {error.strerror or error}", where=path, fix=fix) from None

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import onnx
 import yaml
 
 from export.artifacts.artifact import Artifact
+from export.onnx.reader import read_model
 
 EXPECTED = Path(__file__).parents[1] / "data" / "runtime_kl.yaml"
 
@@ -44,7 +44,7 @@ def allowance(artifact: Artifact) -> Allowance:
 def _rounds_activations(artifact: Artifact) -> bool:
     """Whether a linear of an ONNX artifact has accuracy level 4."""
     paths = artifact.paths("prefill") or artifact.paths("model")
-    nodes = (node for path in paths for node in onnx.load(path, load_external_data=False).graph.node)
+    nodes = (node for path in paths for node in read_model(path).graph.node)
     return any(a.name == "accuracy_level" and a.i == 4 for node in nodes for a in node.attribute)
 
 

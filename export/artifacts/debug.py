@@ -20,6 +20,7 @@ from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from export.artifacts.artifact import Artifact, list_files
 from export.lowering.decoder import block_output
+from export.onnx.reader import read_model
 
 DEBUG_NOTE = "debug build: block outputs"
 
@@ -70,7 +71,7 @@ def _rewrite(artifact: Artifact, source: Path, target: Path, values: Sequence[st
 
 
 def _open_up(artifact: Artifact, source: Path, target: Path, values: Sequence[str]) -> None:
-    model = onnx.load(source, load_external_data=False)
+    model = read_model(source)
     made = {name for node in model.graph.node for name in node.output}
     shown = {value.name for value in model.graph.output}  # a part shows its last block anyway
     layers = artifact.model.num_layers

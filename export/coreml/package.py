@@ -8,6 +8,7 @@ its bytes; integers below 8 bits are packed little-endian, first element in the 
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ import numpy as np
 
 from bluelm.errors import InputError, UnavailableError
 from bluelm.system.reading import read_json
+from bluelm.trust.paths import check_name
+from export.artifacts.protobufs import read_message
 
 SENTINEL = 0xDEADBEEF
+MOST_CONSTANT = 1 << 36  # bytes
 RECORD = struct.Struct("<IIQQQ")
 BLOB_TYPES = {
     1: "fp16", 2: "fp32", 3: "uint8", 4: "int8", 6: "int16", 7: "uint16", 8: "int4", 9: "uint1",
@@ -76,7 +80,7 @@ class ValueType:
     @property
     def nbytes(self) -> int:
         """Packed bytes of a tensor of known shape."""
-        elements = int(np.prod([d or 0 for d in self.shape or ()]))
+        elements = math.prod(d or 0 for d in self.shape or ())
         return (elements * self.bits + 7) // 8
 
 
@@ -120,20 +124,16 @@ class Package:
         try:
             content = read_json(manifest)
             entry = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-        except (KeyError, TypeError) as error:
+        except (LookupError, TypeError) as error:
             raise InputError(f"the manifest cannot be read: {error!r}", where=manifest) from error
-        model = path / "Data" / entry
+        check_name(str(entry), manifest)
+        model = path / "Data" / str(entry)
         if not model.is_file():
             raise InputError("the manifest names a specification that is not there", where=model)
         import_coremltools()
         from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError
 
-        spec: Any = Model_pb2.Model()  # type: ignore[reportAttributeAccessIssue]
-        try:
-            spec.ParseFromString(model.read_bytes())
-        except DecodeError as error:
-            raise InputError(f"the specification is damaged: {error}", where=model) from error
+        spec: Any = read_message(model, Model_pb2.Model(), "a specification")  # type: ignore[reportAttributeAccessIssue]
         if spec.WhichOneof("Type") != "mlProgram":
             raise InputError(
                 f"the package holds a {spec.WhichOneof('Type')}, not an ML program",
@@ -166,18 +166,25 @@ class Package:
             InputError: a kind of value, or a weight record, that is not as it should be.
         """
         kind = value_type(value.type)
+        if kind.nbytes > MOST_CONSTANT:
+            raise InputError(f"a constant of {kind.nbytes} bytes", where=self.path)
         if value.WhichOneof("value") == "blobFileValue":
             return self._blob(value.blobFileValue, kind)
         tensor = value.immediateValue
         if tensor.WhichOneof("value") != "tensor" or kind.shape is None:
             raise InputError(f"a constant of kind {tensor.WhichOneof('value')} is not known", where=self.path)
-        return _immediate(tensor.tensor, kind)
+        try:
+            return _immediate(tensor.tensor, kind)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"a constant is not what its type says: {error}", where=self.path) from None
 
     def _blob(self, reference: Any, kind: ValueType) -> np.ndarray:
-        path = self.root / reference.fileName.removeprefix("@model_path/")
+        name = reference.fileName.removeprefix("@model_path/")
+        check_name(name, self.path)
+        path = self.root / name
         if path not in self._files:
-            if not path.is_file():
-                raise InputError("the program names a weight file that is not there", where=path)
+            if not path.is_file() or path.stat().st_size == 0:
+                raise InputError("the program names a weight file that is not there, or empty", where=path)
             self._files[path] = np.memmap(path, np.uint8, "r")
         return read_blob(self._files[path], reference.offset, kind, path)
 

@@ -6,18 +6,18 @@ the file: a flattened folder of model.mlpackage and metadata.json, which lists i
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
+from executorch.exir._serialize._program import PTEFile
 
 from bluelm.errors import InputError
 from bluelm.system.reading import parse_json, read_json
 from export.coreml.package import Package, import_coremltools
+from export.executorch.flattened import unflatten
+from export.executorch.reader import read_program
 
-IDENTIFIER = b"ET12"  # of the flatbuffer
 BACKEND, REFERENCE = "CoreMLBackend", b"CMJR"
 
 
@@ -53,23 +53,20 @@ def unpack(path: Path, folder: Path) -> Program:
         UnavailableError: coremltools is not installed.
     """
     import_coremltools()
-    from executorch.backends.apple.coreml import executorchcoreml
-
-    content = path.read_bytes()
-    if content[4:8] != IDENTIFIER:
-        raise InputError("this is no ExecuTorch program", where=path)
+    file = read_program(path)
     try:
-        file = deserialize_pte_binary(content)
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
-        raise InputError(f"the ExecuTorch program is damaged: {error!r}", where=path) from error
+        return _program(file, path, folder)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"this is no program of the Core ML delegate: {error!r}", where=path) from None
+
+
+def _program(file: PTEFile, path: Path, folder: Path) -> Program:
     references = {plan.name: _reference(file, plan, path) for plan in file.program.execution_plan}
     keys = {reference["key"] for reference in references.values()}
     if len(keys) != 1 or file.named_data is None or not keys <= set(file.named_data.pte_data):
         raise InputError(f"the methods refer to {len(keys)} packages; one of the file is expected", where=path)
     entry = file.named_data.pte_data[keys.pop()]
-    flattened = bytes(file.named_data.buffers[entry.buffer_index])
-    if not executorchcoreml.unflatten_directory_contents(flattened, str(folder)):
-        raise InputError("the package in the program cannot be unpacked", where=path)
+    unflatten(bytes(file.named_data.buffers[entry.buffer_index]), folder, path)
     root = next((found.parent for found in folder.rglob("metadata.json")), folder)
     package = Package.open(root / "model.mlpackage")
     about = read_json(root / "metadata.json")["methods"]

@@ -4,25 +4,31 @@ scales."""
 from __future__ import annotations
 
 import json
-import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
-from executorch.exir._serialize._flatbuffer import _flatc_decompile
-from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
+from executorch.exir._serialize._flatbuffer import _get_flatc_path
+from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
+from executorch.exir._serialize._program import PTEFile, _get_extended_header, _restore_segments
 from executorch.exir.schema import DelegateCall, Int
 
 from bluelm.errors import InputError
+from bluelm.system.children import name_of, run
+from bluelm.system.reading import read_bytes
 from compress.checkpoint.quantized import QuantizedTensor
+from export.artifacts.tables import read_tables
 
 IDENTIFIER = b"ET12"  # of the flatbuffer
+MOST_BYTES = 64 << 30
+JSON_BYTES, FLATC_SECONDS, FLATC_KB = 50, 20, 1 << 20  # JSON of a byte (ours: 4), and what flatc may take
 BLOCKWISE, CHANNELWISE = "xnn_datatype_qbint4", ("xnn_datatype_qcint8", "xnn_datatype_qcint4")
 
 
@@ -38,7 +44,7 @@ class ProgramContents:
 
 def read(path: Path) -> ProgramContents:
     """Parse the file `path`."""
-    file = read_file(path)
+    file = read_program(path)
     plans = file.program.execution_plan
     forward = next(plan for plan in plans if plan.name == "forward")
     linears: list[QuantizedTensor] = []
@@ -51,24 +57,37 @@ def read(path: Path) -> ProgramContents:
     )
 
 
-def read_file(path: Path) -> PTEFile:
-    """The program of the file `path` as ExecuTorch's schema has it."""
-    return deserialize_pte_binary(path.read_bytes())
-
-
 def read_program(path: Path) -> PTEFile:
-    """As `read_file`.
+    """The program of the file `path` as ExecuTorch's schema has it.
 
     Raises:
         InputError: no .pte, or a damaged one.
     """
-    content = path.read_bytes()
+    content = read_bytes(path, MOST_BYTES, "the ExecuTorch program")
     if content[4:8] != IDENTIFIER:
         raise InputError("this is no ExecuTorch program", where=path, fix="export it again")
     try:
-        return deserialize_pte_binary(content)
-    except (AssertionError, AttributeError, LookupError, TypeError, ValueError, struct.error, OSError) as error:
+        return _parse(content)
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"the ExecuTorch program is damaged: {error!r}", where=path, fix="export it again") from None
+
+
+def _parse(content: bytes) -> PTEFile:
+    """`deserialize_pte_binary` within bounds: it copies segments, and constants in them, as often as they are named."""
+    header = _get_extended_header(content)
+    size = len(content) if header is None else header.program_size
+    if size > len(content):
+        raise ValueError(f"{size} bytes of tables in a file of {len(content)}")
+    program = read_tables(lambda: _flatbuffer_to_program(content[:size]), size)
+    base = 0 if header is None else header.segment_base_offset
+    if base == 0:
+        return PTEFile(program=program, mutable_data=None, named_data=None)
+    if sum(segment.size for segment in program.segments) > len(content):
+        raise ValueError("the segments are larger than the file")
+    for parts in (program.constant_segment, *(program.mutable_data_segments or ())):
+        if parts is not None and any(first > second for first, second in pairwise(parts.offsets)):
+            raise ValueError("constants that lie in one another")
+    return _restore_segments(program=program, segment_data=content[base:])
 
 
 def constants(file: PTEFile) -> dict[str, list[Any]]:
@@ -92,7 +111,7 @@ def constant(file: PTEFile, method: str) -> list[int] | None:
 
 def all_delegated(path: Path) -> dict[str, tuple[str, ...]] | None:
     """By method, the delegates that it calls; None where a method also calls kernels of ExecuTorch's own."""
-    plans = read_file(path).program.execution_plan
+    plans = read_program(path).program.execution_plan
     steps = [step.instr_args for plan in plans for chain in plan.chains for step in chain.instructions]
     if not steps or not all(isinstance(step, DelegateCall) for step in steps):
         return None
@@ -117,17 +136,36 @@ def _linears(blob: bytes, file: PTEFile) -> Iterator[QuantizedTensor]:
 
 
 def xnnpack_graph(blob: bytes) -> dict[str, Any]:
-    """The graph of a delegate's blob, as the JSON that flatc makes of it by XNNPACK's schema."""
+    """The graph of a delegate's blob, as the JSON that flatc makes of it by XNNPACK's schema.
+
+    Raises:
+        ValueError: it is none.
+    """
     header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
     start = header.flatbuffer_offset
+    if start + header.flatbuffer_size > len(blob):
+        raise ValueError("XNNPACK's graph ends behind the end of the delegate")
     with tempfile.TemporaryDirectory() as folder:
         schema, data = Path(folder) / "schema.fbs", Path(folder) / "graph.bin"
         schema.write_bytes(
             resources.files("executorch.backends.xnnpack.serialization").joinpath("schema.fbs").read_bytes()
         )
         data.write_bytes(blob[start : start + header.flatbuffer_size])
-        _flatc_decompile(folder, str(schema), str(data), ["--raw-binary", "--defaults-json"])
+        _decompile(Path(folder), schema, data)
         return json.loads((Path(folder) / "graph.json").read_bytes())
+
+
+def _decompile(folder: Path, schema: Path, data: Path) -> None:
+    """flatc looks at nothing before it follows it: it crashes at what leads nowhere, and writes what leads to the same
+    places again and again. It runs within limits of time, memory and what it writes."""
+    most = JSON_BYTES * data.stat().st_size + (1 << 20)
+    limits = f"ulimit -c 0; ulimit -S -t {FLATC_SECONDS}; ulimit -f {most // 512}; ulimit -v {FLATC_KB} 2>/dev/null"
+    options = ["--raw-binary", "--json", "--defaults-json", "--strict-json", "-o", str(folder)]
+    command = ["sh", "-c", f'{limits}; exec "$@"', "flatc", _get_flatc_path(), *options, str(schema), "--", str(data)]
+    ran = run(command, "flatc")
+    if ran.returncode != 0:
+        said = next(iter((ran.stderr or ran.stdout).strip().splitlines()), "")[:200]
+        raise ValueError(f"flatc cannot read XNNPACK's graph ({name_of(ran.returncode)}) {said}".rstrip())
 
 
 def _tensor(value: dict[str, Any]) -> dict[str, Any]:

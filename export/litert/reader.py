@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,11 +13,31 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 
 from bluelm.errors import InputError
+from bluelm.system.reading import open_regular
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
-from compress.checkpoint.store import QuantizedCheckpoint
+from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
+from export.artifacts.tables import read_tables
 from export.litert.file import IDENTIFIER, TYPES, Type
 
 ARRAYS = {number: dtype for dtype, number in TYPES.items()}
+
+
+def _complete(model: Any) -> Any:
+    """The same tables, of which none that every file has is missing.
+
+    Raises:
+        ValueError: one is.
+    """
+    if not model.buffers or not model.subgraphs or model.signatureDefs is None:
+        raise ValueError("it has no buffers, no subgraphs or no signatures")
+    for graph in model.subgraphs:
+        if graph.tensors is None or any(tensor.name is None or tensor.shape is None for tensor in graph.tensors):
+            raise ValueError("it has tensors without name or shape")
+    for entry in model.signatureDefs:
+        maps = None if entry.inputs is None or entry.outputs is None else (*entry.inputs, *entry.outputs)
+        if maps is None or entry.signatureKey is None or any(one.name is None for one in maps):
+            raise ValueError("it has signatures without names")
+    return model
 
 
 class LitertFile:
@@ -32,12 +51,13 @@ class LitertFile:
         """Raises InputError: no .tflite, or a damaged one."""
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if self._data[4:8] != IDENTIFIER:
                 raise ValueError("it does not begin as one")
-            self.model: Any = schema.ModelT.InitFromObj(schema.Model.GetRootAs(self._data))
-        except (OSError, ValueError, TypeError, LookupError, struct.error, AttributeError, UnicodeDecodeError) as error:
+            read = schema.ModelT.InitFromObj
+            self.model: Any = _complete(read_tables(lambda: read(schema.Model.GetRootAs(self._data)), len(self._data)))
+        except (OSError, ValueError) as error:
             raise InputError(f"not a .tflite file: {error}", where=path, fix="export it again") from None
 
     def constants(self) -> Iterator[tuple[str, Any, Any]]:
@@ -113,6 +133,8 @@ class Layouts(QuantizedCheckpoint):
     def of(quantized: QuantizedCheckpoint, file: LitertFile) -> Layouts:
         held = {part.name: getattr(quantized, part.name) for part in fields(QuantizedCheckpoint)}
         tensors = {name: tensor for name, tensor, _ in file.constants() if tensor.type in (Type.INT4, Type.INT8)}
+        for name in [name for name in tensors if not _is_layout(tensors[name], quantized, name)]:
+            del tensors[name]
         return Layouts(**held, tensors=tensors)
 
     def ordered(self, name: str) -> OrderedWeight:
@@ -127,6 +149,15 @@ class Layouts(QuantizedCheckpoint):
         scales = torch.ones(1, dtype=torch.float16).expand(rows, groups)
         zeros = torch.full((1,), 2 ** (bits - 1), dtype=torch.uint8).expand(rows, groups)
         return OrderedWeight(QuantizedTensor(codes, scales, zeros, bits, size))
+
+
+def _is_layout(tensor: Any, quantized: QuantizedCheckpoint, name: str) -> bool:
+    """Whether a tensor has the shape of the weight of its name, and groups that fit it: others are told by their
+    numbers, and nothing is made in their size."""
+    details = tensor.quantization and tensor.quantization.details
+    size = tensor.shape[-1] if not details and len(tensor.shape) else getattr(details, "blockSize", 0)
+    info = quantized.linears.get(EMBED if name == HEAD and HEAD not in quantized.linears else name)
+    return info is not None and tuple(tensor.shape) == tuple(info.shape) and size > 0 and info.shape[1] % size == 0
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from bluelm.errors import InputError
+from bluelm.system.reading import MOST_DIGITS, check_regular
+from bluelm.trust.paths import check_name
 from export.artifacts.packing import unpack
+from export.artifacts.protobufs import read_message
 
 _WIDTHS: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
@@ -27,6 +28,7 @@ _WIDTHS: dict[int, type[np.generic]] = {
     TensorProto.INT64: np.int64,
 }
 _CODES = (TensorProto.INT4, TensorProto.INT8)
+MOST_MESSAGES = 1 << 18  # of a graph: the largest that are known have a tenth
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,18 @@ def _names(graph: GraphProto) -> Iterator[object]:
         yield from (size.dim_param for size in value.type.tensor_type.shape.dim)
 
 
+def read_model(path: Path) -> ModelProto:
+    """A graph without the numbers that lie beside it.
+
+    Raises:
+        InputError: it is none.
+    """
+    model = read_message(path, ModelProto(), "an ONNX file", MOST_MESSAGES)
+    if not all(isinstance(name, str) for name in _names(model.graph)):  # protobuf hands it out as bytes
+        raise InputError("not an ONNX file: a name is not UTF-8", where=path, fix="export it again")
+    return model
+
+
 class OnnxFile:
     """One graph; a tensor is read from its file when it is asked for."""
 
@@ -74,13 +88,7 @@ class OnnxFile:
         Raises:
             InputError: it is none.
         """
-        self.path = path
-        try:
-            self.model: ModelProto = onnx.load(path, load_external_data=False)
-            if not all(isinstance(name, str) for name in _names(self.model.graph)):
-                raise ValueError("a name is not UTF-8")  # protobuf hands it out as bytes
-        except (OSError, ValueError, DecodeError) as error:
-            raise InputError(f"not an ONNX file: {error}", where=path, fix="export it again") from None
+        self.path, self.model = path, read_model(path)
         self.graph: GraphProto = self.model.graph
         self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
 
@@ -104,10 +112,10 @@ class OnnxFile:
             InputError: the file does not hold it whole.
         """
         node = self.weights[name]
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         try:
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             return self._nbits(node, attributes) if node.op_type == "MatMulNBits" else self._dequantized(node)
-        except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:  # attributes say anything
+        except (ValueError, KeyError, IndexError, TypeError) as error:  # attributes say anything
             raise InputError(f"{name} cannot be read: {error}", where=self.path, fix="export it again") from None
 
     def array(self, name: str) -> np.ndarray:
@@ -119,7 +127,8 @@ class OnnxFile:
         tensor = self.tensors[name]
         width = _WIDTHS.get(tensor.data_type)
         raw = self._raw(name)
-        if width is None or raw.nbytes != np.dtype(width).itemsize * math.prod(tensor.dims):
+        count = math.prod(tensor.dims)
+        if width is None or min(tensor.dims, default=0) < 0 or raw.nbytes != np.dtype(width).itemsize * count:
             raise InputError(f"{name} is of another type or size than it says", where=self.path, fix="export it again")
         return raw.view(width).reshape(tensor.dims)
 
@@ -145,12 +154,23 @@ class OnnxFile:
         tensor = self.tensors[name]
         if tensor.data_location != TensorProto.EXTERNAL:
             return np.frombuffer(tensor.raw_data, np.uint8)
-        where = {entry.key: entry.value for entry in tensor.external_data}
         try:
-            length, offset = int(where["length"]), int(where.get("offset", 0))
-            return np.memmap(self.path.parent / where["location"], np.uint8, "r", offset, (length,))
+            return self._beside({entry.key: entry.value for entry in tensor.external_data})
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"the numbers of {name} cannot be read: {error}", where=self.path) from None
+
+    def _beside(self, entries: dict[str, str]) -> np.ndarray:
+        """uint8 [bytes] of a file beside the graph's, or in a folder beside it."""
+        location = entries["location"]
+        check_name(location, self.path)
+        offset, length = entries.get("offset", "0"), entries["length"]
+        for number in (offset, length):
+            if not (number.isascii() and number.isdecimal() and len(number) < MOST_DIGITS):
+                raise ValueError(f"{number[:MOST_DIGITS]!r} is no place in a file")
+        path = check_regular(self.path.parent / location)
+        if int(offset) + int(length) > path.stat().st_size:
+            raise ValueError(f"they end behind the end of {location}")
+        return np.memmap(path, np.uint8, "r", int(offset), (int(length),))
 
     def _floats(self, name: str) -> np.ndarray:
         name = self._sources.get(name, name)
@@ -158,6 +178,8 @@ class OnnxFile:
 
     def _nbits(self, node: NodeProto, attributes: dict[str, int]) -> HeldWeight:
         rows, columns, bits, size = (attributes[key] for key in ("N", "K", "bits", "block_size"))
+        if bits not in (4, 8) or min(rows, columns, size) < 1 or max(rows, columns, size) >= 1 << 31:
+            raise ValueError(f"{rows} x {columns} codes of {bits} bits in blocks of {size}")
         blocks = -(-columns // size)
         whole = unpack(self._raw(node.input[1]).reshape(rows, -1), bits, blocks * size)
         scales = self._floats(node.input[2]).reshape(rows, blocks)

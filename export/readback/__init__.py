@@ -15,7 +15,7 @@ from export.formats import Without, function
 from export.readback import beside
 from export.readback.beside import config_faults
 from export.readback.held import listed, same
-from export.readback.items import Finding, Reader, inventory, linear_names, untold, weight_names
+from export.readback.items import GRAPH, Finding, Reader, inventory, linear_names, untold, weight_names
 
 __all__ = [
     "Finding", "ReadBack", "config_faults", "differing", "linear_names", "listed", "read_back", "readable",
@@ -50,13 +50,22 @@ def read_back(artifact: Artifact, quantized: QuantizedCheckpoint) -> ReadBack:
     Raises:
         InputError: a file is damaged so that it cannot be read at all.
     """
-    found = list(_reader(artifact)(artifact, quantized))
+    found = list(_followed(_reader(artifact), artifact, quantized))
     said = {finding.item for finding in found}
     forgotten = [Finding(item, "wrong", "was not read back") for item in inventory(artifact, quantized)]
     found += [finding for finding in forgotten if finding.item not in said]
-    found += beside.findings(artifact, quantized)
+    found += _followed(beside.findings, artifact, quantized)
     wrong, not_told = (tuple(dict.fromkeys(f for f in found if f.state == state)) for state in ("wrong", "untold"))
     return ReadBack(wrong, not_told)
+
+
+def _followed(reader: Reader, artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+    """What the reader finds, as far as it comes: a file may say anything, at any place, and what no reader foresaw is
+    wrong."""
+    try:
+        yield from reader(artifact, quantized)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+        yield Finding(GRAPH, "wrong", f"it cannot be followed: {type(error).__name__}: {error}"[:300])
 
 
 def differing(artifact: Artifact, quantized: QuantizedCheckpoint) -> list[str]:

@@ -17,9 +17,9 @@ def genai(artifact: Artifact, wanted: Set[int]) -> str | None:
 
 def xnnpack(artifact: Artifact, wanted: Set[int]) -> str | None:
     """A method of the program gives all of them."""
-    from export.executorch.reader import constant, read_file
+    from export.executorch.reader import constant, read_program
 
-    told = constant(read_file(artifact.path("model")), "get_eos_ids")
+    told = constant(read_program(artifact.path("model")), "get_eos_ids")
     same = told is not None and set(told) == wanted
     return None if same else f"model.pte says {told}, the checkpoint {sorted(wanted)}"
 

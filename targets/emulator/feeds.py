@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from export.artifacts.artifact import Artifact
+from export.onnx.reader import read_model
 from targets.arm64.genai import GenaiRuntime
 from targets.arm64.onnx import session_step
 from targets.host.cached_runtime import CachedRuntime, Feeds, Step
@@ -48,7 +49,7 @@ def still(path: Path) -> Feeds:
     """Zeros for every input of a graph of fixed shapes, whose speed does not depend on them: a compiled one, that
     nothing here can run to record others."""
     feeds: dict[str, np.ndarray] = {}
-    for value in onnx.load(path, load_external_data=False).graph.input:
+    for value in read_model(path).graph.input:
         about = value.type.tensor_type
         shape = [dimension.dim_value for dimension in about.shape.dim]
         feeds[value.name] = np.zeros(shape, helper.tensor_dtype_to_np_dtype(about.elem_type))
@@ -107,7 +108,7 @@ def binaries(graph: onnx.GraphProto) -> set[str]:
 def perf_test_folder(artifact: Artifact, source: Path, feeds: Feeds, folder: Path) -> Path:
     """A folder as onnxruntime_perf_test reads it: the graph `source`, what it names, test_data_set_0/input_N.pb."""
     with atomic_folder(folder) as temporary:
-        graph = onnx.load(source, load_external_data=False).graph
+        graph = read_model(source).graph
         names = {source.name, *binaries(graph), *(f.path for f in artifact.files if f.role == "weights")}
         for name in sorted(names):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)

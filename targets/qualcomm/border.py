@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError
 from onnx import GraphProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
-from bluelm.errors import InputError
+from export.onnx.reader import read_model
 from targets.qualcomm.messages import BinaryContents, GraphBorder, TensorBorder
 
 
@@ -20,10 +18,7 @@ def read_graph(path: Path) -> GraphProto:
     Raises:
         InputError: the file is missing, or is none.
     """
-    try:
-        return onnx.load(path, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise InputError(f"not an ONNX file: {error}", where=path, fix="export it again") from None
+    return read_model(path).graph
 
 
 def onnx_border(path: Path) -> GraphBorder:

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx
-
 from bluelm.errors import TargetError
 from bluelm.system.files import atomic_folder, sha256
 from bluelm.system.progress import Progress, Silent, Task
 from export.artifacts.artifact import Artifact, ArtifactFile, Given, NodeCount, list_files
 from export.artifacts.package import bits_per_weight
 from export.onnx.decoder import GRAPHS
+from export.onnx.reader import read_model
 from targets.host.child import Child
 from targets.qualcomm.border import binary_of
 from targets.qualcomm.messages import BinaryContents, Chip, Compile, Compiled, Describe
@@ -148,9 +147,9 @@ def _compile(child: Child, message: Compile, limit_s: float) -> tuple[NodeCount,
         compiled: Compiled = child.call(message, limit_s)
     except TargetError as error:
         raise _explain(error, message, child.log, limit_s) from None
-    wrapper = onnx.load(message.target, load_external_data=False)
+    wrapper = read_model(Path(message.target))
     rest = [node.name for node in wrapper.graph.node if node.op_type != "EPContext"]
-    graph = onnx.load(message.source, load_external_data=False)
+    graph = read_model(Path(message.source))
     wanted = [node.op_type for node in graph.graph.node]
     missing = {kind for kind in wanted if compiled.kinds.get(kind, 0) < wanted.count(kind)}
     if rest or missing:

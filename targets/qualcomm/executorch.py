@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
 from pydantic import TypeAdapter, ValidationError
 
 from bluelm.errors import InputError, TargetError
@@ -28,6 +27,7 @@ from bluelm.system.reading import read_bytes
 from export.artifacts.artifact import SIMULATOR, Artifact, list_files
 from export.artifacts.mobile import MODEL
 from export.onnx.decoder import GRAPHS
+from export.onnx.reader import read_model
 from targets.host.cached_runtime import CachedRuntime, Feeds, Step, chain
 from targets.host.child import Child, next_core
 from targets.qualcomm.backend import HtpBackend, chip_of
@@ -170,7 +170,7 @@ def _pack(graphs: list[Path], compiled: Path, path: Path, chip: str) -> list[Met
     finally:
         child.close()
     for graph, method in zip(graphs, methods, strict=True):
-        source = onnx.load(graph, load_external_data=False).graph
+        source = read_model(graph).graph
         wanted = [{value.name for value in values} for values in (source.input, source.output)]
         if [set(method.inputs), set(method.outputs)] != wanted:
             raise TargetError(f"the compiled graph has another border than {graph.name}", where=child.log)

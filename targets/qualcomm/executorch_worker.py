@@ -150,10 +150,10 @@ def _describe(message: Describe) -> dict[str, BinaryContents]:
     """Each method's binary lies in the program in ExecuTorch's own frame, which it also takes off."""
     from executorch.backends.qualcomm.python import PyQnnManagerAdaptor
 
-    from export.executorch.reader import read_file
+    from export.executorch.reader import read_program
     from targets.qualcomm import system as qnn_system
 
-    program = read_file(Path(message.path)).program
+    program = read_program(Path(message.path)).program
     found: dict[str, BinaryContents] = {}
     for plan in program.execution_plan:
         if len(plan.delegates) != 1:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.hostile import binaries, files, texts
+from tests.hostile import binaries, files, graphs, packages, programs, tables, texts
 from tests.support.readers import READERS, Reader
 
 Put = Callable[[Path, bytes], None]
@@ -27,6 +27,13 @@ FORMATS: dict[str, dict[str, binaries.Change]] = {
     "history": binaries.SQLITE,
     "apk": binaries.ZIPS,
     "ipa": binaries.ZIPS,
+    "ONNX graph": graphs.ONNX,
+    "LiteRT": tables.TFLITE,
+    "Core ML manifest": packages.MANIFEST,
+    "Core ML program": packages.MLMODEL,
+    "Core ML weights": packages.BLOBS,
+    "ExecuTorch": programs.PTE,
+    "folder in a program": programs.FLATTENED,
 }
 SLOW = ("GPTQ tensors", "AWQ tensors", "compressed-tensors tensors", "quantized manifest", "quantized tensors")
 """Readers of which one input takes a good part of a second: of each family some must do."""

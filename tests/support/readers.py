@@ -27,6 +27,7 @@ from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import EmbeddingTable
 from export.bundle import build, keys
 from targets.phones.runners import load_runner
+from tests.support import artifact_files as artifacts
 from tests.support import reader_files as valid
 
 
@@ -91,6 +92,13 @@ def _beside() -> Reader:
     return Reader(own, "quantize_config.json", valid.read_packed)
 
 
+def _artifact(kind: str, target: str) -> Reader:
+    return Reader(artifacts.artifact_files(kind), f"a/{target}", artifacts.read_artifact)
+
+
+PACKAGE = "model.mlpackage"
+LONG_TO_MAKE = ("Core ML manifest", "Core ML program", "Core ML weights", "ExecuTorch")
+"""Readers whose valid input takes seconds to make."""
 READERS: dict[str, Callable[[], Reader]] = {
     "safetensors": lambda: Reader(valid.checkpoint(), "model.safetensors", valid.read_checkpoint),
     "index": lambda: Reader(valid.index_files(), "model.safetensors.index.json", valid.read_checkpoint),
@@ -203,6 +211,16 @@ READERS: dict[str, Callable[[], Reader]] = {
     "bundle manifest": lambda: _signed("manifest.json"),
     "bundle certificate": lambda: _signed("signer.pem"),
     "bundle signature": lambda: _signed("model.sig"),
+    "ONNX graph": lambda: _artifact("onnx", "prefill.onnx"),
+    "ONNX weights": lambda: _artifact("onnx", "weights.bin"),
+    "LiteRT": lambda: _artifact("litert", "model.tflite"),
+    "Core ML manifest": lambda: _artifact("coreml", f"{PACKAGE}/Manifest.json"),
+    "Core ML program": lambda: _artifact("coreml", f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"),
+    "Core ML weights": lambda: _artifact("coreml", f"{PACKAGE}/Data/com.apple.CoreML/weights/weight.bin"),
+    "ExecuTorch": lambda: _artifact("executorch", "model.pte"),
+    "folder in a program": lambda: Reader(
+        {"f.bin": artifacts.flattened()}, "f.bin", lambda folder: artifacts.read_flattened(folder / "f.bin")
+    ),
     "runner executable": lambda: Reader(valid.app_files(), "A.app/BundleRunner", valid.read_app),
     "runner Info.plist": lambda: Reader(valid.app_files(), "A.app/Info.plist", valid.read_app),
 }

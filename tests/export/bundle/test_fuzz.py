@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bluelm.errors import ExportError
 from tests.support import readers
 from tests.support.limits import HANG_S
-from tests.support.readers import READERS
+from tests.support.readers import LONG_TO_MAKE, READERS
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "25"))  # a reader
 JSON = st.recursive(
@@ -62,7 +62,10 @@ def place(data: st.DataObject, document: Any) -> None:
     return None
 
 
-@pytest.mark.parametrize("name", READERS)
+QUICK = [name for name in READERS if name not in LONG_TO_MAKE]  # the others: tests/hostile
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_a_pipe_and_a_hole_in_place_of_a_file_are_refused(name: str, tmp_path: Path) -> None:
     """Nobody waits for the other end of a pipe; nobody reads 128 GB of nothing."""
     reader = READERS[name]()
@@ -90,7 +93,7 @@ def test_a_pipe_and_a_hole_in_place_of_a_file_are_refused(name: str, tmp_path: P
         assert isinstance(error, ExportError), f"{kind}: {error!r}"
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", QUICK)
 def test_damaged_input_is_refused_or_read(name: str) -> None:
     reader = READERS[name]()
 
