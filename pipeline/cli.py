@@ -120,22 +120,7 @@ def export(
 
         if target is None:
             raise InputError("no target is given", fix="add --target snapdragon, or see: bluelm-export targets")
-        chosen = {
-            "method": method,
-            "bits": o.width(bits),
-            "size": size,
-            "max_kl": max_kl,
-            "group_size": o.number(group_size),
-            "symmetric": symmetric,
-            "refine": refine,
-            "rotate": rotate,
-            "head_bits": o.number(head_bits),
-            "embed_bits": o.number(embed_bits),
-            "samples": samples,
-            "length": length,
-            "seed": seed,
-            "activations": activations,
-        }
+        chosen = o.recipe_values(context.params)
         request = Request(
             target=target,
             soc=soc,
@@ -144,7 +129,7 @@ def export(
             out=out,
             name=name,
             overwrite=overwrite,
-            recipe=Recipe.load(recipe, **{key: value for key, value in chosen.items() if value is not None}),
+            recipe=Recipe.load(recipe, **chosen),
             calibration=tuple(calibration or ()),
             context=context_length,
             chunk=chunk,
@@ -167,7 +152,7 @@ def export(
             require_signature=require_signature,
             bundle=bundle,
             adapters=tuple(map(parse_adapter, adapter or ())),
-            chosen=frozenset(key for key, value in chosen.items() if value is not None),
+            chosen=frozenset(chosen),
             max_memory=max_memory,
             quantize_on=quantize_on,
             given=given_options(context),

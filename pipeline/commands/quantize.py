@@ -99,28 +99,12 @@ def quantize(
         from pipeline.options.effects import given_options
         from pipeline.run.provenance import trust_of
 
-        chosen = {
-            "method": method,
-            "bits": o.width(bits),
-            "size": size,
-            "max_kl": max_kl,
-            "group_size": o.number(group_size),
-            "symmetric": symmetric,
-            "refine": refine,
-            "rotate": rotate,
-            "head_bits": o.number(head_bits),
-            "embed_bits": o.number(embed_bits),
-            "samples": samples,
-            "length": length,
-            "seed": seed,
-            "activations": activations,
-        }
-        given = {key: value for key, value in chosen.items() if value is not None}
+        chosen = o.recipe_values(context.params)
         job = Job(
             model=model,
             out=out,
-            recipe=Recipe.load(recipe, **given),
-            chosen=frozenset(given),
+            recipe=Recipe.load(recipe, **chosen),
+            chosen=frozenset(chosen),
             adapters=tuple(map(parse_adapter, adapter or ())),
             format=format,
             calibration=tuple(calibration or ()),
@@ -166,9 +150,6 @@ def run(job: Job, output: Console, messages: Console) -> int:
     """Open everything, say what it takes, quantize, say where it lies and what it took."""
     from bluelm.system.progress import Silent
     from calibration.ranks import join
-    from compress.formats.write import check_out, check_recipe
-    from compress.widths.allocate import check_room
-    from pipeline.options.effects import QUANTIZE, QuantizeFacts, refuse_idle
     from pipeline.progress import show_progress, working
     from pipeline.run import provenance, resources
     from pipeline.run.source import open_source
@@ -176,14 +157,7 @@ def run(job: Job, output: Console, messages: Console) -> int:
     device = resources.compute_device(job.device)
     with join(device) as ranks:
         source = open_source(job.model, job.adapters, job.recipe, job.chosen)
-        facts = QuantizeFacts(source.recipe, source.given is not None, job.format is not None)
-        for warning in refuse_idle(job.given, QUANTIZE, facts):
-            _tell(messages, f"warning: {warning}")
-        if job.format is not None:
-            check_out(job.out)
-            check_recipe(source.checkpoint.config, source.recipe, job.format)
-        if source.recipe.auto:
-            check_room(source.checkpoint.config, source.recipe, _allowed(job, source.recipe))
+        _check(job, source, messages)
         for folder in (source.checkpoint.folder, *(folder for folder, _ in job.adapters)):
             ranks.shared(lambda folder=folder: provenance.check(folder, job.trust, required=job.signed))
         with working(messages, "read the calibration text") if ranks.leads else nullcontext():
@@ -214,6 +188,22 @@ def run(job: Job, output: Console, messages: Console) -> int:
             if is_new and planned is not None and not source.recipe.auto:  # the estimate is of quantizing alone
                 _tell(messages, resources.how_far_off(planned, _peak(), time.monotonic() - begin))
     return 0
+
+
+def _check(job: Job, source: Source, messages: Console) -> None:
+    """Refuse what cannot be made, and warn of options that change nothing, before any work."""
+    from compress.formats.write import check_out, check_recipe
+    from compress.widths.allocate import check_room
+    from pipeline.options.effects import QUANTIZE, QuantizeFacts, refuse_idle
+
+    facts = QuantizeFacts(source.recipe, source.given is not None, job.format is not None)
+    for warning in refuse_idle(job.given, QUANTIZE, facts):
+        _tell(messages, f"warning: {warning}")
+    if job.format is not None:
+        check_out(job.out)
+        check_recipe(source.checkpoint.config, source.recipe, job.format)
+    if source.recipe.auto:
+        check_room(source.checkpoint.config, source.recipe, _allowed(job, source.recipe))
 
 
 def _samples(job: Job, source: Source) -> Samples | None:
