@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pages
-from benchmarks.faults import FAULTS, KILLED
+from benchmarks.faults_kinds import CHILD, EACH, FAULTS, KILLED
 from benchmarks.gate_bench import Results
 
 Row = dict[str, Any]
@@ -43,6 +43,9 @@ def summed(rows: list[Row]) -> Row:
         "kills_identical": sum(row["fault"] in KILLED and row["result"] == "identical" for row in hit),
         "signals": sum(row["fault"].startswith("SIG") for row in hit),
         "signals_identical": sum(row["fault"].startswith("SIG") and row["result"] == "identical" for row in hit),
+        "each": sum(row["fault"] in EACH for row in hit),
+        "children": sum(row["fault"] == CHILD for row in hit),
+        "child_codes": sorted({row["first"] for row in hit if row["fault"] == CHILD}),
         "kept": sum(row["kept"] for row in hit if row["fault"] in KILLED),
         "processes_left": sum(row["left"] for row in hit),
         "users_files_gone": sum(row["notes"] != 2 for row in hit),

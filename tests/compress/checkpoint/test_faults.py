@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import FAULTS
+from benchmarks.faults_kinds import FAULTS
 from tests.packages import requires
 
 ROOT = Path(__file__).parents[3]
