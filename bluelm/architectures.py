@@ -3,7 +3,7 @@
 A row says how config.json's fields and the tensors are called, and which of few differences there are.
 Reading turns them all into one decoder: fused tensors are cut, a normalised head is normalised once, rotary
 pairs that lie side by side are put half a head apart, and a part of a head that does not turn gets the
-frequency 0. Only biases of q, k and v remain as something that runtimes must know.
+frequency 0. Only biases of q, k and v, and norms of q and k, remain as something that runtimes must know.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Architecture:
         names: name in a Llama checkpoint -> name in this one; the longest fitting beginning counts.
         fused: tensor -> the tensors whose rows lie in it one after another.
         qkv_bias: linears of q, k and v have biases; "field" for config.json's `add_qkv_bias`.
+        qk_norm: each head of q and of k passes an RMSNorm before it is turned.
         rotary: pairs of dimensions that turn together: half a head apart, or neighbours.
         rotary_factor: share of each head that turns.
         rope_ratio: the field `rope_ratio` changes the rope; what it means depends on the model's generation.
@@ -46,6 +47,7 @@ class Architecture:
     names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     qkv_bias: bool | Literal["field"] = False
+    qk_norm: bool = False
     rotary: Literal["half-split", "interleaved"] = "half-split"
     rotary_factor: float = 1.0
     rope_ratio: bool = False
@@ -59,6 +61,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({
     "BlueLMForCausalLM": Architecture("BlueLM", embedding_layer_norm=True),
     "LlamaForCausalLM": Architecture("llama"),
     "Qwen2ForCausalLM": Architecture("qwen2", qkv_bias=True, needs={"use_sliding_window": False}),
+    "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True, needs={"use_sliding_window": False}),
     # Baichuan 2, whose head is normalised whatever rows a fine-tune added, and Baichuan 1 with its plain head.
     "BaichuanForCausalLM": Architecture(
         "baichuan",

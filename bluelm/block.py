@@ -317,12 +317,15 @@ def block_of(config: ModelConfig) -> Block:
     """The block of a model; all of its blocks are alike."""
     hidden, inner, size = config.hidden_size, config.intermediate_size, config.head_dim
     wide, narrow, biased = config.num_heads * size, config.num_kv_heads * size, config.qkv_bias
+    queries, keys = ("q_norm", "k_norm") if config.qk_norm else ("q", "k")
+    head_norms = (Norm("q_norm", "q", "self_attn.q_norm", size), Norm("k_norm", "k", "self_attn.k_norm", size))
     steps: list[Step] = [
         Norm("attention_norm", STREAM, "input_layernorm", hidden),
         Linear("q", "attention_norm", "self_attn.q_proj", wide, hidden, biased),
         Linear("k", "attention_norm", "self_attn.k_proj", narrow, hidden, biased),
         Linear("v", "attention_norm", "self_attn.v_proj", narrow, hidden, biased),
-        Attend("mixed", "q", "k", "v", config.num_heads, config.num_kv_heads, size),
+        *(head_norms if config.qk_norm else ()),
+        Attend("mixed", queries, keys, "v", config.num_heads, config.num_kv_heads, size),
         Linear("attended", "mixed", "self_attn.o_proj", hidden, wide),
         Add("attention_residual", STREAM, "attended"),
         Norm("mlp_norm", "attention_residual", "post_attention_layernorm", hidden),

@@ -78,6 +78,11 @@ class ModelConfig:
         """True when one table [vocab, hidden] is embedding and head: tied, and no LayerNorm folded in."""
         return self.tie_word_embeddings and not self.embedding_layer_norm
 
+    @property
+    def qk_norm(self) -> bool:
+        """Each head of q and of k passes an RMSNorm of its own before it is turned."""
+        return ARCHITECTURES[self.architecture].qk_norm
+
     @staticmethod
     def from_folder(folder: Path) -> ModelConfig:
         """Read `folder`/config.json, and from generation_config.json which tokens end an answer.

@@ -52,9 +52,9 @@ class KVCache:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x**2) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, size: int | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.weight = nn.Parameter(torch.ones(size or config.hidden_size))
         self.eps = config.rms_norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,6 +78,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
         self.o_proj = nn.Linear(wide, config.hidden_size, bias=False)
+        if config.qk_norm:  # one for all heads of q, one for all of k
+            self.q_norm, self.k_norm = RMSNorm(config, config.head_dim), RMSNorm(config, config.head_dim)
+        self.qk_norm = config.qk_norm
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         return self.o_proj(self.mix(x, cos, sin, cache, layer))  # [B, T, hidden]
@@ -88,6 +91,8 @@ class Attention(nn.Module):
         queries = self.q_proj(x).view(batch, new, -1, self.head_dim).transpose(1, 2)  # [B, H, T, D]
         keys = self.k_proj(x).view(batch, new, -1, self.head_dim).transpose(1, 2)  # [B, K, T, D]
         values = self.v_proj(x).view(batch, new, -1, self.head_dim).transpose(1, 2)  # [B, K, T, D]
+        if self.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)  # [B, K, S, D]

@@ -18,7 +18,8 @@ from bluelm.text.tokenizer import Tokenizer, copy_files
 
 
 def plain_config(config: ModelConfig) -> dict[str, Any]:
-    """config.json of the Llama (or, with biases of q, k and v, the Qwen2) that computes what the decoder does.
+    """config.json of the Llama (with biases of q, k and v the Qwen2, with norms of q and k the Qwen3) that computes
+    what the decoder does.
 
     Raises:
         InputError: neither does.
@@ -27,6 +28,8 @@ def plain_config(config: ModelConfig) -> dict[str, Any]:
         fix = "other formats than bluelm-export's own need a model that turns whole heads"
         raise InputError(f"no Llama turns {config.rotary_dim} of {config.head_dim} dimensions of a head", fix=fix)
     kind, architecture = ("qwen2", "Qwen2ForCausalLM") if config.qkv_bias else ("llama", "LlamaForCausalLM")
+    if config.qk_norm:
+        kind, architecture = "qwen3", "Qwen3ForCausalLM"
     values = config.to_dict()
     for name in ("use_stable_embedding", "add_qkv_bias"):
         values.pop(name, None)

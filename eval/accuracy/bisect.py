@@ -8,7 +8,7 @@ activations, where rounding them as the artifact does gives the same error in to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bluelm.block import block_of
+from bluelm.block import Add, Attend, Linear, Norm, Product, Silu, block_of
+from bluelm.config import ModelConfig
 from bluelm.model import DecoderBlock
 from bluelm.rope import inverse_frequencies, rope_rows
 from bluelm.weights import Weights
@@ -26,23 +27,6 @@ from export.lowering.ranges import Ranges, causal_mask
 from export.lowering.torch_ops import Parameters, Plain, Rounded, TorchOps
 
 Cause = Literal["weights", "activations", "runtime"]
-# values of a block in the order in which they come: (name, axis of the tokens, weight that made it)
-PROBES: tuple[tuple[str, int, str], ...] = (
-    ("attention_norm", 1, "input_layernorm"),
-    ("q", 1, "self_attn.q_proj"),
-    ("k", 1, "self_attn.k_proj"),
-    ("v", 1, "self_attn.v_proj"),
-    ("q_rope", 2, "the rope table"),
-    ("k_rope", 2, "the rope table"),
-    ("attended", 1, "self_attn.o_proj"),
-    ("attention_residual", 1, "the sum behind attention"),
-    ("mlp_norm", 1, "post_attention_layernorm"),
-    ("gate", 1, "mlp.gate_proj"),
-    ("up", 1, "mlp.up_proj"),
-    ("gated", 1, "the product of gate and up"),
-    ("down", 1, "mlp.down_proj"),
-    ("output", 1, "the sum behind the MLP"),
-)
 Values = Mapping[str, NDArray[np.float32]]
 
 
@@ -71,9 +55,38 @@ class FirstFault:
         )
 
 
-def probe_names(layer: int) -> list[str]:
+@dataclass(frozen=True)
+class Probe:
+    """A value of a block that is compared, the axis of its tokens, and the weight or operation that made it."""
+
+    name: str
+    axis: int
+    tensor: str
+
+
+def probes(config: ModelConfig) -> Iterator[Probe]:
+    """In the order in which they come."""
+    block = block_of(config)
+    for step in block.steps:
+        match step:
+            case Norm() | Linear():
+                yield Probe(step.makes, 1, step.weight)
+            case Attend():
+                yield from (Probe(name, 2, "the rope table") for name in ("q_rope", "k_rope"))
+            case Product():
+                left = block.makers[step.left]
+                gate = left.reads if isinstance(left, Silu) else step.left
+                yield Probe(step.makes, 1, f"the product of {gate} and {step.right}")
+            case Add():
+                (branch,) = (branch for branch in block.branches if branch.sum is step)
+                yield Probe(step.makes, 1, f"the sum behind {'attention' if branch.mixes else 'the MLP'}")
+            case Silu():
+                pass  # in some runtimes a part of the product
+
+
+def probe_names(config: ModelConfig, layer: int) -> list[str]:
     """Names of the values of a block that are compared."""
-    return [f"layers.{layer}.{name}" for name, _, _ in PROBES]
+    return [f"layers.{layer}.{probe.name}" for probe in probes(config)]
 
 
 @torch.no_grad()
@@ -87,21 +100,23 @@ def block_values(
     rotary = lowered.rotary_factors(ops, weights.config, torch.arange(count), context)
     start = torch.from_numpy(np.ascontiguousarray(x))[None]
     lowered.block(ops, weights.config, layer, start, rotary, causal_mask(count), None)
-    return {name: kept.values[name].numpy() for name in probe_names(layer) if name in kept.values}
+    return {name: kept.values[name].numpy() for name in probe_names(weights.config, layer) if name in kept.values}
 
 
-def first_apart(expected: Values, found: Values, layer: int, limit: float) -> tuple[str, str, float] | None:
+def first_apart(
+    config: ModelConfig, expected: Values, found: Values, layer: int, limit: float
+) -> tuple[str, str, float] | None:
     """The first value beyond the limit: its name, the weight or operation that made it, and its relative error.
 
     Args:
         found: as a debug build shows them, pads behind the real tokens.
     """
-    for name, axis, tensor in PROBES:
-        full = f"layers.{layer}.{name}"
+    for probe in probes(config):
+        full, axis = f"layers.{layer}.{probe.name}", probe.axis
         if full in expected and full in found:
             error = apart(expected[full], cut(found[full], axis, expected[full].shape[axis]))
             if not error <= limit:
-                return full, tensor, error
+                return full, probe.tensor, error
     return None
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from bluelm.rope import inverse_frequencies
@@ -33,7 +34,7 @@ MODEL = "model.gguf"
 BLOCK = 32
 STILL = 1e30  # the rope factor of a pair that does not turn: its angle is below any float32
 Q4, Q8, F32 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
-LOCAL_NAMES = {
+NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -43,7 +44,10 @@ LOCAL_NAMES = {
     "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
 }
+"""llama.cpp's name of each tensor of a block."""
 
 
 def export(
@@ -96,7 +100,16 @@ def architecture(config: ModelConfig) -> str:
     """llama.cpp's name of the architecture: qwen2 is its Llama with biases, and turns halves.
 
     Its qwen2 takes no rope factors, and its llama takes biases too: what needs both, as ChatGLM does, is a llama.
+    Queries and keys are normalised by its qwen3 alone, which turns halves and takes no rope factors either.
+
+    Raises:
+        TargetError: none computes this model.
     """
+    if config.qk_norm:
+        if config.qkv_bias or has_factors(config):
+            what = "biases of q, k and v" if config.qkv_bias else "a scaled rope"
+            raise TargetError(f"llama.cpp's qwen3 has no {what}", fix="use --runtime onnx-cpu or litert")
+        return "qwen3"
     return "qwen2" if config.qkv_bias and not has_factors(config) else "llama"
 
 
@@ -177,11 +190,18 @@ def plain_frequencies(theta: float, size: int) -> Tensor:
 
 
 def reordered_heads(config: ModelConfig, source: str) -> int | None:
-    """Heads of a tensor of q or k whose rows are interleaved in the file; None for any other tensor."""
+    """Heads of a tensor of q or k whose rows are interleaved in the file; None for any other tensor.
+
+    `source`: its name in the checkpoint, or in a block.
+    """
     if architecture(config) != "llama":
         return None
-    name = source.removesuffix(".bias").rpartition(".")[2]
-    return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name)
+    return block_of(config).turned.get(in_block(source.removesuffix(".bias")))
+
+
+def in_block(source: str) -> str:
+    """A tensor's name in its block."""
+    return source.split(".", 3)[-1] if source.startswith("model.layers.") else source
 
 
 def in_file_order(config: ModelConfig, source: str, rows: Tensor) -> Tensor:
@@ -192,20 +212,22 @@ def in_file_order(config: ModelConfig, source: str, rows: Tensor) -> Tensor:
 
 def tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """(name in the file, name in the checkpoint) of every tensor, in the file's order."""
+    block = block_of(config)
     yield "token_embd.weight", "model.embed_tokens"
     if has_factors(config):
         yield "rope_freqs.weight", "rope"
     for layer in range(config.num_layers):
-        for local, short in LOCAL_NAMES.items():
-            yield f"blk.{layer}.{short}.weight", f"model.layers.{layer}.{local}"
-            if config.qkv_bias and short in ("attn_q", "attn_k", "attn_v"):
-                yield f"blk.{layer}.{short}.bias", f"model.layers.{layer}.{local}.bias"
+        for local in (*block.linears, *block.norms):
+            yield f"blk.{layer}.{NAMES[local]}.weight", f"model.layers.{layer}.{local}"
+            if local in block.linears and block.linears[local].biased:
+                yield f"blk.{layer}.{NAMES[local]}.bias", f"model.layers.{layer}.{local}.bias"
     yield "output_norm.weight", "model.norm"
     yield "output.weight", "lm_head"
 
 
-def is_linear(source: str) -> bool:
-    return source.endswith("_proj") or source in ("lm_head", "model.embed_tokens")
+def is_linear(config: ModelConfig, source: str) -> bool:
+    """Whether a tensor is quantized."""
+    return in_block(source) in block_of(config).linears or source in ("lm_head", "model.embed_tokens")
 
 
 def _linear(quantized: QuantizedCheckpoint, source: str) -> QuantizedTensor:
@@ -214,7 +236,7 @@ def _linear(quantized: QuantizedCheckpoint, source: str) -> QuantizedTensor:
 
 
 def _content(quantized: QuantizedCheckpoint, source: str) -> np.ndarray:
-    if is_linear(source):
+    if is_linear(quantized.config, source):
         return pack(_linear(quantized, source), source)
     if source == "rope":
         return rope_factors(quantized.config).numpy()
@@ -223,7 +245,7 @@ def _content(quantized: QuantizedCheckpoint, source: str) -> np.ndarray:
 
 def _layout(quantized: QuantizedCheckpoint, source: str) -> tuple[tuple[int, ...], gguf.GGMLQuantizationType]:
     """Shape and type of a tensor before its bytes are made."""
-    if is_linear(source):
+    if is_linear(quantized.config, source):
         weight = _linear(quantized, source)
         check_weight(weight, source)
         return weight.shape, Q8 if weight.bits == 8 else Q4

@@ -46,7 +46,7 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     file, config = GgufFile(artifact.path("model")), quantized.config
     places = {name: source for name, source in tensors(config) if source != "rope"}
     for name, source in places.items():
-        item = source if is_weight(source) or source.endswith(".bias") else f"{source}.weight"
+        item = source if is_weight(quantized, source) or source.endswith(".bias") else f"{source}.weight"
         yield from checked(item, [] if _same(file, name, source, quantized) else [f"{name} is another"])
     faults: dict[str, list[str]] = {
         GRAPH: [],
@@ -71,9 +71,9 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     yield from right(MASK, CACHE)
 
 
-def is_weight(source: str) -> bool:
+def is_weight(quantized: QuantizedCheckpoint, source: str) -> bool:
     """Whether a tensor's item has the plain name of a quantized weight."""
-    return source.endswith("_proj") or source in (HEAD, EMBED)
+    return source in quantized.linears or source in (HEAD, EMBED)
 
 
 def _same(file: GgufFile, name: str, source: str, quantized: QuantizedCheckpoint) -> bool:
@@ -81,7 +81,7 @@ def _same(file: GgufFile, name: str, source: str, quantized: QuantizedCheckpoint
     from export.gguf.export import F32, in_file_order
 
     config = quantized.config
-    if is_weight(source):
+    if is_weight(quantized, source):
         weight = quantized.linear(source).with_rows(lambda part: in_file_order(config, source, part))
         try:
             return same(weight, stored(file.quantized(name)))

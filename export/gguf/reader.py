@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bluelm.block import block_of
 from bluelm.checkpoint import model_shapes
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
@@ -21,7 +22,7 @@ from compress.checkpoint.quantized import QuantizedTensor
 from export.gguf.export import (
     BLOCK,
     F32,
-    LOCAL_NAMES,
+    NAMES,
     Q4,
     Q8,
     architecture,
@@ -123,11 +124,9 @@ class GgufWeights:
 
     def block(self, index: int) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for local, short in LOCAL_NAMES.items():
-            for kind in ("weight", "bias"):
-                name = f"blk.{index}.{short}.{kind}"
-                if name in self.file.tensors:
-                    found[f"{local}.{kind}"] = self._in_halves(self.file.floats(name), short)
+        for local in block_of(self._config).shapes:
+            linear, _, kind = local.rpartition(".")
+            found[local] = self._in_halves(self.file.floats(f"blk.{index}.{NAMES[linear]}.{kind}"), linear)
         return found
 
     def embedding(self) -> Tensor:
@@ -164,7 +163,7 @@ class GgufWeights:
         wanted.setdefault("lm_head.weight", wanted["model.embed_tokens.weight"])
         for name, source in tensors(self._config):
             shape = wanted[source if source.endswith(".bias") else f"{source}.weight"]
-            found, types = self.file.tensors.get(name), (Q4, Q8) if is_linear(source) else (F32,)
+            found, types = self.file.tensors.get(name), (Q4, Q8) if is_linear(self._config, source) else (F32,)
             if found is None:
                 raise InputError(f"the file has no {name}", where=path, fix="export it again")
             there = tuple(reversed(found.shape.tolist()))  # GGUF names the inner size first
@@ -177,9 +176,8 @@ class GgufWeights:
         if not torch.allclose(self.frequencies(), inverse_frequencies(self._config), rtol=1e-5, atol=1e-20):
             raise InputError("the file has another rope than the model", where=path, fix="export it again")
 
-    def _in_halves(self, rows: Tensor, short: str) -> Tensor:
+    def _in_halves(self, rows: Tensor, local: str) -> Tensor:
         """The inverse of `export.gguf.export.interleaved`, for q and k of a Llama."""
-        local = next(local for local, name in LOCAL_NAMES.items() if name == short)
         heads = reordered_heads(self._config, local)
         if heads is None:
             return rows

@@ -14,6 +14,7 @@ from typing import Generic
 
 import numpy as np
 
+from bluelm.block import STREAM, Add, Attend, Linear, Norm, Product, Silu, block_of
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
 from export.lowering.ops import Ops, V
@@ -106,37 +107,53 @@ def block(
     mask: V,
     past: KeysValues[V] | None,
 ) -> tuple[V, KeysValues[V]]:
-    """One decoder block: x [1, T, hidden] to its output [1, T, hidden] and the new keys and values."""
+    """One decoder block: x [1, T, hidden] to its output [1, T, hidden] and the new keys and values.
+
+    Every value that the description names has that name here, behind the layer's: `layers.3.mlp_norm`.
+    """
     at, weights = f"layers.{layer}", f"model.layers.{layer}"
-    normed = ops.rms_norm(x, f"{weights}.input_layernorm", f"{at}.attention_norm")
-    attended, new = attention(ops, config, layer, normed, rotary, mask, past)
-    x = ops.add(x, attended, f"{at}.attention_residual")
-    normed = ops.rms_norm(x, f"{weights}.post_attention_layernorm", f"{at}.mlp_norm")
-    gate = ops.silu(ops.linear(normed, f"{weights}.mlp.gate_proj", f"{at}.gate"), f"{at}.gate_silu")
-    up = ops.linear(normed, f"{weights}.mlp.up_proj", f"{at}.up")
-    inner = ops.multiply(gate, up, f"{at}.gated")  # [1, T, intermediate]
-    down = ops.linear(inner, f"{weights}.mlp.down_proj", f"{at}.down")
-    return ops.add(x, down, block_output(layer)), new
+    described = block_of(config)
+    attend, values, new = described.attention, {STREAM: x}, None
+    for step in described.steps:
+        inputs, name = [values[value] for value in step.inputs], f"{at}.{step.makes}"
+        match step:
+            case Norm():
+                made = _normed(ops, step, inputs[0], f"{weights}.{step.weight}", name)
+            case Linear():
+                made = _linear(ops, step, inputs[0], f"{weights}.{step.weight}", name)
+            case Attend():
+                made, new = attention(ops, step, at, inputs, rotary, mask, past)
+            case Silu():
+                made = ops.silu(inputs[0], name)
+            case Product():
+                made = ops.multiply(inputs[0], inputs[1], name)
+            case Add():
+                made = ops.add(inputs[0], inputs[1], name)
+        values[step.makes] = _split_heads(ops, made, attend.size) if step.makes in attend.inputs else made
+    assert new is not None
+    return values[described.stream[-1]], new
 
 
 def attention(
     ops: Ops[V],
-    config: ModelConfig,
-    layer: int,
-    x: V,
+    step: Attend,
+    at: str,
+    inputs: Sequence[V],
     rotary: Rotary[V],
     mask: V,
     past: KeysValues[V] | None,
 ) -> tuple[V, KeysValues[V]]:
-    """Grouped-query attention; the query heads of one key head are rows of one matrix: no key is repeated."""
-    at, weights = f"layers.{layer}", f"model.layers.{layer}.self_attn"
-    tokens, heads, kv_heads, size = x.shape[1], config.num_heads, config.num_kv_heads, config.head_dim
-    query = _split_heads(ops, _projected(ops, config, x, f"{weights}.q_proj", f"{at}.q"), heads)  # [1, heads, T, size]
-    key = _split_heads(
-        ops, _projected(ops, config, x, f"{weights}.k_proj", f"{at}.k"), kv_heads
-    )  # [1, kv_heads, T, size]
-    values = _split_heads(ops, _projected(ops, config, x, f"{weights}.v_proj", f"{at}.v"), kv_heads)
-    query = ops.scale(rope(ops, query, rotary, f"{at}.q_rope"), size**-0.5, f"{at}.q_scaled")
+    """Grouped-query attention; the query heads of one key head are rows of one matrix: no key is repeated.
+
+    Args:
+        inputs: queries [1, heads, T, size], keys and values [1, kv_heads, T, size].
+
+    Returns:
+        the heads' mixed values side by side [1, T, heads * size], and the step's own keys and values.
+    """
+    query, key, values = inputs
+    tokens, heads, kv_heads, size = query.shape[2], step.heads, step.kv_heads, step.size
+    query = ops.scale(rope(ops, query, rotary, f"{at}.q_rope"), step.scale, f"{at}.q_scaled")
     key = ops.cached(rope(ops, key, rotary, f"{at}.k_rope"), f"{at}.keys")
     keys = ops.transpose(key, (0, 1, 3, 2))  # [1, kv_heads, size, T]
     values = ops.cached(values, f"{at}.values")
@@ -150,10 +167,9 @@ def attention(
     scores = ops.reshape(scores, (1, heads, tokens, slots))
     shares = ops.masked_softmax(scores, mask, f"{at}.shares")
     shares = ops.reshape(shares, (1, kv_heads, rows, slots))
-    mixed = ops.matmul(shares, values, f"{at}.mixed")  # [1, kv_heads, rows, size]
+    mixed = ops.matmul(shares, values, f"{at}.{step.makes}")  # [1, kv_heads, rows, size]
     mixed = ops.transpose(ops.reshape(mixed, (1, heads, tokens, size)), (0, 2, 1, 3))  # [1, T, heads, size]
-    mixed = ops.reshape(mixed, (1, tokens, heads * size))
-    return ops.linear(mixed, f"{weights}.o_proj", f"{at}.attended"), new
+    return ops.reshape(mixed, (1, tokens, heads * size)), new
 
 
 def rope(ops: Ops[V], x: V, rotary: Rotary[V], name: str) -> V:
@@ -174,14 +190,23 @@ def head(ops: Ops[V], x: V) -> V:
     return ops.linear(ops.rms_norm(x, "model.norm", "final_norm"), "lm_head", "logits")
 
 
-def _projected(ops: Ops[V], config: ModelConfig, x: V, weight: str, name: str) -> V:
-    """x [1, T, hidden] through q, k or v [1, T, heads * size], with its bias where the model has them."""
-    if not config.qkv_bias:
+def _normed(ops: Ops[V], step: Norm, x: V, weight: str, name: str) -> V:
+    """RMSNorm of x [1, T, width]: of each token, or of each head of each token."""
+    shape = tuple(x.shape)
+    if shape[-1] == step.size:
+        return ops.rms_norm(x, weight, name)
+    heads = ops.reshape(x, (1, shape[1] * (shape[2] // step.size), step.size))  # [1, T * heads, size]
+    return ops.reshape(ops.rms_norm(heads, weight, name), shape)
+
+
+def _linear(ops: Ops[V], step: Linear, x: V, weight: str, name: str) -> V:
+    """x [1, T, in] through a linear [1, T, out], with its bias where it has one."""
+    if not step.biased:
         return ops.linear(x, weight, name)
     return ops.add(ops.linear(x, weight, f"{name}.product"), ops.vector(f"{weight}.bias"), name)
 
 
-def _split_heads(ops: Ops[V], x: V, heads: int) -> V:
+def _split_heads(ops: Ops[V], x: V, size: int) -> V:
     """[1, T, heads * size] -> [1, heads, T, size]."""
     batch, tokens, width = x.shape
-    return ops.transpose(ops.reshape(x, (batch, tokens, heads, width // heads)), (0, 2, 1, 3))
+    return ops.transpose(ops.reshape(x, (batch, tokens, width // size, size)), (0, 2, 1, 3))

@@ -38,7 +38,7 @@ class Ops(Protocol[V]):
         ...
 
     def rms_norm(self, x: V, weight: str, name: str) -> V:
-        """x / sqrt(mean(x**2) + eps) * gamma over the last axis; gamma [hidden] is the tensor `weight`."""
+        """x / sqrt(mean(x**2) + eps) * gamma over the last axis; gamma [n] is the tensor `weight`. x is [1, m, n]."""
         ...
 
     def gather(self, table: V, rows: V, name: str) -> V:

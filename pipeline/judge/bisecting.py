@@ -97,7 +97,7 @@ class Bisection:
         limit = self._errors.expected
         start = self._stream[layer]
         expected = block_values(self.quantized, layer, start, self.artifact.context)
-        found = first_apart(expected, self._values(layer), layer, limit)
+        found = first_apart(self.artifact.model, expected, self._values(layer), layer, limit)
         if found is None:
             wrong = [name for name in self._wrong if name.startswith(f"model.layers.{layer}.")]
             tensor = wrong[0] if wrong else f"model.layers.{layer}"
@@ -189,7 +189,7 @@ class Bisection:
         if not self.artifact.record.inside:
             return weights_steps(self.quantized, self.artifact.context)(self.tokens), {}
         layers = range(self.artifact.model.num_layers)
-        names = [name for layer in layers for name in probe_names(layer)]
+        names = [name for layer in layers for name in probe_names(self.artifact.model, layer)]
         with ExitStack() as stack:
             runtime: BlockRuntime = stack.enter_context(open_blocks(self.artifact, self.on, self.scratch, names))
             stream = runtime.blocks(list(self.tokens))
@@ -202,7 +202,7 @@ class Bisection:
         return self._seen[0]
 
     def _values(self, layer: int) -> dict[str, np.ndarray]:
-        names = set(probe_names(layer))
+        names = set(probe_names(self.artifact.model, layer))
         return {name: value for name, value in self._seen[1].items() if name in names}
 
     @cached_property
