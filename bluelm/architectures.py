@@ -61,7 +61,12 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({
     "BlueLMForCausalLM": Architecture("BlueLM", embedding_layer_norm=True),
     "LlamaForCausalLM": Architecture("llama"),
     "Qwen2ForCausalLM": Architecture("qwen2", qkv_bias=True, needs={"use_sliding_window": False}),
-    "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True, needs={"use_sliding_window": False}),
+    "Qwen3ForCausalLM": Architecture(
+        "qwen3",
+        qk_norm=True,
+        must={"head_dim": "transformers makes heads of 128 then, whatever hidden_size is"},
+        needs={"use_sliding_window": False},
+    ),
     # Baichuan 2, whose head is normalised whatever rows a fine-tune added, and Baichuan 1 with its plain head.
     "BaichuanForCausalLM": Architecture(
         "baichuan",

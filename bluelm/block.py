@@ -269,11 +269,23 @@ class Block:
         found: dict[str, int] = {}
         for value in (self.attention.queries, self.attention.keys):
             step = self.makers[value]
-            if isinstance(step, Norm):  # one for all heads
-                found[step.weight] = 1
+            if isinstance(step, Norm):
+                found[step.weight] = 1  # one for all heads
                 step = self.makers[step.reads]
             assert isinstance(step, Linear)
-            found[step.weight] = step.rows // self.attention.size
+            found[step.weight] = self.heads[step.makes]
+        return found
+
+    @cached_property
+    def heads(self) -> Mapping[str, int]:
+        """How many heads lie side by side in each value that is heads: those of attention, also before their norms."""
+        attend = self.attention
+        found: dict[str, int] = {}
+        for value, count in zip(attend.inputs, (attend.heads, attend.kv_heads, attend.kv_heads), strict=True):
+            found[value] = count
+            step = self.makers[value]
+            if isinstance(step, Norm):
+                found[step.reads] = count
         return found
 
     def readers(self, value: str) -> list[Step]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluelm.block import block_of
+from bluelm.config import ModelConfig
 from bluelm.errors import ExportError
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from export.coreml.package import Package
 
 TABLE = "embed"  # the token table's name in a program
-KINDS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 TYPES = {"float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 
 
@@ -124,13 +125,13 @@ def _weight_values(values: Mapping[str, Any]) -> Any:
 
 def _part(weights: Mapping[str, Any], quantized: QuantizedCheckpoint) -> Part:
     """Which blocks a package holds, and whether embedding and head."""
-    layers = [layer for layer in range(quantized.config.num_layers) if _first(layer) in weights]
+    layers = [layer for layer in range(quantized.config.num_layers) if _first(quantized.config, layer) in weights]
     first, last = (layers[0], layers[-1] + 1) if layers else (quantized.config.num_layers,) * 2
     return Part(TABLE in weights, first, last, HEAD in weights)
 
 
-def _first(layer: int) -> str:
-    return f"model.layers.{layer}.self_attn.q_proj"
+def _first(config: ModelConfig, layer: int) -> str:
+    return f"model.layers.{layer}.{next(iter(block_of(config).linears))}"
 
 
 def _program_faults(
@@ -220,7 +221,7 @@ def _bare(spec: Any) -> Any:
 class Numbers:
     """Constants of a program by name, held against the checkpoint."""
 
-    EPSILON = re.compile(r"(?:layers_(\d+)_(attention|mlp)|final)_norm_layer_norm_epsilon_0")
+    EPSILON = re.compile(r"(?:layers_(\d+)_(\w+_norm)|final_norm)_layer_norm_epsilon_0")
     SCALE = re.compile(r"layers_(\d+)_q_scaled_y_0")
 
     def __init__(self, package: Package, quantized: QuantizedCheckpoint, context: int, dtype: np.dtype[Any]) -> None:
@@ -252,7 +253,8 @@ class Numbers:
             wanted = np.tile(wanted, 2) if name.endswith("_doubled") else wanted  # of [x, -x]
             yield table.item, self._same(values, wanted)
         elif match := self.EPSILON.fullmatch(name):
-            norm = f"model.layers.{match[1]}.{KINDS[match[2]]}" if match[1] else "model.norm"
+            norms = {norm.makes: norm.weight for norm in block_of(self._quantized.config).norms.values()}
+            norm = f"model.layers.{match[1]}.{norms[match[2]]}" if match[1] else "model.norm"
             yield eps(norm), self._same(values, np.array(self._quantized.config.rms_norm_eps, self._dtype))
         elif match := self.SCALE.fullmatch(name):
             factor = np.array(self._quantized.config.head_dim**-0.5, self._dtype)

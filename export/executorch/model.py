@@ -22,7 +22,7 @@ from torchao.quantization.quant_primitives import (
     quantize_affine,
 )
 
-from bluelm.block import block_of
+from bluelm.block import STREAM, Add, Attend, Linear, Norm, Product, Silu, Step, block_of
 from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
 from compress.checkpoint.quantized import QuantizedTensor
@@ -112,7 +112,7 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x**2) + eps) * weight, rounded to 8 bits for the linears behind it.
+    """x / sqrt(mean(x**2) + eps) * weight over the last axis.
 
     XNNPACK has no mean of a free number of rows: it is a linear of one output, weights 1/n and bias eps.
     """
@@ -128,33 +128,8 @@ class RMSNorm(nn.Module):
         self.register_buffer("eps", torch.tensor([eps]))
 
     def forward(self, x: Tensor) -> Tensor:
-        power = F.linear(x * x, self.share, self.eps)  # [1, T, 1]
-        return round_to_8_bits(x * torch.rsqrt(power) * self.weight)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention over the cache, by ExecuTorch's fused operator."""
-
-    turn: Tensor
-
-    def __init__(self, config: ModelConfig, linears: dict[str, QuantizedLinear], cache: Cache) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.register_buffer("turn", quarter_turn(config.head_dim))
-        self.q, self.k, self.v, self.o = (linears[f"self_attn.{name}_proj"] for name in ("q", "k", "v", "o"))
-        self.cache = cache
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
-        query, key, value = (
-            linear(x).view(1, -1, linear.rows // self.head_dim, self.head_dim)  # [1, T, heads or kv_heads, head_dim]
-            for linear in (self.q, self.k, self.v)
-        )
-        mixed = self.cache.attend(self.rotate(query, cos, sin), self.rotate(key, cos, sin), value, start)
-        return self.o(round_to_8_bits(mixed.view(1, -1, self.o.columns)))  # [1, T, hidden]
-
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary embedding of x [1, T, heads, head_dim] with cos, sin [T, 1, head_dim]; halves turn together."""
-        return x * cos + F.linear(x, self.turn) * sin
+        power = F.linear(x * x, self.share, self.eps)  # [1, T, 1] or, of heads, [1, T, heads, 1]
+        return x * torch.rsqrt(power) * self.weight
 
 
 def quarter_turn(size: int) -> Tensor:
@@ -167,24 +142,53 @@ def quarter_turn(size: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """x [1, T, hidden] -> the same: attention, then the gated MLP, each behind a norm and added."""
+    """x [1, T, hidden] -> the same, by the steps of a block's description.
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        linears: dict[str, QuantizedLinear],
-        norms: tuple[Tensor, Tensor],
-        cache: Cache,
-    ) -> None:
+    What linears read is rounded to 8 bits where it is made. Attention is ExecuTorch's fused operator over the cache.
+    """
+
+    turn: Tensor
+
+    def __init__(self, config: ModelConfig, modules: dict[str, nn.Module], cache: Cache) -> None:
+        """modules: the linears and norms by their weights' names."""
         super().__init__()
-        self.attention_norm, self.mlp_norm = (RMSNorm(norm, config.rms_norm_eps) for norm in norms)
-        self.attention = Attention(config, linears, cache)
-        self.gate, self.up, self.down = (linears[f"mlp.{name}_proj"] for name in ("gate", "up", "down"))
+        self.described = block_of(config)
+        self.rounded = {stage.name for stage in self.described.stages}
+        self.register_buffer("turn", quarter_turn(config.head_dim))
+        for step in self.described.steps:
+            if isinstance(step, Linear | Norm):
+                self.add_module(step.makes, modules[step.weight])
+        self.cache = cache
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, start)
-        inner = self.mlp_norm(x)
-        return x + self.down(round_to_8_bits(F.silu(self.gate(inner)) * self.up(inner)))
+        values = {STREAM: x}
+        for step in self.described.steps:
+            made = self.value(step, [values[name] for name in step.inputs], (cos, sin), start)
+            values[step.makes] = round_to_8_bits(made) if step.makes in self.rounded else made
+        return values[self.described.stream[-1]]
+
+    def value(self, step: Step, inputs: list[Tensor], rotary: tuple[Tensor, Tensor], start: int) -> Tensor:
+        """What a step makes, [1, T, width]; heads lie apart, [1, T, heads, head_dim]."""
+        match step:
+            case Norm():
+                return self.get_submodule(step.makes)(inputs[0])
+            case Linear():
+                made = self.get_submodule(step.makes)(inputs[0])
+                heads = self.described.heads.get(step.makes)
+                return made if heads is None else made.view(1, -1, heads, step.rows // heads)
+            case Attend():
+                query, key = (self.rotate(x, *rotary) for x in inputs[:2])
+                return self.cache.attend(query, key, inputs[2], start).view(1, -1, step.heads * step.size)
+            case Silu():
+                return F.silu(inputs[0])
+            case Product():
+                return inputs[0] * inputs[1]
+            case Add():
+                return inputs[0] + inputs[1]
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotary embedding of x [1, T, heads, head_dim] with cos, sin [T, 1, head_dim]; halves turn together."""
+        return x * cos + F.linear(x, self.turn) * sin
 
 
 class ExecutorchDecoder(nn.Module):
@@ -212,27 +216,28 @@ class ExecutorchDecoder(nn.Module):
         config = quantized.config
         self.context, self.debug = context, debug
 
-        def linear(name: str) -> QuantizedLinear:
+        described = block_of(config)
+
+        def linear(name: str, biased: bool = False) -> QuantizedLinear:
             weight = quantized.linear(name)
             check(weight, name)
-            biased = config.qkv_bias and name.endswith(("q_proj", "k_proj", "v_proj"))
             return QuantizedLinear(name, weight, quantized.vector(f"{name}.bias") if biased else None, hold)
+
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(quantized.vector(name), config.rms_norm_eps)
 
         def block(layer: int) -> Block:
             at = f"model.layers.{layer}"
-            linears = {name: linear(f"{at}.{name}") for name in block_of(config).linears}
-            norms = (
-                quantized.vector(f"{at}.input_layernorm"),
-                quantized.vector(f"{at}.post_attention_layernorm"),
-            )
-            return Block(config, linears, norms, make_cache(config, context, kv_bits))
+            modules: dict[str, nn.Module] = {name: norm(f"{at}.{name}") for name in described.norms}
+            modules |= {name: linear(f"{at}.{name}", one.biased) for name, one in described.linears.items()}
+            return Block(config, modules, make_cache(config, context, kv_bits))
 
         self.embedding = Embedding(quantized.embed())
         cos, sin = rope_table(config, context)  # [context, head_dim]
         self.register_buffer("cos", cos.unsqueeze(1))
         self.register_buffer("sin", sin.unsqueeze(1))
         self.blocks = nn.ModuleList(block(layer) for layer in range(config.num_layers))
-        self.norm = RMSNorm(quantized.vector("model.norm"), config.rms_norm_eps)
+        self.norm = norm("model.norm")
         self.head = linear("lm_head")
 
     def sources(self) -> dict[str, str]:
@@ -251,5 +256,5 @@ class ExecutorchDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, cos, sin, start)
             stream.append(x)
-        logits = self.head(self.norm(x))
+        logits = self.head(round_to_8_bits(self.norm(x)))
         return (logits, torch.cat(stream)) if self.debug else logits

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluelm.block import STREAM, Add, Attend, Linear, Norm, Product, Silu, Step, block_of
 from bluelm.errors import ExportError
 from compress.checkpoint.store import HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
@@ -97,7 +98,7 @@ class Walk:
         config = self._config
         self.inputs()
         logits, *new = self._method.outputs
-        x = self.norm(self.linear(logits, HEAD), "model.norm")
+        x = self.norm(self.linear(logits, HEAD), "model.norm", config.hidden_size)
         for layer in reversed(range(config.num_layers)):
             x = self.block(x, layer, new[2 * layer : 2 * layer + 2])
         self.alike(self.uncast(x), "hidden", "the first block's input")
@@ -123,23 +124,38 @@ class Walk:
                 self.trail.see(CACHE, "" if there == self._artifact.cache else f"{named.name} is {there}")
 
     def block(self, node: str, layer: int, new: list[str]) -> str:
-        """The stream before a block, from that behind it."""
-        at = f"model.layers.{layer}"
-        middle, down = self.take(node, "add", "x", "y")
-        gate, up = self.take(self.linear(down, f"{at}.mlp.down_proj"), "mul", "x", "y")
-        inner = self.linear(self.take(gate, "silu", "x")[0], f"{at}.mlp.gate_proj")
-        self.alike(self.linear(up, f"{at}.mlp.up_proj"), inner, "the MLP's input")
-        self.alike(self.norm(inner, f"{at}.post_attention_layernorm"), middle, "the MLP's stream")
-        x, added = self.take(middle, "add", "x", "y")
-        normed = self.attention(self.linear(added, f"{at}.self_attn.o_proj"), layer, new)
-        self.alike(self.norm(normed, f"{at}.input_layernorm"), x, "the attention's stream")
-        return x
+        """The stream before a block, from that behind it: its steps, the last one first."""
+        described = block_of(self._config)
+        values = {described.stream[-1]: node}
+        for step in reversed(described.steps):
+            for name, found in zip(step.inputs, self.made_of(step, values[step.makes], layer, new), strict=True):
+                self.alike(found, values.setdefault(name, found), f"{name}, read by what makes {step.makes},")
+        return values[STREAM]
 
-    def attention(self, node: str, layer: int, new: list[str]) -> str:
-        """The input of q, k and v."""
+    def made_of(self, step: Step, node: str, layer: int, new: list[str]) -> tuple[str, ...]:
+        """What a step that makes `node` is made of."""
+        at = f"model.layers.{layer}"
+        match step:
+            case Norm():
+                return (
+                    self.norm(node, f"{at}.{step.weight}", step.size, block_of(self._config).heads.get(step.makes)),
+                )
+            case Linear():
+                return (self.linear(node, f"{at}.{step.weight}", step.biased),)
+            case Attend():
+                return self.attention(node, layer, new)
+            case Silu():
+                return self.take(node, "silu", "x")
+            case Product():
+                return self.take(node, "mul", "x", "y")
+            case Add():
+                return self.take(node, "add", "x", "y")
+
+    def attention(self, node: str, layer: int, new: list[str]) -> tuple[str, str, str]:
+        """Queries, keys and values, [1, T, heads * head_dim]."""
         config, tokens, slots = self._config, self._tokens, self._artifact.context
         heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-        rows, at = heads // kv_heads * tokens, f"model.layers.{layer}.self_attn"
+        rows = heads // kv_heads * tokens
         mixed = self.transposed(self.reshaped(node, (1, tokens, heads * size)), (0, 2, 1, 3))
         shares, values = self.product(self.regrouped(mixed, (1, heads, tokens, size)))
         scores = self.take(self.regrouped(shares, (1, kv_heads, rows, slots)), "softmax", "x", axis=-1)[0]
@@ -151,16 +167,11 @@ class Walk:
         self.trail.array(attention_scale(layer), self.value(factor), wanted)
         key = self.rotated(self.transposed(self.cached(keys, 3, f"past_{2 * layer}", new[0]), (0, 1, 3, 2)))
         value = self.cached(values, 2, f"past_{2 * layer + 1}", new[1])
-        parts = ((self.rotated(query), heads, "q"), (key, kv_heads, "k"), (value, kv_heads, "v"))
-        sources = [
-            self.linear(
-                self.reshaped(self.transposed(part, (0, 2, 1, 3)), (1, tokens, count, size)), f"{at}.{name}_proj"
-            )
-            for part, count, name in parts
-        ]
-        for source in sources[1:]:
-            self.alike(source, sources[0], "the input of keys and values")
-        return sources[0]
+        parts = ((self.rotated(query), heads), (key, kv_heads), (value, kv_heads))
+        query, key, value = (
+            self.reshaped(self.transposed(part, (0, 2, 1, 3)), (1, tokens, count, size)) for part, count in parts
+        )
+        return query, key, value
 
     def regrouped(self, node: str, shape: tuple[int, ...]) -> str:
         """Heads put with those that they share keys with; where each has its own, nothing is to be done."""
@@ -201,9 +212,10 @@ class Walk:
         self.alike(self.uncast(asked), self.uncast(plain), "what is asked of a row's number")
         return self.uncast(plain)
 
-    def norm(self, node: str, name: str) -> str:
-        """The input of a norm: layer_norm of [x, -x], cut in half."""
-        size = self._config.hidden_size
+    def norm(self, node: str, name: str, size: int, heads: int | None = None) -> str:
+        """The input of a norm of `size` numbers: layer_norm of [x, -x], cut in half; heads are rows of their own."""
+        if heads is not None and self.kind(self.uncast(node)) == "reshape":  # Core ML makes one of two
+            node = self.reshaped(node, (1, self._tokens, heads * size))
         whole = self.cut(node, 0, size)
         both, weight, epsilon = self.take(whole, "layer_norm", "x", "gamma", "epsilon", axes=[-1])
         if "beta" in self._made[whole].inputs:
@@ -213,11 +225,10 @@ class Walk:
         wanted = np.tile(self._quantized.vector(name).numpy().astype(self._dtype), 2)
         self.trail.array(f"{name}.weight", self.value(weight), wanted)
         self.trail.array(eps(f"{name}.weight"), self.value(epsilon), np.array(self._config.rms_norm_eps, self._dtype))
-        return x
+        return x if heads is None else self.reshaped(x, (1, self._tokens * heads, size))
 
-    def linear(self, node: str, name: str) -> str:
+    def linear(self, node: str, name: str, biased: bool = False) -> str:
         """The input of a linear; a bias may stand in it, or be added behind."""
-        biased = self._config.qkv_bias and name.endswith(("q_proj", "k_proj", "v_proj"))
         found: np.ndarray | None = None
         if biased and self.kind(self.uncast(node)) == "add":
             node, bias = self.take(node, "add", "x", "y")

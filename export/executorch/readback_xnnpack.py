@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluelm.block import STREAM, Add, Attend, Linear, Norm, Product, Silu, Step, block_of
 from bluelm.errors import ExportError
 from bluelm.rope import rope_table
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
@@ -102,32 +103,44 @@ class Walk:
         outputs = forward(file)
         if len(outputs) != 1:
             raise OtherProgramError(f"forward gives {len(outputs)} outputs instead of 1")
-        x = self.norm(self.linear(outputs[0], HEAD), "model.norm")
+        x = self.norm(self.linear(outputs[0], HEAD), "model.norm", self._config.hidden_size)
         for layer in reversed(range(self._config.num_layers)):
             x = self.block(x, layer)
         self.embedding(x)
 
     def block(self, node: Any, layer: int) -> Node:
-        """The stream before a block, from that behind it."""
-        at = f"model.layers.{layer}"
-        middle, down = self.take(node, "XNNAdd", 2)
-        gated, up = self.take(self.linear(down, f"{at}.mlp.down_proj"), "XNNMultiply", 2)
-        gate, sigmoid = self.take(gated, "XNNMultiply", 2)
-        self.alike(self.take(sigmoid, "XNNSigmoid", 1)[0], gate, "silu")
-        inner = self.linear(gate, f"{at}.mlp.gate_proj")
-        self.alike(self.linear(up, f"{at}.mlp.up_proj"), inner, "the MLP's input")
-        self.alike(self.norm(inner, f"{at}.post_attention_layernorm"), middle, "the MLP's stream")
-        x, added = self.take(middle, "XNNAdd", 2)
-        mixed = self.reshaped(self.linear(added, f"{at}.self_attn.o_proj"), [1, 0, self._width(self._config.num_heads)])
-        normed = [self.projected(*part) for part in self.attention(mixed, layer)]
-        self.alike(normed[1], normed[0], "the keys' input")
-        self.alike(normed[2], normed[0], "the values' input")
-        self.alike(self.norm(normed[0], f"{at}.input_layernorm"), x, "the attention's stream")
-        return x
+        """The stream before a block, from that behind it: its steps, the last one first."""
+        described = block_of(self._config)
+        values = {described.stream[-1]: node}
+        for step in reversed(described.steps):
+            for name, found in zip(step.inputs, self.inputs(step, values[step.makes], layer), strict=True):
+                self.alike(found, values.setdefault(name, found), f"{name}, read by what makes {step.makes},")
+        return values[STREAM]
 
-    def attention(self, node: Any, layer: int) -> Iterator[tuple[Node, str, int]]:
-        """Queries, keys and values behind their linears, with the linear's name and the heads."""
-        node, at = self.uncast(node), f"model.layers.{layer}.self_attn"
+    def inputs(self, step: Step, node: Any, layer: int) -> tuple[Node, ...]:
+        """What a step that makes `node` is made of."""
+        at = f"model.layers.{layer}"
+        match step:
+            case Norm():
+                return (self.norm(node, f"{at}.{step.weight}", step.size),)
+            case Linear():
+                heads = block_of(self._config).heads.get(step.makes)
+                node = node if heads is None else self.reshaped(node, [1, 0, heads, step.rows // heads])
+                return (self.linear(node, f"{at}.{step.weight}", step.biased),)
+            case Attend():
+                return self.attention(self.reshaped(node, [1, 0, step.heads * step.size]), layer)
+            case Silu():
+                gate, sigmoid = self.take(node, "XNNMultiply", 2)
+                self.alike(self.take(sigmoid, "XNNSigmoid", 1)[0], gate, "silu")
+                return (gate,)
+            case Product():
+                return self.take(node, "XNNMultiply", 2)
+            case Add():
+                return self.take(node, "XNNAdd", 2)
+
+    def attention(self, node: Any, layer: int) -> tuple[Node, Node, Node]:
+        """Queries, keys and values [1, T, heads, head_dim], before rope."""
+        node = self.uncast(node)
         int8 = self._artifact.cache == "int8"
         name, count = ("llama::custom_quantized_sdpa.out", 15) if int8 else ("llama::custom_sdpa.out", 8)
         query, keys, values, start, mask, dropout, causal, factor, *codes = self.take(node, name, count)
@@ -143,9 +156,7 @@ class Walk:
             parts = [self.rounded(part, *told) for part, told in zip(parts, ranges, strict=True)]
             self.trail.see(ENCODINGS)  # of each token, when it comes
         query, keys, values = map(self.uncast, parts)
-        heads = (self._config.num_heads, *[self._config.num_kv_heads] * 2)
-        places = (f"{at}.{kind}_proj" for kind in "qkv")
-        yield from zip((self.rotated(query), self.rotated(keys), values), places, heads, strict=True)
+        return self.rotated(query), self.rotated(keys), values
 
     def rounded(self, codes: Any, zeros: Any, scales: Any) -> Node:
         """What was rounded to int8 codes, a scale and a zero point a token."""
@@ -206,17 +217,13 @@ class Walk:
         if (axis, index) != (0, 0) or not self._is(place, "input", 1):
             raise OtherProgramError("a step's position is not input_pos")
 
-    def projected(self, node: Any, name: str, heads: int) -> Node:
-        return self.linear(self.reshaped(node, [1, 0, heads, self._config.head_dim]), name)
-
-    def linear(self, node: Any, name: str) -> Node:
+    def linear(self, node: Any, name: str, biased: bool = False) -> Node:
         """The input of a linear before it is rounded to 8 bits a token."""
         x, weight, bias = self.take(node, "XNNFullyConnected", 3)
         if not self._is(weight, "weight") or weight.weight is None:
             self.trail.see(name, "is not quantized")
         else:
             self.trail.weight(name, weight.weight(), self._quantized.linear(name))
-        biased = self._config.qkv_bias and name.endswith(("q_proj", "k_proj", "v_proj"))
         if biased:
             self.vector(f"{name}.bias", bias)
         else:
@@ -225,7 +232,7 @@ class Walk:
             raise OtherProgramError(f"the input of {name} is not rounded to 8 bits a token")
         return self.take(x, "XNNConvert", 1)[0]
 
-    def norm(self, node: Any, name: str) -> Node:
+    def norm(self, node: Any, name: str, size: int) -> Node:
         unit, weight = self.take(node, "XNNMultiply", 2)
         x, spread = self.take(unit, "XNNMultiply", 2)
         squares, share, epsilon = self.take(self.take(spread, "XNNReciprocalSquareRoot", 1)[0], "XNNFullyConnected", 3)
@@ -235,7 +242,6 @@ class Walk:
         self.trail.array(
             eps(f"{name}.weight"), self.constant(epsilon), np.array([self._config.rms_norm_eps], np.float32)
         )
-        size = self._config.hidden_size
         if not np.array_equal(self.constant(share), np.full((1, size), 1 / size, np.float32)):
             raise OtherProgramError(f"{name} takes another mean")
         return x
@@ -286,9 +292,6 @@ class Walk:
     def alike(self, found: Any, wanted: Any, what: str) -> None:
         if found is not wanted:
             raise OtherProgramError(f"{what} is another value")
-
-    def _width(self, heads: int) -> int:
-        return heads * self._config.head_dim
 
     @staticmethod
     def _is(node: Any, op: str, place: int | None = None) -> bool:

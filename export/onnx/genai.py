@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper
 
+from bluelm.block import Add, Attend, Linear, Norm, Product, Silu, Step, block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from bluelm.rope import rope_table
@@ -149,6 +150,7 @@ class GenaiGraph(OnnxGraph):
         super().__init__("decoder", weights)
         self._cache = cache
         self._quantized, self._config, self._context = quantized, quantized.config, context
+        self._block = block_of(quantized.config)
         self._accuracy_level = accuracy_level
         self._stream, self._branch = "", ""
 
@@ -179,15 +181,36 @@ class GenaiGraph(OnnxGraph):
             self.initializer(name, half_table.astype(np.float16) if self._cache.bits == 16 else half_table)
 
     def block(self, layer: int) -> None:
-        """One decoder block."""
+        """One decoder block: its steps, linears that read the same value together."""
+        for branch in self._block.branches:
+            place = f"model.layers.{layer}.{branch.writer.weight.rpartition('.')[0]}"
+            values: dict[str, str] = {}
+            for step in branch.steps:
+                if step.makes not in values:
+                    inputs = [values.get(name, "") for name in step.inputs]
+                    values |= self._values(step, inputs, layer, place)
+            self._branch = values[branch.writer.makes]
+
+    def _values(self, step: Step, inputs: list[str], layer: int, place: str) -> dict[str, str]:
+        """Values of the graph by their names in the description: a step's, or those of all linears of its stage."""
         at = f"model.layers.{layer}"
-        mixed = self._attention(layer, self._norm(f"{at}.input_layernorm"))
-        self._branch = self._linear(mixed, f"{at}.self_attn.o_proj")
-        x = self._norm(f"{at}.post_attention_layernorm")
-        gate, up = (self._linear(x, f"{at}.mlp.{name}_proj") for name in ("gate", "up"))
-        gate = self._node("QuickGelu", [gate], f"{gate}.silu", domain=CONTRIB, alpha=1.0)  # x * sigmoid(x)
-        inner = self._node("Mul", [gate, up], f"{at}.mlp.inner")
-        self._branch = self._linear(inner, f"{at}.mlp.down_proj")
+        match step:
+            case Norm() if step.reads in self._block.stream:
+                return {step.makes: self._norm(f"{at}.{step.weight}")}
+            case Norm():
+                return {step.makes: self._head_norm(inputs[0], step, f"{at}.{step.weight}")}
+            case Linear():
+                linears = [one for one in self._block.linears.values() if one.reads == step.reads]
+                made = self._stage(inputs[0], linears, at, place)
+                return {one.makes: value for one, value in zip(linears, made, strict=True)}
+            case Attend():
+                return {step.makes: self._attention(layer, step, inputs, f"{place}.{step.makes}")}
+            case Silu():  # x * sigmoid(x)
+                return {step.makes: self._node("QuickGelu", inputs, f"{inputs[0]}.silu", domain=CONTRIB, alpha=1.0)}
+            case Product():
+                return {step.makes: self._node("Mul", inputs, f"{place}.inner")}
+            case Add():
+                raise AssertionError("the sum of a branch is that of the norm behind it")
 
     def end(self) -> None:
         """Last norm and head."""
@@ -233,14 +256,22 @@ class GenaiGraph(OnnxGraph):
         self._stream, self._branch = total, ""
         return name
 
-    def _attention(self, layer: int, x: str) -> str:
-        config, at = self._config, f"model.layers.{layer}.self_attn"
-        shape = ("B", config.num_kv_heads, "P", config.head_dim)
+    def _head_norm(self, x: str, step: Norm, weight: str) -> str:
+        """RMSNorm of each head of x [B, S, heads * size]."""
+        gamma = self.initializer(weight, self._quantized.vector(weight).numpy())
+        width = self._block.heads[step.makes] * step.size
+        split, joined = (self.initializer(f"rows.{n}", np.array([0, -1, n], np.int64)) for n in (step.size, width))
+        heads = self._node("Reshape", [x, split], f"{weight}.heads")  # [B, S * heads, size]
+        epsilon = self._config.rms_norm_eps
+        normed = self._node("SimplifiedLayerNormalization", [heads, gamma], f"{weight}.out", epsilon=epsilon, axis=-1)
+        return self._node("Reshape", [normed, joined], f"{weight}.joined")
+
+    def _attention(self, layer: int, step: Attend, given: list[str], name: str) -> str:
+        shape = ("B", step.kv_heads, "P", step.size)
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
-        for name in past:
-            self.input(name, self._cache.dtype, shape)
-        given = self._queries_keys_values(x, at)
+        for cached in past:
+            self.input(cached, self._cache.dtype, shape)
         if self._cache.bits == 16:  # the kernel has one type for all
             given = [one and self._node("Cast", [one], f"{one}.float16", to=TensorProto.FLOAT16) for one in given]
         inputs = [*given, *past, "lengths", "total", "rope.cos", "rope.sin"]
@@ -248,16 +279,15 @@ class GenaiGraph(OnnxGraph):
         if self._cache.bits == 8:
             inputs += [""] * 3 + [self._cache_scale(layer, kind) for kind in ("keys", "values")]
             codes = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
-        name = f"{at}.mixed"
         node = helper.make_node(
             "GroupQueryAttention",
             inputs,
             [name, *present],
             name=name,
             domain=CONTRIB,
-            num_heads=config.num_heads,
-            kv_num_heads=config.num_kv_heads,
-            scale=config.head_dim**-0.5,
+            num_heads=step.heads,
+            kv_num_heads=step.kv_heads,
+            scale=step.scale,
             do_rotary=1,
             rotary_interleaved=0,
             **codes,
@@ -274,22 +304,27 @@ class GenaiGraph(OnnxGraph):
         scale = np.array([self._cache.encoding(f"layers.{layer}.{kind}").scale], np.float32)
         return self.initializer(f"layers.{layer}.{kind}.scale", scale)
 
-    def _queries_keys_values(self, x: str, at: str) -> list[str]:
-        """The three inputs of attention: one packed [B, S, q + k + v] where the weights are alike."""
-        names = [f"{at}.{kind}_proj" for kind in "qkv"]
-        found = [self._quantized.ordered(name) for name in names]
-        weights = [one.weight for one in found]
-        alike = len({(w.bits, w.columns_per_group, w.symmetric, w.scales.dtype) for w in weights}) == 1
-        if not alike or any(one.order is not None for one in found):
-            return [self._biased(self._linear(x, name), name) for name in names]
-        packed = self._matmul(x, f"{at}.qkv", stacked(weights))
-        if self._config.qkv_bias:
+    def _stage(self, x: str, linears: list[Linear], at: str, place: str) -> list[str]:
+        """Outcomes of linears that read x; queries, keys and values are one packed [B, S, q + k + v], and two "" behind
+        it, where attention itself reads them and their weights are alike."""
+        names = [f"{at}.{linear.weight}" for linear in linears]
+        if tuple(linear.makes for linear in linears) != self._block.attention.inputs or not self._alike(names):
+            return [self._biased(self._linear(x, n), n, one) for n, one in zip(names, linears, strict=True)]
+        packed = self._matmul(x, f"{place}.qkv", stacked([self._quantized.linear(name) for name in names]))
+        if linears[0].biased:
             bias = torch.cat([self._quantized.vector(f"{name}.bias") for name in names])
-            packed = self._node("Add", [packed, self.initializer(f"{at}.qkv.bias", bias.numpy())], f"{packed}.biased")
+            biases = self.initializer(f"{place}.qkv.bias", bias.numpy())
+            packed = self._node("Add", [packed, biases], f"{packed}.biased")
         return [packed, "", ""]
 
-    def _biased(self, x: str, name: str) -> str:
-        if not self._config.qkv_bias:
+    def _alike(self, names: list[str]) -> bool:
+        """Whether weights can lie below one another."""
+        found = [self._quantized.ordered(name) for name in names]
+        kinds = {(w.bits, w.columns_per_group, w.symmetric, w.scales.dtype) for w in (one.weight for one in found)}
+        return len(kinds) == 1 and all(one.order is None for one in found)
+
+    def _biased(self, x: str, name: str, linear: Linear) -> str:
+        if not linear.biased:
             return x
         bias = self.initializer(f"{name}.bias", self._quantized.vector(f"{name}.bias").numpy())
         return self._node("Add", [x, bias], f"{x}.biased")

@@ -160,8 +160,10 @@ class NpuOps(OnnxOps):
         return self.emit("MatMul", [x.name, weight], name, (*x.shape[:-1], linear.rows))
 
     def rms_norm(self, x: Symbol, weight: str, name: str) -> Symbol:
+        width = x.shape[-1]
+        name_of_ones = "ones.codes" if width == self._quantized.config.hidden_size else f"ones.{width}.codes"
         ones = [
-            self.graph.initializer("ones.codes", np.full(x.shape[-1], ONE, np.uint8)),
+            self.graph.initializer(name_of_ones, np.full(width, ONE, np.uint8)),
             self.graph.initializer("ones.scale", np.array(1 / ONE, np.float32)),
             self.graph.initializer("ones.zero", np.array(0, np.uint8)),
         ]

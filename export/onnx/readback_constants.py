@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bluelm.block import block_of
 from bluelm.rope import rope_table
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.lowering.ranges import Ranges
-from export.readback.items import ROPE, attention_scale, norm_names, vector_names
+from export.readback.items import ROPE, attention_scale, vector_names
 
 HIDDEN_SCORE = -10000.0
 """Added to scores in float32 graphs: exp of it is 0."""
@@ -96,12 +97,13 @@ class Constants:
     @cached_property
     def norms(self) -> Mapping[str, str]:
         """A norm's weight by the name of the norm's outcome in the graph."""
-        layers = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
-        found: dict[str, str] = {}
-        for name in norm_names(self.quantized):
-            _, *place, kind, _ = name.split(".")  # model.layers.0.input_layernorm.weight, model.norm.weight
-            found[f"{place[0]}.{place[1]}.{layers[kind]}" if place else "final_norm"] = name
-        return found
+        config = self.quantized.config
+        found = {
+            f"layers.{layer}.{norm.makes}": f"model.layers.{layer}.{norm.weight}.weight"
+            for layer in range(config.num_layers)
+            for norm in block_of(config).norms.values()
+        }
+        return found | {"final_norm": "model.norm.weight"}
 
     def order(self, name: str) -> np.ndarray | None:
         """`….order`: the columns of a weight whose inputs are put in order."""

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import ExportError, InputError
 from bluelm.rope import rope_table
@@ -44,7 +45,7 @@ from export.readback.items import (
     vector_names,
 )
 
-LETTERS = "qkv"
+PACKED = ("q_proj", "k_proj", "v_proj")  # rows of one matrix, in this order
 
 
 def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
@@ -68,9 +69,9 @@ def _weight_faults(file: OnnxFile, quantized: QuantizedCheckpoint, name: str) ->
     try:
         if name in file:
             found = file.weight(name)
-        elif f"{place}.qkv" in file and name.endswith(("q_proj", "k_proj", "v_proj")):
-            heights = [quantized.linears[f"{place}.{letter}_proj"].shape[0] for letter in LETTERS]
-            at = LETTERS.index(name[-6])
+        elif f"{place}.qkv" in file and name.removeprefix(f"{place}.") in PACKED:
+            heights = [quantized.linears[f"{place}.{part}"].shape[0] for part in PACKED]
+            at = PACKED.index(name.removeprefix(f"{place}."))
             rows = slice(sum(heights[:at]), sum(heights[: at + 1]))
             whole = file.weight(f"{place}.qkv")
             zeros = None if whole.zeros is None else whole.zeros[rows]
@@ -142,10 +143,15 @@ def _constants(
     for name, vector in vectors.items():
         place = name.rpartition(".")[0].rpartition(".")[0]  # of a bias: model.layers.0.self_attn
         if name.endswith(".bias") and f"{place}.qkv" in file:
-            names = tuple(f"{place}.{letter}_proj.bias" for letter in LETTERS)
+            names = tuple(f"{place}.{part}.bias" for part in PACKED)
             found[f"{place}.qkv.bias"] = (names, np.concatenate([vectors[one] for one in names]))
         else:
             found[name.removesuffix(".weight")] = ((name,), vector)
+    for norm in block_of(quantized.config).norms.values():
+        if norm.size != quantized.config.hidden_size:  # of each head: heads are cut apart, and joined again
+            heads = block_of(quantized.config).heads[norm.makes]
+            for size in (norm.size, heads * norm.size):
+                found[f"rows.{size}"] = ((GRAPH,), np.array([0, -1, size], np.int64))
     for name in quantized.linears:
         order = quantized.ordered(name).order if quantized.linears[name].ordered else None
         if order is not None:

@@ -70,9 +70,11 @@ def assert_logits(folder: Path, want: Tensor) -> None:
         ),
         ("Qwen2", {"rope_theta": 1000000.0}),
         ("Qwen2", {"tie_word_embeddings": True}),
+        ("Qwen3", {"head_dim": 32}),
+        ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True, "rope_theta": 1000000.0}),
     ],
 )  # fmt: skip
-def test_llama_and_qwen2_are_transformers(tmp_path: Path, kind: str, extra: dict[str, Any]) -> None:
+def test_llama_and_qwen_are_transformers(tmp_path: Path, kind: str, extra: dict[str, Any]) -> None:
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(**COMMON, **extra)

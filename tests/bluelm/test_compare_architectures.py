@@ -56,6 +56,14 @@ def qwen2(folder: Path) -> Path:
     return folder
 
 
+def qwen3(folder: Path) -> Path:
+    import transformers
+
+    config = transformers.Qwen3Config(**COMMON, head_dim=32)
+    randomised(transformers.Qwen3ForCausalLM(config)).save_pretrained(folder)
+    return folder
+
+
 def baichuan(folder: Path) -> Path:
     return write(folder, {**BAICHUAN, "vocab_size": ROWS}, baichuan_tensors(ROWS))
 
@@ -67,7 +75,7 @@ def glm(folder: Path) -> Path:
     return write(folder, CHATGLM, chatglm(dict(randomised(transformers.GlmForCausalLM(config)).state_dict())))
 
 
-@pytest.fixture(scope="module", params=[llama, qwen2, baichuan, glm], ids=lambda make: make.__name__)
+@pytest.fixture(scope="module", params=[llama, qwen2, qwen3, baichuan, glm], ids=lambda make: make.__name__)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
     make: Callable[[Path], Path] = request.param
     folder = tmp_path_factory.mktemp("architecture")

@@ -27,7 +27,7 @@ from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
 from export.readback import read_back
-from tests.bluelm.test_compare_architectures import baichuan, glm, llama, qwen2
+from tests.bluelm.test_compare_architectures import baichuan, glm, llama, qwen2, qwen3
 from tests.support.checkpoints import lowered as lowering
 from tests.support.checkpoints.quantized import quantized
 from tests.support.checkpoints.shapes import write_checkpoint
@@ -72,7 +72,7 @@ def inner_172(folder: Path) -> Path:
     return write_checkpoint(folder, vocab=96, tokenizer=False, inner=172)
 
 
-MODELS = {make.__name__: make for make in (llama, bluelm, qwen2, baichuan, glm, tied, inner_172)}
+MODELS = {make.__name__: make for make in (llama, bluelm, qwen2, qwen3, baichuan, glm, tied, inner_172)}
 WIDTHS: dict[str, dict[str, Any]] = {
     "w4-g32": {"bits": 4, "group_size": 32},
     "w4-g32-asymmetric": {"bits": 4, "group_size": 32, "symmetric": False},
