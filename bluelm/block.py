@@ -327,11 +327,16 @@ def _branch(steps: tuple[Step, ...], total: Add, begins: str) -> Branch:
 @cache
 def block_of(config: ModelConfig) -> Block:
     """The block of a model; all of its blocks are alike."""
+    return Block(tuple(steps(config)))
+
+
+def steps(config: ModelConfig) -> list[Step]:
+    """What differs between families stands here, as it does in `bluelm/model.py`."""
     hidden, inner, size = config.hidden_size, config.intermediate_size, config.head_dim
     wide, narrow, biased = config.num_heads * size, config.num_kv_heads * size, config.qkv_bias
     queries, keys = ("q_norm", "k_norm") if config.qk_norm else ("q", "k")
     head_norms = (Norm("q_norm", "q", "self_attn.q_norm", size), Norm("k_norm", "k", "self_attn.k_norm", size))
-    steps: list[Step] = [
+    return [
         Norm("attention_norm", STREAM, "input_layernorm", hidden),
         Linear("q", "attention_norm", "self_attn.q_proj", wide, hidden, biased),
         Linear("k", "attention_norm", "self_attn.k_proj", narrow, hidden, biased),
@@ -348,4 +353,3 @@ def block_of(config: ModelConfig) -> Block:
         Linear("down", "gated", "mlp.down_proj", hidden, inner),
         Add("output", "attention_residual", "down"),
     ]
-    return Block(tuple(steps))

@@ -320,6 +320,8 @@ def _last_stage(
         hessian.add(read, part)
         if follows:
             x = streams.read(streams.hidden, batch)
+            if branch.writer.biased:  # what it adds by itself is not asked of its weight
+                x = x + block.get_parameter(f"{branch.writer.weight}.bias")
             cross.add(streams.advance_exact(branch, exact, batch), x, read, part)
     yield stage, Moments(hessian.mean(), cross.mean() if follows else None)
 

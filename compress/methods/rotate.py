@@ -165,17 +165,20 @@ def rotate_block(block: Block, tensors: Mapping[str, Tensor], stream: Rotation, 
             turned[f"{linear.weight}.weight"] = stream(tensors[f"{linear.weight}.weight"] * gamma)
         turned[f"{norm.weight}.weight"] = torch.ones_like(gamma)
     for branch in block.branches:
-        name = f"{branch.writer.weight}.weight"
+        name, bias = f"{branch.writer.weight}.weight", f"{branch.writer.weight}.bias"
         turned[name] = stream.rows(tensors[name])
-    made, size = block.makers[block.attention.values], len(values.signs)
-    assert isinstance(made, Linear)
+        if branch.writer.biased:
+            turned[bias] = stream(tensors[bias])
+    move = next((move for move in block.moves if move.stage.name == block.attention.makes), None)
+    if move is None:  # something between the values and the linears behind them that does not turn with them
+        return turned
+    size = len(values.signs)
     for kind in ("weight", "bias"):
-        name = f"{made.weight}.{kind}"
+        name = f"{move.before}.{kind}"
         if name in turned:  # [heads * size, in] or [heads * size]
             heads = turned[name].view(-1, size, turned[name][0].numel()).transpose(1, 2)
             turned[name] = values(heads).transpose(1, 2).reshape(turned[name].shape).contiguous()
-    for linear in block.readers(block.attention.makes):
-        assert isinstance(linear, Linear)
-        mixed = turned[f"{linear.weight}.weight"]  # [hidden, heads * size]
-        turned[f"{linear.weight}.weight"] = values(mixed.view(len(mixed), -1, size)).view(mixed.shape)
+    for linear in move.stage.linears:
+        mixed = turned[f"{linear}.weight"]  # [hidden, heads * size]
+        turned[f"{linear}.weight"] = values(mixed.view(len(mixed), -1, size)).view(mixed.shape)
     return turned

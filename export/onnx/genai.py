@@ -198,7 +198,7 @@ class GenaiGraph(OnnxGraph):
             case Norm() if step.reads in self._block.stream:
                 return {step.makes: self._norm(f"{at}.{step.weight}")}
             case Norm():
-                return {step.makes: self._head_norm(inputs[0], step, f"{at}.{step.weight}")}
+                return {step.makes: self._inner_norm(inputs[0], step, f"{at}.{step.weight}")}
             case Linear():
                 linears = [one for one in self._block.linears.values() if one.reads == step.reads]
                 made = self._stage(inputs[0], linears, at, place)
@@ -256,14 +256,16 @@ class GenaiGraph(OnnxGraph):
         self._stream, self._branch = total, ""
         return name
 
-    def _head_norm(self, x: str, step: Norm, weight: str) -> str:
-        """RMSNorm of each head of x [B, S, heads * size]."""
+    def _inner_norm(self, x: str, step: Norm, weight: str) -> str:
+        """RMSNorm of a value that is not the stream: of x [B, S, size], or of each head of x [B, S, heads * size]."""
         gamma = self.initializer(weight, self._quantized.vector(weight).numpy())
-        width = self._block.heads[step.makes] * step.size
-        split, joined = (self.initializer(f"rows.{n}", np.array([0, -1, n], np.int64)) for n in (step.size, width))
-        heads = self._node("Reshape", [x, split], f"{weight}.heads")  # [B, S * heads, size]
-        epsilon = self._config.rms_norm_eps
-        normed = self._node("SimplifiedLayerNormalization", [heads, gamma], f"{weight}.out", epsilon=epsilon, axis=-1)
+        heads, how = self._block.heads.get(step.makes), {"epsilon": self._config.rms_norm_eps, "axis": -1}
+        if heads is None:
+            return self._node("SimplifiedLayerNormalization", [x, gamma], f"{weight}.out", **how)
+        widths = (step.size, heads * step.size)
+        split, joined = (self.initializer(f"rows.{n}", np.array([0, -1, n], np.int64)) for n in widths)
+        rows = self._node("Reshape", [x, split], f"{weight}.heads")  # [B, S * heads, size]
+        normed = self._node("SimplifiedLayerNormalization", [rows, gamma], f"{weight}.out", **how)
         return self._node("Reshape", [normed, joined], f"{weight}.joined")
 
     def _attention(self, layer: int, step: Attend, given: list[str], name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, cast
 
@@ -40,6 +41,8 @@ from export.readback.items import (
 
 ONE = {"ones.codes": np.uint8(128), "ones.scale": np.float32(1 / 128), "ones.zero": np.uint8(0)}
 """A gamma of ones, exactly."""
+ONES_OF_A_HEAD = re.compile(r"ones\.\d+\.codes")
+"""The same of a head's width."""
 TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -115,9 +118,8 @@ def _number(file: OnnxFile, name: str, constants: Constants, integer: bool) -> I
     if table is not None:
         item = table.item
         wanted = codes(table.values()) if integer else table.values()
-    elif name in ONE and integer:
-        one = ONE[name]
-        wanted = np.full(file.tensors[name].dims, one) if name == "ones.codes" else np.array(one)
+    elif integer and (plain := ONES_OF_A_HEAD.sub("ones.codes", name)) in ONE:
+        wanted = np.full(file.tensors[name].dims, ONE[plain]) if plain == "ones.codes" else np.array(ONE[plain])
     elif (order := constants.order(name)) is not None:
         item, wanted = name.removesuffix(".order"), order
     else:

@@ -141,17 +141,16 @@ def _constants(
     found = {"rope.cos": ((ROPE,), cos), "rope.sin": ((ROPE,), sin), "one": ((GRAPH,), np.array([1], np.int64))}
     vectors = {name: quantized.vector(name).numpy() for name in vector_names(quantized)}
     for name, vector in vectors.items():
-        place = name.rpartition(".")[0].rpartition(".")[0]  # of a bias: model.layers.0.self_attn
-        if name.endswith(".bias") and f"{place}.qkv" in file:
+        place, _, part = name.removesuffix(".bias").rpartition(".")  # of a bias: model.layers.0.self_attn, q_proj
+        if name.endswith(".bias") and part in PACKED and f"{place}.qkv" in file:
             names = tuple(f"{place}.{part}.bias" for part in PACKED)
             found[f"{place}.qkv.bias"] = (names, np.concatenate([vectors[one] for one in names]))
         else:
             found[name.removesuffix(".weight")] = ((name,), vector)
     for norm in block_of(quantized.config).norms.values():
-        if norm.size != quantized.config.hidden_size:  # of each head: heads are cut apart, and joined again
-            heads = block_of(quantized.config).heads[norm.makes]
-            for size in (norm.size, heads * norm.size):
-                found[f"rows.{size}"] = ((GRAPH,), np.array([0, -1, size], np.int64))
+        heads = block_of(quantized.config).heads.get(norm.makes)
+        for size in () if heads is None else (norm.size, heads * norm.size):  # heads are cut apart, and joined again
+            found[f"rows.{size}"] = ((GRAPH,), np.array([0, -1, size], np.int64))
     for name in quantized.linears:
         order = quantized.ordered(name).order if quantized.linears[name].ordered else None
         if order is not None:
