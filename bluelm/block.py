@@ -288,6 +288,15 @@ class Block:
                 found[step.reads] = count
         return found
 
+    def factors(self, weight: str) -> tuple[str, ...]:
+        """Linears whose rows may be put in the order that the columns of `weight` are put in: those of a product."""
+        made = self.makers[self.linears[weight].reads]
+        if not isinstance(made, Product) or len(self.readers(made.makes)) != 1:
+            return ()
+        values = (self.makers[value] for value in made.inputs)
+        linears = [self.makers[step.reads] if isinstance(step, Silu) else step for step in values]
+        return tuple(step.weight for step in linears if isinstance(step, Linear))
+
     def readers(self, value: str) -> list[Step]:
         """Steps that read it."""
         return [step for step in self.steps if value in step.inputs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.rope import max_context
@@ -41,11 +42,9 @@ def check_groups(config: ModelConfig, recipe: Recipe) -> None:
 
 def weight_bytes(config: ModelConfig, recipe: Recipe) -> tuple[float, float]:
     """Bytes of one block and of the head: codes, and a float32 scale a group."""
-    attention = config.hidden_size * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
-    block = attention + 3 * config.hidden_size * config.intermediate_size
     group = config.hidden_size if recipe.group_size == -1 else recipe.group_size
     head = config.vocab_size * config.hidden_size
-    return block * (recipe.bits / 8 + 4 / group), head * recipe.head_bits / 8
+    return block_of(config).weights * (recipe.bits / 8 + 4 / group), head * recipe.head_bits / 8
 
 
 def check_integer_kernels(runtime: str, recipe: Recipe) -> None:

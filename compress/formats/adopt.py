@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bluelm.block import block_of
+from bluelm.block import Block, block_of
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
@@ -31,8 +31,6 @@ from compress.checkpoint.work import finished
 from compress.formats.packed import PackedCheckpoint, header_of
 from compress.layers import Solved, round_plainly
 from compress.recipe import Recipe, Widths
-
-GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 
 
 def given_recipe(packed: PackedCheckpoint, asked: Recipe) -> Recipe:
@@ -73,7 +71,9 @@ def scattered(packed: PackedCheckpoint) -> list[str]:
     Raises:
         InputError: what is stored cannot be.
     """
-    return [name for name, info in packed.survey.items() if info.ordered and not name.endswith(DOWN)]
+    block = block_of(packed.config)
+    inner = tuple(f".{name}" for name in block.linears if block.factors(name))
+    return [name for name, info in packed.survey.items() if info.ordered and not name.endswith(inner)]
 
 
 def adopt(
@@ -133,7 +133,7 @@ def _block(packed: PackedCheckpoint, index: int, recipe: Recipe) -> Piece:
     notes = {name: _note(header_of(weight), packed) for name, weight in kept.items()}
     notes |= {name: solved.note for name, solved in rounded.items()}
     weights = kept | {name: OrderedWeight(solved.weight) for name, solved in rounded.items()}
-    _fold_order(weights, notes)
+    _fold_order(block, weights, notes)
     vectors = [name for name, shape in block.shapes.items() if len(shape) == 1]
     return Piece(
         {f"{prefix}{name}": weight.weight for name, weight in weights.items()},
@@ -143,19 +143,21 @@ def _block(packed: PackedCheckpoint, index: int, recipe: Recipe) -> Piece:
     )
 
 
-def _fold_order(weights: dict[str, OrderedWeight], notes: dict[str, dict[str, Any]]) -> None:
+def _fold_order(block: Block, weights: dict[str, OrderedWeight], notes: dict[str, dict[str, Any]]) -> None:
     """Put the rows of gate and up in the order of down's columns, in place.
 
     down[:, order] (silu(gate x) * up x)[order]  ->  down' (silu(gate' x) * up' x),  gate' = gate[order]
     """
-    order = weights[DOWN].order
-    if order is None:
-        return
-    weights[DOWN] = OrderedWeight(weights[DOWN].weight)
-    notes[DOWN]["inputs"] = "reordered, and the rows of gate_proj and up_proj with them"
-    for name in (GATE, UP):
-        old = weights[name]
-        weights[name] = OrderedWeight(old.weight.with_rows(lambda part: part[order.long()]), old.order)
+    for down in block.linears:
+        order, factors = weights[down].order, block.factors(down)
+        if order is None or not factors:
+            continue
+        weights[down] = OrderedWeight(weights[down].weight)
+        names = " and ".join(name.rpartition(".")[2] for name in factors)
+        notes[down]["inputs"] = f"reordered, and the rows of {names} with them"
+        for name in factors:
+            old = weights[name]
+            weights[name] = OrderedWeight(old.weight.with_rows(lambda part, order=order: part[order.long()]), old.order)
 
 
 def _head(packed: PackedCheckpoint, recipe: Recipe) -> Piece:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 import torch
@@ -82,6 +82,8 @@ def probes(config: ModelConfig) -> Iterator[Probe]:
                 yield Probe(step.makes, 1, f"the sum behind {'attention' if branch.mixes else 'the MLP'}")
             case Silu():
                 pass  # in some runtimes a part of the product
+            case _:
+                assert_never(step)
 
 
 def probe_names(config: ModelConfig, layer: int) -> list[str]:

@@ -16,6 +16,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
+from bluelm.block import STREAM, block_of
+from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from export.artifacts.artifact import Artifact, list_files
@@ -25,9 +27,10 @@ from export.onnx.reader import read_model
 DEBUG_NOTE = "debug build: block outputs"
 
 
-def genai_stream(layers: int) -> list[str]:
+def genai_stream(config: ModelConfig) -> list[str]:
     """Names in the onnx-genai graph: the stream before the first block and behind each."""
-    norms = [*(f"model.layers.{layer}.input_layernorm" for layer in range(1, layers)), "model.norm"]
+    first = next(norm.weight for norm in block_of(config).norms.values() if norm.reads == STREAM)
+    norms = [*(f"model.layers.{layer}.{first}" for layer in range(1, config.num_layers)), "model.norm"]
     return ["embed", *(f"{norm}.sum" for norm in norms)]
 
 
@@ -74,12 +77,12 @@ def _open_up(artifact: Artifact, source: Path, target: Path, values: Sequence[st
     model = read_model(source)
     made = {name for node in model.graph.node for name in node.output}
     shown = {value.name for value in model.graph.output}  # a part shows its last block anyway
-    layers = artifact.model.num_layers
     fused = artifact.format == "onnx-genai"
     tokens = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     shape = ("B", "S", artifact.model.hidden_size) if fused else (1, tokens, artifact.model.hidden_size)
     parts = 1 if fused else len(artifact.paths("decode"))
-    for name in genai_stream(layers) if fused else map(block_output, range(layers)):
+    layers = range(artifact.model.num_layers)
+    for name in genai_stream(artifact.model) if fused else map(block_output, layers):
         if name in made and name not in shown:
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         elif name not in made and parts == 1:

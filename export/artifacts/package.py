@@ -7,6 +7,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.text.tokenizer import TOKENIZER_FILES
 from compress.checkpoint.store import QuantizedCheckpoint
@@ -71,8 +72,7 @@ def bits_per_weight(files: tuple[ArtifactFile, ...], parameters: int) -> float:
 
 def parameter_count(config: ModelConfig) -> int:
     """Weights of the decoder; a table that is both embedding and head counts once."""
-    hidden, heads = config.hidden_size, config.num_heads * config.head_dim
-    attention = hidden * (2 * heads + 2 * config.num_kv_heads * config.head_dim)
-    block = attention + 3 * hidden * config.intermediate_size + 2 * hidden
+    block, hidden = block_of(config), config.hidden_size
     tables = (1 if config.shares_table else 2) * config.vocab_size * hidden
-    return tables + config.num_layers * block + hidden
+    norms = sum(norm.size for norm in block.norms.values())
+    return tables + config.num_layers * (block.weights + norms) + hidden

@@ -45,7 +45,7 @@ class GenaiRuntime(RuntimeBase):
         Raises:
             InputError: the graph has no such outputs (`export/artifacts/debug.py` gives them).
         """
-        names = genai_stream(self._artifact.model.num_layers)
+        names = genai_stream(self._artifact.model)
         self.reset()
         streams: list[np.ndarray] = []
         for found in self._steps(tokens):

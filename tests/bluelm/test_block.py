@@ -78,6 +78,7 @@ def test_what_follows_for_a_plain_block() -> None:
     assert block.stream == (STREAM, "attention_residual", "output")
     assert block.turned == {"self_attn.q_proj": 4, "self_attn.k_proj": 2}
     assert block.weights == sum(rows * columns for rows, columns in (s for s in block.shapes.values() if len(s) == 2))
+    assert {name: block.factors(name) for name in LINEARS if block.factors(name)} == {LINEARS[6]: LINEARS[4:6]}
     assert block.vector_size == 2 * 64 + 64 + 2 * 32
     assert [move.before for move in block.moves] == [
         "input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj",
