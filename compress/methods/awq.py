@@ -173,7 +173,7 @@ def fold_block(
     folded, notes, unclipped = dict(tensors), {}, set[str]()
     for place in block_of(config).moves:
         linears, hessian = place.stage.linears, hessians[place.stage.name]
-        reads = torch.tensor(place.channels, device=hessian.device)
+        reads = torch.tensor(place.channels).to(hessian.device)
         # the columns as they are: foldings of earlier places divide rows, which rounding does not see
         weights, asked = [tensors[f"{linear}.weight"] for linear in linears], [widths[linear] for linear in linears]
         judge = probe.judge(place.stage)
