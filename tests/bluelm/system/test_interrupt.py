@@ -17,7 +17,7 @@ from tests.support.checkpoints.shapes import write_checkpoint
 
 READING = """
 import os, random, signal, sys, threading, time
-from bluelm import interrupt
+from bluelm.system import interrupt
 from bluelm.checkpoint import Checkpoint
 from pipeline.errors import guard
 

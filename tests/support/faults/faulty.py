@@ -188,6 +188,7 @@ def _be(words: list[str], folder: Path, home: Path) -> None:
     code = 70
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, and inherited
         os.chdir(folder)
         os.environ |= {"HOME": str(home), "BLUELM_EXPORT_HISTORY": str(folder / "history.sqlite")}
         for number, name in ((1, "stdout"), (2, "stderr")):
