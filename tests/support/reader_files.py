@@ -299,7 +299,7 @@ def gguf_bytes() -> bytes:
         writer.add_token_list(["<s>", "a", "你"])
         for name, source in gguf_file.tensors(config):
             rows = ROWS if source in ("model.embed_tokens", "lm_head") else 32
-            if gguf_file.is_linear(source):
+            if gguf_file.is_linear(config, source):
                 codes = torch.full((rows, 32), 9, dtype=torch.uint8)
                 scales, zeros = torch.ones(rows, 1, dtype=torch.float16), torch.full((rows, 1), 8, dtype=torch.uint8)
                 blocks = gguf_file.pack(QuantizedTensor(codes, scales, zeros, 4, 32), source)
