@@ -207,7 +207,7 @@ def test_layers_lose_less_than_rounded_ones_at_their_output(
 
 
 def test_gptq_and_awq_beat_rounding_on_held_out_text(tmp_path: Path) -> None:
-    """A small edition of benchmarks/quality.py: fewer calibration and held-out tokens, the same order."""
+    """A small edition of benchmarks/accuracy/quality.py: fewer calibration and held-out tokens, the same order."""
     checkpoint = Checkpoint.open(demo_checkpoint())
     tokenizer = checkpoint.tokenizer()
     text = [found.content for found in read_texts([HELDOUT]).documents]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mutants import ROOT, TESTS, equivalent, file_of
-from benchmarks.mutations import mutants_of, put_into
+from benchmarks.mutants.campaign import ROOT, TESTS, equivalent, file_of
+from benchmarks.mutants.mutations import mutants_of, put_into
 
 SOURCE = """
 LIMIT = 3

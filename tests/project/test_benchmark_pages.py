@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import coverage, pages
+from benchmarks import pages
+from benchmarks.accuracy import coverage
 
 ROOT = Path(__file__).parents[2]
 CITED = yaml.safe_load((pages.RESULTS / "cited.yaml").read_text(encoding="utf-8"))
@@ -42,14 +43,28 @@ def stamps(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((part, made) for made in [value["made"], *value.get("earlier", [])])
 
 
+def command_of(path: Path) -> str:
+    """The module that `python -m` runs: a package with a command of its own goes by its name."""
+    if path.stem in ("command", "campaign"):
+        path = path.parent
+    return ".".join(path.relative_to(pages.HERE.parent).with_suffix("").parts)
+
+
+def source_of(command: str) -> str:
+    """The code of a command, or of all of its package."""
+    place = pages.HERE.parent.joinpath(*command.split("."))
+    files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    return " ".join(file.read_text(encoding="utf-8") for file in files)
+
+
 def writers() -> dict[tuple[str, str], set[str]]:
     """The commands that save a part of results, by their code; where code does not name the part, any."""
     found: dict[tuple[str, str], set[str]] = {}
-    for path in pages.HERE.glob("*.py"):
+    for path in pages.HERE.rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and ast.unparse(call.func) in ("pages.save", "pages.save_rows"):
                 name, part = (node.value if isinstance(node, ast.Constant) else "" for node in call.args[:2])
-                found.setdefault((str(name), str(part)), set()).add(f"benchmarks.{path.stem}")
+                found.setdefault((str(name), str(part)), set()).add(command_of(path))
     return found
 
 
@@ -71,9 +86,9 @@ def test_results_are_of_a_command_that_writes_them(name: str) -> None:
     own = set[str]().union(*(modules for (of, _), modules in by_part.items() if of == name))
     assert own, f"no command writes {name}.json"
     for part, made in stamps(name) if name != "speed_model" else ():
-        called = re.findall(r"benchmarks\.\w+", made["command"])
+        called = re.findall(r"benchmarks(?:\.\w+)+", made["command"])
         writing = by_part.get((name, part), set()) | by_part.get((name, ""), set())
-        said = " ".join((pages.HERE / f"{one.partition('.')[2]}.py").read_text(encoding="utf-8") for one in called)
+        said = " ".join(map(source_of, called))
         assert made["command"].startswith("make ") or any(one in called or one in said for one in writing), part
 
 
@@ -192,7 +207,7 @@ def test_parts_beside_the_one_that_is_saved_stay(home: Path) -> None:
 
 def test_a_command_makes_its_page_again(home: Path) -> None:
     """All of it but the stamp: these draws are the same on every machine."""
-    before = json.loads((Path(coverage.__file__).parent / "results" / "coverage.json").read_text(encoding="utf-8"))
+    before = json.loads((ROOT / "benchmarks" / "results" / "coverage.json").read_text(encoding="utf-8"))
     coverage.main()
     assert {**pages.results("coverage")["simulation"], "made": 0} == {**before["simulation"], "made": 0}
     assert (home / "coverage.md").read_text(encoding="utf-8") == pages.render("coverage")

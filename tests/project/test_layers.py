@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
@@ -62,3 +63,13 @@ def test_every_module_is_installed_with_its_package() -> None:
         assert (home / "__init__.py").is_file(), home
         assert any(fnmatch(".".join(home.parts), pattern) for pattern in told["packages"]["find"]["include"]), home
     assert set(told["package-data"]) <= {".".join(home.parts) for home in homes}
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "tests", "benchmarks"])
+def test_no_folder_is_a_heap_and_no_file_a_book(kind: str) -> None:
+    """At most 15 modules beside each other, of at most 400 lines."""
+    files = [path for path in Path(kind).rglob("*.py") if "peers" not in path.parts]
+    beside = Counter(path.parent for path in files)
+    assert not {str(folder): count for folder, count in beside.items() if count > 15}
+    lengths = {str(path): path.read_text(encoding="utf-8").count("\n") for path in files}
+    assert not {path: lines for path, lines in lengths.items() if lines > 400}

@@ -1,4 +1,4 @@
-"""A share of benchmarks/faults.py: one of each fault done to `quantize`, then the same command again."""
+"""A share of benchmarks/faults/command.py: one of each fault done to `quantize`, then the same command again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults_kinds import FAULTS
+from benchmarks.faults.kinds import FAULTS
 from tests.packages import requires
 
 ROOT = Path(__file__).parents[3]

@@ -1,4 +1,4 @@
-"""The gate on artifacts that were damaged on purpose, on runtimes that are quick; benchmarks/gate.py has them all."""
+"""The gate on artifacts that were damaged on purpose, on quick runtimes; benchmarks/gate/command.py has them all."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_sound_artifact_passes_and_its_weights_are_found_in_it(bench: Bench, k
 
 @pytest.mark.parametrize("kind", EXPORTERS)
 def test_every_damaged_weight_is_named_and_a_forgotten_cache_seen_in_every_format(bench: Bench, kind: str) -> None:
-    """Four damages at once, and a decode that forgets; benchmarks/gate.py has each alone on every runtime."""
+    """Four damages at once, and a decode that forgets; benchmarks/gate/command.py has each alone on every runtime."""
     hurt = damage.heads(damage.scales(bench.quantized, layer=1), layer=0)
     hurt = damage.layer_norm(damage.unquantized(hurt, bench.checkpoint, layer=0), bench.checkpoint)
     artifact = bench.artifact(kind, hurt, "hurt")
@@ -155,7 +155,7 @@ def test_each_damage_to_a_file_is_read_back(bench: Bench, kind: Format, row: Dam
 
 
 def test_the_matrix_has_damage_for_every_runtime() -> None:
-    """benchmarks/gate.py does them all."""
+    """benchmarks/gate/command.py does them all."""
     counts = {kind: sum(kind in row.formats for row in DAMAGES) for kind in ALL}
     assert sum(counts.values()) >= 150
     assert min(counts.values()) >= 15, counts

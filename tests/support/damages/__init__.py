@@ -1,4 +1,4 @@
-"""Every damage that the gate must find, as rows: `benchmarks/gate.py` does each on each of its runtimes.
+"""Every damage that the gate must find, as rows: `benchmarks/gate/command.py` does each on each of its runtimes.
 
 A new one is a row in the module of its kind; tests do those of onnx-cpu and onnx-genai.
 """

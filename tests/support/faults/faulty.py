@@ -2,7 +2,7 @@
 
 A command is a process forked from this one, in a session of its own: `prepare` imports beforehand what takes seconds,
 and lets the shim (`fault_shim.c`) into this process and whatever it starts. `python -m tests.support.faults.faulty` is
-a small series for the tests; benchmarks/faults.py is the long one.
+a small series for the tests; benchmarks/faults/command.py is the long one.
 """
 
 from __future__ import annotations

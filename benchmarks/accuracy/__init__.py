@@ -1,0 +1,1 @@
+"""What methods, widths and formats lose."""

@@ -1,0 +1,282 @@
+"""Ours beside the peers: seconds, peak memory and what is lost, from the same checkpoint, tokens and evaluator.
+
+    python -m benchmarks.accuracy.quantizers OUT --train corpus_train.jsonl.gz --text corpus_heldout.jsonl.gz
+                                        --peers DIR [--model FOLDER] [--only WORDS]
+
+DIR holds one virtual environment a peer (`--setup` makes them): llmcompressor, gptqmodel, autoround, autoawq. Every
+quantizer runs in a process of its own with two threads, 128 windows of 256 tokens of the training corpus; embedding,
+last norm and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. They
+gather in OUT/made, with figures beside them: a run may be cut in parts by `--only`, and judged apart from
+`--make-only`. What is judged is written to results/quantizers.json, part "demo" or "second" (with `--model`), and to
+the page; other rows stay where text and number of windows are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks import pages
+from benchmarks.accuracy.quality import LENGTH, FloatEnds, held_out, judge, log_probabilities
+from benchmarks.interop.peer_exports import llama_folder
+from bluelm.block import block_of
+from bluelm.checkpoint import Checkpoint
+from bluelm.model import Decoder
+from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import Tokenizer
+from eval.accuracy.metrics import Float
+
+WINDOWS = 128
+COLUMNS = ("setting", "quantizer", "version", "KL", "top-1", "perplexity / float", "s", "CPU s", "MiB")
+WORKERS = Path(__file__).parents[1] / "peers"
+PACKAGES = {
+    "llmcompressor": ["llmcompressor==0.14.0"],
+    "autoround": ["auto-round==0.16.1"],
+    "autoawq": ["autoawq==0.2.9", "transformers==4.51.3"],
+    "gptqmodel": [
+        *(
+            "accelerate",
+            "transformers>=5,<6",
+            "device-smi",
+            "pypcre",
+            "tokenicer",
+            "logbar",
+            "defuser",
+            "torchao==0.18.0",
+        ),
+        *("datasets", "dill", "threadpoolctl", "ninja", "pillow", "protobuf", "jinja2", "requests", "sentencepiece"),
+    ],
+}
+DISTRIBUTIONS = {"autoround": "auto-round"}
+# (bits, group size, symmetric)
+SETTINGS = {"4-bit g32 sym": (4, 32, True), "4-bit g32 asym": (4, 32, False), "4-bit g128 sym": (4, 128, True)}
+SETTINGS["3-bit g32 sym"] = (3, 32, True)
+# name -> (environment, worker, its own words), or our recipe's values
+QUANTIZERS: dict[str, tuple[str, ...] | dict[str, Any]] = {
+    "round to nearest": {"method": "rtn"},
+    "llm-compressor GPTQ": ("llmcompressor", "llmcompressor_gptq.py"),
+    "GPTQModel GPTQ": ("gptqmodel", "gptqmodel_gptq.py"),
+    "ours GPTQ, plain": {"method": "gptq", "correction": 0.0, "sweeps": 0},  # without what we add to the method
+    "ours GPTQ, no correction": {"method": "gptq", "correction": 0.0},  # one forward pass, as the peers
+    "ours GPTQ": {"method": "gptq"},
+    "auto-round 200 steps": ("autoround", "autoround.py"),
+    "ours GPTQ, refine 120": {"method": "gptq", "refine": 120},
+    "ours GPTQ, refine 200": {"method": "gptq", "refine": 200},
+    "llm-compressor AWQ (mended)": ("llmcompressor", "llmcompressor_awq.py"),
+    "AutoAWQ (as it is)": ("autoawq", "autoawq_awq.py"),
+    "AutoAWQ (mended)": ("autoawq", "autoawq_awq.py", "mended"),
+    "ours AWQ": {"method": "awq"},
+}
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A checkpoint whose blocks' linears are given."""
+
+    ends: Checkpoint
+    weights: Mapping[str, Tensor]
+
+    @property
+    def config(self) -> Any:
+        return self.ends.config
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        prefix = f"model.layers.{index}."
+        own = self.ends.block(index)
+        return own | {n: self.weights[f"{prefix}{n}"] for n in own if f"{prefix}{n}" in self.weights}
+
+
+def main() -> None:
+    options = _options()
+    if options.setup:
+        setup(options.peers)
+    if options.ours:
+        ours(options.model, options.tokens, options.out, json.loads(options.ours))
+        return
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = Checkpoint.open(options.model)
+    tokenizer = checkpoint.tokenizer()
+    save_file({"tokens": training_windows(options.train, tokenizer)}, out / "tokens.safetensors")
+    folder = llama_folder(checkpoint, out / "llama")
+    peers = Peers(folder, out, options.peers)
+    for setting, (bits, group_size, symmetric) in SETTINGS.items():
+        for name, how in QUANTIZERS.items():
+            if not all(word in f"{setting} {name}" for word in options.only.split(",")):
+                continue
+            made = out / "made" / f"{setting}, {name}.safetensors".replace(" ", "-")
+            if not made.with_suffix(".json").exists():
+                made.parent.mkdir(exist_ok=True)
+                if isinstance(how, dict):
+                    values = {**how, "bits": bits, "group_size": group_size, "symmetric": symmetric}
+                    arguments = ["-m", "benchmarks.accuracy.quantizers", str(made), "--model", str(options.model)]
+                    arguments += ["--tokens", str(peers.tokens), "--ours", json.dumps(values)]
+                    figures, version = _run([sys.executable, *arguments], out / "log.txt"), ""
+                else:
+                    figures = peers.run(how, made, bits, group_size, symmetric)
+                    version = versions(peers.python(how[0]), [DISTRIBUTIONS.get(how[0], how[0])])
+                if figures is None:
+                    print(f"{setting}, {name}: failed, see {out / 'log.txt'}", flush=True)
+                    continue
+                row = {"setting": setting, "quantizer": name, "version": version, **figures}
+                made.with_suffix(".json").write_text(json.dumps(row))
+                print(f"{setting}, {name}: {figures['seconds']:.0f} s", flush=True)
+    if not options.make_only:
+        windows = held_out(options.text, tokenizer, options.windows)
+        part = "demo" if options.model == demo_checkpoint() else "second"
+        about = {"text": options.text.name, "train": options.train.name, "windows": len(windows)}
+        judge_made(out, checkpoint, windows, part, about)
+
+
+@dataclass(frozen=True)
+class Peers:
+    """What their workers read, and where their environments are."""
+
+    model: Path
+    out: Path
+    environments: Path
+
+    @property
+    def tokens(self) -> Path:
+        return self.out / "tokens.safetensors"
+
+    def python(self, environment: str) -> Path:
+        return self.environments / environment / "bin" / "python"
+
+    def run(
+        self, how: tuple[str, ...], made: Path, bits: int, group_size: int, symmetric: bool
+    ) -> dict[str, float] | None:
+        """Let a peer quantize into `made`; its figures, or None where it failed."""
+        environment, worker, *words = how
+        width = [str(bits), str(group_size), "sym" if symmetric else "asym"]
+        command = [str(self.python(environment)), str(WORKERS / worker), str(self.model), str(self.tokens), str(made)]
+        command += [*width, *words]
+        return _run(command, self.out / "log.txt")
+
+
+def judge_made(out: Path, checkpoint: Checkpoint, windows: Tensor, part: str, about: dict[str, Any]) -> None:
+    """Judge what was made and not judged yet, and write it down."""
+    reference: list[Float] = []
+    rows: list[list[str]] = []
+    pairs = [(setting, name) for setting in SETTINGS for name in QUANTIZERS]
+    for setting, name in pairs:
+        made = out / "made" / f"{setting}, {name}.safetensors".replace(" ", "-")
+        path = made.with_suffix(".json")
+        if not path.exists() or "kl" in (row := json.loads(path.read_text())):
+            continue
+        reference = reference or list(log_probabilities(Decoder.from_weights(checkpoint), windows))
+        weights = FloatEnds(Replaced(checkpoint, load_file(made)), checkpoint)
+        loss = judge(reference, log_probabilities(Decoder.from_weights(weights), windows), windows)
+        path.write_text(json.dumps({**row, "kl": loss.kl.value}))
+        figures = [f"{loss.kl.value:.5f} ± {loss.kl.error or 0:.5f}", f"{loss.top1.value:.4f}"]
+        cost = [f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", f"{row['MiB']:.0f}"]
+        rows.append([setting, name, row["version"], *figures, f"{loss.perplexity_ratio.value:.4f}", *cost])
+        print(rows[-1], flush=True)
+        names = [", ".join(pair) for pair in pairs]
+        pages.save_rows("quantizers", part, COLUMNS, rows, names=names, key=2, **about)
+
+
+def versions(python: Path, packages: Sequence[str]) -> str:
+    """Of packages in a peer's environment."""
+    code = f"from importlib.metadata import version\nprint(*[version(name) for name in {list(packages)!r}], sep=', ')"
+    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def ours(model: Path, tokens: Path, out: Path, values: dict[str, Any]) -> None:
+    """Quantize in this process, as the peers' workers do."""
+    from calibration.samples import CalibrationReport, Samples
+    from compress.engine import quantize
+    from compress.recipe import Recipe
+
+    torch.set_num_threads(2)
+    checkpoint, windows = Checkpoint.open(model), load_file(tokens)["tokens"]
+    count = len(windows)
+    about = CalibrationReport("given", "", count, 0, count, LENGTH, count * LENGTH, 0, 0.0, 0.0, 0.0, 0.0, ())
+    folder = out.with_suffix(".ours")
+    shutil.rmtree(folder, ignore_errors=True)
+    begin, cpu = time.perf_counter(), time.process_time()
+    quantized = quantize(checkpoint, Samples(windows, about), Recipe.make({**values, "length": LENGTH}), folder)
+    figures = {
+        "seconds": time.perf_counter() - begin,
+        "cpu_seconds": time.process_time() - cpu,
+        "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    config = checkpoint.config
+    names = [f"model.layers.{layer}.{name}" for layer in range(config.num_layers) for name in block_of(config).linears]
+    found = {f"{name}.weight": quantized.linear(name).dequantize() for name in names}
+    for layer in range(checkpoint.config.num_layers):  # AWQ's foldings change the norms as well
+        local = quantized.block(layer)
+        found |= {f"model.layers.{layer}.{name}": value for name, value in local.items() if value.ndim == 1}
+    save_file(found, out)
+    print(json.dumps(figures))
+
+
+def training_windows(path: Path, tokenizer: Tokenizer) -> Tensor:
+    """int64 [128, 256]: windows evenly spread over the corpus, its documents laid end to end."""
+    stream: list[int] = []
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            stream += [*tokenizer.encode(json.loads(line)["text"], bos=True, marks=True), tokenizer.eos or 0]
+            if len(stream) > 40 * WINDOWS * LENGTH:
+                break
+    windows = torch.tensor(stream[: len(stream) // LENGTH * LENGTH]).view(-1, LENGTH)
+    return windows[torch.linspace(0, len(windows) - 1, WINDOWS).round().long()]
+
+
+def setup(folder: Path) -> None:
+    """One environment a peer; torch first, so that pip does not fetch another one."""
+    for name, packages in PACKAGES.items():
+        pip = [str(folder / name / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
+        subprocess.run([*pip, "torch==2.13.0"], check=True)
+        subprocess.run([*pip, "torch==2.13.0", *packages], check=True)
+        if name == "gptqmodel":  # it declares a newer torch than there is for CPUs
+            subprocess.run([*pip, "--no-deps", "gptqmodel==7.7.0", "optimum==2.3.0"], check=True)
+
+
+def _run(command: list[str], log: Path) -> dict[str, float] | None:
+    """Figures that a worker printed last, or None where it failed; what it said is appended to the log."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    with log.open("a") as file:
+        file.write(f"{command}\n{ran.stdout}\n{ran.stderr}\n")
+    if ran.returncode:
+        return None
+    return json.loads(next(line for line in reversed(ran.stdout.splitlines()) if line.startswith('{"seconds"')))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", type=Path, default=demo_checkpoint())
+    parser.add_argument("--train", type=Path, help="calibration documents, .jsonl.gz")
+    parser.add_argument("--text", type=Path, help="held-out documents, .jsonl.gz")
+    parser.add_argument("--windows", type=int, default=128, help="held-out windows")
+    parser.add_argument("--peers", type=Path, default=Path("peers"), help="folder of the peers' environments")
+    parser.add_argument("--setup", action="store_true", help="make the environments first")
+    parser.add_argument(
+        "--only", default="", help="words, separated by commas, that setting and quantizer must contain"
+    )
+    parser.add_argument("--make-only", action="store_true", help="quantize, and leave judging to a later run")
+    parser.add_argument("--ours", help=argparse.SUPPRESS)
+    parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

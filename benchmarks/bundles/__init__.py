@@ -1,0 +1,1 @@
+"""What is shipped: the main run, set-up, bundles, the app."""

@@ -1,0 +1,1 @@
+"""Faults done to commands at work: kills, signals, failing disks, flipped bits."""

@@ -1,0 +1,1 @@
+"""The gate on purpose-made damage and on honest runs."""

@@ -1,0 +1,1 @@
+"""Other families, other tools' formats and exporters."""

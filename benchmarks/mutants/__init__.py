@@ -1,0 +1,1 @@
+"""Small faults put into modules, which their tests should see."""
