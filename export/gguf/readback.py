@@ -96,7 +96,8 @@ def _turn_faults(file: GgufFile, quantized: QuantizedCheckpoint) -> Iterator[str
 
     angle of pair j, a position: base**(-2j/d) / factor[j], in float64 here (ggml_rope_ext)
     """
-    from export.gguf.export import F32, architecture
+    from export.gguf.export import F32
+    from export.gguf.names import architecture
 
     config, factors = quantized.config, file.tensors.get(FACTORS)
     try:

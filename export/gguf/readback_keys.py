@@ -27,7 +27,7 @@ class Value:
 
 def model(config: ModelConfig, context: int) -> dict[str, Value]:
     """Keys of a model's shape."""
-    from export.gguf.export import architecture
+    from export.gguf.names import architecture
 
     name = architecture(config)
     whole = {

@@ -22,15 +22,14 @@ from compress.checkpoint.quantized import QuantizedTensor
 from export.gguf.export import (
     BLOCK,
     F32,
-    NAMES,
     Q4,
     Q8,
-    architecture,
     is_linear,
     plain_frequencies,
     reordered_heads,
     tensors,
 )  # fmt: skip
+from export.gguf.names import NAMES, architecture
 
 
 class _Reader(gguf.GGUFReader):

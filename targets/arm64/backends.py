@@ -6,6 +6,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
+from export.gguf.names import architecture
 from export.onnx import cpu as onnx_cpu
 from targets.backend import LoweringJob, Uncompiled
 from targets.socs import Soc
@@ -50,6 +51,7 @@ class GgufBackend(CpuBackend):
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
         super().check(soc, config, recipe, context, chunk)
+        architecture(config)
         if not recipe.symmetric:
             raise TargetError("GGUF's Q4_0 and Q8_0 have no zero points", fix="use a symmetric recipe")
         widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)

@@ -19,12 +19,14 @@ from bluelm import block, model
 from bluelm.block import Linear, Norm, Step, block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
+from bluelm.errors import TargetError
 from bluelm.model import Decoder, KVCache, RMSNorm
 from calibration.samples import CalibrationReport, Samples
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
+from export.gguf.names import architecture
 from export.litert import export as litert
 from export.lowering import decoder as lowered
 from export.lowering.ranges import causal_mask
@@ -96,6 +98,15 @@ def loss(logits: Tensor, wanted: Tensor) -> float:
     """Mean KL, nats a token."""
     p, q = (x.double().log_softmax(-1) for x in (wanted, logits))
     return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_gguf_takes_the_tensors_that_llama_cpp_names(source: Path) -> None:
+    config = Checkpoint.open(source).config
+    if config.qk_norm:
+        assert architecture(config) == "qwen3"
+        return
+    with pytest.raises(TargetError, match=r"llama\.cpp has no self_attn\.sub_norm"):
+        architecture(config)
 
 
 @pytest.mark.parametrize("name", RECIPES)

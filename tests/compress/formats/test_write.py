@@ -99,7 +99,11 @@ def loaded_by_transformers(folder: Path) -> torch.nn.Module:
 
 @pytest.mark.parametrize(
     "shape",
-    [{"rope_scaling": ROPE}, {"architecture": "Qwen2ForCausalLM", "layer_norm": False, "tied": True}],
+    [
+        {"rope_scaling": ROPE},
+        {"architecture": "Qwen2ForCausalLM", "layer_norm": False, "tied": True},
+        {"architecture": "Qwen3ForCausalLM", "layer_norm": False, "head_dim": 32},
+    ],
 )
 def test_transformers_computes_with_our_weights(shape: dict[str, Any], tmp_path: Path) -> None:
     """compressed-tensors on the CPU: every weight bit for bit, then the logits; 32K rope, biases, ties."""

@@ -21,14 +21,18 @@ from bluelm.rope import inverse_frequencies
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.methods.grid import choose_grid
+from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.gguf import export as gguf_file
 from export.gguf import readback_vocabulary as gguf_vocabulary
 from export.gguf.export import in_file_order, interleaved, pack, rope_factors
+from export.gguf.names import architecture
 from export.gguf.reader import GgufWeights
 from export.gguf.tokenizer import add_tokenizer
+from targets.arm64.backends import GgufBackend
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
+from targets.socs import find_soc
 from tests.export.litert.test_artifact import TEXT
 from tests.support.checkpoints.rounded import rounded
 
@@ -111,6 +115,17 @@ def test_heads_of_a_llama_turn_in_neighbouring_pairs(
         assert torch.equal(in_file_order(qwen, source, rows), rows)  # llama.cpp's qwen2 turns halves
     for source in ("self_attn.v_proj", "mlp.up_proj", "input_layernorm"):
         assert torch.equal(in_file_order(quantized.config, f"model.layers.0.{source}", rows), rows)
+
+
+def test_what_llama_cpp_computes_of_qwen3(quantized: QuantizedCheckpoint) -> None:
+    """Its qwen3 turns plain halves and has no biases; what it cannot is refused before any work."""
+    qwen3 = replace(quantized.config, architecture="Qwen3ForCausalLM", rope_scaling=None)
+    assert architecture(qwen3) == "qwen3"
+    backend, recipe = GgufBackend(), Recipe.make({"method": "rtn"})
+    backend.check(find_soc("generic-arm64"), qwen3, recipe, 64, 16)
+    for more, said in (({"rope_scaling": RopeScaling("linear", 4.0)}, "scaled rope"), ({"qkv_bias": True}, "biases")):
+        with pytest.raises(TargetError, match=f"qwen3 has no .*{said}"):
+            backend.check(find_soc("generic-arm64"), replace(qwen3, **more), recipe, 64, 16)
 
 
 def test_every_row_of_the_table_has_a_token(quantized: QuantizedCheckpoint, tmp_path: Path):
