@@ -2,7 +2,7 @@
 
     python -m benchmarks.tamper [--count 2100] [--seed 0]
 
-`tests/support/tampering.py` says what is done. Each is done to a fresh copy of a small bundle, and `verify` is asked
+`tests/support/tampering/` says what is done. Each is done to a fresh copy of a small bundle, and `verify` is asked
 in this process. Writes results/tamper.json and tamper.md; ends with 1 if one was not found that is not said to be
 harmless.
 """
@@ -26,8 +26,9 @@ from benchmarks import pages
 from bluelm.errors import InputError
 from export.bundle import keys, payload
 from pipeline.commands.bundle import verify_bundle
-from tests.support import bundles, tampering
-from tests.support.tampering import FORMATS, TAMPERINGS, Case, Tampering
+from tests.support import bundles
+from tests.support.tampering.case import FORMATS, Case, copied, make
+from tests.support.tampering.table import TAMPERINGS, Tampering, tamper
 
 FOUND, ACCEPTED, BROKEN = "found", "accepted", "broken"
 
@@ -47,7 +48,7 @@ class Bench:
         for name in ("owner", "attacker", "made"):
             (place / name).mkdir(parents=True)
         owner, attacker = (bundles.development_keys(place / name) for name in ("owner", "attacker"))
-        made = {kind: tampering.make(kind, place / "made" / kind.replace(" ", "-"), owner) for kind in FORMATS}
+        made = {kind: make(kind, place / "made" / kind.replace(" ", "-"), owner) for kind in FORMATS}
         bench = Bench(place, owner, attacker, made)
         for path in made.values():
             assert bench.answer(path) == ACCEPTED, f"{path}: not accepted as it was made"
@@ -66,9 +67,9 @@ class Bench:
 
     def trial(self, kind: str, what: Tampering, seed: str) -> str:
         """One tampering with one bundle."""
-        copy = tampering.copied(self.made[kind], self.place / "copy")
+        copy = copied(self.made[kind], self.place / "copy")
         case = Case(copy, kind, random.Random(seed), self.owner, self.attacker)
-        return self.answer(tampering.tamper(case, what))
+        return self.answer(tamper(case, what))
 
 
 def drawn(count: int, seed: int) -> Iterator[tuple[str, Tampering, str]]:

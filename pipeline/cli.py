@@ -26,6 +26,7 @@ from pipeline.errors import INTERRUPTED, crash, leave
 from pipeline.options import options as o
 from pipeline.options.bounds import hold_to_bounds
 from pipeline.options.effects import given_options, refuse_if
+from pipeline.options.recipe import number, recipe_values
 from pipeline.terminal import console, say, show_warnings
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def export(
 
         if target is None:
             raise InputError("no target is given", fix="add --target snapdragon, or see: bluelm-export targets")
-        chosen = o.recipe_values(context.params)
+        chosen = recipe_values(context.params)
         request = Request(
             target=target,
             soc=soc,
@@ -133,8 +134,8 @@ def export(
             calibration=tuple(calibration or ()),
             context=context_length,
             chunk=chunk,
-            kv_bits=o.number(kv_bits),
-            activation_bits=o.number(activation_bits),
+            kv_bits=number(kv_bits),
+            activation_bits=number(activation_bits),
             device_ram=device_ram,
             eval_texts=tuple(eval_text or ()),
             eval_tokens=eval_tokens,

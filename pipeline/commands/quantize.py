@@ -20,6 +20,7 @@ from rich.console import Console
 from bluelm.errors import ExportError
 from pipeline.errors import leave
 from pipeline.options import options as o
+from pipeline.options.recipe import recipe_values
 from pipeline.terminal import console
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def quantize(
         from pipeline.options.effects import given_options
         from pipeline.run.provenance import trust_of
 
-        chosen = o.recipe_values(context.params)
+        chosen = recipe_values(context.params)
         job = Job(
             model=model,
             out=out,

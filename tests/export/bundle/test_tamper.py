@@ -16,8 +16,9 @@ from bluelm.trust import certificates
 from export.bundle import build, keys
 from export.bundle.manifest import Format
 from tests.packages import need
-from tests.support import bundles, tampering
-from tests.support.tampering import FORMATS, TAMPERINGS
+from tests.support import bundles
+from tests.support.tampering.case import FORMATS, Case, copied
+from tests.support.tampering.table import TAMPERINGS, tamper
 
 Made = Callable[[Format], Path]
 DRAWN = 10  # of each format, behind one of every tampering
@@ -62,9 +63,9 @@ def test_every_format_is_tampered_with(bench: Bench) -> None:
     for kind, path in bench.made.items():
         assert bench.answer(path) == ACCEPTED, kind
         for what in (each for each in TAMPERINGS if kind in each.kinds and not each.harmless):
-            copy = tampering.copied(path, bench.place / "twice")
-            case = tampering.Case(copy, kind, random.Random(what.name), bench.owner, bench.attacker)
-            changed = tampering.tamper(case, what)
+            copy = copied(path, bench.place / "twice")
+            case = Case(copy, kind, random.Random(what.name), bench.owner, bench.attacker)
+            changed = tamper(case, what)
             assert changed.name != path.name or content(changed) != content(path), what.name
 
 
@@ -100,7 +101,7 @@ def content(path: Path) -> dict[str, object]:
 @pytest.mark.parametrize("kind", ("apk", "ipa"))
 def test_every_byte_outside_the_contents_is_found(kind: Format, made: Made, tmp_path: Path) -> None:
     """Headers, directory, signing block and Mach-O headers are small beside the contents: try more."""
-    path = tampering.copied(made(kind), tmp_path / "copy")
+    path = copied(made(kind), tmp_path / "copy")
     raw = path.read_bytes()
     start = raw.index(bundles.FILES["artifact/weights.bin"])
     generator = random.Random(f"structure of {kind}")
@@ -128,12 +129,12 @@ def test_files_of_another_bundle_are_found(kind: Format, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["model.sig", "signer.pem", "manifest.json", "artifact/weights.bin", "extra.bin"])
 def test_sparse_files_are_not_read(name: str, made: Made, tmp_path: Path) -> None:
     """128 GB that take no room on a disk: hashing them would take minutes."""
-    path = tampering.copied(made("folder"), tmp_path / "copy") / name
+    path = copied(made("folder"), tmp_path / "copy") / name
     with path.open("ab") as file:
         file.truncate(128 << 30)
     if name == "extra.bin":
         path.unlink()
-        with (tampering.copied(made("gradle"), tmp_path / "g") / name).open("wb") as file:
+        with (copied(made("gradle"), tmp_path / "g") / name).open("wb") as file:
             file.truncate(128 << 30)
         path = tmp_path / "g" / made("gradle").name / name
     root = path.parents[1] if name.startswith("artifact") else path.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from export.readback import differing
 from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import open_runtime
+from tests.bluelm.test_compare_architectures import glm
 from tests.export.litert.test_artifact import TEXT, mean_kl
+from tests.support.checkpoints.quantized import quantized as small
 from tests.support.checkpoints.rounded import rounded
 
 CONTEXT, CHUNK = 96, 4  # chunks shorter than the prompt
@@ -121,3 +124,18 @@ def test_asymmetric_weights_run_too(tmp_path):
     made = onnx_genai.export(asymmetric, tmp_path / "a", context=32)
     with open_runtime(made.folder) as runtime:
         assert mean_kl(TorchRuntime(asymmetric, 32).logits(TEXT), runtime.logits(TEXT)) < 1e-9
+
+
+def test_widths_that_differ_within_attention_leave_it_unpacked(tmp_path: Path) -> None:
+    """Each of the three has a product and a bias of its own, and a row of the table is one block of a power of two."""
+    wide = {f"model.layers.{layer}.self_attn.v_proj": {"bits": 8, "group_size": 32} for layer in (0, 1)}
+    made = small(glm(tmp_path / "float"), tmp_path / "quantized", layers=wide)
+    artifact = onnx_genai.export(made, tmp_path / "a", context=64, chunk=16)
+    assert differing(artifact, made) == []
+    graph = onnx.load(artifact.path("model"), load_external_data=False).graph
+    (table,) = (node for node in graph.node if node.op_type == "GatherBlockQuantized")
+    width = made.config.hidden_size
+    assert width & (width - 1) == 0  # the least power of two that holds a row is the row
+    assert {a.name: a.i for a in table.attribute}["block_size"] == width
+    biases = [name for node in graph.node for name in node.input if name.endswith("_proj.bias")]
+    assert len(biases) == 3 * made.config.num_layers

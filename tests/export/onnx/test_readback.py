@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import ModelProto
 from sentencepiece import sentencepiece_model_pb2
@@ -31,11 +30,9 @@ from export.onnx import npu as onnx_npu
 from export.onnx import readback as onnx_reader
 from export.onnx.readback_constants import around, span
 from export.readback import items
-from tests.bluelm.test_compare_architectures import glm
 from tests.compress.formats.test_read import V1
 from tests.support.checkpoints import lowered as lowering
 from tests.support.checkpoints.packed import gptq, write_packed
-from tests.support.checkpoints.quantized import quantized
 from tests.support.damage import again
 from tests.support.damages.onnx_edits import (
     Edit,
@@ -387,18 +384,3 @@ def test_files_of_changed_bytes_are_wrong_or_bad_input(kind: str, tmp_path: Path
         path.write_bytes(bytes(data))
         with suppress(InputError):
             assert wrong(again(hurt))
-
-
-def test_widths_that_differ_within_attention_leave_it_unpacked(tmp_path: Path) -> None:
-    """Each of the three has a product and a bias of its own, and a row of the table is one block of a power of two."""
-    wide = {f"model.layers.{layer}.self_attn.v_proj": {"bits": 8, "group_size": 32} for layer in (0, 1)}
-    made = quantized(glm(tmp_path / "float"), tmp_path / "quantized", layers=wide)
-    artifact = onnx_genai.export(made, tmp_path / "a", context=64, chunk=16)
-    assert readback.differing(artifact, made) == []
-    graph = onnx.load(artifact.path("model"), load_external_data=False).graph
-    (table,) = (node for node in graph.node if node.op_type == "GatherBlockQuantized")
-    width = made.config.hidden_size
-    assert width & (width - 1) == 0  # the least power of two that holds a row is the row
-    assert {a.name: a.i for a in table.attribute}["block_size"] == width
-    biases = [name for node in graph.node for name in node.input if name.endswith("_proj.bias")]
-    assert len(biases) == 3 * made.config.num_layers

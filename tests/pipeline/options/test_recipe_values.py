@@ -10,7 +10,7 @@ import pytest
 from compress.recipe import Recipe
 from pipeline.cli import export
 from pipeline.commands.quantize import quantize
-from pipeline.options.options import RECIPE, recipe_values
+from pipeline.options.recipe import RECIPE, recipe_values
 
 
 @pytest.mark.parametrize("command", [export, quantize])
