@@ -309,7 +309,7 @@ def test_what_is_not_of_this_fetch_is_left_alone(hub: Hub, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("revision", ["", "a\nb", "../x", "x" * 300, "a b"])
 def test_revisions_that_no_hub_has(revision: str, hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no revision"):
+    with pytest.raises(InputError, match="is not a revision"):
         fetch(REPO, tmp_path / "x", revision, HUBS["huggingface"](hub.address, PATIENT))
     assert not hub.requests
 
@@ -413,7 +413,7 @@ def test_circles_of_redirects_end(hub: Hub, tmp_path: Path) -> None:
 def test_addresses_that_are_none(mirror: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("fetch", REPO, "--out", tmp_path / "x", "--mirror", mirror) == 2
     said = capsys.readouterr().err
-    assert "no address of a server" in said
+    assert "not a server's address" in said
     assert not [word for word in (*SECRETS, "cret") if word in said]
 
 
