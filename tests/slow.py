@@ -100,7 +100,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Clock(config.getoption("--write-slow") and not hasattr(config, "workerinput")))
+    config.pluginmanager.register(Clock(bool(config.getoption("--write-slow")) and not hasattr(config, "workerinput")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
