@@ -1,23 +1,31 @@
 # make run    the whole way on the demo model: quantize, lower, compile for a Snapdragon NPU, judge, bundle
-# make test   lint, types and tests
+# make test   lint, format, types and tests
+# make quick  lint, format and the tests that take under a second: no Debian package, Linux or macOS
+# make slow   the whole suite, which writes down what `make quick` leaves out (tests/slow.txt)
 # make docs   the API reference, from the docstrings, into build/docs
-# All make .venv on the first call and reuse it afterwards, and install the Debian packages that they need
-# (tests/packages.py) where they may: as root, or by a sudo that asks for no password.
+# make lock   requirements.lock anew: the versions that all of these install
+# All make .venv on the first call and reuse it afterwards; run, test and slow install the Debian packages that they
+# need (tests/packages.py) where they may: as root, or by a sudo that asks for no password.
 #
 #   make run ARGS="--soc sm8750 --method awq"      further options of bluelm-export
 #   make run PYTHON=python3.12                     another Python (3.11 or newer)
 #   make run PIP_ARGS="..."                        options for pip, such as the index of torch's CPU build
+#   make test LOCKED=                              the newest versions that pyproject.toml allows
+#   make lock UPGRADE=--upgrade                    the newest ones from now on
 
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
+LOCKED ?= --constraint requirements.lock
+UPGRADE ?=
 VENV := .venv
 BIN := $(VENV)/bin
+SUITE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
 PACKAGES := bluelm calibration compress export targets eval pipeline !pipeline.__main__
-TORCH := torch==2.13.0
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --use-pep517 $(PIP_ARGS)
+TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)",$$/\1/p' pyproject.toml)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --use-pep517 $(LOCKED) $(PIP_ARGS)
 
-.PHONY: run test docs clean
+.PHONY: run test quick slow docs lock clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed-qualcomm,bundle
@@ -27,17 +35,33 @@ run: $(VENV)/.installed-qualcomm,bundle
 test: $(VENV)/.installed-test
 	@$(BIN)/python tests/packages.py
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
+	$(SUITE)
+
+quick: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(SUITE) -m "not slow and not requires"
+
+slow: $(VENV)/.installed-test
+	@$(BIN)/python tests/packages.py
+	$(SUITE) --write-slow
 
 docs: $(VENV)/.installed-test,docs
 	$(BIN)/python -W ignore -m pdoc --docformat google --output-directory build/docs $(PACKAGES)
+
+# For every system and Python that pyproject.toml allows. Versions stay as they are unless they have to move.
+lock: $(BIN)/python
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --no-annotate --quiet $(UPGRADE) \
+	  --custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info
 
 # torch comes first and alone: without it named, pip would fetch the newest build for CUDA, several GB.
-$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-%: pyproject.toml requirements.lock | $(BIN)/python
 	@echo "installing $(TORCH) and bluelm-export[$*] into $(VENV) ..."
 	@$(PIP) $(TORCH)
 	@$(PIP) --editable '.[$*]'

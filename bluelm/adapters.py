@@ -104,7 +104,7 @@ class Adapter:
         """
         if not folder.is_dir() or not (folder / CONFIG).exists():
             fix = f"name the folder that PEFT saved, with {CONFIG} in it"
-            raise InputError("this is no LoRA adapter", where=folder, fix=fix)
+            raise InputError("this is not a LoRA adapter", where=folder, fix=fix)
         check_folder(folder)
         config = read_json(member(folder, CONFIG))
         _check_kind(config, folder / CONFIG)
@@ -252,7 +252,7 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"--adapter {text}: {weight!r} is no weight", fix="write DIR or DIR:WEIGHT, e.g. style:0.5")
+        raise InputError(f"--adapter {text}: {weight!r} is not a weight", fix="write DIR or DIR:WEIGHT, e.g. style:0.5")
     return Path(folder), value
 
 
@@ -274,7 +274,7 @@ def _check_kind(config: Mapping[str, Any], where: Path) -> None:
     start = config.get("init_lora_weights")
     if not any(start is known or (start == known and isinstance(start, str)) for known in _STARTS):
         fix = "convert it to a plain LoRA with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
-        raise InputError(f"init_lora_weights {start!r}: the adapter belongs to a base that this changed", where=where,
+        raise InputError(f"init_lora_weights {start!r} changed the base model with the adapter", where=where,
                          fix=fix)  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The table of architectures: what sets each apart from a plain Llama, as names and switches.
+"""The table of architectures: how each differs from a plain Llama, as names and switches.
 
 A row says how config.json's fields and the tensors are called, and which of few differences there are.
 Reading turns them all into one decoder: fused tensors are cut, a normalised head is normalised once, rotary
@@ -24,7 +24,7 @@ class Architecture:
     Attributes:
         model_type: config.json's.
         fields: name here -> name in this architecture's config.json.
-        must: fields that must be there -> what it means that one is not.
+        must: required fields, each with the message shown when it is missing.
         needs: fields that must have this value, or be absent; another value is a model that is not supported.
         also: other names in `architectures` for the same.
         names: name in a Llama checkpoint -> name in this one; the longest fitting beginning counts.
@@ -35,7 +35,7 @@ class Architecture:
         rotary_factor: share of each head that turns.
         rope_ratio: the field `rope_ratio` changes the rope; what it means depends on the model's generation.
         normalised_head: each row of the head is divided by its length.
-        foreign_rows: a vocabulary of so many rows is another architecture's -> what that means.
+        foreign_rows: vocabulary sizes that belong to other architectures, each with the message shown for it.
         embedding_layer_norm: the field `use_stable_embedding` may add a LayerNorm behind the embedding.
     """
 

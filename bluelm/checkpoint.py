@@ -158,7 +158,7 @@ class Checkpoint:
             raise ChangedInputError(
                 "the checkpoint changed while it was read",
                 where=changed[0],
-                fix="begin again when nothing writes into the folder any more, or quantize a copy of it",
+                fix="start again when nothing writes to the folder any longer, or quantize a copy of it",
             )
 
 

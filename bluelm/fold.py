@@ -1,4 +1,4 @@
-"""Folding what acts on one row of a table at a time into the table, which leaves an exact plain Llama."""
+"""Folds operations on single rows of a table into the table, which gives an equivalent plain Llama."""
 
 from __future__ import annotations
 

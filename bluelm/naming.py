@@ -1,4 +1,4 @@
-"""Where a tensor of the decoder lies in a checkpoint's files, and what it takes to read it from there."""
+"""Maps each tensor of the decoder to a checkpoint's tensors, and says how to convert it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tensor files of a checkpoint folder: which there are, what they hold, and one tensor out of them.
+"""The tensor files of a checkpoint folder: finding them, listing their contents, reading one tensor.
 
 Nothing stays open between two reads: a mapping that lives for one tensor gives its pages back after it.
 """

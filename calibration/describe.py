@@ -1,4 +1,4 @@
-"""What a calibration set is made of, and what it lacks for a model."""
+"""Describes a calibration set: its languages and kinds of text, and what is missing for a model."""
 
 from __future__ import annotations
 

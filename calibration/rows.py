@@ -1,4 +1,4 @@
-"""Records of text out of .jsonl and .parquet files, one by one and within bounds."""
+"""Reads text records from .jsonl and .parquet files, one by one and within bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading text from where users have it: .txt, .jsonl and .parquet files, and folders of them."""
+"""Reads text from users' .txt, .jsonl and .parquet files, and folders of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run held against an earlier one: what got worse beyond its error.
+"""Compares a run with an earlier one: what got worse beyond its error.
 
 Where both were judged on the same tokens of the same text, the differences are taken document by document: what is
 hard in the text falls out, and a small regression shows that the errors of either run would hide.

@@ -50,7 +50,7 @@ SOUND = {  # checks that are told in one line where they pass
     "twin_block_excess": "compiled blocks",
     "runtime_kl_excess": "arithmetic",
     "position_kl_excess": "every position",
-    "reference_to_guess": "foresees text better than a guess",
+    "reference_to_guess": "predicts text better than guessing",
     "not_better_than_float": "not better than float",
     "not_identical_to_float": "not identical to it",
 }

@@ -196,9 +196,11 @@ def generate(
         ),
     ] = "cpu",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Stop behind so many tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw, where the temperature is above 0.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Sampling temperature; 0 always takes the likeliest token.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed, for temperatures above 0.")] = 0,
 ) -> None:
     """Let a finished artifact answer, streamed."""
 
@@ -223,13 +225,13 @@ def check(
     baseline: Annotated[
         Path | None,
         typer.Option(
-            help="An earlier run, or its report.json: what is worse than there beyond its error fails.",
+            help="An earlier run or its report.json: a figure that is worse beyond its error fails.",
             show_default=False,
         ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Write report.html, junit.xml and the rest with this verdict there.", show_default=False),
+        typer.Option(help="Write the reports with this verdict into this folder.", show_default=False),
     ] = None,
 ) -> None:
     """Hold the figures of a finished run against a budget and an earlier run, without building or running anything."""

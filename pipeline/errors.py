@@ -1,4 +1,4 @@
-"""From errors to messages and exit codes: the one place where it is decided.
+"""Turns errors into messages and exit codes, in one place.
 
 | code | meaning |
 |---|---|
@@ -52,7 +52,7 @@ _PLACE_ERRORS = {
     errno.ENOTDIR: "name another place: a file stands where a folder should",
     errno.EISDIR: "name a file: this is a folder",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "name another place: symbolic links lead in a circle",
+    errno.ELOOP: "name another place: symbolic links form a loop",
 }
 
 
@@ -110,9 +110,7 @@ def _guarded(command: Callable[[], int | None]) -> int:
             raise
         if str(error).startswith("Symlink loop"):  # what pathlib's resolve makes of ELOOP, a RuntimeError
             fix = _PLACE_ERRORS[errno.ELOOP]
-            return _tell(
-                InputError("symbolic links lead in a circle", where=str(error).partition("'")[2][:-1], fix=fix)
-            )
+            return _tell(InputError("symbolic links form a loop", where=str(error).partition("'")[2][:-1], fix=fix))
         if not is_shortage(error):
             raise
         return _tell(shortage_of(error))

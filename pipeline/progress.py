@@ -1,4 +1,4 @@
-"""How a run tells what it is doing: bars on a terminal, plain lines elsewhere (CI)."""
+"""Progress of a run: bars on a terminal, plain lines elsewhere (CI)."""
 
 from __future__ import annotations
 

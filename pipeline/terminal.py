@@ -1,4 +1,4 @@
-"""Where the command line writes: everything on its way to a terminal or a CI log is cleaned here."""
+"""Output of the command line: everything that goes to a terminal or a CI log is cleaned here."""
 
 from __future__ import annotations
 

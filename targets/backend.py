@@ -1,4 +1,4 @@
-"""What a runtime's module offers, and what most of them have in common."""
+"""The interface of a runtime's backend, and what most backends have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that a model needs on a device, held against the device's, before any work."""
+"""Compares the memory that a model needs with a device's, before any work."""
 
 from __future__ import annotations
 

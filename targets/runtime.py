@@ -1,4 +1,4 @@
-"""What a model is to whoever runs it: prefill, decode and reset, with logits as the answer."""
+"""The interface of a loaded model: prefill, decode and reset, which return logits."""
 
 from __future__ import annotations
 

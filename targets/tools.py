@@ -1,4 +1,4 @@
-"""What the runtimes need on this machine: packages, programs, SDKs; which are there, and how to get the others."""
+"""Packages, programs and SDKs that runtimes need on this machine: which are installed, and how to get the others."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import hypothesis
 import pytest
 
 from tests import packages
+
+pytest_plugins = ["tests.slow"]
 
 # Runs append to the history; those of tests to one of their own, in child processes too.
 _folder = tempfile.TemporaryDirectory(prefix="bluelm-export-tests-")
@@ -29,6 +32,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before any fixture is made."""
     for mark in item.iter_markers("requires"):
         packages.need(*mark.args)
+    if sys.platform != "linux" and item.get_closest_marker("linux"):
+        pytest.skip("needs Linux")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

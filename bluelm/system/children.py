@@ -1,4 +1,4 @@
-"""Child processes that end by a signal or stand still: said as what it is, never blamed on the model.
+"""Child processes that a signal ended or stopped: reported as that, never blamed on the model.
 
 SIGKILL is what the system's OOM killer sends; nobody else does unasked. SIGTERM, SIGINT and SIGHUP come from a person
 or a scheduler: the run is interrupted. What remains (SIGSEGV, SIGABRT, …) is the program's own crash.
@@ -44,7 +44,7 @@ def killed(what: str, code: int, where: object = None) -> ExportError | None:
         return shortage(f"{what} was killed (SIGKILL), mostly a sign that", where)
     if number in FROM_OUTSIDE:
         fix = "give the same command again; what is finished is kept"
-        return InterruptedRun(f"{what} was ended from outside ({name_of(-number)})", where=where, fix=fix)
+        return InterruptedRun(f"{what} was terminated from outside ({name_of(-number)})", where=where, fix=fix)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, remembered: a library in C may turn the exception that they raise into an error of its own.
+"""Remembers Ctrl-C and SIGTERM: a C library may turn the exception that they raise into an error of its own.
 
 torch, inside safetensors' reader, swallows a KeyboardInterrupt and says that a tensor has no shape.
 """

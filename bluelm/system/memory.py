@@ -1,4 +1,4 @@
-"""Memory of this machine: freed memory given back to it, and what to say when there is not enough."""
+"""This machine's memory: returning freed memory to the system, and the error when there is not enough."""
 
 from __future__ import annotations
 

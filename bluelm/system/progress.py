@@ -1,4 +1,4 @@
-"""How long work tells what it is doing; the terminal bar and the plain lines of CI live in `pipeline`."""
+"""The interface by which long work reports progress; the terminal bar and CI's plain lines are in `pipeline`."""
 
 from __future__ import annotations
 

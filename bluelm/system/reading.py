@@ -1,4 +1,4 @@
-"""Files of settings, read within bounds: JSON that somebody else wrote; of YAML see `bluelm/system/yamlfiles.py`.
+"""Reads settings from untrusted JSON files within bounds; for YAML see `bluelm/system/yamlfiles.py`.
 
 A file is opened only if it is a regular one (a pipe would block for ever), read up to a size, and its content may be
 neither deep nor endless: numbers of thousands of digits, brackets in brackets and aliases that multiply are refused
@@ -167,7 +167,7 @@ def walk(data: Any, most: int) -> Iterator[Any]:
         if count > most:
             raise ValueError(f"more than {most} values")
         if depth > MOST_DEPTH:
-            raise ValueError(f"more than {MOST_DEPTH} brackets in one another")
+            raise ValueError(f"more than {MOST_DEPTH} nested brackets")
         if isinstance(value, int) and not -(10**MOST_DIGITS) < value < 10**MOST_DIGITS:
             raise ValueError(f"a whole number of more than {MOST_DIGITS} digits")
         yield value
@@ -186,7 +186,7 @@ def _check_depth(data: Any) -> None:
         level = [value for values in insides for value in values if isinstance(value, dict | list)]
         if not level:
             return
-    raise ValueError(f"more than {MOST_DEPTH} brackets in one another")
+    raise ValueError(f"more than {MOST_DEPTH} nested brackets")
 
 
 def _whole(digits: str) -> int:

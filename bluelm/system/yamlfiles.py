@@ -1,4 +1,4 @@
-"""YAML that somebody else wrote, read within the bounds of `bluelm/system/reading.py`."""
+"""Reads untrusted YAML within the bounds of `bluelm/system/reading.py`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def read_yaml(path: Path, what: str = "the file") -> Any:
         data = yaml.load(text, _Loader)
         for value in walk(data, MOST_VALUES):
             if not isinstance(value, str | int | float | bool | list | dict | None):
-                raise ValueError(f"{type(value).__name__} is no value that such a file may hold")
+                raise ValueError(f"{type(value).__name__} is not allowed in such a file")
     except _NOT_YAML as error:
         problem = f"{what} is not YAML that can be read: {_reason(error)}"
-        raise InputError(problem, where=path, fix="mend the file") from None
+        raise InputError(problem, where=path, fix="correct the file") from None
     return data
 
 
@@ -89,6 +89,6 @@ def _check_events(text: str) -> None:
         if count > 2 * MOST_VALUES:
             raise ValueError(f"more than {MOST_VALUES} values")
         if depth > MOST_DEPTH:
-            raise ValueError(f"more than {MOST_DEPTH} brackets in one another")
+            raise ValueError(f"more than {MOST_DEPTH} nested brackets")
         if aliases > MOST_ALIASES:
             raise ValueError(f"more than {MOST_ALIASES} aliases")

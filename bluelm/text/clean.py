@@ -1,6 +1,6 @@
-"""Text out of files made fit to be shown: nothing in it steers a terminal or a CI system.
+"""Makes text from files safe to show: nothing in it controls a terminal or a CI system.
 
-Names of tensors, keys, folders, phones and titles are anybody's. Characters that move the cursor, colour, rename the
+Names of tensors, keys, folders, phones and titles are untrusted. Characters that move the cursor, colour, rename the
 window, turn the direction of writing or end a line unseen are shown as escapes (`\\x1b`); a line that GitHub or Azure
 would read as a command gets a backslash in front.
 """

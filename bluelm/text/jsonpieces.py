@@ -1,4 +1,4 @@
-"""Text to pieces and back with the `tokenizers` library, from tokenizer.json."""
+"""Encodes and decodes text with the `tokenizers` library, from tokenizer.json."""
 
 from __future__ import annotations
 
@@ -236,4 +236,4 @@ def _told(what: str, path: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"the tokenizer gives up on {what}: {reason}", where=path, fix=ANOTHER) from None
+        raise InputError(f"the tokenizer fails on {what}: {reason}", where=path, fix=ANOTHER) from None

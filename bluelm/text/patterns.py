@@ -1,4 +1,4 @@
-"""Patterns out of files: regular expressions that somebody else wrote, matched by RE2.
+"""Regular expressions from untrusted files, matched by RE2.
 
 RE2's time grows with the text and its memory has a limit, whatever the pattern; Python's own `re` can take longer than
 any run on a pattern of ten characters. RE2 has no lookaround and no references back: such patterns are refused.
@@ -40,7 +40,7 @@ def matcher(pattern: str, where: object) -> Callable[[str], bool]:
         compiled = library.compile(pattern, options)
     except (library.error, UnicodeEncodeError) as error:
         reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
-        raise InputError(f"{pattern!r} is no pattern: {reason}", where=where, fix=FIX) from None
+        raise InputError(f"{pattern!r} is not a valid pattern: {reason}", where=where, fix=FIX) from None
     return lambda text: compiled.match(text) is not None
 
 

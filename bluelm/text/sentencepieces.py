@@ -1,4 +1,4 @@
-"""Text to pieces and back with sentencepiece, straight from tokenizer.model."""
+"""Encodes and decodes text with sentencepiece, directly from tokenizer.model."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Address:
         parts = _split(text)
         if parts is None:
             fix = "give one like https://host/path; in a password write / ? # @ as %2F %3F %23 %40"
-            raise InputError("this is no address of a server", where="the hub's or mirror's address", fix=fix)
+            raise InputError("this is not a server's address", where="the hub's or mirror's address", fix=fix)
         login, _, host = parts.netloc.rpartition("@")
         path = quote(unquote(parts.path), safe="/~:+,=").rstrip("/")
         return cls(f"{parts.scheme}://{host}{path}", parts.query, unquote(login))

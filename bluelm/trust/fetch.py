@@ -70,9 +70,9 @@ def fetch(
         UnavailableError: hub or mirror cannot be reached, or not within its limits.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo, re.ASCII):
-        raise InputError(f"{repo!r} is no name of a model on a hub", fix="e.g. vivo-ai/BlueLM-7B-Chat")
+        raise InputError(f"{repo!r} is not the name of a model on a hub", fix="e.g. vivo-ai/BlueLM-7B-Chat")
     if not re.fullmatch(r"[\w./+-]{1,200}", revision) or ".." in revision:
-        raise InputError(f"{revision!r} is no revision", fix="name a branch, a tag or a commit with --revision")
+        raise InputError(f"{revision!r} is not a revision", fix="name a branch, a tag or a commit with --revision")
     if out.exists():
         raise InputError("the output exists", where=out, fix="name another folder, or `bluelm-export verify` it")
     server = mirror or hub

@@ -1,4 +1,4 @@
-"""What Hugging Face and ModelScope, or mirrors of them, list and send. Their own clients say where they are and who is
+"""Lists and downloads from Hugging Face, ModelScope and their mirrors. Their own clients say where they are and who is
 logged in; they bound neither what a server sends nor how long it takes, so bytes come through `transfer`.
 """
 

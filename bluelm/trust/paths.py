@@ -1,4 +1,4 @@
-"""Names of files in folders that go from one system to another: plain, the same everywhere, no two of them one."""
+"""Portable file names: valid on every system, and no two of them equal on any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a signature was there: time stamps of an authority over its file (RFC 3161), checked by `rfc3161-client`."""
+"""Proof that a signature existed at a time: an authority's time stamp of its file (RFC 3161)."""
 
 from __future__ import annotations
 

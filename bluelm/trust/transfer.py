@@ -227,10 +227,10 @@ class BoundedServer:
                 url = self._moved(url, head.headers.get("Location"))
             finally:
                 talk.end()
-        raise InputError(f"the server sends us on more than {REDIRECTS} times", where=f"{self.address}/{path}")
+        raise InputError(f"the server redirects more than {REDIRECTS} times", where=f"{self.address}/{path}")
 
     def _headers(self, url: str, start: int) -> dict[str, str]:
-        """Credentials go to the server that they are for, not to where it sends us."""
+        """Credentials go to the server that they are for, not to where it redirects."""
         headers = {"User-Agent": "bluelm-export", "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
@@ -245,7 +245,7 @@ class BoundedServer:
         except ValueError:
             new, odd = "", True
         if odd or (url.startswith("https://") and not new.startswith("https://")):
-            raise InputError(f"the server sends us on to {without_secrets(target or '')!r}", where=self.address)
+            raise InputError(f"the server redirects to {without_secrets(target or '')!r}", where=self.address)
         return new
 
     def _checked(self, head: Any, start: int, pieces: Iterator[bytes]) -> _Answer:
@@ -351,7 +351,7 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
         reason = "nested too deeply" if isinstance(error, RecursionError) else "no JSON"
         raise InputError(f"the answer cannot be read: {reason}", where=where, fix="is that a hub's address?") from None
     if not isinstance(found, dict):
-        raise InputError("the answer is no JSON object", where=where, fix="is that a hub's address?")
+        raise InputError("the answer is not a JSON object", where=where, fix="is that a hub's address?")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the codes of a run depend on, and how two runs differ."""
+"""Fingerprints of everything that a run's codes depend on, and how two runs differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A piece of a quantized checkpoint: one safetensors file that says itself what it holds.
+"""A piece of a quantized checkpoint: one self-describing safetensors file.
 
 A quantized weight `name` is stored as `name.codes` (packed), `name.scales` (float16, seldom float32), unless
 symmetric `name.zeros` (packed) and, where its columns are not as the inputs are, `name.order` (int32); a vector
@@ -101,7 +101,7 @@ def read_header(path: Path) -> Header:
             header = parse_json((file.metadata() or {})[KEY], path)
         linears = {name: _info(name, told) for name, told in header["linears"].items()}
         if not isinstance(header["notes"], dict) or not isinstance(header["fingerprint"], str):
-            raise ValueError("it does not tell of what it was made")
+            raise ValueError("it does not say what it was made from")
         return Header(header["fingerprint"], linears, tuple(header["vectors"]), header["notes"])
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise _damaged(path, error) from None

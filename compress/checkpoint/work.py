@@ -243,7 +243,7 @@ def finished(out: Path, inputs: Mapping[str, Any], *, overwrite: bool = False) -
         found.verify()
     except InputError as error:
         raise InputError(
-            f"here lies a quantized checkpoint that is damaged: {error.problem}",
+            f"this folder holds a damaged quantized checkpoint: {error.problem}",
             where=error.where or out,
             fix="name another output folder, or make it again with --overwrite",
         ) from None
@@ -268,7 +268,7 @@ def refuse_foreign(out: Path) -> None:
     foreign = sorted(there - ours - {MANIFEST, *BESIDE}) if ours or not there else sorted(there)
     if foreign:
         raise InputError(
-            f"the output holds what no run of ours wrote: {', '.join(foreign[:3])}",
+            f"the output folder holds files that bluelm-export did not write: {', '.join(foreign[:3])}",
             where=out,
             fix="move it elsewhere, or name another output folder",
         )
@@ -279,7 +279,7 @@ def refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Pat
     differing = list(differences(found, wanted))
     if differing:
         raise InputError(
-            f"here lies {what} of other inputs: {'; '.join(differing)}",
+            f"this folder holds {what} made from other inputs: {'; '.join(differing)}",
             where=where,
             fix="name another output folder, or replace it with --overwrite",
         )

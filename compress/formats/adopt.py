@@ -1,4 +1,4 @@
-"""From a quantized checkpoint of another tool to ours: its codes as they are, what is float there rounded."""
+"""Converts another tool's quantized checkpoint to ours: codes unchanged, float tensors rounded to 8 bits."""
 
 from __future__ import annotations
 

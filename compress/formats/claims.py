@@ -1,4 +1,4 @@
-"""What a quantized checkpoint's settings say of each linear, to be held against its tensors.
+"""What a quantized checkpoint's settings claim about each linear, to compare with its tensors.
 
 The tensors are read by their shapes; the settings say which widths, groups, zero points and order of inputs they
 should have. Where the two disagree one of them is of another checkpoint, and loaders of the field differ in which

@@ -107,7 +107,7 @@ def compressed_layout(settings: Mapping[str, Any], where: object) -> CompressedT
             or weights.get("type", "int") != "int"
             or weights.get("num_bits") not in WIDTHS
         ):
-            raise InputError("its weights are no integers of 4 or 8 bits", where=where, fix="use W4A16 or W8A16")
+            raise InputError("its weights are not 4- or 8-bit integers", where=where, fix="use W4A16 or W8A16")
     if settings.get("kv_cache_scheme"):
         raise InputError("its KV cache is quantized, which no artifact here repeats", where=where)
     return CompressedTensors()

@@ -106,7 +106,7 @@ def make_weight(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Quan
     group_size = group_of(scales.shape[1], columns)
     exact = scales.float()
     if not scales.is_floating_point() or not torch.isfinite(exact).all():
-        raise InputError("its scales are no finite numbers", fix="fetch the file again, or quantize again")
+        raise InputError("its scales are not finite", fix="fetch the file again, or quantize again")
     if (exact <= 0).any():
         codes, exact, zeros = _positive(codes.reshape(rows, exact.shape[1], -1), exact, zeros, bits)
         codes = codes.reshape(rows, columns)

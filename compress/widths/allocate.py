@@ -1,4 +1,4 @@
-"""Mixed precision: a width for every linear, so that the model loses least at a size, or is smallest at a loss.
+"""Mixed precision: a width for every linear that minimises loss within a size, or size within a loss.
 
 The losses of the linears add up (each is small, and errors of different linears are about uncorrelated), and so do
 their bytes. Choosing one width a linear is then a knapsack with one item of every class, solved exactly by dynamic
@@ -268,7 +268,7 @@ def choose(
     """
     allowed = allowed or Allowed.all(recipe)
     if not allowed.blocks or not allowed.head:
-        raise InputError("the target holds neither 4 nor 8 bits as the recipe asks", fix="choose --symmetric")
+        raise InputError("the target supports neither 4 nor 8 bits with this recipe", fix="choose --symmetric")
     measured = measure(weights, sample(tokens, weights.config), allowed.blocks, allowed.head, progress)
     allocation = allocate(measured, weights.config, recipe)
     return Chosen(resolved(recipe, allocation), allocation, measured)

@@ -1,4 +1,4 @@
-"""How much each linear matters: the KL divergence that rounding it alone makes, measured on calibration text.
+"""Sensitivity of each linear: the KL divergence from rounding it alone, measured on calibration text.
 
 One walk through the float model. Every linear begins a stream of its own where it is rounded and all before it is
 float; the streams go on through the float blocks to the logits, and are held against the float model's there. One

@@ -1,1 +1,1 @@
-"""How far an artifact's answers are from the checkpoint's."""
+"""Accuracy: how far an artifact's logits are from the checkpoint's."""

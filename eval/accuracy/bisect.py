@@ -1,4 +1,4 @@
-"""Where an artifact leaves the model that it was made from: the first block, the tensor in it, and who did it.
+"""Finds where an artifact differs from its model: the first block, the tensor in it, and the cause.
 
 Every block is given the artifact's own stream, so a block answers for itself alone. In the first that errs by more than
 its runtime may cost, the values of the lowered decoder are compared one after another: the first that is apart names

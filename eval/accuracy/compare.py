@@ -1,4 +1,4 @@
-"""Any two runtimes of one model held against each other: distributions, greedy tokens, and block by block."""
+"""Compares any two runtimes of one model: distributions, greedy tokens, and block by block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers over the whole context: what stands at a position, and whether prefill or decode put it there.
+"""Accuracy over the whole context: by position, in prefill and in decode.
 
 One text fills the context. A runtime takes it in chunks, as prompts that end beside a chunk's edge, and one token at a
 time from places spread over it; every answer is held against the same row of one reference. Where a context is longer

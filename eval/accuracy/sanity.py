@@ -1,4 +1,4 @@
-"""Whether a model that came quantized says anything at all.
+"""Whether a model that came quantized predicts text at all.
 
 Its own codes are what its artifacts are held against, so that codes misread on the way in would be misread in both,
 and agree. What does not depend on reading them right: a language model foresees text better than somebody who knows

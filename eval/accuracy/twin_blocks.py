@@ -1,4 +1,4 @@
-"""Compiled graphs on the simulator, block by block: each block and the head against its twin in torch.
+"""Compiled graphs on the simulator: each block and the head compared with its twin in torch.
 
 Every block of a debug build gives its output, keys and values; its twin (`export/lowering/torch_ops.py`, every
 activation rounded as the graph says) is given the very stream that went into it, so each block answers for itself

@@ -1,8 +1,8 @@
-"""A budget: what an artifact must reach, and the verdict on whether it did.
+"""Compares figures with a budget's limits: the verdict.
 
-A figure with a standard error is held against its limit by its confidence bounds: it passes when the bound on the far
-side holds the limit, it fails when the data show that it does not, and between the two there are too few tokens to
-tell, which is no pass either.
+A figure with a standard error is compared by its confidence bounds: it passes when the bound on the far side is within
+the limit, it fails when the bound on the near side is beyond it, and in between there are too few tokens to tell, which
+is not a pass either.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _layers(
         where = f"{seen[-1]}, extends" if seen else repr(str(path))
         raise InputError(f"the budget cannot be read: {error}", where=where, fix="name a file") from None
     if here in seen:
-        raise InputError("budgets extend one another in a circle", where=path, fix="take one `extends` away")
+        raise InputError("budgets extend one another in a cycle", where=path, fix="remove one `extends`")
     if next(met) > MOST_FILES:
         fix = "let fewer of them extend the same files"
         raise InputError(f"the budget extends more than {MOST_FILES} files", where=path, fix=fix)
@@ -193,7 +193,7 @@ def _explain(error: ValidationError, path: Path) -> InputError:
     if first["type"] == "missing":
         return InputError("the budget lacks a value", where=where, fix=f"give {path_of_key[-1]}")
     problem = f"the budget's {key} cannot be {first['input']!r}: {first['msg']}"
-    return InputError(problem, where=where, fix="mend the value")
+    return InputError(problem, where=where, fix="correct the value")
 
 
 def _holder(place: list[str]) -> type[BaseModel]:

@@ -1,4 +1,4 @@
-"""What an estimate with a standard error can be sure of: bounds at a level of confidence."""
+"""Confidence bounds of an estimate with a standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether there is text enough for the limits of a budget, before anything is made."""
+"""Checks before a run that there is enough text to decide every limit of a budget."""
 
 from __future__ import annotations
 

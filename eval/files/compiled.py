@@ -1,4 +1,4 @@
-"""Checks of graphs that Qualcomm compiled: what they tell of themselves, what they were made of, what they compute."""
+"""Checks of graphs that Qualcomm compiled: their metadata, their inputs, what they compute."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def _wrappers(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str
             for wrapper, wanted in zip(wrappers, _borders(source, graph, len(wrappers)), strict=True):
                 binary = binary_of(wrapper)
                 if binary not in artifact.paths(f"{form}context"):
-                    raise InputError(f"{wrapper.name} names {binary and binary.name}, which is no file of the artifact")
+                    raise InputError(
+                        f"{wrapper.name} names {binary and binary.name}, which is not a file of the artifact"
+                    )
                 if binary not in known:
                     (known[binary],) = binary_contents([binary])
                 name = str(wrapper.relative_to(artifact.folder))

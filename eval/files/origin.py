@@ -1,4 +1,4 @@
-"""Who answered: the runtime that ships, or something in its place, which makes a figure emulated."""
+"""What produced a figure: the runtime that ships, or a stand-in, which makes the figure emulated."""
 
 from __future__ import annotations
 

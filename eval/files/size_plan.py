@@ -1,4 +1,4 @@
-"""Bytes that a finished artifact should take, worked out from the quantized checkpoint: an unquantized layer shows.
+"""Expected bytes of an artifact, from the quantized checkpoint: a layer left unquantized shows as a difference.
 
 Every format adds what describes its graphs; beside a model's weights that is next to nothing, beside a small model's it
 is not, so each has an allowance a block (`export.formats.Sizes`).

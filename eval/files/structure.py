@@ -1,4 +1,4 @@
-"""Checks of a finished artifact that need no statistics: one fault is one too many.
+"""Checks of a finished artifact that need no statistics: any fault fails it.
 
 Each gives figures (`Measurement`) whose limits `eval.budget.budget.STRUCTURE` holds; a figure's note names the first
 fault.

@@ -1,4 +1,4 @@
-"""Runs a program that a model wrote, in a process of its own with limits. It is still a stranger's code.
+"""Runs a program that a model wrote in a child process with limits. It is still untrusted code.
 
 The child gets an empty folder, an empty environment, no standard streams, and limits on time, memory, files and
 processes. It is not cut off from the network: where that matters, run the whole job in a container without one.

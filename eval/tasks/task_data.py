@@ -1,4 +1,4 @@
-"""Data of tasks from local folders, in the layouts that their makers publish."""
+"""Reads tasks' data from local folders, in the layouts in which they are published."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class LocalData:
         if asked not in found:
             tried = ", ".join(pattern.format(split=asked, subject=subject) for pattern in layout.files)
             raise InputError(
-                f"there are no data of the task {config['task']}",
+                f"there is no data for the task {config['task']}",
                 where=self.folder,
                 fix=f"one of {tried} must lie there, or below {' or '.join(layout.folders)}",
             )
@@ -161,7 +161,7 @@ def _checked(row: Any, layout: DataFiles, path: Path, number: int) -> dict[str, 
     """The row as the harness's task takes it."""
     where = f"{path}, row {number}"
     if not isinstance(row, dict):
-        raise InputError("the row is no record", where=where)
+        raise InputError("the row is not a record", where=where)
     if layout.headless and all(letter in row for letter in LETTERS):
         letter = str(row.get("answer")).strip()
         answer = LETTERS.index(letter) if len(letter) == 1 and letter in LETTERS else None
@@ -173,5 +173,5 @@ def _checked(row: Any, layout: DataFiles, path: Path, number: int) -> dict[str, 
     if layout.answer:
         kept[layout.answer] = str(kept[layout.answer]).strip()
         if kept[layout.answer] not in tuple(LETTERS):
-            raise InputError(f"the answer {kept[layout.answer]!r} is none of A, B, C, D", where=where)
+            raise InputError(f"the answer {kept[layout.answer]!r} is not one of A, B, C, D", where=where)
     return kept

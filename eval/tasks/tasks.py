@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness (extra `tasks`) put to the float model and to an artifact: scores and recovery."""
+"""Runs tasks of lm-evaluation-harness (extra `tasks`) on the float model and an artifact: scores and recovery."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _manager(names: Sequence[str]) -> TaskManager:
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, usual.all_tasks, n=3) or ["cmmlu", "ceval-valid", "mmlu"]
-            raise InputError(f"the harness knows no task {name!r}", fix=f"did you mean {', '.join(near)}?")
+            raise InputError(f"the harness has no task {name!r}", fix=f"did you mean {', '.join(near)}?")
     return manager
 
 

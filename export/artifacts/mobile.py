@@ -1,4 +1,4 @@
-"""What an artifact that holds its whole model in one file carries beside it: tokenizer, config.json,
+"""Files beside an artifact whose whole model is one file: tokenizer, config.json,
 artifact.json."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every artifact carries beside its graphs: embedding rows, tokenizer, config.json and artifact.json."""
+"""Files that every artifact has beside its graphs: embedding rows, tokenizer, config.json and artifact.json."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ def _read(path: Path) -> payload.CheckedPayload:
     kind = folder.find_home(path, HOMES)
     if kind is None:
         fix = "name what `bluelm-export bundle` made; to check a checkpoint, add --manifest, --public-key or both"
-        raise InputError("the folder is no bundle: it holds no manifest.json", where=path, fix=fix)
+        raise InputError("the folder is not a bundle: it holds no manifest.json", where=path, fix=fix)
     return _of_format(folder.verify(path, HOMES[kind]), kind, path)
 
 

@@ -273,7 +273,7 @@ def _read_end(file: BinaryIO, size: int, path: Path) -> tuple[int, int, int, int
     """(directory offset, entries, directory bytes, offset of this record) from the file's last 22 bytes."""
     end = size - _END.size
     if end < 0:
-        raise InputError(f"{size} bytes are no zip archive: truncated?", where=path)
+        raise InputError(f"{size} bytes are not a zip archive: truncated?", where=path)
     file.seek(end)
     magic, disk, start, here, count, length, offset, comment = _END.unpack(file.read(_END.size))
     if magic != 0x06054B50 or (disk, start, comment) != (0, 0, 0) or here != count or offset + length != end:

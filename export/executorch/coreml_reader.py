@@ -57,7 +57,7 @@ def unpack(path: Path, folder: Path) -> Program:
     try:
         return _program(file, path, folder)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"this is no program of the Core ML delegate: {error!r}", where=path) from None
+        raise InputError(f"this is not a program of the Core ML delegate: {error!r}", where=path) from None
 
 
 def _program(file: PTEFile, path: Path, folder: Path) -> Program:

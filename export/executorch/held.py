@@ -1,4 +1,4 @@
-"""The quantized checkpoint as a finished .pte holds it, for a debug build that answers for the file itself.
+"""The quantized checkpoint read back from a finished .pte, to rebuild the program with its blocks shown.
 
 An XNNPACK program cannot be opened up: what lies inside a delegate has no names and no outputs. So its weights are
 read back, and the program is built once more around them with its blocks shown. Norms and biases are the checkpoint's.

@@ -1,4 +1,4 @@
-"""What lowering to XNNPACK holds at once: the weights of one delegate, not those of the model.
+"""Lowers to XNNPACK with the weights of one delegate in memory at a time, not those of the model.
 
     module with stand-ins -> torch.export, partitions -> for each delegate: read its weights, serialize it, drop them
 

@@ -65,7 +65,7 @@ def read_program(path: Path) -> PTEFile:
     """
     content = read_bytes(path, MOST_BYTES, "the ExecuTorch program")
     if content[4:8] != IDENTIFIER:
-        raise InputError("this is no ExecuTorch program", where=path, fix="export it again")
+        raise InputError("this is not an ExecuTorch program", where=path, fix="export it again")
     try:
         return _parse(content)
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:

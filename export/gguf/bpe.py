@@ -60,7 +60,7 @@ def read_byte_pairs(path: Path, rows: int) -> BytePairs:
     data = read_json(path, MOST_TABLE_BYTES)
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise TargetError("GGUF takes SentencePiece and byte-level BPE tokenizers alone", where=path, fix=FIX)
+        raise TargetError("GGUF supports only SentencePiece and byte-level BPE tokenizers", where=path, fix=FIX)
     cut = _cut(data.get("pre_tokenizer"), path)
     tokens = [f"[unused {index}]" for index in range(rows)]
     kinds = [int(Kind.UNUSED)] * rows
@@ -85,7 +85,9 @@ def _cut(part: Any, path: Path) -> str:
         expression = None
     if expression is None or expression not in NAMES or parts[-1].get("add_prefix_space"):
         shown = json.dumps(part)[:200]
-        raise TargetError(f"llama.cpp cuts no text as this tokenizer does: {shown}", where=path, fix=FIX)
+        raise TargetError(
+            f"llama.cpp has no pre-tokenizer that splits text like this one: {shown}", where=path, fix=FIX
+        )
     return NAMES[expression]
 
 

@@ -54,7 +54,7 @@ class LitertFile:
             with open_regular(path) as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if self._data[4:8] != IDENTIFIER:
-                raise ValueError("it does not begin as one")
+                raise ValueError("its first bytes are not those of one")
             read = schema.ModelT.InitFromObj
             self.model: Any = _complete(read_tables(lambda: read(schema.Model.GetRootAs(self._data)), len(self._data)))
         except (OSError, ValueError) as error:

@@ -256,7 +256,7 @@ def store_weight(weights: WeightFile, name: str, tensor: QuantizedTensor) -> Blo
     size = tensor.columns_per_group
     if tensor.groups > 1 and size % BLOCKS[-1]:
         fix = f"quantize in groups of a multiple of {BLOCKS[-1]}"
-        raise TargetError(f"MatMulNBits has no blocks for groups of {size}", where=name, fix=fix)
+        raise TargetError(f"MatMulNBits does not support groups of {size}", where=name, fix=fix)
     if size not in BLOCKS:
         size = next((block for block in BLOCKS if size % block == 0), BLOCKS[-1])
     blocks = -(-columns // size)

@@ -1,1 +1,1 @@
-"""Qualcomm's compiled binaries, held against what was compiled."""
+"""Qualcomm's compiled binaries, compared with what was compiled."""

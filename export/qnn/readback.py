@@ -1,4 +1,4 @@
-"""Graphs that Qualcomm compiled. Of what it wrote nobody but its own runtime reads the numbers.
+"""Readback of graphs that Qualcomm compiled, whose weights only its own runtime can read.
 
 What can be held bit for bit is what the compiler was given: the onnx-npu artifact beside, which artifact.json names by
 digests. What the compiled graphs compute is for running them (`eval/accuracy/twin_blocks.py`), and what they tell of

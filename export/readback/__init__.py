@@ -1,4 +1,4 @@
-"""Whether a finished artifact holds a quantized checkpoint, whole and unchanged: read from its files again.
+"""Readback: whether a finished artifact's files hold the quantized checkpoint, complete and unchanged.
 
 What must be held is the inventory (`export/readback/items.py`) and what lies beside (`export/readback/beside.py`);
 a module a format says of each item whether it is right, wrong, or not told by the format.

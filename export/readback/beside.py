@@ -1,4 +1,4 @@
-"""What lies beside every artifact's program: artifact.json, config.json and the tokenizer's files, held whole."""
+"""Readback of the files beside every artifact's program: artifact.json, config.json and the tokenizer's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""End tokens that files of some formats name: what is named otherwise than by the checkpoint, or None."""
+"""End tokens that files of some formats name: where they differ from the checkpoint's, or None."""
 
 from __future__ import annotations
 

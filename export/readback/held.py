@@ -1,4 +1,4 @@
-"""Comparing what a file holds with what the checkpoint chose."""
+"""Compares what a file holds with the quantized checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is seen while a program is followed backwards from its outputs to its inputs, operation by operation."""
+"""Collects findings while a program is followed backwards from its outputs to its inputs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The last check of a bundle: the artifact inside loads on its runtime and answers.
+"""The last check of a bundle: the artifact inside loads on its runtime and generates.
 
-A graph may be a stranger's, and runtimes run what stands in it: a loop without an end, say. So it is loaded in a child
+A graph may be untrusted, and runtimes execute what it says, such as an endless loop. So it is loaded in a child
 process with limits of time and memory.
 """
 

@@ -1,4 +1,4 @@
-"""Put a bundle on a phone, after checking that the phone is one that it was made for."""
+"""Installs a bundle on a phone, after checking that the phone meets its requirements."""
 
 from __future__ import annotations
 

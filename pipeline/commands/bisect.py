@@ -1,4 +1,4 @@
-"""The command `bisect`: where a run's artifact leaves the model that it was made from, and who did it."""
+"""The command `bisect`: the first place where a run's artifact differs from its model, and the cause."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bisect(
         typer.Option(help="The float checkpoint. Default: where the run found it.", show_default=False),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write what was found there.", show_default=False)
+        Path | None, typer.Option("--json", help="Write the findings to this file.", show_default=False)
     ] = None,
 ) -> None:
     """Name the first block and the tensor where an artifact leaves its model, and what did it: weights,

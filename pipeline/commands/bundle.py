@@ -66,11 +66,12 @@ def fetch(
         typer.Option(help="Branch, tag or commit. Default: the hub's main branch.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: checkpoints/<name>.", show_default=False)] = None,
-    hub: Annotated[HubName, typer.Option(help="Whose digests count.")] = HubName.HUGGINGFACE,
-    mirror: Annotated[str | None, typer.Option(help="Take the bytes from this address.", show_default=False)] = None,
+    hub: Annotated[HubName, typer.Option(help="Hub whose digests are trusted.")] = HubName.HUGGINGFACE,
+    mirror: Annotated[str | None, typer.Option(help="Download from this mirror instead.", show_default=False)] = None,
     pinned: ManifestFile = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Seconds for all of it; what came by then is kept.", show_default=False)
+        float | None,
+        typer.Option(min=1, help="Seconds for the whole download; what has arrived is kept.", show_default=False),
     ] = None,
     slowest: Annotated[
         float, typer.Option(min=0, help="Bytes a second; a slower transfer is broken off and taken up again.")
@@ -138,10 +139,10 @@ def verify(
     certificate: Annotated[
         str | None, typer.Option(help="SHA-256 that the bundle's certificate must have.", show_default=False)
     ] = None,
-    load: Annotated[bool, typer.Option(help="Load a bundle's artifact and let it answer.")] = True,
+    load: Annotated[bool, typer.Option(help="Load a bundle's artifact and generate with it.")] = True,
     load_limit: Annotated[
         float | None,
-        typer.Option(min=1, help="Seconds that it may take to answer. Default: by its size.", show_default=False),
+        typer.Option(min=1, help="Seconds that an answer may take. Default: depends on its size.", show_default=False),
     ] = None,
     signed_at: SignedAt = None,
     stamp_authority: StampAuthority = None,
@@ -184,7 +185,7 @@ def _verify_checkpoint(path: Path, pinned: Path | None, signature: Path | None, 
         say(f"{path}: {len(found.files)} files, every one as signed in {file}")
     elif signature is not None:
         fix = "add --public-key FILE or --certificate-chain FILE"
-        raise InputError("a signature alone says nothing: whom do you trust?", where=signature, fix=fix)
+        raise InputError("no key or authority to trust is given", where=signature, fix=fix)
     return 0
 
 
@@ -211,7 +212,7 @@ def verify_bundle(
     wanted = None if certificate is None else certificate.lower().replace(":", "")
     if wanted is not None and not re.fullmatch("[0-9a-f]{64}", wanted):
         fix = "give its 64 hex digits, as `verify` and `apksigner verify --print-certs` print them"
-        raise InputError(f"--certificate {certificate!r} is no SHA-256 of a certificate", fix=fix)
+        raise InputError(f"--certificate {certificate!r} is not the SHA-256 of a certificate", fix=fix)
     found = build.verify(path, signed_at)
     about, signers = found.manifest, {keys.fingerprint(each): each for each in found.signers}
     if wanted is not None and wanted not in signers:
@@ -242,25 +243,25 @@ def bundle(
     ] = None,
     allow_failed: Annotated[
         bool,
-        typer.Option("--allow-failed", help="Also of a run that failed its budget; the manifest says so."),
+        typer.Option("--allow-failed", help="Bundle a run that failed its budget too; the manifest says so."),
     ] = False,
     key: Annotated[
         Path | None,
         typer.Option(help="PKCS#12 or PEM. Default: this machine's development key.", show_default=False),
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(help="PEM certificate, where the key's file has none.", show_default=False)
+        Path | None, typer.Option(help="PEM certificate, if the key file has none.", show_default=False)
     ] = None,
     model_key: Annotated[
         Path | None,
-        typer.Option(help="Elliptic curve key of the model signature, where --key is RSA.", show_default=False),
+        typer.Option(help="Elliptic curve key for the model signature if --key is RSA.", show_default=False),
     ] = None,
     package: Annotated[
         str | None, typer.Option(help="Application id, e.g. com.example.chat", show_default=False)
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Name under the icon.", show_default=False)] = None,
-    version_code: Annotated[int, typer.Option(min=1, max=2_100_000_000, help="Rises with each release.")] = 1,
-    version_name: Annotated[str, typer.Option(help="What users see.")] = "1.0",
+    label: Annotated[str | None, typer.Option(help="Name shown under the app's icon.", show_default=False)] = None,
+    version_code: Annotated[int, typer.Option(min=1, max=2_100_000_000, help="Must rise with each release.")] = 1,
+    version_name: Annotated[str, typer.Option(help="Version that users see.")] = "1.0",
     weights_licence: Annotated[str | None, typer.Option(help="Licence of the weights.", show_default=False)] = None,
     runner: Annotated[Path | None, typer.Option(help="Your own .app folder for an IPA.", show_default=False)] = None,
     build: Annotated[bool, typer.Option("--build", help="Call xcodebuild on the project (macOS).")] = False,
@@ -341,7 +342,7 @@ def xcodebuild(project: Path) -> None:
     """
     if shutil.which("xcodebuild") is None:
         fix = "on a Mac with Xcode: open the project there"
-        raise UnavailableError("xcodebuild is not here", where=project, fix=fix)
+        raise UnavailableError("xcodebuild is not installed", where=project, fix=fix)
     command = ["xcodebuild", "-project", "BlueLMChat.xcodeproj", "-scheme", "BlueLMChat"]
     command += ["-destination", "generic/platform=iOS", "-derivedDataPath", "../build", "build"]
     done = run([*command, "CODE_SIGNING_ALLOWED=NO"], "xcodebuild", folder=project)
@@ -351,7 +352,7 @@ def xcodebuild(project: Path) -> None:
 
 def install(
     path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An .apk, its folder of splits, or an .ipa.")],
-    serial: Annotated[str | None, typer.Option(help="Of the phone.", show_default=False)] = None,
+    serial: Annotated[str | None, typer.Option(help="Serial of the phone.", show_default=False)] = None,
 ) -> None:
     """Install a bundle on a phone that it was made for; another is refused with the reason (exit code 4)."""
 

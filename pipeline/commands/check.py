@@ -1,4 +1,4 @@
-"""Holds the figures of a finished run against a budget again."""
+"""Compares the figures of a finished run with a budget again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `compare`: artifacts, runs and checkpoints held against the first of them."""
+"""The command `compare`: compares artifacts, runs and checkpoints with the first of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compare(
         list[str],
         typer.Argument(
             help="Artifact or run folders, quantized checkpoints, the float checkpoint; the first is what "
-            "the others are held against. `FOLDER@PLACE` says where: cpu, htp, interpreter, gpu, ane."
+            "the others are compared with. `FOLDER@PLACE` says where: cpu, htp, interpreter, gpu, ane."
         ),
     ],
     blocks: Annotated[bool, typer.Option("--blocks", help="The error of each block as well.")] = False,

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def devices(
-    serial: Annotated[str | None, typer.Argument(help="Only this one.", show_default=False)] = None,
+    serial: Annotated[str | None, typer.Argument(help="Serial of one phone.", show_default=False)] = None,
 ) -> None:
     """List the phones that adb and devicectl see: chip, memory, system, NPU libraries, heat."""
     leave(lambda: show_devices(serial))
@@ -94,9 +94,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def estimate(
     command: typer.Context,
-    soc: Annotated[list[str] | None, typer.Option(help="Chip, may be given again. Default: the device table.")] = None,
+    soc: Annotated[list[str] | None, typer.Option(help="Chip; repeat for several. Default: the device table.")] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="Model, may be given again. Default: BlueLM 1B, 3B, 7B, 13B.")
+        list[str] | None, typer.Option(help="Model; repeat for several. Default: BlueLM 1B, 3B, 7B, 13B.")
     ] = None,
     bits: Annotated[list[int] | None, typer.Option(help="Width of the weights. Default: 4 and 8.")] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache.")] = 2048,
@@ -141,7 +141,7 @@ def show_estimates(
 
     chosen_bits = bits or (4, 8)
     if any(not 1 <= b <= 16 for b in chosen_bits):
-        raise InputError(f"--bits {max(chosen_bits)} is no width of weights", fix="give 1 to 16")
+        raise InputError(f"--bits {max(chosen_bits)} is not a supported weight width", fix="give 1 to 16")
     listed = [soc for soc in known_socs().values() if soc.in_device_table]
     chips = [find_soc(name) for name in socs] if socs else listed
     head = ("chip", "model", "bits", "on", "GB a token", "decode tokens/s", "80 % interval")

@@ -1,4 +1,4 @@
-"""The command `evaluate`: judges finished artifacts as they lie there, whoever made them."""
+"""The command `evaluate`: judges finished artifacts, whoever made them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lets a finished artifact answer a prompt, streamed."""
+"""The command `generate`: a finished artifact continues a prompt; the text is streamed."""
 
 from __future__ import annotations
 

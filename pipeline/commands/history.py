@@ -38,15 +38,15 @@ def history(
         str | None, typer.Option(help="List this figure over the runs, e.g. decode_tokens_per_s.")
     ] = None,
     subject: Annotated[
-        str | None, typer.Option(help="Of what: npu, cpu, host, soc, files ... Default: whatever has it.")
+        str | None, typer.Option(help="Subject of the figure: npu, cpu, host, soc, files ... Default: any.")
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Only runs of this title.")] = None,
-    last: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    title: Annotated[str | None, typer.Option(help="List only runs with this title.")] = None,
+    last: Annotated[int, typer.Option(min=1, help="List only this many of the newest runs.")] = 50,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the figure into this .png, .svg or .pdf.", show_default=False)
     ] = None,
-    accept: Annotated[int | None, typer.Option(help="Let later runs be compared with the run of this number.")] = None,
-    reject: Annotated[int | None, typer.Option(help="Let none be compared with it.")] = None,
+    accept: Annotated[int | None, typer.Option(help="Compare later runs with this one, by its number.")] = None,
+    reject: Annotated[int | None, typer.Option(help="Compare no run with this one, by its number.")] = None,
     path: HistoryFile = None,
 ) -> None:
     """List earlier runs, or one figure over them; every run is kept on this machine."""

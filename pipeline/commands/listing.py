@@ -1,4 +1,4 @@
-"""What can be built for, as a table."""
+"""The command `targets`: targets, runtimes and chips as a table."""
 
 from __future__ import annotations
 

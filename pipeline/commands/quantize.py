@@ -76,7 +76,7 @@ def quantize(
     max_memory: o.MaxMemory = None,
     device: o.QuantizeOn = "cpu",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what lies at OUT, finished or not, of another recipe or text.")
+        bool, typer.Option("--overwrite", help="Replace an OUT made with another recipe or text, finished or not.")
     ] = False,
     dry_run: o.DryRun = False,
     adapter: o.Adapter = None,

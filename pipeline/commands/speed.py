@@ -50,8 +50,8 @@ def measure(
     run: RunFolder,
     device: Device,
     runner_config: RunnerConfig = None,
-    repeats: Annotated[int, typer.Option(min=5, help="Repeats that count, behind one that warms up.")] = 5,
-    depth: Annotated[list[int] | None, typer.Option(help="More tokens in the cache to decode behind.")] = None,
+    repeats: Annotated[int, typer.Option(min=5, help="Measured repeats, after one to warm up.")] = 5,
+    depth: Annotated[list[int] | None, typer.Option(help="Also decode with this many tokens in the cache.")] = None,
     allow_other_soc: AllowOtherSoc = False,
     hottest: Hottest = 0,
     cooling_limit: CoolingLimit = 600,
@@ -127,7 +127,7 @@ def count(
     depth: Annotated[int, typer.Option(min=0, help="Tokens in the cache at decode. 0: one chunk.")] = 0,
     tolerance: Annotated[
         float,
-        typer.Option(min=0, help="How many more instructions than the accepted run's pass, as a share."),
+        typer.Option(min=0, help="Share of instructions that may be added to the accepted run's."),
     ] = 0.005,
     history: HistoryFile = None,
 ) -> None:

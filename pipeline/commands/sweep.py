@@ -79,8 +79,8 @@ def sweep(
     methods: Annotated[str, typer.Option(help="Methods, e.g. gptq,awq.")] = "gptq",
     bits: Annotated[str, typer.Option(help="Widths of the weights, e.g. 4,8.")] = "4",
     group_size: Annotated[str, typer.Option(help="Group sizes, e.g. 32,128; -1: one scale a row.")] = "32",
-    out: Annotated[Path, typer.Option(help="Folder that all runs are made in.")] = Path("dist/sweep"),
-    jobs: Annotated[int, typer.Option(min=1, help="Recipes worked on at the same time.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder in which all runs are created.")] = Path("dist/sweep"),
+    jobs: Annotated[int, typer.Option(min=1, help="Recipes to run in parallel.")] = 1,
     ray: Annotated[
         str | None,
         typer.Option(help="Run on this Ray cluster; all machines must see the same folders. local: here."),

@@ -1,4 +1,4 @@
-"""Puts the tasks of lm-evaluation-harness to the float model and to the artifact; answers given are kept."""
+"""Runs tasks of lm-evaluation-harness on the float model and the artifact; answers are cached on disk."""
 
 from __future__ import annotations
 

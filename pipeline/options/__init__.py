@@ -1,1 +1,1 @@
-"""What is given on the command line: options, their bounds, and which have an effect."""
+"""Options of the command line: their types, bounds, and when they have an effect."""

@@ -1,4 +1,4 @@
-"""Numbers given as options: of every command, whatever the option, none is infinite, no number, or beyond all use."""
+"""Refuses infinite, NaN and absurdly large numbers in every option of every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that change nothing of what was asked for: said before any work, with what would give them an effect.
+"""Refuses options that would have no effect in the run that was asked for, before any work.
 
 An option that is silently dropped leaves its user with a wrong belief about the result. Each command has a table of
 when its options change nothing; what no table names always has an effect, or is refused where its value is read.
@@ -102,7 +102,7 @@ RUN: tuple[Idle[RunFacts], ...] = (
 )  # fmt: skip
 QUANTIZE: tuple[Idle[QuantizeFacts], ...] = (
     Idle(("--head-bits", "--embed-bits"), lambda f: f.foreign,
-         "with --format the embedding and the head are float16", "leave it out, or leave --format out"),
+         "with --format the embedding and the head are float16", "leave it out, or omit --format"),
     Idle(_WIDTHS, lambda f: _sized(f.recipe), _WIDTHS_WHY, "leave it out, or give --bits 4 or 8"),
     Idle(("--device", "--max-memory"), lambda f: f.given, "the codes are the checkpoint's own", "leave it out"),
     Idle((*_TEXT, "--activations"), lambda f: f.given or not f.recipe.reads_text, _NO_TEXT, "leave it out",

@@ -17,9 +17,9 @@ TRUST = "Where the checkpoint comes from, what leaves"
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from bluelm.system import version
 
-        say(f"bluelm-export {version('bluelm-export')}")
+        say(f"{version.NAME} {version.told()}")
         raise typer.Exit
 
 
@@ -49,7 +49,7 @@ RuntimeName = Annotated[
 ]
 Out = Annotated[
     Path,
-    typer.Option(help="Folder that the run's folder is made in.", rich_help_panel=WHERE, file_okay=False),
+    typer.Option(help="Folder in which the run's folder is created.", rich_help_panel=WHERE, file_okay=False),
 ]
 Name = Annotated[
     str | None,
@@ -59,7 +59,7 @@ Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Make a run's folder again that was made with other settings.",
+        help="Replace a run's folder that was made with other settings.",
         rich_help_panel=WHERE,
     ),
 ]
@@ -92,12 +92,12 @@ ContextLength = Annotated[
 ]
 Chunk = Annotated[
     int,
-    typer.Option(help="Tokens of a prompt that one step takes.", min=1, rich_help_panel=WHERE),
+    typer.Option(help="Tokens of a prompt that one prefill step takes.", min=1, rich_help_panel=WHERE),
 ]
 KvBits = Annotated[
     Literal["8", "16", "32"] | None,
     typer.Option(
-        help="Width of the KV cache's numbers, where the runtime has a choice.",
+        help="Bits of a value in the KV cache, if the runtime supports several.",
         rich_help_panel=WHERE,
         show_default="the runtime's",
     ),
@@ -106,7 +106,7 @@ ActivationBits = Annotated[
     Literal["8", "16", "32"] | None,
     typer.Option(
         help="Width of an NPU's activations, whose ranges are calibrated. 8 loses far more; masked scores and "
-        "shares stay at 16. Of Core ML's floats: 16, or 32, which keeps off the Neural Engine.",
+        "shares stay at 16. For Core ML: 16- or 32-bit floats; 32 does not run on the Neural Engine.",
         show_default="16",
         rich_help_panel=WHERE,
     ),
@@ -129,12 +129,12 @@ SharedOptions = Annotated[
 ]
 Version = Annotated[
     bool,
-    typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    typer.Option("--version", help="Print version and commit, and exit.", is_eager=True, callback=_print_version),
 ]
 
 RecipeName = Annotated[
     str,
-    typer.Option(help="Preset or YAML file that the options below are laid over.", rich_help_panel=QUANTIZE),
+    typer.Option(help="Preset or YAML file; the options below override it.", rich_help_panel=QUANTIZE),
 ]
 Method = Annotated[
     str | None,
@@ -164,7 +164,7 @@ Size = Annotated[
 MaxKl = Annotated[
     float | None,
     typer.Option(
-        help="With --bits auto, instead of --size: as small as goes with this estimated KL, in nats a token.",
+        help="With --bits auto, instead of --size: as small as possible within this estimated KL, in nats a token.",
         rich_help_panel=QUANTIZE,
     ),
 ]
@@ -176,14 +176,14 @@ Symmetric = Annotated[
     bool | None,
     typer.Option(
         "--symmetric/--asymmetric",
-        help="Zero point in the middle, or one for each group.",
+        help="Zero point fixed in the middle, or one for each group.",
         rich_help_panel=QUANTIZE,
     ),
 ]
 Refine = Annotated[
     int | None,
     typer.Option(
-        help="Steps of learned rounding a block, behind a method that reads text; 200 lower the loss by 6 to 8 % and "
+        help="Steps of learned rounding per block, after a method that reads text; 200 lower the loss by 6 to 8 % and "
         "take five to seven times as long.",
         min=0,
         show_default="the recipe's: 0",
@@ -194,7 +194,7 @@ Rotate = Annotated[
     bool | None,
     typer.Option(
         "--rotate/--no-rotate",
-        help="Turn the model by Hadamard rotations folded into its weights: spreads outliers, free at run time.",
+        help="Fold Hadamard rotations into the weights: spreads outliers, free at run time.",
         show_default="the recipe's: not",
         rich_help_panel=QUANTIZE,
     ),
@@ -214,16 +214,18 @@ Calibration = Annotated[
 ]
 Samples = Annotated[
     int | None,
-    typer.Option(help="Windows of calibration text.", min=1, show_default="the recipe's", rich_help_panel=TEXT),
+    typer.Option(
+        help="Number of windows of calibration text.", min=1, show_default="the recipe's", rich_help_panel=TEXT
+    ),
 ]
 Length = Annotated[
     int | None,
-    typer.Option(help="Tokens in a window.", min=2, show_default="the recipe's", rich_help_panel=TEXT),
+    typer.Option(help="Tokens per window.", min=2, show_default="the recipe's", rich_help_panel=TEXT),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(
-        help="Picks the windows. Same seed, same bytes.",
+        help="Seed that chooses the windows. The same seed gives the same bytes.",
         min=0,
         show_default="the recipe's",
         rich_help_panel=TEXT,
@@ -233,7 +235,7 @@ Seed = Annotated[
 Activations = Annotated[
     Literal["float32", "bfloat16"] | None,
     typer.Option(
-        help="How activations of the calibration text are kept between blocks; bfloat16 takes half the room.",
+        help="How activations of the calibration text are kept between blocks; bfloat16 takes half the space.",
         show_default="the recipe's: float32",
         rich_help_panel=QUANTIZE,
     ),
@@ -321,7 +323,7 @@ Tasks = Annotated[
     typer.Option(
         "--tasks",
         metavar="NAME",
-        help="Tasks of lm-evaluation-harness by its names, put to the float model and to the artifact: cmmlu, "
+        help="Tasks of lm-evaluation-harness by its names, for the float model and the artifact: cmmlu, "
         "ceval-valid, mmlu, gsm8k, humaneval ...; several may follow.",
         rich_help_panel=TASKS,
     ),
@@ -329,17 +331,19 @@ Tasks = Annotated[
 TaskData = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with the tasks' data, in their makers' layouts. Default: the Hugging Face hub.",
+        help="Folder with the tasks' data, in their original layouts. Default: the Hugging Face hub.",
         rich_help_panel=TASKS,
     ),
 ]
 TaskLimit = Annotated[
     int | None,
-    typer.Option(help="Only the first so many questions of each task.", min=1, rich_help_panel=TASKS),
+    typer.Option(help="Ask only this many questions of each task, the first ones.", min=1, rich_help_panel=TASKS),
 ]
 TaskShots = Annotated[
     int | None,
-    typer.Option(help="Examples before a question.", min=0, show_default="the task's own", rich_help_panel=TASKS),
+    typer.Option(
+        help="Examples shown before each question.", min=0, show_default="the task's own", rich_help_panel=TASKS
+    ),
 ]
 RunCode = Annotated[
     bool,
@@ -361,7 +365,9 @@ CertificateChain = Annotated[
 ]
 RequireSignature = Annotated[
     bool,
-    typer.Option("--require-signature", help="Refuse what has no valid signature.", rich_help_panel=TRUST),
+    typer.Option(
+        "--require-signature", help="Refuse a checkpoint or adapter without a valid signature.", rich_help_panel=TRUST
+    ),
 ]
 SignedAt = Annotated[
     str | None,

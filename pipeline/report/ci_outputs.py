@@ -1,4 +1,4 @@
-"""What CI systems read of a report: junit.xml, a summary in Markdown, and GitHub's annotations."""
+"""A report's outputs for CI systems: junit.xml, a summary in Markdown, GitHub's annotations."""
 
 from __future__ import annotations
 

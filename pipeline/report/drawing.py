@@ -1,4 +1,4 @@
-"""Drawings into files, all or nothing."""
+"""Writes plots to files, complete or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def drawing(path: Path, *, xlabel: str, ylabel: str) -> Iterator[Axes]:
     """Axes to draw on; the file appears when the block ends. The same drawing gives the same bytes.
 
     Raises:
-        InputError: the file's ending is no kind of drawing.
+        InputError: the file's ending is not a supported image format.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -28,7 +28,9 @@ def drawing(path: Path, *, xlabel: str, ylabel: str) -> Iterator[Axes]:
     kind = path.suffix.lstrip(".").lower()
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
-        raise InputError(f"{path.name!r} is no kind of drawing", fix=f"end it in .{', .'.join(sorted(known))}")
+        raise InputError(
+            f"{path.name!r} is not a supported image format", fix=f"end it in .{', .'.join(sorted(known))}"
+        )
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     yield axes
     axes.grid(alpha=0.3)

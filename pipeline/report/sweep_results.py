@@ -1,4 +1,4 @@
-"""What a sweep found: the variants that no other beats, a table, a file, a drawing."""
+"""Results of a sweep: the Pareto-optimal variants, a table, a file, a plot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run's report, opened only where it tells of what lies there."""
+"""Opens a finished run's report only if it belongs to the files beside it."""
 
 from __future__ import annotations
 

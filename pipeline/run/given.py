@@ -1,4 +1,4 @@
-"""A checkpoint that came quantized says a few lines before anything is built of it."""
+"""Checks before any work that a checkpoint that came quantized predicts text at all."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_foresees(checkpoint: Checkpoint, held_out: HeldOut, rows: int, progres
     found = reference_to_guess(np.concatenate(nats), held_out.windows, rows, "")
     if not found.value < 1:  # NaN as well
         raise InputError(
-            f"the checkpoint foresees text no better than a guess ({found.note}): its codes are misread, or of no use",
+            f"the checkpoint predicts text no better than guessing ({found.note}): its codes are misread, or of no use",
             where=checkpoint.folder,
             fix="check its quantization settings and tokenizer, try --eval with text in its language, "
             "or give the float checkpoint",

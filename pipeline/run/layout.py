@@ -1,4 +1,4 @@
-"""What lies where in a run's folder."""
+"""Names of files and folders in a run's folder."""
 
 from __future__ import annotations
 

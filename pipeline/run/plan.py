@@ -149,7 +149,9 @@ def make_plan(request: Request) -> Plan:
     if recipe.bits == 3:
         raise InputError("3 bits are for comparing quantizers; no target takes them", fix="choose 4 or 8 bits")
     if request.activation_bits == 32 and target.needs_ranges:
-        raise InputError(f"{target.runtime} has no 32-bit activations", fix="use --activation-bits 8 or 16")
+        raise InputError(
+            f"the runtime {target.runtime} does not support --activation-bits 32", fix="use --activation-bits 8 or 16"
+        )
     idle = refuse_idle(request.given, RUN, _facts(request, target, source), shared=request.shared_options)
     if "--chunk" in request.given and request.chunk > context:
         problem = f"--chunk {request.chunk} is more than --context {context} holds"

@@ -1,4 +1,4 @@
-"""What a run knows of its checkpoint's origin: the digest of every file, and whether it was signed."""
+"""Provenance of a run's checkpoint: the digest of every file, and whether it was signed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def day(text: str | None) -> datetime | None:
         fix = "e.g. --signed-at 2024-05-31, or of a checkpoint's signature the file of a time stamp"
         raise InputError(f"--signed-at {text!r} is not a day", fix=fix) from error
     if found.date() > datetime.now(UTC).date():
-        raise InputError(f"--signed-at {text} is still to come", fix="name the day on which it was signed")
+        raise InputError(f"--signed-at {text} is in the future", fix="name the day on which it was signed")
     return found
 
 

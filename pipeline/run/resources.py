@@ -1,4 +1,4 @@
-"""What a run will take of this machine: worked out beforehand, held against --max-memory, compared afterwards."""
+"""Memory, disk and time that a run will take: estimated beforehand, compared with --max-memory and the outcome."""
 
 from __future__ import annotations
 

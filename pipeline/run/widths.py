@@ -1,4 +1,4 @@
-"""`--bits auto`: a width for every linear, chosen before quantizing, told and kept as a recipe file."""
+"""`--bits auto`: chooses a width for every linear before quantizing, and keeps them as a recipe file."""
 
 from __future__ import annotations
 

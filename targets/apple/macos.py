@@ -1,4 +1,4 @@
-"""What only a Mac can do with a Core ML package: compile it, and run it on a named compute unit."""
+"""Core ML on a Mac: compiling a package, and running it on a chosen compute unit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def compile_package(package: Path, folder: Path) -> Path:
     """
     require_mac("coremlcompiler")
     if shutil.which("xcrun") is None:
-        raise UnavailableError("xcrun is not here", fix="install Xcode and its command line tools")
+        raise UnavailableError("xcrun is not installed", fix="install Xcode and its command line tools")
     command = ["xcrun", "coremlcompiler", "compile", str(package), str(folder)]
     try:
         done = run(command, "coremlcompiler", limit_s=3600)

@@ -1,4 +1,4 @@
-"""A Core ML artifact as a `Runtime`: its programs one behind another, run by the interpreter or a Mac."""
+"""A Core ML artifact as a `Runtime`: its programs one after another, run by the interpreter or a Mac."""
 
 from __future__ import annotations
 

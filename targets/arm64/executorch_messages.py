@@ -1,4 +1,4 @@
-"""What passes between `ExecutorchRuntime` and the child process that holds ExecuTorch."""
+"""Messages between `ExecutorchRuntime` and the child process that holds ExecuTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instructions that an arm64 CPU executes for a token, counted under qemu: no noise disturbs them."""
+"""Counts the instructions that an arm64 CPU executes for a token, under qemu: free of noise."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def qemu_version() -> tuple[int, ...]:
     """
     if shutil.which(QEMU) is None:
         fix = "apt-get install qemu-user (not qemu-user-static: that takes no plugins)"
-        raise UnavailableError(f"{QEMU} is not here", fix=fix)
+        raise UnavailableError(f"{QEMU} is not installed", fix=fix)
     said = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"version (\d+)\.(\d+)\.(\d+)", said)
     if found is None:
-        raise UnavailableError(f"{QEMU} tells no version: {said[:100]!r}")
+        raise UnavailableError(f"{QEMU} reports no version: {said[:100]!r}")
     return tuple(int(part) for part in found.groups())
 
 
@@ -70,7 +70,7 @@ def build_plugin(folder: Path) -> Path:
     api = 1 if qemu_version()[0] < 9 else 2
     compiler = os.environ.get("CC") or shutil.which("cc")
     if compiler is None:
-        raise UnavailableError("no C compiler is here to build qemu's plugin", fix="apt-get install gcc")
+        raise UnavailableError("there is no C compiler to build qemu's plugin", fix="apt-get install gcc")
     built = folder / "count_instructions.so"
     command = [compiler, "-O2", "-shared", "-fPIC", f"-DAPI_VERSION={api}", "-o", str(built), str(PLUGIN)]
     done = run(command, Path(compiler).name)

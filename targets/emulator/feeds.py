@@ -1,4 +1,4 @@
-"""Inputs of an artifact's graphs, for runners that know no tokens: recorded as they are in use, or still ones."""
+"""Inputs of an artifact's graphs, for runners without tokens: recorded in use, or constant."""
 
 from __future__ import annotations
 

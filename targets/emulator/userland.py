@@ -68,7 +68,7 @@ def userland(wheels: Sequence[str]) -> Path:
             raise UnavailableError(f"{tool} is not here, which fetches the arm64 userland", fix=fix)
     if not KEYRING.exists():
         fix = "apt-get install debian-archive-keyring"
-        raise UnavailableError("Debian's signing keys are not here", where=KEYRING, fix=fix)
+        raise UnavailableError("Debian's signing keys are not installed", where=KEYRING, fix=fix)
     with atomic_folder(root) as temporary:
         work = temporary / "work"
         _unpack_packages(work, temporary)

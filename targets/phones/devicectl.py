@@ -57,7 +57,7 @@ def _xcrun(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProc
         return run(command, "devicectl", limit_s=timeout)
     except FileNotFoundError as error:
         fix = "on a Mac, install Xcode 15 or newer; iPhones cannot be reached from elsewhere"
-        raise UnavailableError("Xcode's devicectl is not here", fix=fix) from error
+        raise UnavailableError("Xcode's devicectl is not installed", fix=fix) from error
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(f"devicectl did not answer within {timeout:.0f} s", fix="reconnect it") from error
 

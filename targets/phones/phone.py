@@ -1,4 +1,4 @@
-"""What a phone says of itself: chip, memory, system, NPU libraries, heat."""
+"""A phone's properties: chip, memory, system, NPU libraries, temperature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runtimes' own benchmark programs on a device: what to push, how to call them, what they say."""
+"""The runtimes' own benchmark programs on a device: what to push, how to call them, how to read their output."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def load_runner(name: str, path: Path | None = None) -> Runner:
     try:
         return Runner.model_validate({**content[name], **own.get(name, {})})
     except (ValidationError, TypeError) as error:
-        raise InputError(f"the runner's configuration is wrong: {error}", where=path, fix="mend it") from error
+        raise InputError(f"the runner's configuration is wrong: {error}", where=path, fix="correct it") from error
 
 
 def _read(path: Path) -> dict:
     content = read_yaml(path, "the runner's configuration")
     if not isinstance(content, dict):
-        raise InputError("the runner's configuration is not a table by runtime", where=path, fix="mend it")
+        raise InputError("the runner's configuration is not a table by runtime", where=path, fix="correct it")
     return content
 
 

@@ -1,4 +1,4 @@
-"""What compiled binaries and their EPContext wrappers say of themselves, held against the ONNX graphs."""
+"""Compares the metadata of compiled binaries and their EPContext wrappers with the ONNX graphs."""
 
 from __future__ import annotations
 

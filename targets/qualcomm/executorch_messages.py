@@ -1,4 +1,4 @@
-"""What passes between a process and its child that holds ExecuTorch's Qualcomm backend."""
+"""Messages between a process and its child that holds ExecuTorch's Qualcomm backend."""
 
 from __future__ import annotations
 

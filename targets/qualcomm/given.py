@@ -1,4 +1,4 @@
-"""The graph that Qualcomm's compiler was given, as the plug-in dumps it, held against the ONNX graph.
+"""Compares the graph that Qualcomm's compiler was given, as the plug-in dumps it, with the ONNX graph.
 
 `dump_json_qnn_graph` of onnxruntime-qnn writes each tensor's name, type, dimensions and encoding, and each node. The
 plug-in folds the pairs of QuantizeLinear and DequantizeLinear into encodings, and puts nodes of its own between:

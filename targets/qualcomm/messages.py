@@ -1,4 +1,4 @@
-"""What is said between the tool and the child process that holds Qualcomm's libraries."""
+"""Messages between the tool and the child process that holds Qualcomm's libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a compiled binary says of itself: its graphs, their inputs and outputs, as libQnnSystem answers.
+"""A compiled binary's metadata, read by libQnnSystem: its graphs, their inputs and outputs.
 
 Structures and functions are those that Qualcomm documents for programs: QnnTypes.h, System/QnnSystemInterface.h and
 System/QnnSystemContext.h of the QNN API 2, https://docs.qualcomm.com ("QnnSystemContext"). Every structure tells its

@@ -207,18 +207,19 @@ A_OF_Q, B_OF_Q = (f"base_model.model.{Q}.lora_{side}.weight" for side in "AB")
         ({}, lambda t: t.clear(), ["no tensors"]),
         ({"r": 8}, lambda t: None, ["rank 4", "8"]),
         ({"lora_alpha": "much"}, lambda t: None, ["lora_alpha", "much"]),
-        ({"rank_pattern": {"(": 4}}, lambda t: None, ["no pattern"]),
+        ({"rank_pattern": {"(": 4}}, lambda t: None, ["not a valid pattern"]),
         ({"rank_pattern": [4]}, lambda t: None, ["rank_pattern must be an object"]),
-        ({"alpha_pattern": {"(?=q)q_proj": 4}}, lambda t: None, ["no pattern", "alpha_pattern", "without lookaround"]),
+        ({"alpha_pattern": {"(?=q)q_proj": 4}}, lambda t: None,
+         ["not a valid pattern", "alpha_pattern", "without lookaround"]),
         ({"alpha_pattern": {"(" * 2000 + ")" * 2000: 4}}, lambda t: None, ["characters"]),
-        ({"rank_pattern": {"((a{1000}){1000}){1000}": 4}}, lambda t: None, ["no pattern"]),
+        ({"rank_pattern": {"((a{1000}){1000}){1000}": 4}}, lambda t: None, ["not a valid pattern"]),
         ({"rank_pattern": {f"q{i}": 4 for i in range(2001)}}, lambda t: None, ["2001 patterns"]),
         ({"lora_alpha": 10**400}, lambda t: None, ["401 digits"]),
         ({"peft_type": "IA3"}, lambda t: None, ["IA3"]),
         ({"use_dora": True}, lambda t: None, ["DoRA"]),
         ({"bias": "all"}, lambda t: None, ["biases"]),
-        ({"init_lora_weights": "pissa_niter_4"}, lambda t: None, ["pissa", "a base that this changed"]),
-        ({"init_lora_weights": "lora_ga"}, lambda t: None, ["lora_ga", "a base that this changed"]),
+        ({"init_lora_weights": "pissa_niter_4"}, lambda t: None, ["pissa", "changed the base model"]),
+        ({"init_lora_weights": "lora_ga"}, lambda t: None, ["lora_ga", "changed the base model"]),
         ({"init_lora_weights": "next_year"}, lambda t: None, ["next_year"]),
         ({"init_lora_weights": 1}, lambda t: None, ["init_lora_weights 1"]),
         ({"alora_invocation_tokens": [5, 6]}, lambda t: None, ["alora_invocation_tokens", "behind its invocation"]),
@@ -256,7 +257,7 @@ def test_adapters_of_nan_or_nowhere(base: Checkpoint, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "a" / "adapter_model.safetensors")
     with pytest.raises(InputError, match="NaN"):
         adapted(base, [(tmp_path / "a", 1.0)]).tensor(f"{Q}.weight")
-    with pytest.raises(InputError, match="no LoRA adapter"):
+    with pytest.raises(InputError, match="not a LoRA adapter"):
         adapted(base, [(tmp_path / "nowhere", 1.0)])
 
 
@@ -266,5 +267,5 @@ def test_weights_behind_a_colon(tmp_path: Path) -> None:
     assert parse_adapter("style") == (Path("style"), 1.0)
     assert parse_adapter(str(tmp_path / "a:2")) == (tmp_path / "a:2", 1.0)
     for text in ("style:much", "style:nan", "style:inf"):
-        with pytest.raises(InputError, match="no weight"):
+        with pytest.raises(InputError, match="not a weight"):
             parse_adapter(text)

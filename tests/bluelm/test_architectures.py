@@ -313,7 +313,7 @@ configs = st.sampled_from([
 @given(configs, st.sampled_from([2, 4]), st.sampled_from([16, 32]))
 @settings(max_examples=20)
 def test_a_config_that_we_write_reads_back_the_same(data: dict[str, Any], heads: int, width: int) -> None:
-    data = {**data, "num_attention_heads": heads, "hidden_size": heads * width, "kv_channels": width}
+    data = {**data, "num_attention_heads": heads, "hidden_size": heads * width, "kv_channels": width, "head_dim": width}
     config = ModelConfig.from_dict(data)
     assert ModelConfig.from_dict(config.to_dict()) == config
     shapes = file_shapes(config)

@@ -124,6 +124,10 @@ def test_model_type_where_architectures_are_missing() -> None:
         ({"kv_heads": 3}, "4 is not divisible by num_key_value_heads 3"),
         ({"heads": 64, "kv_heads": 1}, "odd"),
         ({"head_dim": 7}, "odd"),
+        (
+            {"architecture": "Qwen3ForCausalLM", "layer_norm": False},
+            "head_dim is missing: transformers makes heads of 128",
+        ),
         ({"vocab": 0}, "vocab_size"),
         ({"rms_norm_eps": 0}, "rms_norm_eps must be a number above 0"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),

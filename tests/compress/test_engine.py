@@ -131,7 +131,9 @@ def test_unfinished_run_of_other_inputs_is_refused_with_what_differs(
     with pytest.raises(KeyboardInterrupt):
         quantize(short, samples, recipe(damping=0.02), tmp_path / "out", Stopping(2))
     kept = content(tmp_path / "out.partial")
-    with pytest.raises(InputError, match=r"unfinished run of other inputs: recipe damping was 0\.02 and is 0\.01\n"):
+    with pytest.raises(
+        InputError, match=r"unfinished run made from other inputs: recipe damping was 0\.02 and is 0\.01\n"
+    ):
         quantize(short, samples, recipe(), tmp_path / "out")
     assert content(tmp_path / "out.partial") == kept
     again = quantize(short, samples, recipe(), tmp_path / "out", overwrite=True)
@@ -144,7 +146,7 @@ def test_finished_folder_is_taken_as_it_is_or_refused(short: Checkpoint, samples
     progress = Stopping(99)
     assert quantize(short, samples, recipe(), out, progress).digest() == first.digest()
     assert progress.notes == []
-    with pytest.raises(InputError, match=r"quantized checkpoint of other inputs: recipe bits was 4 and is 8\n"):
+    with pytest.raises(InputError, match=r"quantized checkpoint made from other inputs: recipe bits was 4 and is 8\n"):
         quantize(short, samples, recipe(bits=8), out, progress)
     assert QuantizedCheckpoint.open(out).digest() == first.digest()
     assert quantize(short, samples, recipe(bits=8), out, progress, overwrite=True).digest() != first.digest()

@@ -260,7 +260,7 @@ def test_errors_become_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     def bad() -> int:
-        raise InputError("bad", where="there", fix="mend it")
+        raise InputError("bad", where="there", fix="correct it")
 
     assert guard(interrupted, resume="bluelm-export --again") == 6
     assert guard(bad, resume="") == 2

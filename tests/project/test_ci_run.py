@@ -1,13 +1,18 @@
-"""`.ci/run`: the README's two commands in their order; a run that did not pass or made no bundle fails it."""
+"""`.ci/run`: the README's two commands in their order; a run that did not pass or made no bundle fails it.
+
+The project's own workflow runs it, and `make quick` on macOS.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 SCRIPT = Path(__file__).parents[2] / ".ci" / "run"
 PASSED = "PASSED  bluelm-demo on a chip\nBundle: dist/x.apk"
@@ -61,3 +66,15 @@ def test_without_a_passing_verdict_and_a_bundle_it_fails(
     assert done.returncode != 0
     assert told in done.stderr
     assert not any(" test " in call for call in calls(tmp_path))
+
+
+def test_the_workflow_runs_commands_that_there_are_and_pins_its_actions() -> None:
+    root = SCRIPT.parents[1]
+    jobs = yaml.safe_load((root / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    assert {job["runs-on"].partition("-")[0] for job in jobs.values()} == {"ubuntu", "macos"}
+    for step in steps:
+        assert "uses" not in step or re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"])
+    commands = [step["run"] for step in steps if "run" in step]
+    assert ".ci/run" in commands and any(command.startswith("make quick ") for command in commands)
+    subprocess.run(["make", "--dry-run", "quick", "VENV=none"], cwd=root, check=True, capture_output=True)

@@ -63,6 +63,8 @@ def test_every_module_is_installed_with_its_package() -> None:
         assert (home / "__init__.py").is_file(), home
         assert any(fnmatch(".".join(home.parts), pattern) for pattern in told["packages"]["find"]["include"]), home
     assert set(told["package-data"]) <= {".".join(home.parts) for home in homes}
+    for layer in LAYERS:  # type checkers of whoever installs it read our types
+        assert Path(layer, "py.typed").is_file() and "py.typed" in told["package-data"][layer], layer
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, "tests", "benchmarks"])

@@ -78,7 +78,7 @@ def test_a_killed_child_is_no_fault_of_the_model(child: Child) -> None:
 
 
 def test_a_child_that_somebody_ends_is_an_interruption(child: Child) -> None:
-    with pytest.raises(InterruptedRun, match=r"ended from outside \(SIGTERM\)") as caught:
+    with pytest.raises(InterruptedRun, match=r"terminated from outside \(SIGTERM\)") as caught:
         child.call("TERM", HANG_S)
     assert caught.value.exit_code == 6
 

@@ -124,13 +124,13 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_off(json_folder: Path
 def test_patterns_of_a_tokenizer_end(json_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oniguruma gives up behind ten million steps from one place of the text, but there are as many as characters."""
     gives_up = changed(json_folder, tmp_path / "a", pre_tokenizer=split_by("(a+a+)+b"))
-    with pytest.raises(InputError, match="gives up on a text of 60 characters") as caught:
+    with pytest.raises(InputError, match="fails on a text of 60 characters") as caught:
         Tokenizer.from_folder(gives_up).encode("a" * 60)
     assert caught.value.where == str(gives_up / "tokenizer.json") and caught.value.exit_code == 2
 
     monkeypatch.setattr(jsonpieces, "SECONDS", 0.1)
     slow = changed(json_folder, tmp_path / "b", pre_tokenizer=split_by("(?:a|aa){20}b"))
-    with pytest.raises(InputError, match="gives up on a text of 60 characters: it takes more than 0 s"):
+    with pytest.raises(InputError, match="fails on a text of 60 characters: it takes more than 0 s"):
         Tokenizer.from_folder(slow).encode("a" * 60)
 
 
@@ -144,8 +144,8 @@ def test_patterns_of_a_tokenizer_end(json_folder: Path, tmp_path: Path, monkeypa
                 {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 30}},
             "1000",
         ),
-        ({"pre_tokenizer": split_by("(")}, "gives up on this file"),
-        ({"model": {"type": "BPE", "unk_token": "none", "vocab": {"a": 0}, "merges": []}}, "gives up on a text of 1"),
+        ({"pre_tokenizer": split_by("(")}, "fails on this file"),
+        ({"model": {"type": "BPE", "unk_token": "none", "vocab": {"a": 0}, "merges": []}}, "fails on a text of 1"),
     ],
 )  # fmt: skip
 def test_a_tokenizer_that_makes_much_of_little(

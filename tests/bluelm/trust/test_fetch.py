@@ -157,6 +157,6 @@ def test_the_hubs_own_addresses_are_known_in_a_fresh_process() -> None:
 
 @pytest.mark.parametrize("repo", ["", "name", "../../etc/passwd", "a/b/c", "a/.."])
 def test_names_that_no_hub_has_are_refused(repo: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no name of a model"):
+    with pytest.raises(InputError, match="not the name of a model"):
         fetch(repo, tmp_path / "x", "main", HUBS["huggingface"]("http://127.0.0.1:9", None))
     assert not list(tmp_path.iterdir())

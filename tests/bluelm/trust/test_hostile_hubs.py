@@ -261,6 +261,6 @@ def test_what_is_not_of_this_fetch_is_left_alone(hub: Hub, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("revision", ["", "a\nb", "../x", "x" * 300, "a b"])
 def test_revisions_that_no_hub_has(revision: str, hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no revision"):
+    with pytest.raises(InputError, match="is not a revision"):
         fetch(REPO, tmp_path / "x", revision, HUBS["huggingface"](hub.address, PATIENT))
     assert not hub.requests

@@ -115,7 +115,7 @@ def test_circles_of_redirects_end(hub: Hub, tmp_path: Path) -> None:
 def test_addresses_that_are_none(mirror: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("fetch", REPO, "--out", tmp_path / "x", "--mirror", mirror) == 2
     said = capsys.readouterr().err
-    assert "no address of a server" in said
+    assert "not a server's address" in said
     assert not [word for word in (*SECRETS, "cret") if word in said]
 
 

@@ -120,7 +120,7 @@ def test_a_folder_that_is_not_ours_alone_is_not_replaced(
     if damage == "a flipped bit":  # all of it is named in our manifest
         assert quantize(short, samples, other, out, overwrite=True).recipe.seed == 7
         return
-    with pytest.raises(InputError, match="no run of ours wrote"):
+    with pytest.raises(InputError, match="bluelm-export did not write"):
         quantize(short, samples, other, out, overwrite=True)
     assert content(out) == before
 

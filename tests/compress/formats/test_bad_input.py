@@ -100,12 +100,12 @@ def three_bits(place: Path) -> list[str]:
 
 CASES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "adapter for other shapes": (other_adapter, ["lora_A", "[4, 96]", "[4, 128]"]),
-    "adapter that is none": (options("--adapter", "nowhere"), ["nowhere", "no LoRA adapter"]),
-    "adapter with a strange weight": (options("--adapter", "nowhere:much"), ["much", "no weight"]),
+    "adapter that is none": (options("--adapter", "nowhere"), ["nowhere", "not a LoRA adapter"]),
+    "adapter with a strange weight": (options("--adapter", "nowhere:much"), ["much", "not a weight"]),
     "adapter on a quantized checkpoint": (adapter_on_codes, ["cannot be merged", "float checkpoint"]),
     "GPTQ without scales": (without_scales, [f"{Q}.scales is missing"]),
     "GPTQ with groups that do not divide": (broken_groups, [Q, "3 groups", "64 columns"]),
-    "GPTQ with NaN scales": (bad_scales, [Q, "no finite numbers"]),
+    "GPTQ with NaN scales": (bad_scales, [Q, "are not finite"]),
     "unknown quant_method": (method("gptqq"), ["gptqq", "did you mean 'gptq'"]),
     "quant_method of no use": (method("bitsandbytes"), ["bitsandbytes", "compressed-tensors"]),
     "group size that does not divide": (options("--group-size", "128"), ["128 does not divide", "64 columns"]),

@@ -254,7 +254,7 @@ def test_the_command_shows_a_table_and_writes_figures_and_a_plot(
         (["{demo}", "{cpu}@htp"], "does not run on 'htp'"),
         (
             ["{demo}", "{cpu}", "--plot", "x.doc", "--tokens", "50", "--prompts", "0"],
-            "no kind of drawing",
+            "not a supported image format",
         ),
     ],
 )

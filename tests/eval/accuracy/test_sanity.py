@@ -90,7 +90,7 @@ def test_a_checkpoint_is_tried_before_anything_is_built(tmp_path: Path, capfd: p
                  "--chunk", "32"]  # fmt: skip
     assert call(arguments) == 2
     said = " ".join(capfd.readouterr().err.split())
-    assert "foresees text no better than a guess" in said and "unigram guess" in said
+    assert "predicts text no better than guessing" in said and "unigram guess" in said
     assert not list(run.rglob("artifact.json")) and not list(run.rglob("quantized.json"))
 
 

@@ -47,7 +47,7 @@ def write(folder: Path, text: str, name: str = "budget.yaml") -> Path:
         ("sizes: [{max_mean_kl: 0.1}]", ["lacks a value", "up_to"]),
         ("sizes: [{up_to: huge, max_mean_kl: 0.1}]", ["up_to", "huge"]),
         ("extends: nowhere.yaml", ["cannot be read", "nowhere.yaml"]),
-        ("extends: budget.yaml", ["in a circle"]),
+        ("extends: budget.yaml", ["in a cycle"]),
         ('extends: "\\0"', ["cannot be read"]),
         ("max_mean_kl: " + "9" * 5000, ["not YAML that can be read", "characters"]),
         ("max_mean_kl: 2024-99-99", ["max_mean_kl", "2024-99-99"]),

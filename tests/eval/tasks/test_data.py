@@ -94,7 +94,7 @@ def test_parquet_as_on_the_hub(tmp_path: Path) -> None:
     [
         (b"\xff\xfe\xff", "cannot be read"),
         (b",Question,A,B,C,D\n0,Why?,a,b,c,d\n", "lacks Answer"),
-        (b",Question,A,B,C,D,Answer\n0,Why?,a,b,c,d,E\n", "'E' is none of A, B, C, D"),
+        (b",Question,A,B,C,D,Answer\n0,Why?,a,b,c,d,E\n", "'E' is not one of A, B, C, D"),
         (b",Question,A,B,C,D,Answer\n0,Why?,a,b\n", "lacks C, D, Answer"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_packed_file_is_not_unpacked_without_end(tmp_path: Path, monkeypatch: 
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no data of the task cmmlu_arts(.|\n)*test/arts\.csv"):
+    with pytest.raises(InputError, match=r"no data for the task cmmlu_arts(.|\n)*test/arts\.csv"):
         LocalData(tmp_path).splits(CMMLU)
     with pytest.raises(InputError, match="no known local layout"):
         LocalData(tmp_path).splits({"task": "hellaswag", "dataset_path": "Rowan/hellaswag", "test_split": "test"})
@@ -124,5 +124,5 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lacks prompt, test, entry_point"):
         LocalData(tmp_path).splits(HUMANEVAL)
     (tmp_path / "HumanEval.jsonl").write_text("[1]\n")
-    with pytest.raises(InputError, match="no record"):
+    with pytest.raises(InputError, match="not a record"):
         LocalData(tmp_path).splits(HUMANEVAL)

@@ -200,7 +200,7 @@ def test_bad_requests(data: Path, tmp_path: Path) -> None:
         tasks.load(TaskRequest(("humaneval",), data))
     with pytest.raises(InputError, match="no such folder"):
         tasks.load(TaskRequest(("gsm8k",), tmp_path / "none"))
-    with pytest.raises(InputError, match="no data of the task cmmlu_ancient_chinese"):
+    with pytest.raises(InputError, match="no data for the task cmmlu_ancient_chinese"):
         tasks.load(TaskRequest(("cmmlu",), data))
 
 

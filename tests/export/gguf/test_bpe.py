@@ -118,9 +118,9 @@ def rebuilt(found: dict[str, Any], kind: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "cuts no text as this tokenizer does"),
-        ({"pre_tokenizer": None}, "cuts no text as this tokenizer does"),
-        ({"model": {"type": "Unigram", "vocab": []}}, "SentencePiece and byte-level BPE tokenizers alone"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "no pre-tokenizer that splits text like this one"),
+        ({"pre_tokenizer": None}, "no pre-tokenizer that splits text like this one"),
+        ({"model": {"type": "Unigram", "vocab": []}}, "only SentencePiece and byte-level BPE tokenizers"),
     ],
 )
 def test_another_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], problem: str) -> None:

@@ -83,7 +83,7 @@ def test_last_and_accept(path):
     ("arguments", "told"),
     [
         (("--metric", "speed"), "decode_tokens_per_s"),
-        (("--metric", "decode_tokens_per_s", "--plot", "x.txt"), "no kind of drawing"),
+        (("--metric", "decode_tokens_per_s", "--plot", "x.txt"), "not a supported image format"),
         (("--plot", "x.png"), "--metric"),
         (("--accept", "99"), "no run 99"),
     ],

@@ -79,7 +79,7 @@ def test_no_tokens_per_second_of_models_below_half_a_billion():
     [
         (("--soc", "Snapdragon 1"), "Snapdragon 8 Gen 3"),
         (("--model", "BlueLM-70B"), "BlueLM-13B"),
-        (("--bits", "99"), "no width"),
+        (("--bits", "99"), "not a supported weight width"),
     ],
 )
 def test_estimate_of_what_is_not_known(arguments, told):
@@ -101,7 +101,7 @@ def test_devices_lists_a_phone(tmp_path):
         line = done.stdout.splitlines()[2]
         for word in (phone.serial, "V2309A", "MT6989", "GiB", "Android 14 (API 34)", "NeuroPilot", "none"):
             assert word in line
-        assert "devicectl is not here" in done.stdout
+        assert "devicectl is not installed" in done.stdout
         other = ask("devices", "nobody", ANDROID_ADB_SERVER_PORT=str(phone.server.port))
         assert other.returncode == 5 and "nobody" in other.stderr
 

@@ -87,7 +87,7 @@ def test_github_gets_annotations_and_a_summary(
     assert page.read_text() == "before\n" + summary(example())
 
     def bad() -> int:
-        raise InputError("no such thing", where="there", fix="mend it")
+        raise InputError("no such thing", where="there", fix="correct it")
 
     assert guard(bad, resume="") == 2
     assert "::error title=bluelm-export::no such thing%0A" in capsys.readouterr().out
