@@ -32,6 +32,7 @@ def test_messages_go_there_and_back(child: Child) -> None:
     np.testing.assert_array_equal(child.call(array, HANG_S), array)
 
 
+@pytest.mark.linux
 def test_children_are_kept_on_one_core_each_in_turn(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
     cores = [next_core() for _ in allowed]
