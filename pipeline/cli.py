@@ -276,6 +276,14 @@ for commands in (
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script."""
     sys.excepthook = crash
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:  # before a command began, or behind its end
+        say("\nerror: interrupted", error=True)
+        sys.exit(INTERRUPTED)
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
     show_warnings()
     interrupt.listen()  # CI cancels with SIGTERM: end as on Ctrl-C
     given = list(sys.argv[1:] if arguments is None else arguments)

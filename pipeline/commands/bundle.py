@@ -302,8 +302,12 @@ def bundle(
 
 
 def bundle_passed(run: Path, passed: bool, output: Console, messages: Console) -> None:
-    """The end of a run: a bundle in the default format, or why there is none."""
-    from bluelm.errors import ExportError
+    """The end of a run: a bundle in the default format, or why this model or machine has none.
+
+    Raises:
+        InputError: what lies in the bundle's place is not as it was written, so it would be taken for this run's.
+    """
+    from bluelm.errors import TargetError, UnavailableError
 
     if not passed:
         output.print("No bundle: the budget failed (`bluelm-export bundle --allow-failed` makes one).")
@@ -318,7 +322,7 @@ def bundle_passed(run: Path, passed: bool, output: Console, messages: Console) -
         text = f"No bundle: it needs {error.name}, pip install 'bluelm-export[bundle]'"
         output.print(text, highlight=False, markup=False, soft_wrap=True)
         return
-    except ExportError as error:  # the run itself passed and is not spoilt by this
+    except (TargetError, UnavailableError) as error:  # the run itself passed and is not spoilt by this
         text = f"no bundle: {error}"
         messages.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
         return

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,8 @@ PARTIAL = ".partial"
 PREVIOUS = "previous"  # what told of an artifact that is being made again
 REPORTS = ("report.json", "report.html", "junit.xml", "summary.md")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+BUNDLE, BUNDLES = "bundle", (".apk", "-apks", ".ipa", "-folder", "-gradle", "-xcode")
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # of `bluelm.system.files`
 log = logging.getLogger("bluelm_export")
 
 
@@ -99,8 +102,7 @@ class Stages:
         why = self._differs(name, record, inputs) if record else ""
         if record and not why:
             self._tell(f"{name}: unchanged, taken from an earlier run")
-            if read_note(self._begun(name)) != fingerprint(inputs):  # damaged: if the record were lost, it would count
-                write_text(self._begun(name), fingerprint(inputs))
+            self._mend_notes(name, inputs, record["files"])
             self.done.append(ReportStage(name=name, seconds=0, reused=True))
             return folder
         if why:
@@ -115,10 +117,17 @@ class Stages:
         self._record(name).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         work(folder)
-        content = {"fingerprint": fingerprint(inputs), "inputs": inputs, "files": digests(folder)}
-        write_text(self._record(name), json.dumps(content, indent=1, sort_keys=True))
+        write_text(self._record(name), _record_text(inputs, digests(folder)))
         self.done.append(ReportStage(name=name, seconds=round(time.monotonic() - started, 2), reused=False))
         return folder
+
+    def _mend_notes(self, name: str, inputs: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+        """Notes of a finished stage as they were, where a byte is another that decided nothing now but might later."""
+        if read_note(self._begun(name)) != fingerprint(inputs):
+            write_text(self._begun(name), fingerprint(inputs))
+        record, wanted = self._record(name), _record_text(inputs, files)
+        if record.read_bytes() != wanted.encode():
+            write_text(record, wanted)
 
     def _record(self, name: str) -> Path:
         return self.folder / RECORDS / f"{name}.json"
@@ -162,6 +171,21 @@ class Stages:
                 where=folder,
                 fix="move it elsewhere, or give another --name",
             )
+
+
+def _record_text(inputs: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    content = {"fingerprint": fingerprint(inputs), "inputs": inputs, "files": files}
+    return json.dumps(content, indent=1, sort_keys=True)
+
+
+def clear_temporaries(run: Path) -> None:
+    """Remove what a killed run was writing: `.NAME.PID.tmp` of a stage, a report or a note. Of a locked run."""
+    notes = run / RECORDS
+    ours = {path.stem for path in notes.glob("*.begun")} | {*REPORTS}
+    for path in (path for place in (run, notes, run / BUNDLE) for path in place.glob(".*.tmp")):
+        found = TEMPORARY.fullmatch(path.name)
+        if found and (path.parent == notes or found["name"] in ours or found["name"].endswith(BUNDLES)):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def retire_reports(run: Path) -> None:
@@ -210,6 +234,7 @@ def run_folder(folder: Path) -> Iterator[Path]:
             except BlockingIOError as error:
                 fix = "wait for it to end, or give another --name"
                 raise InputError("another run is writing into this folder", where=folder, fix=fix) from error
+            clear_temporaries(folder)
             yield folder
     except (ExportError, KeyboardInterrupt):
         if made and not _holds_results(folder):

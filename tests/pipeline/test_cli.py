@@ -12,7 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,7 +21,7 @@ from bluelm.text.clean import clean
 from bluelm.text.tokenizer import Tokenizer
 from compress.recipe import Recipe
 from eval.report import Report
-from pipeline.cli import spread_lists
+from pipeline.cli import main, spread_lists
 from pipeline.commands import generate
 from pipeline.errors import crash, guard
 from pipeline.run.plan import Request, make_plan
@@ -303,3 +303,17 @@ def test_lists_behind_an_option() -> None:
     given = ["--calibration", "a", "b", "--bits", "4", "--eval", "c", "--budget", "d"]
     expected = ["--calibration", "a", "--calibration", "b", "--bits", "4", "--eval", "c", "--budget", "d"]
     assert spread_lists(given) == expected
+
+
+@pytest.mark.parametrize("where", ["show_warnings", "hold_to_bounds"])
+def test_a_signal_before_a_command_begins_is_an_interruption(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"pipeline.cli.{where}", stop)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back afterwards
+    with pytest.raises(SystemExit) as left:
+        main(["targets"])
+    assert left.value.code == 6 and "interrupted" in capsys.readouterr().err

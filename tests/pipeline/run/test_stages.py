@@ -233,3 +233,28 @@ def test_comments_change_no_key() -> None:
     told = '"""What it is."""\n\n# why\ndef f(x: int) -> int:\n    """More."""\n    return (x + 1)  # one more\n'
     assert meaning(plain) == meaning(told)
     assert meaning(plain) != meaning(plain.replace("+ 1", "+ 2"))
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    """Whatever process had its number; a user's file of a like name stays."""
+    Stages(tmp_path).run("quantized", {}, writer("a", []))
+    left = [tmp_path / ".quantized.7.tmp", tmp_path / ".junit.xml.70.tmp", tmp_path / ".stages" / ".x.begun.9.tmp"]
+    left[0].mkdir()
+    (left[0] / "weights.bin").write_text("half")
+    own = [tmp_path / ".notes.7.tmp", tmp_path / ".quantized.x.tmp", tmp_path / "quantized.7.tmp"]
+    for path in [*left[1:], *own]:
+        path.write_text("half")
+    with run_folder(tmp_path):
+        assert not [path for path in left if path.exists()]
+        assert all(path.exists() for path in own)
+
+
+def test_a_byte_of_a_record_that_decides_nothing_is_mended(tmp_path: Path) -> None:
+    calls: list[str] = []
+    Stages(tmp_path).run("quantized", {"bits": 4, "seed": 7}, writer("a", calls))
+    record = tmp_path / ".stages" / "quantized.json"
+    sound = record.read_bytes()
+    for damaged in (sound.replace(b'"seed": 7', b'"seed": 5'), sound.replace(b"\n", b"\r", 1), sound + b" "):
+        record.write_bytes(damaged)
+        Stages(tmp_path).run("quantized", {"bits": 4, "seed": 7}, writer("a", calls))
+        assert record.read_bytes() == sound and calls == ["a"]
