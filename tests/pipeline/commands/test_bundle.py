@@ -15,13 +15,16 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from rich.console import Console
 
+from bluelm.errors import InputError
 from bluelm.trust import signature
 from bluelm.trust.manifest import FolderManifest
 from export.bundle import build, keys
 from export.bundle.manifest import BundleManifest
 from pipeline.bundles import bundle_check
 from pipeline.cli import main
+from pipeline.commands.bundle import bundle_passed
 from tests.support import bundles
 from tests.support.checkpoints.tiny import tiny_checkpoint
 from tests.support.phones.phone import FakePhone, running_phone
@@ -90,6 +93,22 @@ def test_a_run_that_passes_makes_a_bundle_and_records_where_it_came_from(runs: P
     weights = (runs / "model" / "model.safetensors").read_bytes()
     assert provenance["files"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
     assert provenance["signature"] == "not signed"
+
+
+def test_a_run_does_not_pass_beside_a_damaged_bundle(runs: Path, tmp_path: Path) -> None:
+    """It is not replaced, as it may be somebody's; and it is not taken for this run's."""
+    good = tmp_path / "good"
+    shutil.copytree(runs / "good", good)
+    made = good / "bundle" / "good.apk"
+    data = bytearray(made.read_bytes())
+    data[len(data) // 2] ^= 1
+    made.write_bytes(data)
+    with pytest.raises(InputError, match="not replaced"):
+        bundle_passed(good, True, Console(), Console())
+    assert made.read_bytes() == bytes(data)
+    made.unlink()
+    bundle_passed(good, True, Console(), Console())
+    assert call("verify", "--no-load", made) == 0
 
 
 def test_a_checkpoint_that_is_not_signed_is_refused(
