@@ -137,7 +137,7 @@ class Record:
         speed: whose published figures speak for it.
         blocks: how the outputs of its blocks are seen: its graphs are `rewritten` with more outputs, its `runtime` here
             shows them, the program is `built again` around its weights, or the `source` that it was compiled from is.
-        graphs: roles of the graphs that are rewritten.
+        graphs: roles of the graphs that are rewritten. open_up: function (Artifact, from, to, values) that does it.
         rebuild: function that builds it again, for `built again`.
         blocks_in_runs: whether a run looks at its blocks; else `bluelm-export bisect` does, as it takes long.
         inside: whether values inside a block are seen; else it is looked at as a whole.
@@ -172,6 +172,7 @@ class Record:
     speed: Speed | Without
     blocks: Blocks | Without
     graphs: tuple[str, ...] = ()
+    open_up: str | None = None
     rebuild: str | None = None
     blocks_in_runs: bool | Without
     inside: bool | Without

@@ -27,6 +27,7 @@ LITERT = Record(
     speed=Speed("cpu", "LiteRT / MediaPipe"),
     blocks="rewritten",
     graphs=("model",),
+    open_up="export.litert.debug:open_up",
     blocks_in_runs=True,
     inside=True,
     host_cache=True,

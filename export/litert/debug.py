@@ -15,16 +15,21 @@ from typing import Any
 import flatbuffers
 
 from bluelm.errors import InputError
+from export.artifacts.artifact import Artifact
 from export.litert.file import ALIGNMENT, IDENTIFIER, schema
+from export.lowering.decoder import block_output
 
 
-def open_up(source: Path, target: Path, names: list[str], wished: Sequence[str] = ()) -> None:
-    """Write `source` to `target` with the tensors `names` of each subgraph as outputs of its signature, and
-    those that are `wished` for where there are such.
+def open_up(artifact: Artifact, source: Path, target: Path, values: Sequence[str]) -> None:
+    """Write `source` to `target` with the stream behind every block among the outputs of each signature.
+
+    Args:
+        values: more values of the lowered decoder, shown where a subgraph has them.
 
     Raises:
-        InputError: a subgraph has no tensor of that name.
+        InputError: a subgraph has no such stream.
     """
+    names = [block_output(layer) for layer in range(artifact.model.num_layers)]
     with source.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # the model's arrays look into it
         model: Any = schema.ModelT.InitFromPackedBuf(data, 0)
@@ -33,7 +38,7 @@ def open_up(source: Path, target: Path, names: list[str], wished: Sequence[str] 
         for signature in model.signatureDefs:
             graph = model.subgraphs[signature.subgraphIndex]
             indices = {tensor.name.decode(): index for index, tensor in enumerate(graph.tensors)}
-            for name in (*names, *(wish for wish in wished if wish in indices and wish not in names)):
+            for name in (*names, *(wish for wish in values if wish in indices and wish not in names)):
                 if name not in indices:
                     raise InputError(f"the graph has no value {name}", where=source, fix="export it again")
                 entry = schema.TensorMapT()

@@ -9,7 +9,7 @@ import onnxruntime
 
 from bluelm.errors import InputError
 from export.artifacts.artifact import Artifact
-from export.artifacts.debug import genai_stream
+from export.onnx.debug import genai_stream
 from targets.arm64.onnx import session_step
 from targets.host.cached_runtime import Step
 from targets.runtime import RuntimeBase
@@ -43,7 +43,7 @@ class GenaiRuntime(RuntimeBase):
         """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden].
 
         Raises:
-            InputError: the graph has no such outputs (`export/artifacts/debug.py` gives them).
+            InputError: the graph has no such outputs (a debug build gives them).
         """
         names = genai_stream(self._artifact.model)
         self.reset()

@@ -78,7 +78,7 @@ class CachedRuntime(RuntimeBase):
         """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden].
 
         Raises:
-            InputError: the graphs have no such outputs (`export/artifacts/debug.py` gives them).
+            InputError: the graphs have no such outputs (a debug build gives them).
         """
         self.reset()
         self._stream = []

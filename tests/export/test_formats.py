@@ -32,8 +32,7 @@ def paths(record: Record) -> Iterator[str]:
     """Every import path of a record."""
     yield from (path for path in (record.backend, record.reader, record.ends) if isinstance(path, str))
     yield from (run.opener for run in record.runs.values())
-    if record.rebuild is not None:
-        yield record.rebuild
+    yield from (path for path in (record.rebuild, record.open_up) if path is not None)
 
 
 @RECORDS
@@ -49,7 +48,7 @@ def test_what_a_record_names_is_there(record: Record) -> None:
     if record.compiled_from is not None:
         assert formats.record(record.compiled_from).lowered_as == record.compiled_from
         assert record.blocks == "source"
-    assert (record.blocks == "rewritten") == bool(record.graphs)
+    assert (record.blocks == "rewritten") == bool(record.graphs) == (record.open_up is not None)
     assert (record.blocks == "built again") == (record.rebuild is not None)
 
 
