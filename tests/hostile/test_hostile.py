@@ -16,7 +16,7 @@ from tests.hostile.rows import FORMATS
 from tests.support.readers import READERS
 
 ROOT = Path(__file__).parents[2]
-MOST = 4  # values of a family
+MOST = 2  # values of a family
 
 
 @pytest.fixture(scope="module")
