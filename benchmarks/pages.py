@@ -164,7 +164,11 @@ def stamp() -> dict[str, str]:
 
 
 def _module() -> str:
-    return f"benchmarks.{Path(sys.argv[0]).stem}"
+    path = Path(sys.argv[0]).resolve()
+    if path.stem == "__main__":  # a package with a command of its own
+        path = path.parent
+    home = HERE if path.is_relative_to(HERE) else path.parent
+    return ".".join(("benchmarks", *path.relative_to(home).with_suffix("").parts))
 
 
 if __name__ == "__main__":
