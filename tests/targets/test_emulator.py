@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
+import psutil
 import pytest
 
 from bluelm.errors import TargetError, UnavailableError
@@ -37,6 +40,30 @@ def test_arm64_code_gives_this_machines_logits(quantized, exporter, tmp_path):
         there.reset()
         stepped = np.stack([there.decode(token) for token in TEXT[:3]])
         assert mean_kl(expected[:3], stepped) < 1e-3
+
+
+@EMULATOR
+def test_a_stopped_guest_is_noticed_and_goes_on(quantized, tmp_path, monkeypatch, caplog):
+    """`kill -STOP` from outside is said while waiting; let go on, it answers as it would have."""
+    monkeypatch.setattr("targets.emulator.guest.HEARTBEAT_S", 0.05)
+    made = onnx_cpu.export(quantized, tmp_path / "a", context=32, chunk=8)
+    with open_runtime(made.folder, "arm64") as there:
+        expected = there.logits(TEXT[:8])
+        (guest,) = psutil.Process().children()
+
+        class LetGoOn(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if "is stopped" in record.getMessage():
+                    guest.resume()
+
+        heard = LetGoOn()
+        logging.getLogger("bluelm_export").addHandler(heard)
+        guest.suspend()
+        there.reset()
+        found = there.logits(TEXT[:8])
+        logging.getLogger("bluelm_export").removeHandler(heard)
+    assert np.array_equal(found, expected)
+    assert "the arm64 guest" in caplog.text and "is stopped" in caplog.text
 
 
 @EMULATOR
