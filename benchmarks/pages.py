@@ -12,7 +12,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bluelm.system.files import write_text
-from export import formats
 
 HERE = Path(__file__).parent
 RESULTS, PAGES = HERE / "results", HERE / "pages"
@@ -38,12 +36,10 @@ def results(name: str) -> dict[str, Any]:
 
 
 def source(place: str) -> dict[str, Any]:
-    """Figures that may be cited: of a benchmark by its name, of a file by its path, of formats' records.
+    """Figures that may be cited: of a benchmark by its name, of a file by its path.
 
     A part with a table has its cells under `cells`, by the row's first two cells and the column.
     """
-    if place == "formats":
-        return {name.replace("-", "_"): asdict(record) for name, record in formats.records().items()}
     path = HERE.parent / place if "/" in place else RESULTS / f"{place}.json"
     text = path.read_text(encoding="utf-8")
     found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
