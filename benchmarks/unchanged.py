@@ -3,17 +3,19 @@
     python -m benchmarks.unchanged BEFORE OUT [--after TREE] [--only NAME ...]
 
 BEFORE is a checkout of an earlier commit (`git worktree add`), the other side this one or TREE. Each side is run from
-the command line in a process of its own: `quantize` by every method on the demo's first blocks, then a whole run of the
-demo on every runtime that can be made here. Then all files are compared by SHA-256, and all figures of report.json.
+the command line in a process of its own: `quantize` by every method on the demo, then a whole run of the demo on every
+runtime that can be made here. Then all files are compared byte for byte, and all values of report.json.
 OUT keeps what was made, so that a run that was broken off goes on. Ends with 1 where anything differs.
 
-Left out: names of times, speed and memory in reports; the bytes that Qualcomm's compiler writes (its artifacts are
-compared by their figures); records of the tool's own sources and folders.
+Left out: SHA-256 digests that stand in files as text (that of our own sources is in every checkpoint and what is made
+of it; the files that others tell of are compared themselves); values of times, speed and memory in reports; the bytes
+that Qualcomm's compiler writes (its artifacts are compared by their figures).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -23,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bluelm.system.files import sha256
+from benchmarks import pages
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("bluelm") / "demo"
@@ -46,10 +48,9 @@ RUNTIMES = {
     "executorch-qnn": "snapdragon",
 }
 """A target for each; a new runtime is a row."""
+DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 COMPILED = ("qnn-context", "executorch-qnn")
-TIMED = re.compile(
-    r"speed|tokens_per_s|seconds|_s\b|memory|peak|date|time|started|version|tool|log|path|folder|name|host|load"
-)
+MACHINE = ("host", "run")  # subjects of figures that its clocks and its memory decide
 RECORDS = ("report.json", "log.txt", "report.html", "junit.xml", "summary.md", ".stages", "run.json", "previous")
 
 
@@ -84,40 +85,46 @@ def make(tree: Path, side: Path, only: list[str]) -> dict[str, int]:
     return codes
 
 
-def bytes_of(side: Path) -> dict[str, str]:
-    """SHA-256 of every file of codes and artifacts, by its path."""
+def content(path: Path) -> str:
+    """SHA-256 of a file's bytes with zeros in place of the digests in it."""
+    return hashlib.sha256(DIGEST.sub(b"0" * 64, path.read_bytes())).hexdigest()
+
+
+def bytes_of(side: Path, names: set[str]) -> dict[str, str]:
+    """The content of every file of codes and artifacts, by its path."""
     found = {}
     for path in sorted((side / "quantized").rglob("*")) + sorted((side / "runs").rglob("*")):
         place = path.relative_to(side)
         compiled = place.parts[0] == "runs" and place.parts[1] in COMPILED and path.suffix in (".bin", ".pte", ".json")
-        if path.is_file() and not compiled and not any(part in RECORDS for part in place.parts):
-            found[str(place)] = sha256(path)
+        known = place.parts[1] in {name.replace("+", "-") for name in names}
+        if known and path.is_file() and not compiled and not any(part in RECORDS for part in place.parts):
+            found[str(place)] = content(path)
     return found
 
 
-def figures_of(side: Path) -> dict[str, Any]:
-    """Every value of every report, by the report and its place in it."""
+def figures_of(side: Path, names: set[str]) -> dict[str, Any]:
+    """Every figure and every check of every report that no clock, load or memory of this machine decides."""
     found: dict[str, Any] = {}
-    for report in sorted((side / "runs").glob("*/report.json")):
-        for place, value in _leaves(json.loads(report.read_text(encoding="utf-8"))):
-            if not TIMED.search(place):
-                found[f"{report.parent.name}: {place}"] = value
+    for name in (name for name in RUNTIMES if name in names):
+        report = json.loads((side / "runs" / name / "report.json").read_text(encoding="utf-8"))
+        for kind in ("measurements", "checks"):
+            for one in report[kind]:
+                if one["subject"] not in MACHINE:
+                    found[f"{name}: {kind}, {one['name']} ({one['subject']})"] = one
+        found |= {f"{name}: {key}": report[key] for key in ("documents", "budget", "warnings", "passed")}
     return found
-
-
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list):
-        inner = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, one in inner:
-            yield from _leaves(one, f"{place}/{key}")
-    else:
-        yield place, value
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """A line for each value that is not the same on both sides."""
     keys = sorted(before.keys() | after.keys())
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def commit_of(tree: Path) -> str:
+    """Of a checkout."""
+    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:
@@ -128,15 +135,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], choices=[*METHODS, *RUNTIMES])
     given = parser.parse_args()
     sides = {"before": given.before.resolve(), "after": given.after.resolve()}
-    codes, files, figures = [], [], []
-    for name, tree in sides.items():
-        side = given.out.resolve() / name
-        codes.append(make(tree, side, given.only))
-        files.append(bytes_of(side))
-        figures.append(figures_of(side))
+    places = [given.out.resolve() / name for name in sides]
+    codes = [make(tree, place, given.only) for tree, place in zip(sides.values(), places, strict=True)]
+    codes = [{name: code for name, code in each.items() if all(name in other for other in codes)} for each in codes]
+    files, figures = ([found(place, set(codes[0])) for place in places] for found in (bytes_of, figures_of))
     found = [*differences(*codes), *differences(*files), *differences(*figures)]
     print(f"{len(files[0])} files and {len(figures[0])} figures of {len(codes[0])} commands: {len(found)} differ")
     print("\n".join(found[:50]))
+    commits = [commit_of(tree) for tree in sides.values()]
+    part = {"commands": sorted(codes[0]), "files": len(files[0]), "figures": len(figures[0]), "differ": found[:50]}
+    pages.save("unchanged", {"demo": {**part, "before": commits[0], "after": commits[1], "made": pages.stamp()}})
     sys.exit(bool(found))
 
 
