@@ -16,7 +16,7 @@ from bluelm.errors import InputError
 from bluelm.system.reading import read_bytes
 
 MOST_BYTES = 1 << 30  # weights lie in files of their own
-MOST_MESSAGES = 1 << 20  # a Core ML program of 80 blocks has 0.5 million, an ONNX graph 27,000
+MOST_MESSAGES = 640_000  # a Core ML program of 80 blocks has 0.5 million, an ONNX graph 27,000
 FIELDS = 4  # times as many; a message has 1.6 to 5
 VARINT, FIXED_64, LENGTH, FIXED_32 = 0, 1, 2, 5  # wire types; 3 and 4, groups, are in none of the formats read here
 LONGEST_VARINT = 10
