@@ -17,6 +17,7 @@ from bluelm.system.reading import read_bytes
 
 MOST_BYTES = 1 << 30  # weights lie in files of their own
 MOST_MESSAGES = 640_000  # a Core ML program of 80 blocks has 0.5 million, an ONNX graph 27,000
+EMPTY = 4  # messages that an empty one counts for: files of nothing else are given up sooner
 FIELDS = 4  # times as many; a message has 1.6 to 5
 VARINT, FIXED_64, LENGTH, FIXED_32 = 0, 1, 2, 5  # wire types; 3 and 4, groups, are in none of the formats read here
 LONGEST_VARINT = 10
@@ -46,7 +47,7 @@ def read_message(path: Path, message: Any, what: str, most: int = MOST_MESSAGES)
 
 
 def check(data: bytes, descriptor: Any, most: int = MOST_MESSAGES) -> None:
-    """Count messages and fields.
+    """Count messages and fields; an empty message counts for `EMPTY`.
 
     Raises:
         ValueError: there are too many, or a length or a type that no protobuf has.
@@ -66,7 +67,7 @@ def check(data: bytes, descriptor: Any, most: int = MOST_MESSAGES) -> None:
                 if length > end - at:
                     raise ValueError(f"a field of {length} bytes where {end - at} are left")
                 if (kind := inner.get(tag >> 3)) is not None:
-                    messages += 1
+                    messages += 1 if length else EMPTY
                     waiting.append((at, at + length, _fields(kind, kinds)))
                 at += length
             elif wire == VARINT:
