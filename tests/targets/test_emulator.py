@@ -47,9 +47,10 @@ def test_a_stopped_guest_is_noticed_and_goes_on(quantized, tmp_path, monkeypatch
     """`kill -STOP` from outside is said while waiting; let go on, it answers as it would have."""
     monkeypatch.setattr("targets.emulator.guest.HEARTBEAT_S", 0.05)
     made = onnx_cpu.export(quantized, tmp_path / "a", context=32, chunk=8)
+    before = set(psutil.Process().children())  # of other tests in this process
     with open_runtime(made.folder, "arm64") as there:
         expected = there.logits(TEXT[:8])
-        (guest,) = psutil.Process().children()
+        (guest,) = set(psutil.Process().children()) - before
 
         class LetGoOn(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
