@@ -41,7 +41,7 @@ from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
 from pipeline.commands.compare import open_subjects
 from targets.registry import find
-from tests.support.checkpoints.rounded import shortened
+from tests.support.checkpoints.shapes import shortened
 
 CONTEXT, CHUNK, TOKENS = 128, 64, 64
 SOUND_DIGEST = "quantized.json keeps the sound checkpoint's digests: damage is what nobody wrote down"

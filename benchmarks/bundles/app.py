@@ -46,7 +46,7 @@ def asked(app: kotlin_app.App, artifact: Artifact, payload: Path, files: Path, k
 
 def lowered(home: Path, formats: Sequence[str]) -> Iterator[tuple[Artifact, Path]]:
     """Artifacts of the demo's first two blocks, and the payload of a bundle of each."""
-    quantized = rounded(home / "quantized", layers=2)
+    quantized = rounded(home / "quantized", blocks=2)
     for kind in formats:
         artifact = EXPORTS[kind](quantized, home / kind / "artifact")
         yield artifact, app_test.pack(artifact, home / kind)

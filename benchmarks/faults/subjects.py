@@ -103,8 +103,7 @@ class Bench:
 def make_inputs(folder: Path) -> None:
     """Two tiny checkpoints, texts and a budget."""
     from bluelm.system.files import demo_checkpoint
-    from tests.support.checkpoints.shapes import write_checkpoint
-    from tests.support.checkpoints.tiny import tiny_checkpoint
+    from tests.support.checkpoints.shapes import tiny_checkpoint, write_checkpoint
 
     if folder.exists():
         return

@@ -39,7 +39,7 @@ from pipeline.judge.inspecting import Inspector
 from pipeline.judge.judging import Subject
 from targets.registry import find
 from targets.runtime import natural
-from tests.support.checkpoints.rounded import shortened
+from tests.support.checkpoints.shapes import shortened
 
 CONTEXT, CHUNK = 512, 128
 TOKENS = {"htp": 1536, "interpreter": 1024}  # others: 4096

@@ -29,7 +29,7 @@ from targets.registry import find
 from targets.runtime import Place, Runtime, open_runtime
 from tests.bluelm import test_architectures as formulas
 from tests.bluelm.test_compare_architectures import TOKENS, baichuan, glm, llama, qwen2
-from tests.support.checkpoints.quantized import quantized
+from tests.support.checkpoints.rounded import rounded
 
 CONTEXT, CHUNK, DECODED = 64, 16, 12
 Maker = Callable[[QuantizedCheckpoint, Path], object]
@@ -87,7 +87,7 @@ def row(work: Path, name: str, kind: str) -> list[str]:
     """One row of the table; the artifact is made where it is not there yet."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "quantized").exists():
-        quantized(MODELS[name](work / "float"), work / "quantized", bits=8, group_size=-1)
+        rounded(work / "quantized", source=MODELS[name](work / "float"), bits=8, group_size=-1)
     q = QuantizedCheckpoint.open(work / "quantized")
     make, place = FORMATS[kind]
     if not (work / kind).exists():

@@ -36,7 +36,7 @@ from tests.bluelm.test_architectures import (
     randomised,
     write,
 )  # fmt: skip
-from tests.support.checkpoints.quantized import quantized
+from tests.support.checkpoints.rounded import rounded
 
 TOKENS = list(range(5, 45))
 
@@ -79,7 +79,7 @@ def glm(folder: Path) -> Path:
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
     make: Callable[[Path], Path] = request.param
     folder = tmp_path_factory.mktemp("architecture")
-    return quantized(make(folder / "float"), folder / "quantized", bits=8, group_size=-1)
+    return rounded(folder / "quantized", source=make(folder / "float"), bits=8, group_size=-1)
 
 
 def mean_kl(q: QuantizedCheckpoint, logits: np.ndarray) -> float:

@@ -27,7 +27,7 @@ from compress.checkpoint.store import MANIFEST, QuantizedCheckpoint, block_file
 from compress.engine import quantize
 from compress.methods.loss import objective
 from compress.recipe import Recipe
-from tests.support.checkpoints.rounded import shortened
+from tests.support.checkpoints.shapes import shortened
 
 HELDOUT = Path(__file__).parents[2] / "eval" / "data" / "heldout.jsonl"
 METHODS = ("gptq", "awq", "rtn")

@@ -23,7 +23,7 @@ from targets.phones.runners import load_runner
 from targets.socs import table
 from targets.tools import tools
 from tests.pipeline.test_cli import LAX, bluelm, environment
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 RECORDS = pytest.mark.parametrize("record", formats.records().values(), ids=lambda record: record.name)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.cli import main
-from tests.support.checkpoints.tiny import tiny_checkpoint, tiny_tensors
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 
 @pytest.fixture
@@ -30,15 +30,15 @@ def edit_config(model: Path, **changes: Any) -> None:
 
 
 def edit_tensors(model: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = tiny_tensors()
+    tensors = load_file(model / "model.safetensors")
     change(tensors)
     save_file(tensors, model / "model.safetensors")
 
 
 def shard(model: Path, file: str) -> None:
     """Replace the one file by an index that names `file` for every tensor."""
+    weight_map = dict.fromkeys(load_file(model / "model.safetensors"), file)
     (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
-    weight_map = dict.fromkeys(tiny_tensors(), file)
     index = {"metadata": {}, "weight_map": weight_map}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
 

@@ -26,7 +26,7 @@ from pipeline.commands import generate
 from pipeline.errors import crash, guard
 from pipeline.run.plan import Request, make_plan
 from tests.packages import requires
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 LAX = """
 max_perplexity_ratio: 2

@@ -20,7 +20,7 @@ from eval.measurement import Measurement
 from eval.report import Report
 from export.formats import records
 from tests.pipeline.test_cli import QUICK, bluelm
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 LAX = "max_perplexity_ratio: 2\nmax_mean_kl: 1\nmax_artifact_bytes: 50 MB\nmax_memory_bytes: 1 GB\nstructure: false\n"
 SMALL = [word for word in (*QUICK, "--npu-tokens", "512") if word != "--no-bundle"]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from eval.report import Report
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 GITHUB, GITLAB = ROOT / "docs" / "ci" / "github.yml", ROOT / "docs" / "ci" / "gitlab-ci.yml"

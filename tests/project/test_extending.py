@@ -16,7 +16,7 @@ from eval.files.memory import PeakMemory
 from pipeline.cli import main
 from targets import socs
 from targets.registry import find
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 ROW = (
     "  - {id: SM9999, name: Snapdragon 9, vendor: qualcomm, aliases: [snapdragon-9], qnn_soc_model: 99,"

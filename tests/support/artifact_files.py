@@ -63,11 +63,11 @@ MAKERS: dict[str, Callable[[QuantizedCheckpoint, Path], None]] = {
 @cache
 def artifact_files(kind: str) -> Mapping[str, bytes]:
     """An artifact of a model of one block in `a`, and the quantized checkpoint that it was made of in `q`."""
-    from tests.support.checkpoints.quantized import quantized
+    from tests.support.checkpoints.rounded import rounded
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        made = quantized(write_checkpoint(folder / "m", **SHAPE), folder / "q", group_size=32)
+        made = rounded(folder / "q", source=write_checkpoint(folder / "m", **SHAPE), group_size=32)
         MAKERS[kind](made, folder / "a")
         paths = [p for name in ("a", "q") for p in sorted((folder / name).rglob("*")) if p.is_file()]
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

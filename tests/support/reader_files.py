@@ -180,7 +180,7 @@ def quantized() -> Mapping[str, bytes]:
     """A quantized checkpoint of the smallest model that the tool quantizes."""
     from calibration.samples import load_samples
     from compress.engine import quantize
-    from tests.support.checkpoints.tiny import tiny_checkpoint
+    from tests.support.checkpoints.shapes import tiny_checkpoint
 
     with tempfile.TemporaryDirectory() as place:
         model = Checkpoint.open(tiny_checkpoint(Path(place) / "model"))

@@ -18,7 +18,7 @@ from targets.runtime import open_runtime
 from tests.export.litert.test_artifact import TEXT, mean_kl
 from tests.packages import requires
 from tests.support.checkpoints.rounded import rounded
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 EMULATOR = requires("qemu-user", "debian-archive-keyring")
 
@@ -26,7 +26,7 @@ EMULATOR = requires("qemu-user", "debian-archive-keyring")
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("emulator")
-    return rounded(folder / "q", source=tiny_checkpoint(folder / "tiny"), layers=1)
+    return rounded(folder / "q", source=tiny_checkpoint(folder / "tiny"), blocks=1)
 
 
 @EMULATOR

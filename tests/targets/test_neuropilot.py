@@ -18,7 +18,7 @@ from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import EmbeddingTable
 from pipeline.cli import main
 from targets.runtime import open_runtime
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 CONVERTER = """
 class PyTorchV2Converter:

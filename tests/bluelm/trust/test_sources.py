@@ -17,8 +17,7 @@ from pipeline.run.provenance import PINNED
 from tests.bluelm.test_adapters import write_adapter
 from tests.bluelm.trust.test_provenance_folder import key_files
 from tests.export.bundle.test_signers import call
-from tests.support.checkpoints.shapes import write_checkpoint
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint, write_checkpoint
 
 SMALL = ["--method", "rtn", "--samples", "4", "--length", "32"]
 RUN = ["--target", "generic-arm64", "--runtime", "onnx-cpu", "--eval-tokens", "256", "--context", "64", "--dry-run"]

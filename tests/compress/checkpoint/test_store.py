@@ -24,7 +24,7 @@ from compress.checkpoint.store import MANIFEST, QuantizedCheckpoint
 from compress.checkpoint.work import finished
 from compress.engine import quantize
 from compress.recipe import Recipe
-from tests.support.checkpoints.rounded import shortened
+from tests.support.checkpoints.shapes import shortened
 
 
 @given(seed=st.integers(0, 10_000), bits=st.sampled_from((4, 8)), rows=st.integers(1, 5), columns=st.integers(1, 9))

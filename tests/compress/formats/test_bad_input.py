@@ -15,7 +15,7 @@ from tests.bluelm.test_adapters import write_adapter
 from tests.compress.formats.test_read import V1
 from tests.pipeline.test_bad_input import call
 from tests.support.checkpoints.packed import gptq, write_packed
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -23,8 +23,7 @@ from compress.methods.grid import choose_grid
 from compress.methods.probe import Probe
 from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe, Widths
-from tests.support.checkpoints.rounded import shortened
-from tests.support.checkpoints.shapes import LINEARS
+from tests.support.checkpoints.shapes import LINEARS, shortened
 
 W4 = Widths(4, 32, True)
 QKV = Stage("attention_norm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))

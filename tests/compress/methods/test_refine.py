@@ -18,8 +18,7 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from compress.engine import quantize
 from compress.methods.refine import refine, relative_error
 from compress.recipe import Recipe
-from tests.support.checkpoints.rounded import shortened
-from tests.support.checkpoints.shapes import LINEARS
+from tests.support.checkpoints.shapes import LINEARS, shortened
 
 VALUES = {"samples": 32, "length": 128, "sweeps": 0}  # of so few tokens, sweeps and refining learn too much by heart
 

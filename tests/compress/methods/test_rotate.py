@@ -21,7 +21,7 @@ from compress.fit import check
 from compress.methods.rotate import Rotated, Rotation, cosines, rotate_block
 from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe
-from tests.support.checkpoints.rounded import shortened
+from tests.support.checkpoints.shapes import shortened
 
 
 @pytest.mark.parametrize("width", [1, 2, 12, 64, 80, 96, 320])

@@ -22,7 +22,7 @@ from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe, Widths
 from compress.widths.allocate import Allocation, Allowed, Chosen, allocate, choose, knapsack, linear_bytes, sample
 from compress.widths.sensitivity import measure
-from tests.support.checkpoints.rounded import shortened
+from tests.support.checkpoints.shapes import shortened
 
 W4, W8, ROW4 = Widths(4, 32, True), Widths(8, 32, True), Widths(4, -1, True)
 AUTO = {"method": "rtn", "bits": "auto"}

@@ -22,7 +22,7 @@ CONTEXT = 512
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    return rounded(tmp_path_factory.mktemp("arithmetic") / "q", layers=2)
+    return rounded(tmp_path_factory.mktemp("arithmetic") / "q", blocks=2)
 
 
 def test_every_format_has_its_limits() -> None:

@@ -41,7 +41,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.quantized = rounded(folder / "quantized", layers=3)
+        self.quantized = rounded(folder / "quantized", blocks=3)
         self.checkpoint = Checkpoint.open(folder / "quantized-float")
         self.tokens = self.checkpoint.tokenizer().encode("The sea was calm, 12 boats lay in the harbour. 海上很平静。")
         self.ranges = calibrate(self.quantized, torch.tensor([self.tokens]))

@@ -37,9 +37,8 @@ from targets.block_outputs import open_blocks
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, open_runtime
 from tests.packages import requires
-from tests.support.checkpoints.quantized import Damaged, quantized, quantized_demo
-from tests.support.checkpoints.rounded import linear_names
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.rounded import Damaged, linear_names, rounded
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 CONTEXT, CHUNK, HURT = 128, 64, 3
 TOKENS = np.random.default_rng(2).integers(5, 6000, 48).tolist()
@@ -57,7 +56,7 @@ Maker = Callable[[str, bool], Artifact]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    return quantized_demo(tmp_path_factory.mktemp("q") / "quantized")
+    return rounded(tmp_path_factory.mktemp("q") / "quantized")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def test_a_damaged_block_is_named_on_every_runtime(
 def test_a_damaged_block_is_named_in_an_executorch_program(tmp_path: Path) -> None:
     """One lowering, of a tiny model and with its blocks shown: what `open_blocks` builds around the weights that it
     reads from a program. The demo's six blocks take minutes (benchmarks/block_damage.md has them)."""
-    q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "q")
+    q = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"))
     hurt = Damaged.of(q, 1)
     made = executorch.export(hurt, tmp_path / "pte", context=32, chunk=16, debug=True)
     found = executorch_held.held(made.path("model"), q)
@@ -121,7 +120,7 @@ def test_a_damaged_block_is_named_in_an_executorch_program(tmp_path: Path) -> No
 
 
 def test_weights_of_a_program_go_to_the_linears_that_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "q")
+    q = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"))
     names = linear_names(q)
     linears = [q.linear(name) for name in names]
     other = linears[9].codes.clone()

@@ -148,7 +148,7 @@ def test_without_a_reference_decode_is_held_against_prefill() -> None:
 
 def test_a_long_context_is_judged_at_its_beginning_and_its_end_behind_empty_slots(tmp_path: Path) -> None:
     """Rope turns by differences: behind empty slots the answers are those of the beginning, also of an artifact."""
-    quantized = rounded(tmp_path / "q", layers=1)
+    quantized = rounded(tmp_path / "q", blocks=1)
     chosen = plan(512, 32, 128, 16, seeks=True)
     assert chosen.pieces == ((0, 64), (448, 512))
     text = np.random.default_rng(1).integers(4, 6000, 64).tolist()

@@ -49,7 +49,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.out = folder
-        self.quantized: QuantizedCheckpoint = rounded(folder / "quantized", layers=2)
+        self.quantized: QuantizedCheckpoint = rounded(folder / "quantized", blocks=2)
         self.checkpoint = Checkpoint.open(folder / "quantized-float")
         held_out = heldout.load([], self.checkpoint.tokenizer(), length=CONTEXT)
         held_out = replace(held_out, texts=held_out.texts[::12])

@@ -15,7 +15,9 @@ from eval.speed.speed_model import RuntimeClass, find_soc
 from export.artifacts.artifact import Artifact
 from export.formats import names
 from export.onnx import cpu as onnx_cpu
-from tests.support.checkpoints.tiny import HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, ROWS, tiny_checkpoint
+from tests.support.checkpoints.shapes import TINY, tiny_checkpoint
+
+HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, ROWS = TINY.values()
 
 
 @pytest.fixture(scope="module")

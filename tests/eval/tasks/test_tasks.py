@@ -25,7 +25,7 @@ from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import RuntimeBase
 from tests.pipeline.test_bad_input import call
 from tests.support import task_files
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 SUBJECTS = {"agronomy": "BBAD", "anatomy": "B"}
 

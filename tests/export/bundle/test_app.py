@@ -41,7 +41,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> kotlin_app.App:
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    return rounded(tmp_path_factory.mktemp("app") / "quantized", layers=2)
+    return rounded(tmp_path_factory.mktemp("app") / "quantized", blocks=2)
 
 
 @needs_kotlin

@@ -28,15 +28,15 @@ from targets.apple.interpreter.interpreter import Interpreter
 from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import open_runtime
-from tests.support.checkpoints.quantized import Damaged, quantized, quantized_demo
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.rounded import Damaged, rounded
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 CONTEXT, CHUNK = 192, 32
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    return quantized_demo(tmp_path_factory.mktemp("q") / "demo")
+    return rounded(tmp_path_factory.mktemp("q") / "demo")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_both_functions_point_at_the_same_weights(demo: QuantizedCheckpoint, art
 def test_every_width_is_exact(tmp_path: Path, bits: int, symmetric: bool) -> None:
     source = tiny_checkpoint(tmp_path / "tiny")
     group = 32 if bits == 4 else -1
-    q = quantized(source, tmp_path / "q", bits=bits, group_size=group, symmetric=symmetric)
+    q = rounded(tmp_path / "q", source=source, bits=bits, group_size=group, symmetric=symmetric)
     made = coreml.export(q, tmp_path / "coreml", context=64, chunk=16)
     (path,) = coreml.packages(made)
     plan = Interpreter(path, rounding=False)
@@ -230,7 +230,7 @@ def test_what_needs_a_mac_says_so(artifact: Artifact, tmp_path: Path) -> None:
 
 
 def test_the_target_lowers_in_float32_where_asked_and_says_what_that_means(tmp_path: Path) -> None:
-    q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "q")
+    q = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"))
     target = find("apple", activation_bits=32)
     made = target.lower(q, None, tmp_path / "a", context=64, chunk=16)
     assert made.notes[0] == "float32 activations"
@@ -242,7 +242,7 @@ def test_the_target_lowers_in_float32_where_asked_and_says_what_that_means(tmp_p
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     """Another seed of Python's hashes, and so another order of everything that is not ordered."""
-    q = quantized(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "q")
+    q = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"))
     here = coreml.export(q, tmp_path / "here", context=64, chunk=16)
     there = tmp_path / "there"
     code = (

@@ -17,7 +17,6 @@ from export.coreml.export import packages
 from export.coreml.package import RECORD, Package
 from export.readback import read_back
 from tests.bluelm.test_compare_architectures import glm
-from tests.support.checkpoints.quantized import quantized
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint
 
@@ -200,7 +199,7 @@ def test_each_of_several_packages_is_held_against_its_part(model: QuantizedCheck
 
 def test_biases_and_zero_points_are_held_too(tmp_path: Path) -> None:
     widths = {"bits": 4, "group_size": 32, "symmetric": False}
-    source = quantized(glm(tmp_path / "float"), tmp_path / "quantized", **widths)
+    source = rounded(tmp_path / "quantized", source=glm(tmp_path / "float"), **widths)
     made = coreml.export(source, tmp_path / "a", context=64, chunk=16, activations="float32")
     assert wrong(made, source) == []
     zeros = damaged(made, tmp_path / "zeros", blob(f"{AT}_mlp_up_proj", 3, 1, "offset"))

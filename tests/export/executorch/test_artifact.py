@@ -30,7 +30,7 @@ from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
 from tests.export.litert.test_artifact import TEXT, mean_kl
 from tests.support.checkpoints.rounded import linear_names, rounded
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 CONTEXT, CHUNK = 64, 16
 
@@ -38,7 +38,7 @@ CONTEXT, CHUNK = 64, 16
 @pytest.fixture(scope="module")
 def block(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
     """The demo model with one block: lowering time grows with the blocks."""
-    return rounded(tmp_path_factory.mktemp("executorch") / "quantized", layers=1)
+    return rounded(tmp_path_factory.mktemp("executorch") / "quantized", blocks=1)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_weights_are_held_while_their_delegate_is_written(block: QuantizedCheckp
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_narrow_caches_cost_little(bits, tmp_path):
-    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), layers=1)
+    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), blocks=1)
     made = executorch.export(quantized, tmp_path / "a", context=32, chunk=1, kv_bits=bits)
     with open_runtime(made.folder) as runtime:
         assert mean_kl(TorchRuntime(quantized, 32).logits(TEXT), runtime.logits(TEXT)) < 5e-3

@@ -26,9 +26,8 @@ from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import open_runtime
 from tests.export.litert.test_artifact import mean_kl
-from tests.support.checkpoints.quantized import Damaged, quantized
-from tests.support.checkpoints.shapes import LINEARS
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.rounded import Damaged, rounded
+from tests.support.checkpoints.shapes import LINEARS, tiny_checkpoint
 from tests.targets.test_mobile import SEVEN
 
 CONTEXT, CHUNK = 32, 8
@@ -38,7 +37,7 @@ TOKENS = np.random.default_rng(3).integers(5, 6000, 21).tolist()
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
     folder = tmp_path_factory.mktemp("executorch-coreml")
-    return quantized(tiny_checkpoint(folder / "tiny"), folder / "q")
+    return rounded(folder / "q", source=tiny_checkpoint(folder / "tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from export.executorch.coreml_reader import unpack
 from export.executorch.reader import read_program
 from export.readback import read_back
 from tests.support.checkpoints import lowered
-from tests.support.checkpoints.quantized import quantized
+from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint
 
 Change = Callable[[Package], None]
@@ -103,7 +103,7 @@ def turned(package: Package) -> None:
 @cache  # lowering takes long
 def made() -> tuple[QuantizedCheckpoint, Artifact]:
     folder = lowered.folder() / "executorch-coreml"
-    model = quantized(write_checkpoint(folder / "float", vocab=384), folder / "quantized")
+    model = rounded(folder / "quantized", source=write_checkpoint(folder / "float", vocab=384))
     return model, executorch_coreml.export(model, folder / "a", context=32, chunk=8)
 
 

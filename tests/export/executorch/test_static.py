@@ -10,14 +10,14 @@ from export.executorch.static import trace
 from targets.host.cached_runtime import step_mask
 from targets.host.torch_runtime import TorchRuntime
 from tests.support.checkpoints.rounded import rounded
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 CONTEXT, CHUNK = 16, 4
 TOKENS = [1, 400, 23, 871, 5000, 77]
 
 
 def test_a_chunk_and_two_tokens_agree_with_torch(tmp_path):
-    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), layers=1)
+    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), blocks=1)
     programs = trace(quantized, context=CONTEXT, chunk=CHUNK)
     write_embedding(tmp_path / "e.safetensors", quantized.embed())
     table, config = EmbeddingTable.open(tmp_path / "e.safetensors"), quantized.config
@@ -37,7 +37,7 @@ def test_a_chunk_and_two_tokens_agree_with_torch(tmp_path):
 
 
 def test_codes_stay_integers_in_the_program(tmp_path):
-    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), layers=1)
+    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), blocks=1)
     held = trace(quantized, context=CONTEXT, chunk=CHUNK)["decode"].state_dict
     for name in ("model.layers.0.mlp.up_proj", "lm_head"):
         found = held[f"{name.replace('.', '_')}_codes"]

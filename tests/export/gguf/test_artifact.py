@@ -39,7 +39,7 @@ from tests.support.checkpoints.rounded import rounded
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    return rounded(tmp_path_factory.mktemp("gguf") / "quantized", layers=2)
+    return rounded(tmp_path_factory.mktemp("gguf") / "quantized", blocks=2)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_blocks_mean_to_gguf_what_the_weight_is(rows: int, blocks: int, bits: in
 
 
 def test_what_gguf_cannot_hold_is_refused(tmp_path):
-    asymmetric = rounded(tmp_path / "q", layers=1, symmetric=False)
+    asymmetric = rounded(tmp_path / "q", blocks=1, symmetric=False)
     with pytest.raises(TargetError, match="zero points"):
         gguf_file.export(asymmetric, tmp_path / "a", context=16)
     assert not (tmp_path / "a").exists()

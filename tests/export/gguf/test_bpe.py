@@ -20,7 +20,7 @@ from export.gguf.reader import GgufWeights
 from export.readback import differing
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from tests.support.checkpoints.quantized import quantized
+from tests.support.checkpoints.rounded import rounded
 
 ROWS = 330
 # what tokenizer.json of Qwen2 and of Llama-3 cut by, as transformers has them
@@ -73,7 +73,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "pad_token": "!",
     }  # fmt: skip
     table.write_text(json.dumps(saved))
-    return request.param, quantized(folder / "float", folder / "quantized")
+    return request.param, rounded(folder / "quantized", source=folder / "float")
 
 
 def test_the_file_holds_the_tokenizer(model: tuple[str, QuantizedCheckpoint], tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from export.gguf.readback_keys import Value
 from export.gguf.readback_keys import differing as gguf_differing
 from export.readback import differing, read_back
 from tests.bluelm.test_compare_architectures import glm
-from tests.support.checkpoints.quantized import quantized
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint
 
@@ -207,7 +206,7 @@ def names(reader: gguf.GGUFReader) -> list[str]:
 def half_turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizedCheckpoint, Artifact]:
     """A ChatGLM: half of a head turns, and the biases lie as the rows of their weights do."""
     folder = tmp_path_factory.mktemp("glm")
-    made = quantized(glm(folder / "float"), folder / "quantized", bits=8, group_size=-1)
+    made = rounded(folder / "quantized", source=glm(folder / "float"), bits=8, group_size=-1)
     shutil.copyfile(demo_checkpoint() / "tokenizer.model", made.folder / "tokenizer.model")
     return made, gguf_file.export(made, folder / "a", context=64)
 

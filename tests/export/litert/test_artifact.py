@@ -75,7 +75,7 @@ def test_logits_agree_with_dequantized_torch_over_chunks_and_single_tokens(
 
 
 def test_eight_bit_rows_run_too(tmp_path):
-    quantized = rounded(tmp_path / "q", layers=1, bits=8, group_size=-1)
+    quantized = rounded(tmp_path / "q", blocks=1, bits=8, group_size=-1)
     made = litert.export(quantized, tmp_path / "a", context=16, chunk=16)
     contents = read(made.path("model"))
     for name in linear_names(quantized):
@@ -90,7 +90,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(demo: QuantizedCheckpoint, art
 
 
 def test_what_litert_cannot_hold_is_refused_and_leaves_nothing(tmp_path):
-    asymmetric = rounded(tmp_path / "q", layers=1, symmetric=False)
+    asymmetric = rounded(tmp_path / "q", blocks=1, symmetric=False)
     with pytest.raises(TargetError, match="zero points"):
         litert.export(asymmetric, tmp_path / "a", context=16, chunk=4)
     assert not (tmp_path / "a").exists()

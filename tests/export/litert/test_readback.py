@@ -21,7 +21,6 @@ from export.litert.reader import LitertFile
 from export.lowering.ranges import calibrate
 from export.readback import read_back
 from tests.bluelm.test_compare_architectures import glm
-from tests.support.checkpoints.quantized import quantized
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint
 
@@ -233,7 +232,7 @@ def test_narrow_caches_are_held_against_their_ranges(model: QuantizedCheckpoint,
 
 
 def test_biases_are_held_too(tmp_path: Path) -> None:
-    made = quantized(glm(tmp_path / "float"), tmp_path / "quantized", bits=8, group_size=-1)
+    made = rounded(tmp_path / "quantized", source=glm(tmp_path / "float"), bits=8, group_size=-1)
     artifact = litert.export(made, tmp_path / "a", context=64, chunk=16)
     name = "model.layers.1.self_attn.v_proj.bias"
     one = damaged(artifact, tmp_path / "bias", number(name, 2, lambda x: x + 0.5))

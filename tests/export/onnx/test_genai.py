@@ -21,8 +21,8 @@ from targets.registry import find
 from targets.runtime import open_runtime
 from tests.bluelm.test_compare_architectures import glm
 from tests.export.litert.test_artifact import TEXT, mean_kl
-from tests.support.checkpoints.quantized import quantized as small
 from tests.support.checkpoints.rounded import rounded
+from tests.support.checkpoints.rounded import rounded as small
 
 CONTEXT, CHUNK = 96, 4  # chunks shorter than the prompt
 
@@ -112,7 +112,7 @@ def test_what_the_target_ships_has_8_bit_activations_and_stays_close(quantized: 
 
 
 def test_a_row_of_4_bit_codes_is_looked_up_and_read_back(tmp_path):
-    narrow = rounded(tmp_path / "q", layers=1, embed_bits=4)
+    narrow = rounded(tmp_path / "q", blocks=1, embed_bits=4)
     made = onnx_genai.export(narrow, tmp_path / "a", context=32)
     with open_runtime(made.folder) as runtime:
         assert mean_kl(TorchRuntime(narrow, 32).logits(TEXT), runtime.logits(TEXT)) < 1e-9
@@ -120,7 +120,7 @@ def test_a_row_of_4_bit_codes_is_looked_up_and_read_back(tmp_path):
 
 
 def test_asymmetric_weights_run_too(tmp_path):
-    asymmetric = rounded(tmp_path / "q", layers=1, symmetric=False)
+    asymmetric = rounded(tmp_path / "q", blocks=1, symmetric=False)
     made = onnx_genai.export(asymmetric, tmp_path / "a", context=32)
     with open_runtime(made.folder) as runtime:
         assert mean_kl(TorchRuntime(asymmetric, 32).logits(TEXT), runtime.logits(TEXT)) < 1e-9
@@ -129,7 +129,7 @@ def test_asymmetric_weights_run_too(tmp_path):
 def test_widths_that_differ_within_attention_leave_it_unpacked(tmp_path: Path) -> None:
     """Each of the three has a product and a bias of its own, and a row of the table is one block of a power of two."""
     wide = {f"model.layers.{layer}.self_attn.v_proj": {"bits": 8, "group_size": 32} for layer in (0, 1)}
-    made = small(glm(tmp_path / "float"), tmp_path / "quantized", layers=wide)
+    made = small(tmp_path / "quantized", source=glm(tmp_path / "float"), layers=wide)
     artifact = onnx_genai.export(made, tmp_path / "a", context=64, chunk=16)
     assert differing(artifact, made) == []
     graph = onnx.load(artifact.path("model"), load_external_data=False).graph

@@ -29,7 +29,7 @@ from export.onnx import npu as onnx_npu
 from export.readback import read_back
 from tests.bluelm.test_compare_architectures import baichuan, glm, llama, qwen2, qwen3
 from tests.support.checkpoints import lowered as lowering
-from tests.support.checkpoints.quantized import quantized
+from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint
 
 CONTEXT, CHUNK = 64, 16
@@ -94,7 +94,7 @@ CASES = [
 @cache
 def source(model: str, width: str) -> QuantizedCheckpoint:
     home = lowering.folder() / f"architectures-{model}-{width}"
-    found = quantized(MODELS[model](home / "float"), home / "quantized", **WIDTHS[width])
+    found = rounded(home / "quantized", source=MODELS[model](home / "float"), **WIDTHS[width])
     shutil.copyfile(demo_checkpoint() / "tokenizer.model", found.folder / "tokenizer.model")
     return found
 

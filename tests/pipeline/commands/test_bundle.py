@@ -26,7 +26,7 @@ from pipeline.bundles import bundle_check
 from pipeline.cli import main
 from pipeline.commands.bundle import bundle_passed
 from tests.support import bundles
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 from tests.support.phones.phone import FakePhone, running_phone
 
 SMALL = ["--method", "rtn", "--samples", "4", "--length", "32", "--eval-tokens", "256", "--context", "64"]

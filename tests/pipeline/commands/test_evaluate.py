@@ -11,7 +11,7 @@ import pytest
 
 from eval.report import Report
 from tests.pipeline.test_cli import LAX, QUICK, bluelm
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 TEXT = ["--eval-tokens", "512"]
 

@@ -20,7 +20,7 @@ import pytest
 from bluelm.errors import UnavailableError
 from pipeline.commands.sweep import Group, Variant, on_ray
 from pipeline.report.sweep_results import VariantRow
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 from tests.support.limits import HANG_S
 
 ROOT = Path(__file__).parents[3]

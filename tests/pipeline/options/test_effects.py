@@ -23,7 +23,7 @@ from pipeline import cli
 from pipeline.cli import main
 from pipeline.options.effects import EVALUATE, QUANTIZE, RUN, EvaluateFacts, Idle, RunFacts, refuse_idle
 from targets.runtime import Place
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from compress.recipe import Recipe
 from pipeline.cli import main
 from pipeline.run.widths import held_by
 from targets.registry import find
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 
 SHORT = ["--samples", "8", "--length", "32"]
 

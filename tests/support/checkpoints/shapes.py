@@ -1,9 +1,10 @@
-"""Small random checkpoints in every shape that a real one can have."""
+"""Small float checkpoints: random ones in every shape that a real one can have, and the first blocks of a real one."""
 
 from __future__ import annotations
 
 import io
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bluelm.checkpoint import model_shapes
+from bluelm.checkpoint import Checkpoint, model_shapes
 from bluelm.config import ModelConfig
 from bluelm.system.files import demo_checkpoint
+from bluelm.text.tokenizer import TOKENIZER_FILES
 
 LINEARS = (
     "self_attn.q_proj",
@@ -28,6 +30,7 @@ LINEARS = (
 )
 NORMS = ("input_layernorm", "post_attention_layernorm")
 MARKS = ["[|Human|]:", "[|AI|]:"]
+TINY: dict[str, Any] = {"hidden": 64, "inner": 128, "layers": 2, "heads": 2, "kv_heads": 1, "vocab": 6144}
 
 
 def config_dict(
@@ -103,6 +106,26 @@ def write_checkpoint(
     write_tensors(folder, tensors, shards=shards, file_format=file_format)
     if tokenizer:
         (folder / "tokenizer.model").write_bytes(small_tokenizer(config.vocab_size))
+    return folder
+
+
+def tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """Write a BlueLM that goes the whole way in seconds, with the demo's tokenizer."""
+    return write_checkpoint(folder, seed=seed, max_position_embeddings=2048, torch_dtype="float32", **TINY)
+
+
+def shortened(source: Path, layers: int, folder: Path) -> Path:
+    """Write the first `layers` blocks of a checkpoint, in bfloat16."""
+    checkpoint = Checkpoint.open(source)
+    folder.mkdir(parents=True)
+    config = json.loads((source / "config.json").read_text()) | {"num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    gone = tuple(f"model.layers.{index}." for index in range(layers, checkpoint.config.num_layers))
+    kept = {name: checkpoint.tensor(name) for name in checkpoint.tensors if not name.startswith(gone or "-")}
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in kept.items()}, folder / "model.safetensors")
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
     return folder
 
 

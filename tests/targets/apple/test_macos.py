@@ -11,14 +11,14 @@ import pytest
 from export.coreml import export as coreml
 from targets.apple.backend import open_interpreter, open_mac
 from targets.apple.macos import compile_package
-from tests.support.checkpoints.quantized import quantized_demo
+from tests.support.checkpoints.rounded import rounded
 
 pytestmark = pytest.mark.skipif(sys.platform != "darwin", reason="Core ML's own runtime exists on macOS only")
 
 
 @pytest.mark.parametrize("unit", ["cpu", "gpu", "ane"])
 def test_apples_prediction_is_the_interpreters(tmp_path: Path, unit: str) -> None:
-    made = coreml.export(quantized_demo(tmp_path / "q"), tmp_path / "a", context=128, chunk=32, debug=True)
+    made = coreml.export(rounded(tmp_path / "q"), tmp_path / "a", context=128, chunk=32, debug=True)
     tokens = np.random.default_rng(1).integers(5, 6000, 90).tolist()
     ours, theirs = open_interpreter(made), open_mac(made, unit)
     want, got = ours.logits(tokens), theirs.logits(tokens)
@@ -30,5 +30,5 @@ def test_apples_prediction_is_the_interpreters(tmp_path: Path, unit: str) -> Non
 
 
 def test_apples_compiler_takes_the_package(tmp_path: Path) -> None:
-    made = coreml.export(quantized_demo(tmp_path / "q"), tmp_path / "a", context=128, chunk=32)
+    made = coreml.export(rounded(tmp_path / "q"), tmp_path / "a", context=128, chunk=32)
     assert compile_package(coreml.packages(made)[0], tmp_path).is_dir()

@@ -23,7 +23,7 @@ from targets.arm64.onnx import session_step
 from targets.emulator.feeds import prompt_tokens, record
 from targets.phones.runners import load_runner
 from tests.support.checkpoints.rounded import rounded
-from tests.support.checkpoints.tiny import tiny_checkpoint
+from tests.support.checkpoints.shapes import tiny_checkpoint
 from tests.support.phones.phone import FakePhone, running_phone
 
 ROOT = Path(__file__).parents[3]
@@ -207,7 +207,7 @@ def test_every_part_of_a_compiled_model_is_called_with_its_binary(tmp_path):
 
 
 def test_a_graph_that_takes_any_number_of_tokens_is_timed_on_a_prompt_with_room_behind_it(tmp_path):
-    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), layers=1)
+    quantized = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"), blocks=1)
     artifact = onnx_genai.export(quantized, tmp_path / "a", context=32)
     feeds, logits = record(artifact)
     assert logits["prefill"].shape[1] == prompt_tokens(artifact) == 16
