@@ -26,16 +26,12 @@ def check_lengths(config: ModelConfig, context: int, chunk: int) -> None:
 
 def check_groups(config: ModelConfig, recipe: Recipe) -> None:
     """TargetError unless the groups divide the rows of every linear."""
-    widths = {
-        "hidden_size": config.hidden_size,
-        "num_heads * head_dim": config.num_heads * config.head_dim,
-        "intermediate_size": config.intermediate_size,
-    }
-    for name, width in widths.items():
-        if recipe.group_size != -1 and width % recipe.group_size:
-            fits = [str(size) for size in (128, 64, 32) if all(w % size == 0 for w in widths.values())]
+    linears = block_of(config).linears.values()
+    for linear in linears:
+        if recipe.group_size != -1 and linear.columns % recipe.group_size:
+            fits = [str(size) for size in (128, 64, 32) if all(one.columns % size == 0 for one in linears)]
             raise TargetError(
-                f"groups of {recipe.group_size} do not divide {name} = {width}",
+                f"groups of {recipe.group_size} do not divide the {linear.columns} inputs of {linear.weight}",
                 fix=f"use --group-size {' or '.join([*fits, '-1'])}",
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from compress.recipe import Recipe
@@ -44,7 +45,9 @@ def footprint(config: ModelConfig, recipe: Recipe, context: int, chunk: int, kv_
     embedding = config.vocab_size * config.hidden_size * recipe.embed_bits / 8
     weights = config.num_layers * block + head + embedding
     cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * context * kv_bits / 8
-    row = 4 * config.hidden_size + 3 * config.intermediate_size + config.num_heads * context + config.vocab_size
+    layer = block_of(config)
+    widest = max(linear.rows for linear in layer.linears.values())
+    row = 4 * config.hidden_size + 3 * widest + layer.attention.heads * context + config.vocab_size
     return Footprint(weights, cache, 4.0 * chunk * row)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from bluelm.config import ModelConfig
+from bluelm.block import Product, block_of
 from bluelm.errors import InputError, UnavailableError
 from eval.files import size_plan
 from eval.measurement import Measurement
 from eval.speed import speed_model
-from eval.speed.speed_model import SMALLEST, ChipSpeed, DecoderSizes, TokenCost
+from eval.speed.speed_model import SMALLEST, ChipSpeed, TokenCost
 from export.artifacts.artifact import MANIFEST, SIMULATOR, Artifact
 from export.formats import Without
 
@@ -41,15 +41,14 @@ def work_of(artifact: Artifact) -> TokenCost:
 
     Graphs have static shapes: every token reads all weights of its graph and the whole cache, filled or not.
     """
-    config = artifact.model
-    shape = _shape(config)
+    config, block = artifact.model, block_of(artifact.model)
+    weights = config.num_layers * block.weights + config.vocab_size * config.hidden_size
     held = sum(
         file.bytes for file in artifact.files if file.role not in READ_ONCE and not file.role.startswith(SIMULATOR)
     )
     weight_bytes = held // size_plan.copies(artifact)
-    attended = 4 * config.num_layers * config.num_heads * config.head_dim * artifact.context
-    operations = 2 * (shape.body_weights + shape.head_weights) + attended
-    return TokenCost(weight_bytes, cache_bytes(artifact), operations, config.num_layers)
+    attended = 4 * config.num_layers * block.attention.heads * block.attention.size * artifact.context
+    return TokenCost(weight_bytes, cache_bytes(artifact), 2 * weights + attended, config.num_layers)
 
 
 def cache_bytes(artifact: Artifact) -> int:
@@ -62,14 +61,17 @@ def cache_bytes(artifact: Artifact) -> int:
 def activation_bytes(artifact: Artifact) -> int:
     """Bytes of the largest values alive together in one prefill step.
 
-    Per token of the step: float32 logits; residual, normed input, q, k, v; gate, up and their product; scores
-    and weights of attention over the whole context. Elements are as wide as the runtime's activations.
+    Per token of the step: float32 logits; the stream and what a norm makes of it; what linears make inside the
+    branches, and products; scores and weights of attention over the whole context. Elements are as wide as the
+    runtime's activations.
     """
-    config = artifact.model
-    width = artifact.record.activation_bytes
-    vectors = 2 * config.hidden_size + (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    attention = 2 * config.num_heads * artifact.context
-    return artifact.chunk * (4 * config.vocab_size + width * (vectors + 3 * config.intermediate_size + attention))
+    config, block = artifact.model, block_of(artifact.model)
+    writers = {branch.writer for branch in block.branches}
+    inner = sum(linear.rows for linear in block.linears.values() if linear not in writers)
+    products = sum(step.columns for step in writers if isinstance(block.makers[step.reads], Product))
+    scores = 2 * block.attention.heads * artifact.context
+    values = 2 * config.hidden_size + inner + products + scores
+    return artifact.chunk * (4 * config.vocab_size + artifact.record.activation_bytes * values)
 
 
 def memory(artifact: Artifact) -> Measurement:
@@ -120,16 +122,3 @@ def speed(artifact: Artifact, soc: ChipSpeed) -> list[Measurement]:
             continue
         found.append(speed_model.as_measurement(phase, interval, f"{soc.name} ({runtime_class}), {note}"))
     return found
-
-
-def _shape(config: ModelConfig) -> DecoderSizes:
-    return DecoderSizes(
-        config.architecture,
-        config.num_layers,
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_heads,
-        config.num_kv_heads,
-        config.head_dim,
-        config.vocab_size,
-    )

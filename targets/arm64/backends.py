@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from compress.recipe import Recipe
@@ -54,9 +55,10 @@ class GgufBackend(CpuBackend):
         architecture(config)
         if not recipe.symmetric:
             raise TargetError("GGUF's Q4_0 and Q8_0 have no zero points", fix="use a symmetric recipe")
-        widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
-        if any(width % 32 for width in widths):
-            raise TargetError(f"GGUF's blocks of 32 do not divide {widths}", fix="use the runtime onnx-cpu")
+        for linear in block_of(config).linears.values():
+            if linear.columns % 32:
+                text = f"GGUF's blocks of 32 do not divide the {linear.columns} inputs of {linear.weight}"
+                raise TargetError(text, fix="use the runtime onnx-cpu")
 
     def lower(self, job: LoweringJob) -> Artifact:
         from export.gguf import export as gguf_file
