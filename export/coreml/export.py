@@ -24,8 +24,9 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact, list_files
 from export.artifacts.debug import DEBUG_NOTE
 from export.artifacts.package import bits_per_weight, parameter_count
+from export.coreml.importing import import_coremltools
 from export.coreml.ops import MASKED, Activations, Constants, Quantized, signed_codes
-from export.coreml.package import Package, import_coremltools
+from export.coreml.package import Package
 from export.coreml.program import DECODE, PREFILL, ProgramSizes, build, part_bytes
 from export.coreml.save import FOLDER, save_package
 from export.lowering.parts import Part, split

@@ -22,7 +22,7 @@ from torch import Tensor
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from compress.checkpoint.quantized import QuantizedTensor
-from export.coreml.package import import_coremltools
+from export.coreml.importing import import_coremltools
 
 Activations = Literal["float16", "float32"]
 MASKED = -1e4  # far below any score, and far inside float16

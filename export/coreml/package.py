@@ -7,7 +7,6 @@ its bytes; integers below 8 bits are packed little-endian, first element in the 
 
 from __future__ import annotations
 
-import logging
 import math
 import struct
 from collections.abc import Iterator
@@ -17,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from bluelm.errors import InputError, UnavailableError
+from bluelm.errors import InputError
 from bluelm.system.reading import read_json
 from bluelm.trust.paths import check_name
 from export.artifacts.protobufs import read_message
+from export.coreml.importing import import_coremltools
 
 SENTINEL = 0xDEADBEEF
 MOST_CONSTANT = 1 << 36  # bytes
@@ -42,23 +42,6 @@ NUMPY_TYPES: dict[str, type[np.generic]] = {
     "uint2": np.uint8, "uint3": np.uint8, "uint4": np.uint8, "uint6": np.uint8,
 }  # fmt: skip
 SUB_BYTE_BITS = {"int4": 4, "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6}
-
-
-def import_coremltools() -> Any:
-    """The coremltools package, without its complaints that Apple's frameworks are not on this machine.
-
-    Raises:
-        UnavailableError: coremltools is not installed.
-    """
-    try:
-        logging.getLogger("coremltools").setLevel(logging.ERROR)
-        import coremltools
-    except ImportError as error:
-        raise UnavailableError(
-            f"coremltools cannot be imported: {error}", fix="pip install 'bluelm-export[apple]'"
-        ) from error
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
-    return coremltools
 
 
 @dataclass(frozen=True)

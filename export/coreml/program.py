@@ -9,8 +9,8 @@ import numpy as np
 
 from bluelm.block import block_of
 from bluelm.config import ModelConfig
+from export.coreml.importing import import_coremltools
 from export.coreml.ops import MASKED, Constants, MilOps, Quantized, Slots, fresh_names, identifier
-from export.coreml.package import import_coremltools
 from export.lowering.decoder import KeysValues, block, head, rotary_factors
 from export.lowering.parts import Part
 

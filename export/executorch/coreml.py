@@ -25,8 +25,8 @@ from bluelm.system.progress import Progress, Silent
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.artifacts.mobile import MODEL, describe_steps
+from export.coreml.importing import import_coremltools
 from export.coreml.ops import MASKED, Activations, signed_codes
-from export.coreml.package import import_coremltools
 from export.executorch import static
 from export.executorch.coreml_reader import unpack
 from export.executorch.xnnpack import quiet

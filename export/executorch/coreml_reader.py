@@ -14,7 +14,8 @@ from executorch.exir._serialize._program import PTEFile
 
 from bluelm.errors import InputError
 from bluelm.system.reading import parse_json, read_json
-from export.coreml.package import Package, import_coremltools
+from export.coreml.importing import import_coremltools
+from export.coreml.package import Package
 from export.executorch.flattened import unflatten
 from export.executorch.reader import read_program
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from bluelm.errors import InputError, TargetError, UnavailableError
 from bluelm.system.children import run
-from export.coreml.package import Package, import_coremltools, value_type
+from export.coreml.importing import import_coremltools
+from export.coreml.package import Package, value_type
 from export.coreml.program import DECODE, PREFILL
 
 UNITS = {

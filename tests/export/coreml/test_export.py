@@ -18,7 +18,8 @@ from eval import heldout
 from eval.accuracy.compare import Side, compare
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
-from export.coreml.package import Package, import_coremltools
+from export.coreml.importing import import_coremltools
+from export.coreml.package import Package
 from export.coreml.program import DECODE, PREFILL
 from export.lowering.parts import Part, split
 from targets.apple import backend as apple

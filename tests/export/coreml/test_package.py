@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bluelm.errors import InputError, TargetError
-from export.coreml.package import Package, ValueType, import_coremltools, read_blob, unpack_bits
+from export.coreml.importing import import_coremltools
+from export.coreml.package import Package, ValueType, read_blob, unpack_bits
 from targets.apple.interpreter.interpreter import Interpreter
 from targets.apple.interpreter.ops import OPS, Arguments
 from tests.targets.apple.test_ops import save

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError
-from export.coreml.package import Package, import_coremltools
+from export.coreml.importing import import_coremltools
+from export.coreml.package import Package
 from targets.apple.interpreter.interpreter import Interpreter
 from targets.apple.interpreter.ops import OPS, Arguments
 from tests.targets.apple.coreml_cases import INTS, SHAPES, cases
