@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import TargetError
@@ -80,7 +83,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "w8-row": {"bits": 8, "group_size": -1},
 }
 SLOW = ("coreml", "coreml-float32", "executorch-xnnpack", "executorch-coreml")
-"""Formats that take seconds to write: every architecture at one width, every width on one architecture."""
+"""Formats that take seconds to write: every architecture at one width, every width on one architecture, one block."""
 CASES = [
     (model, width, kind)
     for model in MODELS
@@ -91,17 +94,29 @@ CASES = [
 ]
 
 
+def first_block(folder: Path) -> Path:
+    """The checkpoint without its other blocks, in its own names."""
+    path, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    tensors = {name: tensor for name, tensor in load_file(path).items() if not re.search(r"layers\.[1-9]", name)}
+    save_file(tensors, path)
+    config |= {key: 1 for key in ("num_hidden_layers", "num_layers") if key in config}
+    config |= {key: config[key][:1] for key in ("layer_types",) if key in config}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 @cache
-def source(model: str, width: str) -> QuantizedCheckpoint:
-    home = lowering.folder() / f"architectures-{model}-{width}"
-    found = rounded(home / "quantized", source=MODELS[model](home / "float"), **WIDTHS[width])
+def source(model: str, width: str, slow: bool) -> QuantizedCheckpoint:
+    home = lowering.folder() / f"architectures-{model}-{width}{'-slow' * slow}"
+    made = MODELS[model](home / "float")
+    found = rounded(home / "quantized", source=first_block(made) if slow else made, **WIDTHS[width])
     shutil.copyfile(demo_checkpoint() / "tokenizer.model", found.folder / "tokenizer.model")
     return found
 
 
 @pytest.mark.parametrize(("model", "width", "kind"), CASES)
 def test_a_sound_artifact_has_no_fault(model: str, width: str, kind: str, tmp_path: Path) -> None:
-    held = source(model, width)
+    held = source(model, width, kind in SLOW)
     assert held.config == Checkpoint.open(held.folder.parent / "float").config
     try:
         artifact = EXPORTERS[kind](held, tmp_path / "a")
