@@ -152,7 +152,8 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        table = torch.empty(config.vocab_size, config.hidden_size)  # drawn on the meta device, it imports torch._dynamo
+        self.embed = nn.Embedding.from_pretrained(table, freeze=False)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
