@@ -51,7 +51,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def environment(home: Path) -> dict[str, str]:
     root = Path(__file__).parents[2]
-    return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "2", "HOME": str(home)}
+    return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HOME": str(home)}
 
 
 @dataclass(frozen=True)
