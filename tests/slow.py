@@ -1,9 +1,10 @@
 """Which tests are slow: the full suite measures, `tests/slow.txt` remembers, `make quick` leaves them out.
 
 Seconds are of the processor, of the test's process and of the children that it waited for: a busy machine changes them
-little. A fixture's seconds are its own, so that leaving out the test that came first does not make the next one pay:
-who asks for a slow fixture is slow. A test that is not in the list yet counts as quick; the full suite says at its end
-what is missing there, and `make slow` writes the list anew. No test fails for its time.
+little. Of a test with many cases the longest counts, or a quarter of all together. A fixture's seconds are its own, so
+that leaving out the test that came first does not make the next one pay: who asks for a slow fixture is slow. A test
+that is not in the list yet counts as quick; the full suite says at its end what is missing there, and `make slow` writes
+the list anew. No test fails for its time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 
 LIST = Path(__file__).with_name("slow.txt")
 LIMIT = 1.0  # seconds: from here on a test is slow
+MANY = 4  # times LIMIT is what all cases of a test may take together
 STAYS = 0.5  # and down to here it stays in the list, so that it does not come and go
 HEAD = "# Slow tests and fixtures, in seconds of the processor (tests/slow.py); `make slow` writes this.\n"
 KIND = "processor seconds"  # of a property that a report carries to the process that sums up
@@ -31,6 +33,12 @@ def listed() -> set[str]:
 def plain(nodeid: str) -> str:
     """A test's name without its parameters."""
     return nodeid.partition("[")[0]
+
+
+def weighed(cases: Iterable[float]) -> float:
+    """Seconds of a test: its longest case, or, of many short ones, a quarter of all together."""
+    took = list(cases)
+    return max(max(took), sum(took) / MANY)
 
 
 def of_fixture(base: str, name: str) -> str:
@@ -53,7 +61,7 @@ class Clock:
 
     def __init__(self, write: bool) -> None:
         self.write = write
-        self.seconds: dict[str, float] = {}
+        self.cases: dict[str, list[float]] = {}
         self._running: pytest.Item | None = None
 
     @pytest.hookimpl(wrapper=True)
@@ -81,18 +89,18 @@ class Clock:
         for kind, value in report.user_properties:
             if kind == KIND:
                 name, took = value  # pyright: ignore[reportGeneralTypeIssues]
-                self.seconds[name] = max(took, self.seconds.get(name, 0))
+                self.cases.setdefault(name, []).append(took)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        before = listed()
-        after = renewed(before, self.seconds)
+        before, seconds = listed(), {name: weighed(cases) for name, cases in self.cases.items()}
+        after = renewed(before, seconds)
         if self.write:
             LIST.write_text(HEAD + "".join(f"{name}\n" for name in after), encoding="utf-8")
             terminalreporter.write_line(f"{LIST.name}: {len(after)} slow tests and fixtures")
         elif new := sorted(set(after) - before):
             terminalreporter.write_line(f"Slow, and not in {LIST.name} yet (`make slow` adds them):")
             for name in new:
-                terminalreporter.write_line(f"  {self.seconds[name]:.1f} s {name}")
+                terminalreporter.write_line(f"  {seconds[name]:.1f} s {name}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -38,10 +38,15 @@ def test_second(made): ...
 def test_some(long):
     if long:
         work()
+@pytest.mark.parametrize("case", range(5))
+def test_many(case):
+    until = time.process_time() + 0.18
+    while time.process_time() < until:
+        pass
 def test_waits():
     time.sleep(0.3)
 """
-LISTED = ["test_them.py::made (fixture)", "test_them.py::test_some"]
+LISTED = ["test_them.py::made (fixture)", "test_them.py::test_many", "test_them.py::test_some"]
 
 
 @pytest.fixture

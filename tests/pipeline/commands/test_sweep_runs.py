@@ -90,6 +90,9 @@ def children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
+ITS_OWN = pytest.mark.slow  # what Ray's own processes take is not measured
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A local Ray with room for two workers. Its parts give up on a busy machine: then it is started again."""
@@ -141,6 +144,7 @@ def meet(work: Group) -> list[VariantRow]:
     return [VariantRow(variant.name, variant.method, variant.bits, variant.group_size, variant.target, os.getpid())]
 
 
+@ITS_OWN
 def test_two_ray_workers_work_at_the_same_time(tmp_path, cluster):
     variants = [Variant("rtn", bits, "32", "generic-arm64") for bits in ("4", "8")]
     with on_ray(cluster) as run_all:
@@ -155,6 +159,7 @@ def dies(work: Group) -> list[VariantRow]:
     return []
 
 
+@ITS_OWN
 def test_a_ray_worker_that_is_killed_is_said(tmp_path, cluster):
     with on_ray(cluster) as run_all, pytest.raises(UnavailableError, match="a worker of Ray was lost") as caught:
         run_all(dies, [([], str(tmp_path), [])])
