@@ -3,7 +3,7 @@
 Seconds are of the processor, of the test's process and of the children that it waited for: a busy machine changes them
 little. Of a test with many cases the longest counts, or a quarter of all together. A fixture's seconds are its own, so
 that leaving out the test that came first does not make the next one pay: who asks for a slow fixture is slow. A test
-that is not in the list yet counts as quick; the full suite says at its end what is missing there, and `make slow` writes
+that is not in the list yet counts as quick; the full suite says at its end what is missing, and `make slow` writes
 the list anew. No test fails for its time.
 """
 
