@@ -47,7 +47,7 @@ from compress.fit import check
 from compress.layers import Solved, round_plainly, solve_stage, solve_without_text
 from compress.methods.protocol import FloatBlock
 from compress.methods.refine import refine
-from compress.methods.rotate import Rotated
+from compress.methods.rotate import Rotated, as_quantized
 from compress.recipe import Recipe, Widths
 
 log = logging.getLogger("bluelm_export")
@@ -95,7 +95,7 @@ def quantize(
     work = Work(out, inputs, ranks, overwrite=overwrite)
     with closing(work):
         shelf = Shelf(getattr(torch, recipe.activations), work.folder if on_disk else None)
-        run = _Run(Rotated(checkpoint) if recipe.rotate else checkpoint, recipe, work, shelf, device)
+        run = _Run(as_quantized(checkpoint, recipe), recipe, work, shelf, device)
         run.all_pieces(tokens, progress or Silent())
         described = {
             "checkpoint": inputs["checkpoint"],

@@ -29,7 +29,7 @@ from compress.formats.compressed import describe_compressed, pack_compressed
 from compress.formats.gptq import describe_gptq, pack_gptq
 from compress.formats.plain import plain_config, write_tokenizer
 from compress.methods.gptq import GptqOptions
-from compress.methods.rotate import Rotated
+from compress.methods.rotate import as_quantized
 from compress.recipe import Recipe
 
 Kind = Literal["gptq", "awq", "compressed-tensors"]
@@ -163,7 +163,7 @@ def _settings(
 
 def _ends(quantized: QuantizedCheckpoint, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     """Embedding, last norm and head in float, turned if the recipe turns the hidden states."""
-    tables = Rotated(checkpoint) if quantized.recipe.rotate else checkpoint
+    tables = as_quantized(checkpoint, quantized.recipe)
     yield "model.embed_tokens.weight", tables.embedding()
     yield "model.norm.weight", quantized.final_norm()
     if not quantized.config.shares_table:

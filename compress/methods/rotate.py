@@ -28,6 +28,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.tensorfiles import TensorInfo
+from compress.recipe import Recipe
 
 ROWS = 4096  # rows turned at a time: bounds the memory of the table in float64
 
@@ -137,6 +138,11 @@ class Rotated:
     def head(self) -> Tensor:
         """float32 [rows, hidden]."""
         return self.stream(self.source.head() * self.source.final_norm())
+
+
+def as_quantized(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint | Rotated:
+    """The float weights that the codes of a recipe stand for: the checkpoint's, turned where the recipe says so."""
+    return Rotated(checkpoint) if recipe.rotate else checkpoint
 
 
 def check(config: ModelConfig) -> None:

@@ -16,7 +16,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.weights import Weights
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
-from compress.methods.rotate import Rotated
+from compress.methods.rotate import as_quantized
 from eval.accuracy import judge
 from eval.accuracy.bisect import Cause, FirstFault, apart, block_values, costliest_tensor, first_apart, probe_names
 from eval.accuracy.compare import BlockErrors, local_errors, weights_steps
@@ -134,7 +134,7 @@ class Bisection:
         """Where rounding the weights cost more than in other blocks: the artifact is what its weights say."""
         if self.checkpoint is None:
             return None
-        exact = Rotated(self.checkpoint) if self.quantized.recipe.rotate else self.checkpoint
+        exact = as_quantized(self.checkpoint, self.quantized.recipe)
         errors = local_errors(exact, self._stream, self.artifact.context, self._kinds("float"), False)
         layer = errors.first_outside
         if layer is None:

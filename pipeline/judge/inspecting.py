@@ -13,7 +13,7 @@ from typing import cast
 from bluelm.checkpoint import Checkpoint
 from bluelm.text.tokenizer import Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
-from compress.methods.rotate import Rotated
+from compress.methods.rotate import as_quantized
 from eval.accuracy import positions
 from eval.accuracy.arithmetic import allowance
 from eval.accuracy.compare import local_errors
@@ -94,7 +94,7 @@ class Inspector:
         own = local_errors(self.quantized, stream, self.context, (artifact.format, "dequantized"), True)
         to_float = None
         if self.checkpoint is not None:
-            exact = Rotated(self.checkpoint) if self.quantized.recipe.rotate else self.checkpoint
+            exact = as_quantized(self.checkpoint, self.quantized.recipe)
             to_float = local_errors(exact, stream, self.context, (artifact.format, "float"), False)
         return [*found, *structure.block_figures(to_float, own, subject)]
 

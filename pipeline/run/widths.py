@@ -13,7 +13,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.system.files import write_text
 from bluelm.system.progress import Progress
-from compress.methods.rotate import Rotated
+from compress.methods.rotate import as_quantized
 from compress.recipe import Recipe, Widths
 from compress.widths.allocate import WIDTHS, Allowed, Chosen, check_room, choose
 from targets.target import Target
@@ -25,7 +25,7 @@ def choose_widths(
     checkpoint: Checkpoint, tokens: Tensor, recipe: Recipe, allowed: Allowed | None, progress: Progress
 ) -> Chosen:
     """The recipe with widths in place of `auto`; tokens: int64 [n, T], calibration windows."""
-    return choose(Rotated(checkpoint) if recipe.rotate else checkpoint, tokens, recipe, allowed, progress)
+    return choose(as_quantized(checkpoint, recipe), tokens, recipe, allowed, progress)
 
 
 def save(chosen: Chosen, folder: Path) -> None:
