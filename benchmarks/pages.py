@@ -67,8 +67,13 @@ def render(name: str) -> str:
 def made(part: dict[str, Any]) -> str:
     """The sentence that says when, where and of which commit a part of the results was measured."""
     told = _told(part["made"])
-    older = "; ".join(f"those of commit {one['commit']} {one['day']}{_note(one)}" for one in part.get("earlier", []))
+    others = [one for one in part.get("earlier", []) if _when(one) != _when(part["made"])]
+    older = "; ".join(f"those of commit {one['commit']} {one['day']}{_note(one)}" for one in others)
     return f"Measured {told}{f', but for older rows: {older}' if older else ''}."
+
+
+def _when(about: dict[str, Any]) -> str:
+    return f"{about['day']}, {about['commit']}"
 
 
 def _told(about: dict[str, Any]) -> str:
@@ -84,9 +89,9 @@ def table(part: dict[str, Any]) -> str:
     """Columns and rows of text as a Markdown table; rows that are not all of one day and commit say which."""
     found = part["table"]
     columns, rows = found["columns"], found["rows"]
-    if "earlier" in part:
-        stamps = [part["made"], *part["earlier"]]
-        told = [f"{stamps[age]['day']}, {stamps[age]['commit']}" for age in found["ages"]]
+    stamps = [part["made"], *part.get("earlier", [])]
+    told = [_when(stamps[age]) for age in found.get("ages", [0] * len(rows))]
+    if len(set(told)) > 1:
         columns, rows = [*columns, "measured"], [[*row, when] for row, when in zip(rows, told, strict=True)]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

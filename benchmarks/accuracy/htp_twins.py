@@ -33,7 +33,7 @@ from tests.support.checkpoints.rounded import rounded
 
 COLUMNS = (
     "model", "blocks", "width", "context", "blocks apart", "keys, values", "head",
-    "keys and values of the first block, relative L2", "with block outputs and without",
+    "keys and values of the first block, relative L2", "with block outputs and without", "decode and prefill",
 )  # fmt: skip
 SAMPLES, LENGTH = 8, 64
 
@@ -58,17 +58,23 @@ def row(model: str, out: Path, blocks: int) -> list[str]:
     probes = twin_blocks.probes(artifact, ranges)
     with open_runtime(artifact.folder, "htp") as runtime:
         own = _answers(cast(Graphs, runtime), probes)
+        chunks = zip(probes["prefill"], own["prefill"], strict=True)
+        steps = [step for feeds, outputs in chunks for step in twin_blocks.again(artifact, feeds, outputs)]
+        decode = twin_blocks.unlike((wanted, cast(Graphs, runtime).run(feeds)) for feeds, wanted in steps)
     with open_blocks(artifact, "htp", out / "debug") as shown:
         outputs = _answers(cast(Graphs, shown), probes)
     runs = {graph: list(zip(feeds, outputs[graph], strict=True)) for graph, feeds in probes.items()}
     found = twin_blocks.apart(quantized, ranges, artifact.context, runs)
     first = [one.error for one in found if one.value in ("keys 0", "values 0")]
-    pairs = [pair for graph in own for pair in zip(own[graph], outputs[graph], strict=True)]
-    same = all(np.array_equal(array, theirs[name]) for mine, theirs in pairs for name, array in mine.items())
+    builds = twin_blocks.unlike(pair for graph in own for pair in zip(own[graph], outputs[graph], strict=True))
     config = quantized.config
     cells = [Path(model).name, str(config.num_layers), str(config.hidden_size), str(context)]
     cells += [f"{_largest(found, *kinds):.1f}" for kinds in (("block",), ("keys", "values"), ("head",))]
-    return [*cells, f"{min(first):.1e} to {max(first):.1e}", "the same bits" if same else "**other answers**"]
+    return [*cells, f"{min(first):.1e} to {max(first):.1e}", _bits(builds), _bits(decode)]
+
+
+def _bits(differing: float) -> str:
+    return f"**{differing:.2g} differ**" if differing else "the same bits"
 
 
 def _answers(runtime: Graphs, probes: Mapping[str, Sequence[Feeds]]) -> dict[str, list[Mapping[str, np.ndarray]]]:

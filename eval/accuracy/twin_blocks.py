@@ -4,13 +4,15 @@ Every block of a debug build gives its output, keys and values; its twin (`expor
 activation rounded as the graph says) is given the very stream that went into it, so each block answers for itself
 alone. How far the two may be apart is not a constant: a second twin, whose products of matrices carry the noise of
 HTP's float16 arithmetic, tells what such noise does to this block on this input, and what was found is divided by
-that. The inputs are random tokens over random caches: they excite every column of every matrix, every slot and every
-position.
+that. The inputs are random tokens over random caches: they excite every slot and position, and a whole chunk of them
+every column of every matrix. A single token does not: of its columns behind a gate most are near zero, and what they
+do wrong drowns in the noise. So decode is held against prefill besides, on rows of the same chunk. The simulator
+answers both with the same bits, where a column that counts next to nothing turns thousands of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +32,7 @@ NOISE = 3.5e-4
 """Of a product of matrices on HTP, relative to its row: keys and values of first blocks are 2.4e-4 to 4.6e-4 from their
 twins in every model tried (benchmarks/htp_trials.md)."""
 DECODE = 3  # positions that the decode graph is tried at
+AGAIN = 3  # rows of a chunk that it computes again
 SPREAD = 4.5  # standard deviations of a cached value up to the end of its range
 
 
@@ -90,6 +93,47 @@ def probes(artifact: Artifact, ranges: Ranges, seed: int = 0) -> dict[str, list[
 
     spread = sorted({context * (step + 1) // DECODE - 1 for step in range(DECODE)})
     return {"prefill": [feeds(context - chunk, chunk)], "decode": [feeds(position, 1) for position in spread]}
+
+
+def again(artifact: Artifact, feeds: Feeds, outputs: Mapping[str, np.ndarray]) -> Iterator[tuple[Feeds, Feeds]]:
+    """Rows of a prefill step as decode steps, each with what prefill answered there.
+
+    Args:
+        feeds, outputs: of one chunk that ends with the context, as `probes` makes it; its keys and values fill the
+            cache of the rows behind them.
+    """
+    context, chunk, layers = artifact.context, artifact.chunk, range(artifact.model.num_layers)
+    filled: Feeds = {}  # [1, heads, size, context] and [1, heads, context, size]
+    for name, axis in (("keys", 3), ("values", 2)):
+        for layer in layers:
+            own = np.asarray(outputs[f"{name}.{layer}"])
+            past = feeds.get(f"past_{name}.{layer}")
+            filled[f"past_{name}.{layer}"] = (
+                own if past is None else np.concatenate([past, own.astype(past.dtype)], axis)
+            )
+    for row in sorted({chunk * (step + 1) // AGAIN - 1 for step in range(min(AGAIN, chunk))}):
+        position = context - chunk + row
+        step: Feeds = {
+            "hidden": np.ascontiguousarray(feeds["hidden"][:, row : row + 1]),
+            "positions": np.ascontiguousarray(feeds["positions"][row : row + 1]),
+            "mask": step_mask(position, 1, context, artifact.mask_value),
+        }
+        for name, cache in filled.items():
+            slots = slice(0, context - 1)
+            cut = cache[..., slots] if "keys" in name else cache[:, :, slots]
+            step[name] = np.ascontiguousarray(cut)
+        wanted: Feeds = {"logits": outputs["logits"][:, row : row + 1]}
+        for layer in layers:
+            wanted[f"keys.{layer}"] = outputs[f"keys.{layer}"][..., row : row + 1]
+            wanted[f"values.{layer}"] = outputs[f"values.{layer}"][:, :, row : row + 1]
+        yield step, wanted
+
+
+def unlike(pairs: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]) -> float:
+    """The share of values that differ in any bit, of pairs of outputs; the second of a pair may have more than the
+    first."""
+    compared = [(array, np.asarray(theirs[name])) for mine, theirs in pairs for name, array in mine.items()]
+    return sum(int((a != b).sum()) for a, b in compared) / sum(a.size for a, _ in compared)
 
 
 def apart(

@@ -81,6 +81,19 @@ def test_what_was_compiled_is_sound(artifact: Artifact, tmp_path: Path) -> None:
 
 
 @requires("libatomic1")
+def test_a_weak_column_of_decode_alone_is_seen(contexts: Artifact, tmp_path: Path) -> None:
+    """By running alone: the files tell nothing of it."""
+    hurt = copied(contexts, tmp_path / "run")
+    hurts.weak_decode_column(hurt)
+    hurt = hurts.relisted(hurt)
+    assert compiled.mismatches(hurt, "npu").value == 0 and not readback.read_back(hurt, lowering.quantized()).wrong
+    check = TwinCheck(hurt, lowering.quantized(), "htp")
+    with open_blocks(hurt, "htp", tmp_path / "debug") as shown:
+        figure = check.figure(shown, "npu")  # type: ignore[arg-type]
+    assert figure.value > 1 and "decode answers otherwise" in figure.note
+
+
+@requires("libatomic1")
 def test_the_shipped_binary_is_said_not_to_run_here(artifact: Artifact) -> None:
     told = " ".join(structure.not_known(artifact, []))
     assert ("the shipped binary itself cannot run here" in told) == (artifact.format == "qnn-context")

@@ -6,13 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import ModelProto, external_data_helper, numpy_helper
 
+from bluelm.system.files import sha256
 from export.artifacts.artifact import MANIFEST, Artifact, list_files, source_of
-from tests.support.damages.record import COMPILED, Damage
+from targets.qualcomm.border import binary_of
+from targets.registry import find
+from tests.support.damages.onnx_edits import edited, tensor
+from tests.support.damages.record import COMPILED, Damage, copied
 
 Change = Callable[[Artifact], None]
 
@@ -79,6 +84,48 @@ def decode_is_prefill(artifact: Artifact) -> None:
     path.write_text(json.dumps(methods | {"decode": methods["prefill"]}))
 
 
+def weak_decode_column(artifact: Artifact) -> None:
+    """The decode that runs here is compiled of a graph with other codes in one column, and no file tells."""
+    source = source_of(artifact)
+    with TemporaryDirectory() as scratch:
+        other = edited(copied(source, Path(scratch) / source.folder.name), "decode", _weak_column)
+        made = find("snapdragon", runtime=artifact.format).compile(other, Path(scratch) / "compiled")
+        changed = [str(path.relative_to(made.folder)) for path in _decode_files(made)]
+        for path in changed:
+            shutil.copyfile(made.folder / path, artifact.folder / path)
+    assert artifact.given is not None
+    digests = artifact.given.made | {path: sha256(artifact.folder / path) for path in changed}
+    artifact.model_copy(update={"given": artifact.given.model_copy(update={"made": digests})}).save(artifact.folder)
+
+
+def _decode_files(artifact: Artifact) -> list[Path]:
+    """What of an artifact runs decode here; an ExecuTorch program holds prefill too."""
+    if artifact.format == "executorch-qnn":
+        return [artifact.path("model"), artifact.path("methods")]
+    wrappers = artifact.paths("simulator-decode")
+    return [*wrappers, *(path for path in map(binary_of, wrappers) if path is not None)]
+
+
+def _weak_column(model: ModelProto, folder: Path) -> None:
+    """Draw anew the codes of the first block's down_proj at the input that its gate and weights let count least."""
+    external_data_helper.load_external_data_for_model(model, str(folder))
+
+    def weight(name: str) -> np.ndarray:
+        """float32 [in, out]."""
+        codes, scales = (
+            numpy_helper.to_array(tensor(model, f"model.layers.0.mlp.{name}.{part}")).astype(np.float32)
+            for part in ("codes", "scales")
+        )
+        return codes * np.repeat(scales, len(codes) // len(scales), axis=0)
+
+    gate, up, down = (weight(f"{name}_proj") for name in ("gate", "up", "down"))
+    reach = np.linalg.norm(gate, axis=0) * np.linalg.norm(up, axis=0) * np.linalg.norm(down, axis=1)
+    codes = tensor(model, "model.layers.0.mlp.down_proj.codes")
+    content = np.frombuffer(codes.raw_data, np.uint8).reshape(len(down), -1).copy()  # a row an input
+    content[reach.argmin()] = np.random.default_rng(0).integers(0, 256, content.shape[1])
+    codes.raw_data = content.tobytes()
+
+
 def _row(name: str, change: Change, *formats: str) -> Damage:
     def files(artifact: Artifact) -> Artifact:
         change(artifact)
@@ -96,4 +143,5 @@ ROWS: tuple[Damage, ...] = (
     _row("codes drawn anew in what ships", drawn_anew("context"), "qnn-context"),
     _row("codes drawn anew in the program", drawn_anew("model"), "executorch-qnn"),
     _row("decode method is prefill", decode_is_prefill, "executorch-qnn"),
+    _row("weak column of down_proj in decode", weak_decode_column, *COMPILED),
 )
