@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,7 @@ class LoweringJob:
         ranges: of the activations, where the format needs them.
         soc: the chip that it is for.
         kv_bits: width of the KV cache's numbers. float_bits: of activations that are floats of a choice.
+        about: what files say of the model: `name`, `license`, `version`, where they are known.
     """
 
     quantized: QuantizedCheckpoint
@@ -36,12 +38,15 @@ class LoweringJob:
     soc: Soc
     kv_bits: Numbers
     float_bits: Numbers = 16
+    about: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Backend(Protocol):
     """Legality, lowering, compiling for one runtime; what may be chosen stands in its `Record`."""
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None: ...
+
+    def check_tokenizer(self, folder: Path, config: ModelConfig) -> None: ...
 
     def lower(self, job: LoweringJob) -> Artifact: ...
 
@@ -57,6 +62,9 @@ class Uncompiled:
         """Lengths and groups that suit the model; a backend adds its own rules."""
         check_lengths(config, context, chunk)
         check_groups(config, recipe)
+
+    def check_tokenizer(self, folder: Path, config: ModelConfig) -> None:
+        """Nothing: its files hold no tokenizer of their own."""
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return artifact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,14 @@ class Target:
         if self.device_ram_gb is not None:
             check_memory(config, recipe, context, chunk, self.kv_bits, self.device_ram_gb)
 
+    def check_tokenizer(self, folder: Path, config: ModelConfig) -> None:
+        """Whether the runtime's files can hold the tokenizer of a checkpoint's folder, before any work.
+
+        Raises:
+            TargetError: they cannot. InputError: it is damaged, or of another model.
+        """
+        self.backend.check_tokenizer(folder, config)
+
     def lower(
         self,
         quantized: QuantizedCheckpoint,
@@ -66,12 +75,14 @@ class Target:
         *,
         context: int = 512,
         chunk: int = 128,
+        about: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> Artifact:
         """Write the graphs into a new `folder`; `ranges` where `needs_ranges`."""
-        return self.backend.lower(
-            LoweringJob(quantized, ranges, folder, context, chunk, progress, self.soc, self.kv_bits, self.float_bits)
+        job = LoweringJob(
+            quantized, ranges, folder, context, chunk, progress, self.soc, self.kv_bits, self.float_bits, about or {}
         )
+        return self.backend.lower(job)
 
     def compile(self, artifact: Artifact, folder: Path, progress: Progress | None = None) -> Artifact:
         """Compile for the chip into a new `folder`; where there is nothing to compile, the artifact as it is.

@@ -84,6 +84,7 @@ class Artifact(BaseModel):
         nodes: by graph (its file's name without suffix), what the NPU took.
         given: what a vendor's compiler was given; None where none was at work.
         notes: what a reader of the report should know.
+        about: what its files say of the model: `name`, `license`, `version`, where they are known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,6 +105,7 @@ class Artifact(BaseModel):
     nodes: dict[str, NodeCount] = {}
     given: Given | None = None
     notes: tuple[str, ...] = ()
+    about: dict[str, str] = {}
     files: tuple[ArtifactFile, ...]
     _folder: Path = PrivateAttr()
 

@@ -33,6 +33,7 @@ def complete(
     producers: Mapping[str, str],
     mask_value: float = 0.0,
     notes: tuple[str, ...] = (),
+    about: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Complete a folder that holds the files of `roles` (path -> role)."""
     named = dict(roles)
@@ -57,6 +58,7 @@ def complete(
         quantized_digest=quantized.digest(),
         producers={"bluelm-export": version("bluelm-export"), **producers},
         notes=notes,
+        about=dict(about or {}),
         files=files,
     )
     artifact.save(folder)

@@ -23,11 +23,12 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 _CASELESS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# expression of the file's pre-tokenizer -> llama.cpp's name (llama_vocab::impl::load): they differ in runs of digits
-NAMES: Mapping[str, str] = MappingProxyType({
-    GPT2: "gpt-2",
-    _CASELESS % r"\p{N}{1,3}": "llama-bpe",
-    _CASELESS % r"\p{N}": "qwen2",
+# the file's expressions, one behind the other -> llama.cpp's name (llama_vocab::impl::load): they differ in digits
+NAMES: Mapping[tuple[str | None, ...], str] = MappingProxyType({
+    (GPT2,): "gpt-2",
+    (r"\p{N}", GPT2): "smollm",
+    (_CASELESS % r"\p{N}{1,3}",): "llama-bpe",
+    (_CASELESS % r"\p{N}",): "qwen2",
 })  # fmt: skip
 FIX = "use the runtime onnx-cpu"
 
@@ -40,14 +41,12 @@ class BytePairs:
         tokens, kinds: by id; ids without a token are unused ones.
         merges: two tokens with a space between them, the first to merge first.
         cut: llama.cpp's name for how text is cut into words.
-        begins: the tokenizer puts this token in front of every text; None for none.
     """
 
     tokens: list[str]
     kinds: list[int]
     merges: list[str]
     cut: str
-    begins: int | None
 
 
 def read_byte_pairs(path: Path, rows: int) -> BytePairs:
@@ -70,32 +69,28 @@ def read_byte_pairs(path: Path, rows: int) -> BytePairs:
         kind = Kind.CONTROL if added["special"] else Kind.USER_DEFINED
         tokens[added["id"]], kinds[added["id"]] = added["content"], int(kind)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    return BytePairs(tokens, kinds, merges, cut, _begins(data))
+    return BytePairs(tokens, kinds, merges, cut)
 
 
 def _cut(part: Any, path: Path) -> str:
-    """llama.cpp's name of a pre-tokenizer: ByteLevel, alone or behind a Split that keeps every match."""
+    """llama.cpp's name of a pre-tokenizer: digits one by one, a Split that keeps every match, ByteLevel."""
     parts: Sequence[Any] = part["pretokenizers"] if part and part["type"] == "Sequence" else [part]
-    kinds = [one["type"] if one else None for one in parts]
-    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
-        expression = GPT2
-    elif kinds == ["Split", "ByteLevel"] and parts[0]["behavior"] == "Isolated" and not parts[0]["invert"]:
-        expression = parts[0]["pattern"].get("Regex") if not parts[1].get("use_regex", True) else None
-    else:
-        expression = None
-    if expression is None or expression not in NAMES or parts[-1].get("add_prefix_space"):
+    expressions = tuple(one for each in parts for one in _expressions(each))
+    last = parts[-1] or {}
+    if expressions not in NAMES or last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         shown = json.dumps(part)[:200]
         raise TargetError(
             f"llama.cpp has no pre-tokenizer that splits text like this one: {shown}", where=path, fix=FIX
         )
-    return NAMES[expression]
+    return NAMES[expressions]
 
 
-def _begins(data: Mapping[str, Any]) -> int | None:
-    """The token that the file's post-processor puts in front of a single text."""
-    part = data.get("post_processor")
-    parts = part["processors"] if part and part["type"] == "Sequence" else [part]
-    for one in parts:
-        if one and one["type"] == "TemplateProcessing" and "SpecialToken" in one["single"][0]:
-            return int(one["special_tokens"][one["single"][0]["SpecialToken"]["id"]]["ids"][0])
-    return None
+def _expressions(part: Any) -> Sequence[str | None]:
+    """What one part of a pre-tokenizer cuts by; None for what no expression says."""
+    kind = part["type"] if part else None
+    if kind == "ByteLevel":
+        return [GPT2] if part.get("use_regex", True) else []
+    if kind == "Digits" and part.get("individual_digits"):
+        return [r"\p{N}"]
+    isolated = kind == "Split" and part["behavior"] == "Isolated" and not part["invert"]
+    return [part["pattern"].get("Regex") if isolated else None]

@@ -9,7 +9,7 @@ where BlueLM turns halves, so the rows of q and k are put in that order (whole r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,15 +38,23 @@ Q4, Q8, F32 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0, gg
 
 
 def export(
-    quantized: QuantizedCheckpoint, folder: Path, *, context: int = 512, progress: Progress | None = None
+    quantized: QuantizedCheckpoint,
+    folder: Path,
+    *,
+    context: int = 512,
+    about: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> Artifact:
     """Write the artifact `folder`: model.gguf, which holds the tokenizer too.
+
+    Args:
+        about: what the file says of the model: `name`, `license`, `version`, where they are known.
 
     Raises:
         TargetError: GGUF has no block type that holds a weight exactly; says which.
     """
     with atomic_folder(folder) as temporary:
-        write(quantized, temporary / MODEL, context=context, progress=progress)
+        write(quantized, temporary / MODEL, context=context, about=about, progress=progress)
         complete(
             temporary,
             "gguf",
@@ -56,14 +64,25 @@ def export(
             chunk=context,
             kv_bits=16,
             producers={"gguf": version("gguf")},
+            about=about,
         )
     return Artifact.open(folder)
 
 
-def write(quantized: QuantizedCheckpoint, path: Path, *, context: int, progress: Progress | None = None) -> None:
+def write(
+    quantized: QuantizedCheckpoint,
+    path: Path,
+    *,
+    context: int,
+    about: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Write the file `path`, one weight in memory at a time."""
     config = quantized.config
     writer = gguf.GGUFWriter(path, architecture(config))
+    for key, text in (about or {}).items():
+        writer.add_string(f"general.{key}", text)
+    writer.add_file_type(file_type(quantized))
     add_model(writer, config, context)
     add_tokenizer(writer, quantized.folder, config)
     listed = list(tensors(config))
@@ -98,6 +117,15 @@ def add_model(writer: gguf.GGUFWriter, config: ModelConfig, context: int) -> Non
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def file_type(quantized: QuantizedCheckpoint) -> int:
+    """What apps show of the file: the type of most of its blocks' numbers."""
+    sizes = {4: 0, 8: 0}
+    for name, info in quantized.linears.items():
+        sizes[info.bits] += int(np.prod(info.shape)) if name.startswith("model.layers.") else 0
+    kind = gguf.LlamaFileType.MOSTLY_Q4_0 if sizes[4] >= sizes[8] else gguf.LlamaFileType.MOSTLY_Q8_0
+    return int(kind)
 
 
 def check_weight(weight: QuantizedTensor, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -56,10 +58,15 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
         "": [],
     }
     faults[GRAPH] += [f"{name} is none of this model's" for name in file.tensors.keys() - {*places, FACTORS}]
-    wanted = gguf_keys.model(config, artifact.context)
+    widths = Counter[int]()
+    for source, info in quantized.linears.items():
+        widths[info.bits] += math.prod(info.shape) * source.startswith("model.layers.")
+    wanted = gguf_keys.model(config, artifact.context) | gguf_keys.told(artifact.about, widths)
     for key, told in gguf_keys.differing(file.fields, {**wanted, **gguf_vocabulary.keys(quantized)}):
         kind, _, name = key.partition(".")
-        item = TELLS if kind == "tokenizer" else ITEMS.get(name, GRAPH)
+        item = (
+            TELLS if kind == "tokenizer" or (kind == "general" and name != "architecture") else ITEMS.get(name, GRAPH)
+        )
         faults[item].append(f"{key}: {told}")
     for item in (GRAPH, TELLS, CONTEXT, ROPE):
         yield from checked(item, faults[item])

@@ -13,7 +13,7 @@ from bluelm.config import ModelConfig
 
 Type = gguf.GGUFValueType
 FREE = ("general.", "GGUF.")  # what is told of the file, and its own header; no model depends on it
-EXACT = ("general.architecture", "general.alignment", "general.type")  # but for these
+EXACT = ("architecture", "alignment", "type", "name", "license", "version", "file_type")  # but for these
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,17 @@ def model(config: ModelConfig, context: int) -> dict[str, Value]:
     }
 
 
+def told(about: Mapping[str, str], widths: Mapping[int, int]) -> dict[str, Value]:
+    """Keys that say what the file is.
+
+    Args:
+        widths: numbers of each width in the linears.
+    """
+    kind = 2 if widths.get(4, 0) >= widths.get(8, 0) else 7  # LLAMA_FTYPE_MOSTLY_Q4_0, LLAMA_FTYPE_MOSTLY_Q8_0
+    named = {f"general.{key}": Value(Type.STRING, text) for key, text in about.items()}
+    return {**named, "general.file_type": Value(Type.UINT32, kind)}
+
+
 def differing(fields: Mapping[str, Any], wanted: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
     """Keys that are missing, of another type, of another value, or that should not be there; and what is wrong.
 
@@ -61,7 +72,7 @@ def differing(fields: Mapping[str, Any], wanted: Mapping[str, Value]) -> Iterato
         elif not same(fields[key], value):
             yield key, "is another table" if value.array else f"{_shown(fields[key])} instead of {value.content!r}"
     for key in fields:
-        if key not in wanted and (key in EXACT or not key.startswith(FREE)):
+        if key not in wanted and (key.removeprefix("general.") in EXACT or not key.startswith(FREE)):
             yield key, "is none of this model's"
 
 

@@ -29,7 +29,7 @@ class Token:
 
 
 def keys(quantized: QuantizedCheckpoint) -> dict[str, Value]:
-    """All keys `tokenizer.ggml.*`.
+    """All keys `tokenizer.*`.
 
     Raises:
         InputError: the checkpoint's tokenizer cannot be read.
@@ -37,11 +37,15 @@ def keys(quantized: QuantizedCheckpoint) -> dict[str, Value]:
     tokenizer, config = Tokenizer.from_folder(quantized.folder), quantized.config
     named = tokenizer.source.name == "tokenizer.json"
     found = _byte_pairs(tokenizer.source, config) if named else _pieces(tokenizer, config)
-    found |= {"add_eos_token": Value(Type.BOOL, False)}
+    begin = config.bos_token_id if tokenizer.bos is None else tokenizer.bos
+    begins = len(tokenizer.front) == 1 and tokenizer.front[0] == begin
+    found |= {"add_eos_token": Value(Type.BOOL, False), "add_bos_token": Value(Type.BOOL, begins)}
+    first = config.eos_token_ids[:1] if tokenizer.eos is None else (tokenizer.eos,)
+    others = [token for token in config.eos_token_ids if token not in first]
     ids = {
-        "bos": config.bos_token_id if tokenizer.bos is None else tokenizer.bos,
-        "eos": config.eos_token_ids[0] if config.eos_token_ids else tokenizer.eos,
+        "bos": begin,
         "padding": config.pad_token_id if tokenizer.pad is None else tokenizer.pad,
+        **dict(zip(("eos", "eot", "eom"), (*first, *others), strict=False)),
     }
     found |= {f"{name}_token_id": Value(Type.UINT32, token) for name, token in ids.items() if token is not None}
     return {f"tokenizer.ggml.{name}": value for name, value in found.items()}
@@ -62,7 +66,6 @@ def _pieces(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Value]:
     added = tokenizer.pieces.added()
     for index in range(len(rows), config.vocab_size):
         rows.append(Token(added[index], Kind.USER_DEFINED) if index in added else _unused(index))
-    begins = len(tokenizer.front) == 1 and tokenizer.front[0] == tokenizer.bos
     return {
         "model": Value(Type.STRING, "llama"),
         "pre": Value(Type.STRING, "default"),
@@ -71,7 +74,6 @@ def _pieces(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Value]:
         "unknown_token_id": Value(Type.UINT32, proto.trainer_spec.unk_id),
         "add_space_prefix": Value(Type.BOOL, proto.normalizer_spec.add_dummy_prefix),
         "remove_extra_whitespaces": Value(Type.BOOL, proto.normalizer_spec.remove_extra_whitespaces),
-        "add_bos_token": Value(Type.BOOL, begins),
     }
 
 
@@ -91,13 +93,11 @@ def _byte_pairs(path: Path, config: ModelConfig) -> dict[str, Value]:
         rows[index] = Token(token.content, Kind.CONTROL if token.special else Kind.USER_DEFINED)
     pairs = read_json(path, MOST_TABLE_BYTES)["model"]["merges"]
     merges = [pair if isinstance(pair, str) else f"{pair[0]} {pair[1]}" for pair in pairs]
-    first, plain = (library.encode("a", add_special_tokens=special).ids for special in (True, False))
     return {
         "model": Value(Type.STRING, "gpt2"),
         "pre": Value(Type.STRING, read_byte_pairs(path, config.vocab_size).cut),  # llama.cpp's name for an expression
         **_table(rows),
         "merges": Value(Type.STRING, merges, array=True),
-        "add_bos_token": Value(Type.BOOL, first[:1] != plain[:1]),
     }
 
 

@@ -3,20 +3,47 @@ byte-level BPE."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
 
 from bluelm.config import ModelConfig
+from bluelm.errors import TargetError
 from bluelm.text.sentencepieces import SentencePieces, read_model
 from bluelm.text.tokenizer import Tokenizer
-from export.gguf.bpe import read_byte_pairs
+from export.gguf.bpe import FIX, read_byte_pairs
 
 Kind = gguf.TokenType
+ENDS = ("eos", "eot", "eom")
+"""llama.cpp's keys for tokens that end an answer; it looks for more by their texts alone."""
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -> None:
+def check_tokenizer(folder: Path, config: ModelConfig) -> None:
+    """Whether llama.cpp can read text as the folder's tokenizer does, before any work.
+
+    Raises:
+        TargetError: it cannot; says why.
+        InputError: the folder has no tokenizer, a damaged one, or one of another model.
+    """
+    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.check_rows(config.vocab_size)
+    if tokenizer.source.name == "tokenizer.json":
+        read_byte_pairs(tokenizer.source, config.vocab_size)
+    if tokenizer.front not in ((), (_begin(tokenizer, config),)):
+        texts = " ".join(str(token) for token in tokenizer.front)
+        problem = f"llama.cpp begins a text with the bos token or with none, this tokenizer with the tokens {texts}"
+        raise TargetError(problem, where=tokenizer.source, fix=FIX)
+    _ends(tokenizer, config)
+
+
+def add_tokenizer(
+    writer: gguf.GGUFWriter, folder: Path, config: ModelConfig, templates: Mapping[str, str] | None = None
+) -> None:
     """The folder's tokenizer with a token for every row of the embedding; rows beyond it are unused ones.
+
+    Args:
+        templates: Jinja sources of chats by name; without one llama.cpp takes ChatML, whatever the model learned.
 
     Raises:
         TargetError: a tokenizer that llama.cpp does not have.
@@ -28,14 +55,39 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) ->
         _add_byte_pairs(writer, tokenizer.source, config)
     else:
         _add_pieces(writer, tokenizer, config)
+    writer.add_add_bos_token(bool(tokenizer.front) and tokenizer.front == (_begin(tokenizer, config),))
     writer.add_add_eos_token(False)
-    for token, add in (
-        (config.bos_token_id if tokenizer.bos is None else tokenizer.bos, writer.add_bos_token_id),
-        (config.eos_token_ids[0] if config.eos_token_ids else tokenizer.eos, writer.add_eos_token_id),
-        (config.pad_token_id if tokenizer.pad is None else tokenizer.pad, writer.add_pad_token_id),
-    ):
+    found = {"bos": _begin(tokenizer, config), **_ends(tokenizer, config)}
+    found["padding"] = config.pad_token_id if tokenizer.pad is None else tokenizer.pad
+    for name, token in found.items():
         if token is not None:
-            add(token)
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
+    _add_templates(writer, templates or {})
+
+
+def _begin(tokenizer: Tokenizer, config: ModelConfig) -> int | None:
+    return config.bos_token_id if tokenizer.bos is None else tokenizer.bos
+
+
+def _ends(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, int]:
+    """End tokens by llama.cpp's names, the one that a template's `eos_token` means first."""
+    own = [] if tokenizer.eos is None else [tokenizer.eos]
+    ends = list(dict.fromkeys([*own, *config.eos_token_ids]))
+    if len(ends) > len(ENDS):
+        problem = f"a GGUF file names {len(ENDS)} end tokens, this model has {len(ends)}: {ends}"
+        raise TargetError(problem, where=tokenizer.source, fix=FIX)
+    return dict(zip(ENDS, ends, strict=False))
+
+
+def _add_templates(writer: gguf.GGUFWriter, templates: Mapping[str, str]) -> None:
+    """gguf-py's own function lists the names in another order every time."""
+    keys, others = gguf.Keys.Tokenizer, sorted(templates.keys() - {"default"})
+    if others:
+        writer.add_array(keys.CHAT_TEMPLATES, others)
+    for name in others:
+        writer.add_string(keys.CHAT_TEMPLATE_N.format(name=name), templates[name])
+    if "default" in templates:
+        writer.add_string(keys.CHAT_TEMPLATE, templates["default"])
 
 
 def _add_byte_pairs(writer: gguf.GGUFWriter, path: Path, config: ModelConfig) -> None:
@@ -45,7 +97,6 @@ def _add_byte_pairs(writer: gguf.GGUFWriter, path: Path, config: ModelConfig) ->
     writer.add_token_list(found.tokens)
     writer.add_token_types(found.kinds)
     writer.add_token_merges(found.merges)
-    writer.add_add_bos_token(found.begins is not None)
 
 
 def _add_pieces(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: ModelConfig) -> None:
@@ -67,4 +118,3 @@ def _add_pieces(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: ModelConf
     writer.add_unk_token_id(model.trainer_spec.unk_id)
     writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
     writer.add_remove_extra_whitespaces(model.normalizer_spec.remove_extra_whitespaces)
-    writer.add_add_bos_token(tokenizer.front == (tokenizer.bos,))

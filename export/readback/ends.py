@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from bluelm.system.reading import read_json
+from bluelm.text.tokenizer import Tokenizer
 from export.artifacts.artifact import Artifact
 
 
@@ -25,8 +26,12 @@ def xnnpack(artifact: Artifact, wanted: Set[int]) -> str | None:
 
 
 def gguf(artifact: Artifact, wanted: Set[int]) -> str | None:
-    """The file names one of them."""
-    from export.gguf.reader import GgufWeights
+    """The file names all of them, and none but the tokenizer's own besides."""
+    from export.gguf.reader import GgufFile
 
-    told = GgufWeights(artifact.path("model"), artifact.model).fields["tokenizer.ggml.eos_token_id"].contents()
-    return None if told in wanted else f"model.gguf says {told}, the checkpoint {sorted(wanted)}"
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    fields = GgufFile(artifact.path("model")).fields
+    told = {int(fields[key].contents()) for key in keys if key in fields}
+    own = Tokenizer.from_folder(artifact.folder).eos
+    same = wanted <= told <= wanted | {own}
+    return None if same else f"model.gguf says {sorted(told)}, the checkpoint {sorted(wanted)}"

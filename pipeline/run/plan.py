@@ -24,7 +24,7 @@ from eval.tasks.tasks import load as load_tasks
 from export.artifacts.package import parameter_count
 from pipeline.options.effects import RUN, RunFacts, refuse_idle
 from pipeline.run.identity import check_settings, slug, unusual
-from pipeline.run.provenance import admit, trust_of
+from pipeline.run.provenance import about, admit, trust_of
 from pipeline.run.resources import Resources, plan_run
 from pipeline.run.source import Source, open_source
 from pipeline.run.widths import check_size
@@ -107,6 +107,11 @@ class Plan:
         return model_name(self.request)
 
     @property
+    def about(self) -> dict[str, str]:
+        """What artifacts say of the model."""
+        return about(self.checkpoint.folder, self.model_name)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Context and prefill chunk of the graphs."""
         context = self.request.context
@@ -159,6 +164,7 @@ def make_plan(request: Request) -> Plan:
     source.check_runtime(target.runtime)
     for one in (recipe.own_widths(), *(same for _, same in recipe.uniform())):
         target.check(checkpoint.config, one, context=context, chunk=min(request.chunk, context))
+    target.check_tokenizer(checkpoint.folder, checkpoint.config)
     if recipe.auto:
         check_size(target, checkpoint.config, recipe, context=context, chunk=min(request.chunk, context))
     trust = trust_of(request.public_key, request.certificate_chain, request.signed_at, request.stamp_authority)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from bluelm.trust.signature import Trust
 from bluelm.trust.signature import verify_folder as verify_signature
 
 SIGNATURE = "model.sig"
+MOST_CARD = 1 << 16  # characters of a model card that may hold its head
 
 
 def day(text: str | None) -> datetime | None:
@@ -33,6 +35,19 @@ def day(text: str | None) -> datetime | None:
     if found.date() > datetime.now(UTC).date():
         raise InputError(f"--signed-at {text} is in the future", fix="name the day on which it was signed")
     return found
+
+
+def about(folder: Path, name: str) -> dict[str, str]:
+    """What a checkpoint's model card says, for files that have a place for it.
+
+    Returns:
+        `name`, and `license` where README.md begins with YAML that names one, as on the Hugging Face hub.
+    """
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace")[:MOST_CARD] if card.is_file() else ""
+    head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    line = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)['\"]?[ \t]*$", head[1], re.MULTILINE) if head else None
+    return {"name": name} | ({"license": line[1]} if line else {})
 
 
 def trust_of(

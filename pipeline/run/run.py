@@ -262,12 +262,13 @@ def _export_target(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, p
         **sizes,
         "kv_bits": plan.target.kv_bits,
         "target": plan.target.name,
+        "about": plan.about,
         "made by": _made_by(LOWERING, "onnx"),
     }
     lowered = stages.run(
         layout.lowered(plan.target.runtime),
         inputs,
-        lambda folder: plan.target.lower(quantized, ranges, folder, **sizes, progress=progress),
+        lambda folder: plan.target.lower(quantized, ranges, folder, **sizes, about=plan.about, progress=progress),
     )
     if plan.target.default_on in LOWERED_ALONE:
         return Artifact.open(lowered)  # nothing to compile

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
@@ -60,7 +63,14 @@ class GgufBackend(CpuBackend):
                 text = f"GGUF's blocks of 32 do not divide the {linear.columns} inputs of {linear.weight}"
                 raise TargetError(text, fix="use the runtime onnx-cpu")
 
+    def check_tokenizer(self, folder: Path, config: ModelConfig) -> None:
+        if importlib.util.find_spec("gguf") is None:
+            return  # said when it is needed: a plan can be made without it
+        from export.gguf.tokenizer import check_tokenizer
+
+        check_tokenizer(folder, config)
+
     def lower(self, job: LoweringJob) -> Artifact:
         from export.gguf import export as gguf_file
 
-        return gguf_file.export(job.quantized, job.folder, context=job.context, progress=job.progress)
+        return gguf_file.export(job.quantized, job.folder, context=job.context, about=job.about, progress=job.progress)

@@ -16,7 +16,7 @@ from bluelm.system.progress import Progress
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.onnx import npu as onnx_npu
-from targets.backend import LoweringJob
+from targets.backend import LoweringJob, Uncompiled
 from targets.legality import check_groups, check_lengths, weight_bytes
 from targets.qualcomm.compile import compile_contexts
 from targets.qualcomm.messages import Chip
@@ -28,7 +28,7 @@ PART_SHARE = 0.5
 copies and the activations as well. A 7B in 4 bits becomes 5 parts, a 1B one."""
 
 
-class HtpBackend:
+class HtpBackend(Uncompiled):
     """Checks, lowers and compiles for HTP; models beyond one binary are cut into parts."""
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:

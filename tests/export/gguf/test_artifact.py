@@ -135,7 +135,7 @@ def test_every_row_of_the_table_has_a_token(quantized: QuantizedCheckpoint, tmp_
     found = written(tmp_path, config)
     assert found["tokens"][6142:] == [*found["tokens"][6142:6144], "[X]", "[unused 6145]"]
     assert (found["token_type"][6144:], found["scores"][6144:]) == ([4, 5], [0.0, 0.0])
-    assert [found[f"{name}_token_id"] for name in ("bos", "eos", "padding", "unknown")] == [1, 7, 3, 0]
+    assert [found[f"{name}_token_id"] for name in ("bos", "eos", "eot", "padding", "unknown")] == [1, 2, 7, 3, 0]
     assert (found["add_bos_token"], found["add_eos_token"]) == (True, False)
     assert written(tmp_path, replace(config, eos_token_ids=()))["eos_token_id"] == 2
     assert found == held(tmp_path, config)

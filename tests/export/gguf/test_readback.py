@@ -256,7 +256,7 @@ def test_what_is_told_of_a_key() -> None:
     table = field([kinds.ARRAY, kinds.INT32], *(np.array([value], np.int32) for value in (1, 2, 3, 4)))
     empty = field([kinds.ARRAY, kinds.STRING])
     many = field([kinds.UINT32], np.arange(5, dtype=np.uint32))
-    fields = {"a": name, "b": some, "c": table, "d": empty, "e": some, "f": many, "general.name": name}
+    fields = {"a": name, "b": some, "c": table, "d": empty, "e": some, "f": many, "general.author": name}
     wanted = {
         "a": Value(kinds.STRING, "y"),
         "b": Value(kinds.UINT32, 8),
