@@ -79,10 +79,15 @@ def finished_size(config: ModelConfig, recipe: Recipe) -> float:
     for index in range(config.num_layers):
         for name, linear in block_of(config).linears.items():
             total += _stored(linear.rows, linear.columns, recipe.widths(f"model.layers.{index}.{name}"))
-    total += _stored(config.vocab_size, config.hidden_size, Widths(recipe.embed_bits, -1, True))
+    total += table_size(config, recipe)
     if not config.shares_table:
         total += _stored(config.vocab_size, config.hidden_size, recipe.widths(HEAD))
     return total
+
+
+def table_size(config: ModelConfig, recipe: Recipe) -> float:
+    """Bytes of the embedding table."""
+    return _stored(config.vocab_size, config.hidden_size, Widths(recipe.embed_bits, -1, True))
 
 
 def matmul_rate() -> float:

@@ -24,6 +24,7 @@ from targets.runtime import Runtime
 T = TypeVar("T")
 Float = NDArray[np.float64]
 Job = Callable[[Runtime], T]
+FEW_ROWS = 32  # of a vocabulary in float64 at a time: of 100,000 tokens, 256 rows and what is made of them take a GB
 
 
 @dataclass(frozen=True)
@@ -85,31 +86,38 @@ class Reference:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._lock = threading.Lock()
+        self._written: dict[tuple[tuple[int, ...], int], Continuation] = {}
 
-    def log_probabilities(self, tokens: Sequence[int]) -> Float:
-        """float64 [n, vocab]."""
+    def logits(self, tokens: Sequence[int]) -> NDArray:
+        """float32 [n, vocab]."""
         with self._lock:
-            logits = self._runtime.logits(tokens)  # [n, vocab]
-        return metrics.log_softmax(logits)
+            return self._runtime.logits(tokens)
 
     def greedy(self, prompt: Sequence[int], length: int) -> Continuation:
-        """The text that the float model writes behind a prompt."""
+        """The text that the float model writes behind a prompt; each is written once."""
+        asked = (tuple(prompt), length)
         with self._lock:
-            return greedy(self._runtime, prompt, length)
+            if asked not in self._written:
+                self._written[asked] = greedy(self._runtime, prompt, length)
+            return self._written[asked]
 
 
-def score_window(reference: Float, logits: NDArray, window: Window) -> TokenScores:
+def score_window(reference: NDArray, logits: NDArray, window: Window) -> TokenScores:
     """Scores of the tokens of one window that are judged.
 
     Args:
-        reference: log-probabilities float64 [n, vocab] of the float model.
+        reference: logits [n, vocab] of the float model.
         logits: [n, vocab] of the artifact. Row i answers what comes behind token i.
         window: the n tokens, of which those that count as targets are marked.
     """
     rows = np.flatnonzero(window.judged[1:])  # row i is judged if token i + 1 is a target
+    parts = range(0, max(len(rows), 1), FEW_ROWS)
+    return TokenScores.join([_score_rows(reference, logits, window, rows[i : i + FEW_ROWS]) for i in parts])
+
+
+def _score_rows(reference: NDArray, logits: NDArray, window: Window, rows: NDArray[np.intp]) -> TokenScores:
     targets = window.tokens[1:][rows]
-    candidate = metrics.log_softmax(logits[rows])
-    reference = reference[rows]
+    candidate, reference = metrics.log_softmax(logits[rows]), metrics.log_softmax(reference[rows])
     return TokenScores(
         nll=metrics.negative_log_likelihood(candidate, targets),
         reference_nll=metrics.negative_log_likelihood(reference, targets),
@@ -167,7 +175,7 @@ def score_beside(
         def one(index: int, reference: Reference) -> Job[TokenScores]:
             def work(runtime: Runtime) -> TokenScores:
                 window = windows[index]
-                expected = reference.log_probabilities(window.tokens.tolist())
+                expected = reference.logits(window.tokens.tolist())
                 logits = runtime.logits(window.tokens.tolist())
                 _check_shape(runtime, logits, expected)
                 task.advance(note=f"{len(window.tokens)} tokens a window")
@@ -261,17 +269,39 @@ def document_sums(scores: TokenScores, domains: Mapping[int, str]) -> DocumentSu
 
 
 def first_divergence(
-    reference: Reference, runtimes: Sequence[Runtime], prompts: Sequence[Sequence[int]], length: int, subject: str
+    reference: Reference,
+    runtimes: Sequence[Runtime],
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    subject: str,
+    *,
+    agreement: float = 1.0,
+    progress: Progress | None = None,
 ) -> Measurement:
     """How many tokens of a greedy answer come before the first that the artifact would choose otherwise.
 
     The mean over the prompts; an answer of `length` tokens that is the same to its end counts as `length`.
+
+    Args:
+        agreement: share of tokens for which both choose the same. Where it is small, answers part early, and the float
+            model writes but their beginnings: most of a large model's time goes into them.
     """
+    likely = (
+        length if agreement >= 1 else 4 + round(2 * agreement / (1 - agreement))
+    )  # twice the mean of a geometric one
 
     def one(index: int, prompt: Sequence[int]) -> Job[Divergence]:
-        return lambda runtime: divergence(runtime, index, prompt, *reference.greedy(prompt, length))
+        def parts(runtime: Runtime) -> Divergence:
+            found = divergence(runtime, index, prompt, *reference.greedy(prompt, min(likely, length)))
+            if found.at is None and likely < length:
+                found = divergence(runtime, index, prompt, *reference.greedy(prompt, length))
+            task.advance()
+            return found
 
-    found = share(runtimes, [one(i, prompt) for i, prompt in enumerate(prompts)])
+        return parts
+
+    with (progress or Silent()).task(f"compare answers of the {subject.upper()} artifact", total=len(prompts)) as task:
+        found = share(runtimes, [one(i, prompt) for i, prompt in enumerate(prompts)])
     at = np.array([length if d.at is None else d.at for d in found], dtype=np.float64)
     whole = sum(d.at is None for d in found)
     estimate = metrics.mean(at, np.arange(len(at)))
@@ -301,7 +331,7 @@ def prefill_decode(runtime: Runtime, tokens: Sequence[int], steps: int, subject:
     ]
 
 
-def _check_shape(runtime: Runtime, logits: NDArray, reference: Float) -> None:
+def _check_shape(runtime: Runtime, logits: NDArray, reference: NDArray) -> None:
     if logits.shape != reference.shape:
         raise TargetError(
             f"the artifact answers {logits.shape} logits where the float model answers {reference.shape}",

@@ -194,7 +194,12 @@ def _judge_one(
         prompts = [window.tokens.tolist()[:PROMPT_TOKENS] for window in windows[:PROMPTS]]
         length = min(GREEDY_TOKENS, artifact.context - PROMPT_TOKENS)
         if length > 0:
-            figures.append(judge.first_divergence(reference, runtimes, prompts, length, subject.name))
+            agreement = float(scores.agreement.mean())
+            figures.append(
+                judge.first_divergence(
+                    reference, runtimes, prompts, length, subject.name, agreement=agreement, progress=progress
+                )
+            )
         return _JudgedOne(answered.mark(figures), judge.document_sums(scores, domains), told)
 
 

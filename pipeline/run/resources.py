@@ -14,7 +14,7 @@ from rich.table import Table
 
 from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.errors import InputError, UnavailableError
-from compress.cost import Cost, cost, matmul_rate
+from compress.cost import Cost, cost, matmul_rate, table_size
 from compress.recipe import Recipe, parse_size
 from eval.accuracy.positions import ROWS
 from export.formats import Sizes, record
@@ -104,6 +104,8 @@ def plan_run(
     quantizing = plan_quantizing(checkpoint, recipe, max_memory)
     config, limit = checkpoint.config, quantizing.limit
     size = quantizing.quantizing.size
+    if config.shares_table:  # artifacts hold it as rows to look up, and once more as the head
+        size += table_size(config, recipe)
     kind = record(runtime)
     row = kind.lowering
     copies = kind.sizes.copies if isinstance(kind.sizes, Sizes) else 1

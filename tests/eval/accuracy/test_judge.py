@@ -196,5 +196,9 @@ def test_first_divergence_is_where_two_free_answers_part() -> None:
     assert min(at) < 12
     assert found.value == pytest.approx(np.mean(at))
     assert found.error == pytest.approx(np.std(at, ddof=1) / np.sqrt(3))
+    reference = judge.Reference(TableRuntime(p))
+    for agreement in (0.0, 0.5, 0.9):  # beginnings first, the whole where they are the same: the same figure
+        again = judge.first_divergence(reference, [TableRuntime(q)], prompts, 12, "cpu", agreement=agreement)
+        assert again == found
     same = judge.first_divergence(judge.Reference(TableRuntime(p)), [TableRuntime(p)], prompts, 12, "cpu")
     assert (same.value, same.note) == (12, "3 of 3 answers the same for all 12 tokens, 0 apart at a tie")

@@ -18,7 +18,9 @@ from bluelm.system.files import demo_checkpoint
 from compress.cost import cost, finished_size
 from compress.engine import quantize
 from compress.recipe import Recipe
+from export.onnx import genai
 from pipeline.run import resources
+from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint
 
 
@@ -101,6 +103,16 @@ def test_time_and_memory_of_the_demo_run_are_those_measured(
     assert npu.memory == pytest.approx(1.18e9, rel=0.1) and executorch.memory == pytest.approx(1.90e9, rel=0.1)
     cpu = resources.plan_run(checkpoint, Recipe(), None, runtime="onnx-cpu", npu_tokens=0, **sizes)
     assert cpu.seconds < npu.seconds / 2
+
+
+def test_a_table_that_is_also_the_head_ships_twice(tmp_path: Path) -> None:
+    shape = {"architecture": "LlamaForCausalLM", "vocab": 32768, "layer_norm": False, "tied": True}
+    model = write_checkpoint(tmp_path / "model", tokenizer=False, **shape)
+    sizes = {"chunk": 8, "watched_tokens": 0, "cpu_tokens": 64, "npu_tokens": 0}
+    recipe = Recipe.make({"method": "rtn"})
+    planned = resources.plan_run(Checkpoint.open(model), recipe, None, runtime="onnx-genai", **sizes).artifact
+    made = genai.export(rounded(tmp_path / "q", source=model), tmp_path / "a", context=32, chunk=8)
+    assert planned == pytest.approx(made.bytes, rel=0.15)
 
 
 def test_qualcomms_compiler_decides_the_memory_of_wide_models(checkpoint: Checkpoint) -> None:
