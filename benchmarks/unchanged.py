@@ -9,7 +9,8 @@ OUT keeps what was made, so that a run that was broken off goes on. Ends with 1 
 
 Left out: SHA-256 digests that stand in files as text (that of our own sources is in every checkpoint and what is made
 of it; the files that others tell of are compared themselves); values of times, speed and memory in reports; the bytes
-that Qualcomm's compiler writes (its artifacts are compared by their figures).
+that compilers of others write, which differ from run to run (Qualcomm's, ExecuTorch's delegate for Core ML with its
+random identifiers): those artifacts are compared by their figures, of which sizes to two digits.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ RUNTIMES = {
 }
 """A target for each; a new runtime is a row."""
 DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
-COMPILED = ("qnn-context", "executorch-qnn")
+COMPILED = ("qnn-context", "executorch-qnn", "executorch-coreml")
+WRITTEN = (".bin", ".pte", ".json", ".onnx", ".log")  # by their compilers, and what names or wraps that
+SIZES = ("artifact_bytes", "memory_bytes", "bits_per_weight", "part_bytes", "max_artifact_bytes", "max_memory_bytes")
 MACHINE = ("host", "run")  # subjects of figures that its clocks and its memory decide
 RECORDS = ("report.json", "log.txt", "report.html", "junit.xml", "summary.md", ".stages", "run.json", "previous")
 
@@ -95,7 +98,7 @@ def bytes_of(side: Path, names: set[str]) -> dict[str, str]:
     found = {}
     for path in sorted((side / "quantized").rglob("*")) + sorted((side / "runs").rglob("*")):
         place = path.relative_to(side)
-        compiled = place.parts[0] == "runs" and place.parts[1] in COMPILED and path.suffix in (".bin", ".pte", ".json")
+        compiled = place.parts[0] == "runs" and place.parts[1] in COMPILED and path.suffix in WRITTEN
         known = place.parts[1] in {name.replace("+", "-") for name in names}
         if known and path.is_file() and not compiled and not any(part in RECORDS for part in place.parts):
             found[str(place)] = content(path)
@@ -110,7 +113,8 @@ def figures_of(side: Path, names: set[str]) -> dict[str, Any]:
         for kind in ("measurements", "checks"):
             for one in report[kind]:
                 if one["subject"] not in MACHINE:
-                    found[f"{name}: {kind}, {one['name']} ({one['subject']})"] = one
+                    size = name in COMPILED and one["name"].startswith(SIZES)
+                    found[f"{name}: {kind}, {one['name']} ({one['subject']})"] = f"{one['value']:.1e}" if size else one
         found |= {f"{name}: {key}": report[key] for key in ("documents", "budget", "warnings", "passed")}
     return found
 
