@@ -143,25 +143,66 @@ def wrong(artifact: Artifact, model: QuantizedCheckpoint) -> list[str]:
 BLOCK = "model.layers.1"
 
 
-def test_what_was_changed_in_the_package_is_named(model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path) -> None:
-    up, key = model.linear(f"{BLOCK}.mlp.up_proj"), model.linear(f"{BLOCK}.self_attn.k_proj")
-    norm = np.tile(model.vector(f"{BLOCK}.post_attention_layernorm").numpy().astype(np.float16), 2)
-    rows = lambda held: held.shape == (32, 16) and held[0, 0] == 1  # noqa: E731  (cosines)
-    cases: dict[str, tuple[Change, list[str]]] = {
-        "a code": (record(like(up.signed_codes().numpy()), 70, 0x10, "data"), [f"{BLOCK}.mlp.up_proj"]),
-        "a scale": (record(like(key.scales.numpy()), 6, 1, "scale"), [f"{BLOCK}.self_attn.k_proj"]),
-        "a norm": (record(like(norm), 6, 1), [f"{BLOCK}.post_attention_layernorm.weight"]),
-        "a cosine": (record(rows, 900, 1), ["rope"]),
-        "eps x10": (argument("layer_norm", "epsilon", 10), ["model.norm epsilon"]),
-        "scale of attention": (factor_of_attention, [f"{BLOCK} attention scale"]),
-        "down for up": (exchanged("linear", "weight"), [f"{BLOCK}.mlp.{name}_proj" for name in ("down", "up")]),
-        "another operation": (other_kind, ["operations"]),
-        "a forgotten cache": (forgotten_cache, ["operations"]),
-        "not transposed": (turned, ["operations"]),
-        "nothing": (lambda _: None, []),
-    }  # fmt: skip
-    for name, (change, items) in cases.items():
-        assert wrong(damaged(sound, tmp_path / name, change), model) == sorted(items), name
+@cache
+def with_head_norms() -> tuple[QuantizedCheckpoint, Artifact]:
+    """A block whose queries and keys have norms, and whose heads have keys of their own."""
+    folder = lowered.folder() / "executorch-coreml-norms"
+    shape: dict[str, Any] = {
+        "architecture": "Qwen3ForCausalLM",
+        "layer_norm": False,
+        "head_dim": 16,
+        "heads": 4,
+        "kv_heads": 4,
+    }
+    model = rounded(folder / "q", source=write_checkpoint(folder / "float", vocab=384, layers=1, **shape))
+    return model, executorch_coreml.export(model, folder / "a", context=32, chunk=8)
+
+
+def code(model: QuantizedCheckpoint) -> Change:
+    return record(like(model.linear(f"{BLOCK}.mlp.up_proj").signed_codes().numpy()), 70, 0x10, "data")
+
+
+def scale(model: QuantizedCheckpoint) -> Change:
+    return record(like(model.linear(f"{BLOCK}.self_attn.k_proj").scales.numpy()), 6, 1, "scale")
+
+
+def norm(model: QuantizedCheckpoint) -> Change:
+    held = model.vector(f"{BLOCK}.post_attention_layernorm").numpy().astype(np.float16)
+    return record(like(np.tile(held, 2)), 6, 1)
+
+
+def cosine(_: QuantizedCheckpoint) -> Change:
+    return record(lambda held: held.shape == (32, 16) and held[0, 0] == 1, 900, 1)
+
+
+CASES: dict[str, tuple[Callable[[QuantizedCheckpoint], Change], list[str]]] = {
+    "nothing": (lambda _: lambda _: None, []),
+    "a code": (code, [f"{BLOCK}.mlp.up_proj"]),
+    "a scale": (scale, [f"{BLOCK}.self_attn.k_proj"]),
+    "a norm": (norm, [f"{BLOCK}.post_attention_layernorm.weight"]),
+    "a cosine": (cosine, ["rope"]),
+    "eps x10": (lambda _: argument("layer_norm", "epsilon", 10), ["model.norm epsilon"]),
+    "scale of attention": (lambda _: factor_of_attention, [f"{BLOCK} attention scale"]),
+    "down for up": (lambda _: exchanged("linear", "weight"), [f"{BLOCK}.mlp.{name}_proj" for name in ("down", "up")]),
+    "another operation": (lambda _: other_kind, ["operations"]),
+    "a forgotten cache": (lambda _: forgotten_cache, ["operations"]),
+    "not transposed": (lambda _: turned, ["operations"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_was_changed_in_the_package_is_named(
+    name: str, model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path
+) -> None:
+    change, items = CASES[name]
+    assert wrong(damaged(sound, tmp_path / "a", change(model)), model) == sorted(items)
+
+
+@pytest.mark.parametrize("kind", [made, with_head_norms])
+def test_a_sound_program_is_followed_whole(kind: Callable[[], tuple[QuantizedCheckpoint, Artifact]]) -> None:
+    model, sound = kind()
+    found = read_back(sound, model)
+    assert not found.wrong and not found.untold
 
 
 def test_a_table_beside_the_program_is_held_too(model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path) -> None:

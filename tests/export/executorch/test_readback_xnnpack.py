@@ -228,6 +228,17 @@ def test_what_was_changed_in_the_program_is_named(
     assert wrong(damaged(sound, tmp_path / "a", change), model) == [item]
 
 
+def test_a_program_that_cannot_be_followed_is_said_to_be_so(
+    model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path
+) -> None:
+    def cut(file: PTEFile) -> None:
+        held = file.program.backend_delegate_data[plan(file).delegates[1].processed.index]
+        held.data = bytes(held.data)[: HEADER // 2]
+
+    (found,) = read_back(damaged(sound, tmp_path / "a", cut), model).wrong
+    assert found.item == "operations" and "cannot be followed" in found.told
+
+
 def test_what_was_changed_in_its_numbers_is_named(model: QuantizedCheckpoint, sound: Artifact, tmp_path: Path) -> None:
     weight = model.linear(f"{BLOCK}.mlp.up_proj")
     packed = (weight.codes[:, 0::2] | weight.codes[:, 1::2] << 4).numpy()
@@ -267,19 +278,10 @@ def test_a_program_that_is_written_again_is_the_same_to_the_reader(
 
 @cache
 def narrow(kv_bits: Any, chunk: int) -> tuple[QuantizedCheckpoint, Artifact]:
-    """A block with a narrow cache."""
+    """A block with a narrow cache, and no begin token."""
     folder = lowered.folder() / f"xnnpack-{kv_bits}-{chunk}"
-    source = rounded(folder / "q", source=write_checkpoint(folder / "float", vocab=384, layers=1))
+    source = rounded(folder / "q", source=write_checkpoint(folder / "float", vocab=384, layers=1, bos_token_id=None))
     return source, executorch.export(source, folder / "a", context=32, chunk=chunk, kv_bits=kv_bits)
-
-
-@pytest.mark.parametrize(("kv_bits", "chunk"), [(16, 1), (8, 8)])
-def test_narrow_caches_and_single_tokens_are_followed_too(kv_bits: Any, chunk: int) -> None:
-    source, made = narrow(kv_bits, chunk)
-    found = read_back(made, source)
-    assert not found.wrong and not found.untold
-    states = {finding.item: finding.state for finding in findings(made, source)}
-    assert ("activation encodings" in states) == (kv_bits == 8)
 
 
 NARROW: dict[str, Change] = {
@@ -302,3 +304,12 @@ def test_rows_of_other_tokens_are_named(tmp_path: Path) -> None:
     """A step of one token has no count of tokens to take rows by."""
     source, made = narrow(16, 1)
     assert wrong(damaged(made, tmp_path / "a", argument("slice_copy", 4, Int(int_val=2))), source) == ["operations"]
+
+
+@pytest.mark.parametrize(("kv_bits", "chunk"), [(16, 1), (8, 8)])
+def test_narrow_caches_and_single_tokens_are_followed_too(kv_bits: Any, chunk: int) -> None:
+    source, made = narrow(kv_bits, chunk)
+    found = read_back(made, source)
+    assert not found.wrong and not found.untold
+    states = {finding.item: finding.state for finding in findings(made, source)}
+    assert ("activation encodings" in states) == (kv_bits == 8)
