@@ -86,16 +86,19 @@ def parquet_rows(file: Path, wanted: Sequence[str] | None = None, most: int = MO
                 _check_size(size, most, file)
                 yield f"{file}, row {number}", row
                 number += 1
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:  # its strings are checked as they are read
+    except (arrow.ArrowException, OSError, RuntimeError, ValueError, LookupError, ArithmeticError) as error:
+        # what Cython makes of C++ exceptions; UnicodeDecodeError: its strings are checked as they are read
         raise InputError(f"not a readable .parquet file: {error}", where=file) from None
     if not columns:
         raise InputError("the table has none of the columns that are known", where=file)
 
 
 def _largest_group(metadata: Any) -> int:
-    """Bytes of the largest row group, unpacked but for its dictionaries; no value in it is larger."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return max((sum(g.column(i).total_uncompressed_size for i in range(g.num_columns)) for g in groups), default=0)
+    """Bytes of the largest row group, unpacked but for its dictionaries; no value in it is larger.
+
+    Columns are not asked: of one whose statistics are damaged pyarrow ends the process (std::terminate).
+    """
+    return max((metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)), default=0)
 
 
 def _length(value: Any) -> int:

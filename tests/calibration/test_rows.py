@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from calibration.sources import read_texts
 from eval import heldout
 from eval.tasks.task_data import LocalData
 from pipeline.cli import main
+from tests.support import reader_files as valid
 
 BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines cuts a line, and JSON does not (some escaped)
 
@@ -178,3 +180,13 @@ def test_a_prompt_on_standard_input_that_is_no_text_is_said(
 
 def test_bounds_of_a_batch() -> None:
     assert rows.BATCH_ROWS[0] * sources.MOST_BYTES > rows.BATCH_BYTES
+
+
+def test_no_damaged_byte_ends_the_process(tmp_path: Path) -> None:
+    """pyarrow aborts where statistics of a column are asked for that contradict each other."""
+    whole, path = valid.parquet_bytes(), tmp_path / "a.parquet"
+    for place in range(64, min(160, len(whole))):
+        for value in (0, 8, 255):
+            path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            with suppress(InputError):
+                list(parquet_rows(path, ("text",)))

@@ -198,6 +198,13 @@ def test_what_was_changed_in_the_package_is_named(
     assert wrong(damaged(sound, tmp_path / "a", change(model)), model) == sorted(items)
 
 
+def test_a_norm_of_heads_is_held(tmp_path: Path) -> None:
+    model, sound = with_head_norms()
+    held = np.tile(model.vector("model.layers.0.self_attn.k_norm").numpy().astype(np.float16), 2)
+    hurt = damaged(sound, tmp_path / "a", record(like(held), 6, 1))
+    assert wrong(hurt, model) == ["model.layers.0.self_attn.k_norm.weight"]
+
+
 @pytest.mark.parametrize("kind", [made, with_head_norms])
 def test_a_sound_program_is_followed_whole(kind: Callable[[], tuple[QuantizedCheckpoint, Artifact]]) -> None:
     model, sound = kind()
