@@ -19,10 +19,12 @@ MOST_BYTES = 1 << 30  # weights lie in files of their own
 MOST_MESSAGES = 640_000  # a Core ML program of 80 blocks has 0.5 million, an ONNX graph 27,000
 EMPTY = 4  # messages that an empty one counts for: files of nothing else are given up sooner
 FIELDS = 4  # times as many; a message has 1.6 to 5
+MOST_UNKNOWN = 10_000  # fields that the schema has not: those of a newer one
 VARINT, FIXED_64, LENGTH, FIXED_32 = 0, 1, 2, 5  # wire types; 3 and 4, groups, are in none of the formats read here
 LONGEST_VARINT = 10
+UNKNOWN = object()
 
-Fields = dict[int, Any]  # descriptors of messages by the number of the field that holds them
+Fields = dict[int, Any]  # by number, the descriptor of the messages that the field holds, or None
 
 
 def read_message(path: Path, message: Any, what: str, most: int = MOST_MESSAGES) -> Any:
@@ -47,7 +49,7 @@ def read_message(path: Path, message: Any, what: str, most: int = MOST_MESSAGES)
 
 
 def check(data: bytes, descriptor: Any, most: int = MOST_MESSAGES) -> None:
-    """Count messages and fields; an empty message counts for `EMPTY`.
+    """Count messages, fields and those that are unknown; an empty message counts for `EMPTY`.
 
     Raises:
         ValueError: there are too many, or a length or a type that no protobuf has.
@@ -55,18 +57,20 @@ def check(data: bytes, descriptor: Any, most: int = MOST_MESSAGES) -> None:
     """
     kinds: dict[str, Fields] = {}
     waiting: list[tuple[int, int, Fields]] = [(0, len(data), _fields(descriptor, kinds))]
-    messages = fields = 0
+    messages = fields = unknown = 0
     while waiting:
         at, end, inner = waiting.pop()
         while at < end:
             fields += 1
             tag, at = (data[at], at + 1) if data[at] < 128 else _varint(data, at)
-            wire = tag & 7
+            wire, kind = tag & 7, inner.get(tag >> 3, UNKNOWN)
+            if kind is UNKNOWN:
+                unknown += 1
             if wire == LENGTH:
                 length, at = (data[at], at + 1) if data[at] < 128 else _varint(data, at)
                 if length > end - at:
                     raise ValueError(f"a field of {length} bytes where {end - at} are left")
-                if (kind := inner.get(tag >> 3)) is not None:
+                if kind is not None and kind is not UNKNOWN:
                     messages += 1 if length else EMPTY
                     waiting.append((at, at + length, _fields(kind, kinds)))
                 at += length
@@ -78,6 +82,8 @@ def check(data: bytes, descriptor: Any, most: int = MOST_MESSAGES) -> None:
                 raise ValueError(f"a field of the type {wire}")
             if fields > FIELDS * most or messages > most:
                 raise ValueError(f"more than {most} messages or {FIELDS * most} fields")
+            if unknown > MOST_UNKNOWN:
+                raise ValueError(f"more than {MOST_UNKNOWN} unknown fields")
         if at != end:
             raise ValueError("a field goes beyond its message")
 
@@ -85,8 +91,7 @@ def check(data: bytes, descriptor: Any, most: int = MOST_MESSAGES) -> None:
 def _fields(descriptor: Any, known: dict[str, Fields]) -> Fields:
     name = descriptor.full_name
     if name not in known:
-        numbers = descriptor.fields_by_number.items()
-        known[name] = {number: field.message_type for number, field in numbers if field.message_type is not None}
+        known[name] = {number: field.message_type for number, field in descriptor.fields_by_number.items()}
     return known[name]
 
 

@@ -2,13 +2,14 @@
 
 Many references may lead to one table, and a table's vectors to one another's: the square of what a file holds is
 visited, which flatbuffers' Verifier in C++ bounds, and its Python does not
-(https://flatbuffers.dev/languages/cpp/#access-of-untrusted-buffers). Here each visit is counted.
+(https://flatbuffers.dev/languages/cpp/#access-of-untrusted-buffers). Here each visit is counted, in all and by place.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,20 +17,26 @@ from typing import Any, TypeVar
 import flatbuffers.table
 
 Read = TypeVar("Read")
-MOST_TABLES = 200_000  # a program of 80 blocks has a third
+MOST_TABLES = 100_000  # visits; a program of 80 blocks takes 67,000, two of each table
+TABLES, TABLES_OF_A_BLOCK = 10_000, 3_000  # visits at most; Llama's are 300 and 840
+SAME_PLACE = 16  # visits of one table
 SHARED = 4  # times that a byte may be visited
 _NOT_TABLES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, OverflowError, struct.error)
 _Table: Any = flatbuffers.table.Table
 _one_at_a_time = threading.RLock()
 
 
-def read_tables(read: Callable[[], Read], size: int) -> Read:
+def read_tables(read: Callable[[], Read], size: int, blocks: int | None = None) -> Read:
     """What `read` makes of a flatbuffer of so many bytes, by the generated classes.
+
+    Args:
+        blocks: how many it may hold of a model's, which bounds what is read; None where nobody knows.
 
     Raises:
         ValueError: it leads out of the file, or tables and bytes are visited more often than the bounds above.
     """
-    with _counted(SHARED * size + (1 << 16)):
+    most = MOST_TABLES if blocks is None else min(MOST_TABLES, TABLES + TABLES_OF_A_BLOCK * blocks)
+    with _counted(most, SHARED * size + (1 << 16)):
         try:
             return read()
         except _NOT_TABLES as error:
@@ -37,18 +44,21 @@ def read_tables(read: Callable[[], Read], size: int) -> Read:
 
 
 @contextmanager
-def _counted(most_bytes: int) -> Iterator[None]:
+def _counted(most_tables: int, most_bytes: int) -> Iterator[None]:
     """The classes make a `Table` of each that they come to; in this thread these are counted."""
-    thread, left = threading.get_ident(), [MOST_TABLES, most_bytes]
+    thread, left, places = threading.get_ident(), [most_tables, most_bytes], Counter[int]()
 
     def visit(kind: int, count: int) -> None:
         if threading.get_ident() == thread:
             left[kind] -= count
             if left[kind] < 0:
-                raise ValueError("it leads to the same places too often")
+                raise ValueError("it holds too many tables, or leads to the same places too often")
 
     def begin(table: Any, buffer: Any, place: int) -> None:
         visit(0, 1)
+        places[place] += bool(place)  # 0: of a union, whose place is not known yet
+        if places[place] > SAME_PLACE:
+            raise ValueError("it leads to one table too often")
         plain["__init__"](table, buffer, place)
 
     def text(table: Any, place: int) -> bytes:

@@ -19,11 +19,12 @@ import numpy as np
 from bluelm.errors import InputError
 from bluelm.system.reading import read_json
 from bluelm.trust.paths import check_name
-from export.artifacts.protobufs import read_message
+from export.artifacts.protobufs import MOST_MESSAGES, read_message
 from export.coreml.importing import import_coremltools
 
 SENTINEL = 0xDEADBEEF
 MOST_CONSTANT = 1 << 36  # bytes
+MESSAGES, MESSAGES_OF_A_BLOCK = 40_000, 12_000  # at most; Llama's are 3,300 and 5,900
 RECORD = struct.Struct("<IIQQQ")
 BLOB_TYPES = {
     1: "fp16", 2: "fp32", 3: "uint8", 4: "int8", 6: "int16", 7: "uint16", 8: "int4", 9: "uint1",
@@ -94,8 +95,11 @@ class Package:
         self._files: dict[Path, np.ndarray] = {}
 
     @classmethod
-    def open(cls, path: Path) -> Package:
+    def open(cls, path: Path, blocks: int | None = None) -> Package:
         """Read a package's manifest and specification.
+
+        Args:
+            blocks: how many it may hold of a model's, which bounds what is read; None where nobody knows.
 
         Raises:
             InputError: not a package, a part is missing, or it holds no ML program.
@@ -116,7 +120,8 @@ class Package:
         import_coremltools()
         from coremltools.proto import Model_pb2
 
-        spec: Any = read_message(model, Model_pb2.Model(), "a specification")  # type: ignore[reportAttributeAccessIssue]
+        most = MOST_MESSAGES if blocks is None else min(MOST_MESSAGES, MESSAGES + MESSAGES_OF_A_BLOCK * blocks)
+        spec: Any = read_message(model, Model_pb2.Model(), "a specification", most)  # type: ignore[reportAttributeAccessIssue]
         if spec.WhichOneof("Type") != "mlProgram":
             raise InputError(
                 f"the package holds a {spec.WhichOneof('Type')}, not an ML program",

@@ -54,7 +54,7 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     found: dict[str, list[str]] = {item: [] for item in (GRAPH, TELLS, CONTEXT, CACHE)}
     parts: list[Part] = []
     for path in packages(artifact):
-        package = Package.open(path)
+        package = Package.open(path, quantized.config.num_layers)
         for item, fault in _package(package, artifact, quantized, parts):
             found.setdefault(item, []).extend([fault] if fault and fault not in found.get(item, []) else [])
     layers = [layer for part in parts for layer in part.layers]

@@ -50,7 +50,7 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     """Of the whole program."""
     from export.executorch.reader import read_program
 
-    file = read_program(artifact.path("model"))
+    file = read_program(artifact.path("model"), quantized.config.num_layers)
     yield from checked(TELLS, _tell_faults(file, artifact, quantized))
     walk = Walk(artifact, quantized)
     try:

@@ -29,6 +29,7 @@ from export.artifacts.tables import read_tables
 IDENTIFIER = b"ET12"  # of the flatbuffer
 MOST_BYTES = 64 << 30
 JSON_BYTES, FLATC_SECONDS, FLATC_KB = 50, 20, 1 << 20  # JSON of a byte (ours: 4), and what flatc may take
+FLATC_BYTES = 100  # of memory, for a byte, above its own 64 MB
 BLOCKWISE, CHANNELWISE = "xnn_datatype_qbint4", ("xnn_datatype_qcint8", "xnn_datatype_qcint4")
 
 
@@ -57,8 +58,11 @@ def read(path: Path) -> ProgramContents:
     )
 
 
-def read_program(path: Path) -> PTEFile:
+def read_program(path: Path, blocks: int | None = None) -> PTEFile:
     """The program of the file `path` as ExecuTorch's schema has it.
+
+    Args:
+        blocks: how many it holds of a model's at most; None where nobody knows.
 
     Raises:
         InputError: no .pte, or a damaged one.
@@ -67,18 +71,18 @@ def read_program(path: Path) -> PTEFile:
     if content[4:8] != IDENTIFIER:
         raise InputError("this is not an ExecuTorch program", where=path, fix="export it again")
     try:
-        return _parse(content)
+        return _parse(content, blocks)
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"the ExecuTorch program is damaged: {error!r}", where=path, fix="export it again") from None
 
 
-def _parse(content: bytes) -> PTEFile:
+def _parse(content: bytes, blocks: int | None) -> PTEFile:
     """`deserialize_pte_binary` within bounds: it copies segments, and constants in them, as often as they are named."""
     header = _get_extended_header(content)
     size = len(content) if header is None else header.program_size
     if size > len(content):
         raise ValueError(f"{size} bytes of tables in a file of {len(content)}")
-    program = read_tables(lambda: _flatbuffer_to_program(content[:size]), size)
+    program = read_tables(lambda: _flatbuffer_to_program(content[:size]), size, blocks)
     base = 0 if header is None else header.segment_base_offset
     if base == 0:
         return PTEFile(program=program, mutable_data=None, named_data=None)
@@ -158,8 +162,9 @@ def xnnpack_graph(blob: bytes) -> dict[str, Any]:
 def _decompile(folder: Path, schema: Path, data: Path) -> None:
     """flatc looks at nothing before it follows it: it crashes at what leads nowhere, and writes what leads to the same
     places again and again. It runs within limits of time, memory and what it writes."""
-    most = JSON_BYTES * data.stat().st_size + (1 << 20)
-    limits = f"ulimit -c 0; ulimit -S -t {FLATC_SECONDS}; ulimit -f {most // 512}; ulimit -v {FLATC_KB} 2>/dev/null"
+    size = data.stat().st_size
+    blocks, memory = (JSON_BYTES * size + (1 << 20)) // 512, min(FLATC_KB, (FLATC_BYTES * size >> 10) + (64 << 10))
+    limits = f"ulimit -c 0; ulimit -S -t {FLATC_SECONDS}; ulimit -f {blocks}; ulimit -v {memory} 2>/dev/null"
     options = ["--raw-binary", "--json", "--defaults-json", "--strict-json", "-o", str(folder)]
     command = ["sh", "-c", f'{limits}; exec "$@"', "flatc", _get_flatc_path(), *options, str(schema), "--", str(data)]
     ran = run(command, "flatc")

@@ -49,7 +49,7 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     """Of the program and the embedding table beside it."""
     from export.litert.reader import LitertFile
 
-    file = LitertFile(artifact.path("model"))
+    file = LitertFile(artifact.path("model"), quantized.config.num_layers)
     told = _told(artifact, quantized)
     for name, tensor, graph in file.constants():
         for item, fault in _judged(file, tensor, graph, name, artifact, quantized):
@@ -70,7 +70,7 @@ def _told(artifact: Artifact, quantized: QuantizedCheckpoint) -> dict[str, list[
     from export.litert.file import Outline
     from export.litert.reader import Layouts, LitertFile
 
-    file = LitertFile(artifact.path("model"))
+    file = LitertFile(artifact.path("model"), quantized.config.num_layers)
     found: dict[str, list[str]] = {GRAPH: [], TELLS: [], CONTEXT: [], CACHE: []}
     type_of_cache = litert.CACHE_TYPES[BITS[artifact.cache]]
     for signature in file.model.signatureDefs:

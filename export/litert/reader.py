@@ -47,8 +47,12 @@ class LitertFile:
         model: all but the buffers' contents.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises InputError: no .tflite, or a damaged one."""
+    def __init__(self, path: Path, blocks: int | None = None) -> None:
+        """Read the tables of a file that holds so many blocks at most, where that is known.
+
+        Raises:
+            InputError: no .tflite, or a damaged one.
+        """
         self.path = path
         try:
             with open_regular(path) as file:
@@ -56,7 +60,8 @@ class LitertFile:
             if self._data[4:8] != IDENTIFIER:
                 raise ValueError("its first bytes are not those of one")
             read = schema.ModelT.InitFromObj
-            self.model: Any = _complete(read_tables(lambda: read(schema.Model.GetRootAs(self._data)), len(self._data)))
+            tables = read_tables(lambda: read(schema.Model.GetRootAs(self._data)), len(self._data), blocks)
+            self.model: Any = _complete(tables)
         except (OSError, ValueError) as error:
             raise InputError(f"not a .tflite file: {error}", where=path, fix="export it again") from None
 

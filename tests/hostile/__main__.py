@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from itertools import groupby
 
 import torch
 
@@ -23,9 +24,10 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="inputs of each family of values, drawn; default: all")
     parser.add_argument("reader", nargs="*")
     given, faults = parser.parse_args(), 0
-    for row in rows():
-        if not given.reader or row.reader in given.reader:
-            found = judge(row, _most(row, given.most))
+    chosen = [row for row in rows() if not given.reader or row.reader in given.reader]
+    alone = given.most is None  # a process for each family, or for each reader
+    for _, group in groupby(chosen, key=lambda row: row.name if alone else row.reader):
+        for found in judge(list(group), lambda row: _most(row, given.most)):
             faults += len(found.faults)
             print(json.dumps(asdict(found)), flush=True)
     sys.exit(bool(faults))

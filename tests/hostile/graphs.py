@@ -147,6 +147,7 @@ ONNX: dict[str, Change] = {
     "graphs in graphs": behind(nested((GRAPH,), 2000, (NODE, ATTRIBUTE, SUBGRAPH))),
     "graphs in graphs, 20 deep": behind(nested((GRAPH,), 20, (NODE, ATTRIBUTE, SUBGRAPH))),
     "millions of empty nodes": behind(inside(inside(b"", NODE) * MANY, GRAPH)),
+    "millions of nodes of a letter": behind(inside(inside(b"\x22\x01x", NODE) * MANY, GRAPH)),
     "millions of empty attributes": behind(inside(inside(b"", ATTRIBUTE) * MANY, GRAPH, NODE)),
     "millions of empty names": behind(inside(b"\x0a\x00" * MANY, GRAPH, NODE)),
     "names that shout": _model(_named),

@@ -1,4 +1,4 @@
-"""One family of hostile inputs, read in a forked process with limits; what went wrong, input by input.
+"""Families of hostile inputs for one reader, read in a forked process with limits; what went wrong, input by input.
 
 An input may be accepted, or end with a code of `CLEAR` and a message. A fault is any exception (a traceback), more than
 `SECONDS` of processor time or `WALL_S` of waiting, more than `MEMORY_MB` above what the process had before, a file
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, NoReturn
 
 from benchmarks.fuzz import Watch
 from pipeline.errors import guard
-from tests.hostile.rows import FEW, SLOW, Row
+from tests.hostile.rows import FEW, SLOW, Put, Row
 from tests.support import readers
 from tests.support.readers import READERS, Reader
 
@@ -50,38 +51,52 @@ class Judged:
     faults: tuple[str, ...]
 
 
-def judge(row: Row, most: int | None = None) -> Judged:
-    """Read every input of a family, or so many of them, drawn."""
+def judge(rows: Sequence[Row], most: Callable[[Row], int | None] = lambda row: None) -> list[Judged]:
+    """Read every input of families of one reader in one process, or so many of each family, drawn."""
     with tempfile.TemporaryDirectory(prefix="hostile-") as place:
         said, result = Path(place) / "said", Path(place) / "result"
+        result.touch()
         child = os.fork()
         if child == 0:
-            _in_child(row, most, Path(place), said, result)
-        status = _waited(child)
-        found = [json.loads(line) for line in result.read_text().splitlines()] if result.exists() else []
-        faults = [f"{each['name']}: {each['fault']}" for each in found if each.get("fault")]
+            _in_child(rows, most, Path(place), said, result)
+        status = _waited(child, result)
+        found = [json.loads(line) for line in result.read_text().splitlines()]
+        faults = {row.name: [f"{x['name']}: {x['fault']}" for x in _of(row, found) if x.get("fault")] for row in rows}
         if status != 0:
-            begun = found[-1]["name"] if found and "seconds" not in found[-1] else "?"
+            begun = found[-1] if found and "seconds" not in found[-1] else {"row": rows[0].name, "name": "?"}
             how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
-            faults.append(f"{begun}: the process ended with {how}: {said.read_text(errors='replace')[-500:]}")
-        done = [each for each in found if "seconds" in each]
-        slowest, peak = (max((float(each[name]) for each in done), default=0.0) for name in ("seconds", "memory"))
-        return Judged(row.name, len(done), sum(each["refused"] for each in done), slowest, peak, tuple(faults))
+            told = f"{begun['name']}: the process ended with {how}: {said.read_text(errors='replace')[-500:]}"
+            faults[begun["row"]].append(told)
+        return [_judged(row, found, faults[row.name]) for row in rows]
 
 
-def _waited(child: int) -> int:
-    """Its exit code, or minus the signal that ended it; after too long it is killed."""
-    until = time.monotonic() + WALL_S
+def _of(row: Row, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [each for each in found if each["row"] == row.name]
+
+
+def _judged(row: Row, found: list[dict[str, Any]], faults: list[str]) -> Judged:
+    done = [each for each in _of(row, found) if "seconds" in each]
+    slowest, peak = (max((float(each[name]) for each in done), default=0.0) for name in ("seconds", "memory"))
+    return Judged(row.name, len(done), sum(each["refused"] for each in done), slowest, peak, tuple(faults))
+
+
+def _waited(child: int, result: Path) -> int:
+    """Its exit code, or minus the signal that ended it; when it writes nothing for too long it is killed."""
+    size, until = -1, 0.0
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
+        if (now := result.stat().st_size) != size:
+            size, until = now, time.monotonic() + WALL_S
         if time.monotonic() > until:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
 
 
-def _in_child(row: Row, most: int | None, place: Path, said: Path, result: Path) -> NoReturn:
+def _in_child(
+    rows: Sequence[Row], most: Callable[[Row], int | None], place: Path, said: Path, result: Path
+) -> NoReturn:
     code = 70
     try:
         descriptor = os.open(said, os.O_WRONLY | os.O_CREAT)
@@ -90,7 +105,7 @@ def _in_child(row: Row, most: int | None, place: Path, said: Path, result: Path)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         limit = (_memory("VmData") + HARD_MB) << 20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        _read_all(row, most, place, result)
+        _read_all(rows, most, place, result)
         code = 0
     except BaseException:  # noqa: BLE001 - the parent tells it
         traceback.print_exc()
@@ -99,26 +114,29 @@ def _in_child(row: Row, most: int | None, place: Path, said: Path, result: Path)
         os._exit(code)
 
 
-def _read_all(row: Row, most: int | None, place: Path, result: Path) -> None:
-    reader = READERS[row.reader]()
-    inputs = list(row.inputs(reader))
-    most = min(most or len(inputs), FEW if row.reader in SLOW else len(inputs))
-    if most < len(inputs):
-        inputs = random.Random(row.name).sample(inputs, most)
+def _read_all(rows: Sequence[Row], most: Callable[[Row], int | None], place: Path, result: Path) -> None:
+    reader = READERS[rows[0].reader]()
     home = place / "home"
     tempfile.tempdir = str(place)
     watch = Watch(place)
     readers.allowed(reader, readers.fresh(reader, home), reader.seed)  # what its libraries take is taken
     with result.open("w") as out:
-        for name, put in inputs:
-            out.write(json.dumps({"name": name}) + "\n")
-            out.flush()
-            readers.fresh(reader, home)
-            put(home / reader.target, reader.seed)
-            _limit_seconds()
-            found = _read_one(reader, home, watch)
-            out.write(json.dumps({"name": name, **found}) + "\n")
-            out.flush()
+        for row in rows:
+            for name, put in _drawn(row, reader, most(row)):
+                about = {"row": row.name, "name": name}
+                out.write(json.dumps(about) + "\n")
+                out.flush()
+                readers.fresh(reader, home)
+                put(home / reader.target, reader.seed)
+                _limit_seconds()
+                out.write(json.dumps({**about, **_read_one(reader, home, watch)}) + "\n")
+                out.flush()
+
+
+def _drawn(row: Row, reader: Reader, most: int | None) -> list[tuple[str, Put]]:
+    inputs = list(row.inputs(reader))
+    most = min(most or len(inputs), FEW if row.reader in SLOW else len(inputs))
+    return random.Random(row.name).sample(inputs, most) if most < len(inputs) else inputs
 
 
 def _limit_seconds() -> None:
@@ -131,7 +149,7 @@ def _limit_seconds() -> None:
 def _read_one(reader: Reader, home: Path, watch: Watch) -> dict[str, Any]:
     """Seconds, memory and faults of one input."""
     _reset_peak()
-    before, began, faults = _memory("VmRSS"), time.process_time(), list[str]()
+    before, began, faults = _memory("VmRSS"), _cpu_seconds(), list[str]()
     watch.found.clear()
     watch.armed, said, code = True, io.StringIO(), 0
     try:
@@ -147,13 +165,19 @@ def _read_one(reader: Reader, home: Path, watch: Watch) -> dict[str, Any]:
     faults += unclean(said.getvalue())
     if code not in CLEAR:
         faults.append(f"ended with {code}: {said.getvalue()[:300]!a}")
-    seconds, memory = time.process_time() - began, _memory("VmHWM") - before
+    seconds, memory = _cpu_seconds() - began, _memory("VmHWM") - before
     faults += [f"wrote {path}" for path in watch.found[:3]]
     if seconds > SECONDS:
         faults.append(f"took {seconds:.1f} s")
     if memory > MEMORY_MB:
         faults.append(f"took {memory} MB")
     return {"seconds": round(seconds, 3), "memory": memory, "refused": code != 0, "fault": "; ".join(faults)}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of children that it waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _nothing(value: object) -> None:

@@ -177,6 +177,7 @@ MLMODEL: dict[str, Change] = {
     "another kind of model": _spec(_other_kind),
     "blocks in operations": behind(nested(BLOCK, 2000, (OPERATIONS, 4))),
     "millions of empty operations": behind(inside(inside(b"", OPERATIONS) * MANY, *BLOCK)),
+    "millions of operations of a letter": behind(inside(inside(b"\x0a\x01x", OPERATIONS) * MANY, *BLOCK)),
     "millions of empty functions": behind(inside(inside(b"", FUNCTIONS) * MANY, PROGRAM)),
     "nothing": lambda valid: b"",
 }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import flatbuffers
 
-from tests.hostile.tables import FLAT, MANY, Change, poked, vector
+from tests.hostile.tables import FLAT, MANY, Change, apart, poked, vector
 from tests.hostile.texts import DEEP, DIGITS, SHOUT
 
 # --- .pte ------------------------------------------------------------------------------------------------------------
@@ -148,6 +148,7 @@ PTE: dict[str, Change] = {
     "segments of 2^62 bytes": _segments(None, 2**62),
     "segments over one another": _segments(0, None),
     "segments that are all of it, 200 times": _segments(0, 20_000, 200),
+    "a million values of nothing": apart(b"ET12", 1, 2),
     "methods that are one": _plans_that_are_one,
     "methods that shout": _plans(_shouting),
     "methods without values": _plans(lambda plan: plan.values.clear()),

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import flatbuffers
+import numpy as np
 
 from tests.hostile.texts import SHOUT
 
 Change = Callable[[bytes], bytes]
 MANY = 30_000  # references to one table: the square of it would be visited
+APART = 1_000_000  # tables of their own, each with nothing
 
 
 # --- any flatbuffer --------------------------------------------------------------------------------------------------
@@ -63,6 +65,19 @@ def _vectors(number: int) -> Change:
         return bytes(data)
 
     return do
+
+
+def apart(identifier: bytes, outer: int, inner: int) -> Change:
+    """A root, one table in its vector, and in that one's many tables of nothing, each of its own."""
+    roots, tables = (struct.pack(f"<HH{field + 1}H", 6 + 2 * field, 8, *[0] * field, 4) for field in (outer, inner))
+    parts = [
+        struct.pack("<I", 8 + len(roots)) + identifier,
+        roots + struct.pack("<iIII", len(roots), 4, 1, 4 + len(tables)),
+        tables + struct.pack("<iII", len(tables), 4, APART),
+        np.full(APART, 4 * APART + 4, "<u4").tobytes() + struct.pack("<HH", 4, 4),
+        (4 + 4 * np.arange(APART)).astype("<i4").tobytes(),
+    ]
+    return lambda valid: b"".join(parts)
 
 
 FLAT: dict[str, Change] = {
@@ -222,6 +237,7 @@ TFLITE: dict[str, Change] = {
     "constants of 2^62 bytes": _buffers(None, 2**62),
     "constants at the end of numbers": _buffers(2**64 - 1, 2**64 - 1),
     "constants that are the tables": _buffers(1, None),
+    "a million tensors of nothing": apart(b"TFL3", 2, 0),
     "graphs that are one": _squared("graphs"),
     "names that are one": _squared("names"),
     "shapes of 2^31 - 1": _shape(2**31 - 1, 2**31 - 1),
