@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
+from bluelm.text.rendering import RefusedChatError
 from bluelm.text.tokenizer import Tokenizer
 from calibration.rows import json_rows, parquet_rows
 
@@ -151,13 +152,16 @@ def check_roles(documents: Iterable[Document], tokenizer: Tokenizer) -> None:
     """Make sure that the model's chat template can hold every conversation.
 
     Raises:
-        InputError: a role that it lacks, with the file and the line.
+        InputError: one that it refuses, with the file and the line; or it fails.
     """
+    seen: set[tuple[str, ...]] = set()
     for found in documents:
-        if found.turns:
+        roles = tuple(role for role, _ in found.turns)
+        if roles and roles not in seen:
+            seen.add(roles)
             try:
-                tokenizer.check_roles([role for role, _ in found.turns])
-            except InputError as error:
+                tokenizer.check_roles(roles)
+            except RefusedChatError as error:
                 raise InputError(error.problem, where=found.where, fix=error.fix) from None
 
 

@@ -39,8 +39,12 @@ class TokenizerNote(_Part):
 
     files: tuple[str, ...]
     kind: str
-    template: str
-    bos_token_id: int
+    template_of: Literal["the checkpoint's", "BlueLM's", "none"] = Field(
+        description="whose the chat template is; none: the model completes text"
+    )
+    template: str | None = Field(description="the chat template for chats without tools, as Jinja")
+    begin_token_ids: tuple[int, ...] = Field(description="in front of a text; of a chat too where it is BlueLM's")
+    bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     vocab_size: int

@@ -42,12 +42,13 @@ class TokensRan:
 @dataclass(frozen=True)
 class Generate:
     """Greedy generation by ExecuTorch's own `TextLLMRunner`: `prompt` is text, for the tokenizer at
-    `tokenizer`."""
+    `tokenizer`; the runner puts `begins` times bos in front."""
 
     path: str
     tokenizer: str
     prompt: str
     count: int
+    begins: int
 
 
 @dataclass(frozen=True)

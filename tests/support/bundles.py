@@ -64,7 +64,9 @@ def draft(format_: Format) -> BundleManifest:
         tokenizer=TokenizerNote(
             files=("artifact/tokenizer.model",),
             kind="sentencepiece",
-            template="[|Human|]:{query}[|AI|]:",
+            template_of="BlueLM's",
+            template="[|Human|]:{{ messages[0].content }}[|AI|]:",
+            begin_token_ids=(1,),
             bos_token_id=1,
             eos_token_ids=(2,),
             pad_token_id=3,
