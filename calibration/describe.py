@@ -63,7 +63,7 @@ def model_languages(tokenizer: Tokenizer) -> tuple[str, ...]:
     )
 
 
-def warnings(found: Shares, chat: float, languages: tuple[str, ...], has_template: bool = True) -> list[str]:
+def warnings(found: Shares, chat: float, languages: tuple[str, ...]) -> list[str]:
     """What is missing from a set for a model of these languages; chat: share of tokens in conversations."""
     lines = [
         f"the calibration set holds hardly any {language} ({share:.1%}), a language of this model; "
@@ -71,9 +71,7 @@ def warnings(found: Shares, chat: float, languages: tuple[str, ...], has_templat
         for language, share in (("Chinese", found.chinese), ("English", found.english))
         if language in languages and share < LEAST_SHARE
     ]
-    if not has_template:
-        lines.append("the checkpoint has no chat template: conversations were taken as plain text")
-    elif chat == 0:
+    if chat == 0:
         lines.append(
             "the calibration set holds no conversation in the model's chat template: add `messages` or "
             "`prompt`/`response` records if the model is used for chat"

@@ -111,8 +111,7 @@ def _passages(texts: TextSet, tokenizer: Tokenizer, wanted: int, length: int, se
             tokens = tokenizer.chat([Message(role, content) for role, content in piece.turns])
         else:
             tokens = tokenizer.encode(piece.text, bos=True)
-        chat = bool(piece.turns) and tokenizer.template is not None
-        passages.append(_Passage(tokens, index, piece.content, chat))
+        passages.append(_Passage(tokens, index, piece.content, bool(piece.turns)))
         total += len(tokens)
     return passages
 
@@ -156,7 +155,7 @@ def _report(
 ) -> CalibrationReport:
     found = shares(passage.text for passage in used)
     chat = sum(len(p.tokens) for p in used if p.chat) / sum(len(p.tokens) for p in used)
-    lines = warnings(found, chat, model_languages(tokenizer), tokenizer.template is not None)
+    lines = warnings(found, chat, model_languages(tokenizer))
     if len(windows) < count or len(windows[0]) < length:
         lines.append(
             f"the calibration set has text for {len(windows)} windows of {len(windows[0])} tokens; "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.text.rendering import RefusedChatError
 from bluelm.text.tokenizer import Tokenizer
 from calibration.rows import json_rows, parquet_rows
 
@@ -152,16 +151,13 @@ def check_roles(documents: Iterable[Document], tokenizer: Tokenizer) -> None:
     """Make sure that the model's chat template can hold every conversation.
 
     Raises:
-        InputError: one that it refuses, with the file and the line; or it fails.
+        InputError: a role that it lacks, with the file and the line.
     """
-    seen: set[tuple[str, ...]] = set()
     for found in documents:
-        roles = tuple(role for role, _ in found.turns)
-        if roles and roles not in seen:
-            seen.add(roles)
+        if found.turns:
             try:
-                tokenizer.check_roles(roles)
-            except RefusedChatError as error:
+                tokenizer.check_roles([role for role, _ in found.turns])
+            except InputError as error:
                 raise InputError(error.problem, where=found.where, fix=error.fix) from None
 
 

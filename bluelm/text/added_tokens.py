@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,6 @@ from bluelm.system.reading import read_json
 
 MAX_ID = 2**24
 MOST_TOKENS, MOST_CHARACTERS = 10_000, 1000  # a pattern is made of them
-# THUDM's ChatGLMTokenizer puts these behind the pieces of tokenizer.model, in this order (tokenization_chatglm.py)
-CHATGLM_TOKENS = (
-    "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,12 +60,6 @@ def read_added_tokens(folder: Path) -> list[AddedToken]:
     return sorted(texts.values(), key=lambda token: token.id)
 
 
-def chatglm_tokens(pieces: int, added: Sequence[AddedToken]) -> list[AddedToken]:
-    """The tokens that ChatGLM's class adds behind `pieces` pieces, where the folder's files do not name them."""
-    known = {token.text for token in added}
-    return [AddedToken(text, pieces + index) for index, text in enumerate(CHATGLM_TOKENS) if text not in known]
-
-
 def _token(name: str, token: Any, number: Any, where: Path) -> AddedToken:
     text = token.get("content") if isinstance(token, dict) else None
     good_id = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_ID
@@ -83,12 +73,6 @@ def token_text(token: object) -> str | None:
     """The text of a token as tokenizer_config.json writes one: plain, or an object with its content."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-def runs(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern that finds one or more of the texts side by side, the longest first. None without texts."""
-    longest_first = sorted(filter(None, texts), key=lambda text: (-len(text), text))
-    return re.compile(f"(?:{'|'.join(map(re.escape, longest_first))})+") if longest_first else None
 
 
 def splitter(tokens: Sequence[AddedToken]) -> re.Pattern[str] | None:

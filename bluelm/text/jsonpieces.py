@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bluelm.errors import InputError, UnavailableError
 from bluelm.system.files import write_text
 from bluelm.system.reading import MOST_TABLE_BYTES, read_json
-from bluelm.text.added_tokens import optional_json, runs, token_text
+from bluelm.text.added_tokens import optional_json, token_text
 from bluelm.text.sentencepieces import SentencePieces
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ANOTHER = "take the tokenizer.json of the original checkpoint"
 
 
 class JsonPieces:
-    """The pieces of a tokenizer.json; the same surface as `SentencePieces`. `control` finds its special tokens."""
+    """The pieces of a tokenizer.json; the same surface as `SentencePieces`."""
 
     def __init__(self, path: Path) -> None:
         """Read `path`, and bos, eos and pad from the tokenizer_config.json beside it.
@@ -49,7 +49,7 @@ class JsonPieces:
         self._path, self._has_patterns = path, _has_pattern(data)
         self._trusting = _build(tokenizers, data, path)
         added = self._trusting.get_added_tokens_decoder()
-        self.control = runs(token.content for token in added.values() if token.special)
+        self._marks = [token.content for token in added.values() if token.special]
         self._plain = _build(tokenizers, data, path)
         self._plain.encode_special_tokens = True  # special tokens in the text are text
         self.size = max(self._trusting.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -71,24 +71,13 @@ class JsonPieces:
         """The token that is exactly `text`."""
         return self._trusting.token_to_id(text)
 
-    def text(self, index: int) -> str | None:
-        """The token's own text, `</s>` say; None for an id without a token."""
-        return self._trusting.id_to_token(index)
+    def has_marks(self, text: str) -> bool:
+        """True when trusted and untrusted encoding of `text` could differ."""
+        return any(mark in text for mark in self._marks)
 
-    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
-        """Tokens of texts that follow one another, each trusted or not.
-
-        Behind a line's end no tokenizer puts a prefix of its own, so later parts are encoded there.
-        """
-        tokens: list[int] = []
-        for index, (text, trusted) in enumerate(parts):
-            line = self.encode("\n", trusted) if index else []
-            found = self.encode("\n" + text if index else text, trusted)
-            tokens += found[len(line) :] if found[: len(line)] == line else self.encode(text, trusted)
-        return tokens
-
-    def encode(self, text: str, trusted: bool) -> list[int]:
+    def encode(self, text: str, trusted: bool, behind_mark: bool = False) -> list[int]:
         """Tokens of `text`; special tokens in it become their token only when it is trusted."""
+        del behind_mark  # the file's own pre-tokenizer decides about prefixes
         tokenizer = self._trusting if trusted else self._plain
         return self._ids(tokenizer, text, False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from bluelm.errors import InputError
 from bluelm.system.reading import MOST_TABLE_BYTES, read_bytes
-from bluelm.text.added_tokens import AddedToken, runs, splitter, token_text
+from bluelm.text.added_tokens import AddedToken, splitter, token_text
 
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 SPACE = "▁"  # sentencepiece's stand-in for a space
@@ -24,7 +24,7 @@ UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6  # ModelProto.Sente
 
 
 class SentencePieces:
-    """The pieces of a SentencePiece model, and the tokens added to it; `control` finds marks in a text.
+    """The pieces of a SentencePiece model, and the tokens added to it.
 
     Text is either trusted, then marks in it (`[|Human|]:` as a piece or an added token, `</s>`) become their
     token, or it is data, then they are spelled out in ordinary pieces.
@@ -69,10 +69,8 @@ class SentencePieces:
         self._ids = {piece.piece: index for index, piece in enumerate(pieces)} | {t.text: t.id for t in added}
         self._added = {token.text: token.id for token in added if token.id >= len(pieces)}
         controls = [AddedToken(p.piece, i) for i, p in enumerate(pieces) if p.type == CONTROL]
-        apart = [t for t in added if t.id >= len(pieces)] + controls
-        self._splitter = splitter(apart)
-        native = [p.piece for p in pieces if p.type == USER_DEFINED and MARK.fullmatch(p.piece)]
-        self.control = runs([*(token.text for token in apart), *native])
+        self._splitter = splitter([t for t in added if t.id >= len(pieces)] + controls)
+        self._native = [p.piece for p in pieces if p.type == USER_DEFINED and MARK.fullmatch(p.piece)]
         self._leading = "all" if spec.remove_extra_whitespaces else "one" if spec.add_dummy_prefix else "none"
         self.size = max([len(pieces), *(token.id + 1 for token in added)])
         own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "pad": processor.pad_id()}
@@ -86,10 +84,6 @@ class SentencePieces:
         """The token that is exactly `text`."""
         return self._ids.get(text)
 
-    def text(self, index: int) -> str | None:
-        """The token's own text, `</s>` say; None for an id without a token."""
-        return self.texts().get(index)
-
     def added(self) -> dict[int, str]:
         """Texts of the tokens behind the model's own pieces, by id."""
         return {index: text for text, index in self._added.items()}
@@ -98,23 +92,18 @@ class SentencePieces:
         """Texts of all tokens by id."""
         return {index: text for text, index in self._ids.items()}
 
-    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
-        """Tokens of texts that follow one another, each trusted or not."""
-        tokens: list[int] = []
-        first = True
-        for text, trusted in parts:
-            tokens += self.encode(text, trusted, first)
-            last = [match.end() for match in self._splitter.finditer(text)][-1:] if self._splitter and trusted else []
-            first = self._legacy and last == [len(text)]
-        return tokens
+    def has_marks(self, text: str) -> bool:
+        """True when trusted and untrusted encoding of `text` could differ."""
+        return bool(self._splitter and self._splitter.search(text)) or any(mark in text for mark in self._native)
 
-    def encode(self, text: str, trusted: bool, first: bool = True) -> list[int]:
+    def encode(self, text: str, trusted: bool, behind_mark: bool = False) -> list[int]:
         """Tokens of `text`.
 
         Args:
             trusted: marks in the text become their token.
-            first: nothing stands in front of it, so that it gets the dummy prefix of a model that has one.
+            behind_mark: the text follows a mark, so it may get no dummy prefix.
         """
+        first = not behind_mark or (self._legacy and bool(self._added))
         if not trusted:
             return self._plain(text, False, first)
         tokens: list[int] = []

@@ -1,207 +1,117 @@
-"""The chat template of a checkpoint: where it stands, and how a chat becomes text that the tokenizer may trust.
+"""Chat templates of the field's other models, and tokens that a checkpoint's class adds without saying so in a file.
 
-BlueLM's checkpoints carry none; its documented prompt is `bluelm.jinja`. No template is guessed from token names.
-Contents are data: a control token that a user typed is spelled out, and ends nothing.
+BlueLM's own template is in `bluelm/text/tokenizer.py`. Contents are data here too: a mark in a user's text is spelled
+out and ends nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Protocol
 
-from bluelm.errors import InputError
-from bluelm.system.files import member
-from bluelm.system.reading import read_text
-from bluelm.text.added_tokens import token_text
-from bluelm.text.rendering import render
+from bluelm.text.added_tokens import AddedToken
 
-FILE, FOLDER = "chat_template.jinja", "additional_chat_templates"
-DEFAULT, TOOLS = "default", "tool_use"
-MOST_BYTES, MOST_TEMPLATES = 1 << 20, 100
-NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # tokens that a template may name
-BLUELM = Path(__file__).with_name("bluelm.jinja").read_text(encoding="utf-8")
-OPEN, CLOSE = "\ufdd0", "\ufdd1"  # around a user's control tokens; Unicode keeps both for use inside a program
-GUARDED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
-THEN = datetime(2024, 7, 26)  # "today" of chats that must be the same tomorrow: what Llama 3.1's template says itself
-CONTINUED = "\ufdd2 "  # behind a message that the model is to continue; a template that trims takes the space
+# THUDM's ChatGLMTokenizer puts these behind the pieces of tokenizer.model, in this order (tokenization_chatglm.py)
+CHATGLM_TOKENS = (
+    "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+)  # fmt: skip
+
+
+class Pieces(Protocol):
+    """What a template asks of a tokenizer's pieces."""
+
+    def id(self, text: str) -> int | None: ...
+    def encode(self, text: str, trusted: bool, behind_mark: bool = False) -> list[int]: ...
 
 
 @dataclass(frozen=True)
-class ChatTemplate:
-    """Jinja sources by name.
+class Turn:
+    """One role: `mark` (trusted), then `lead` and the content (data), then `end` (trusted)."""
+
+    mark: str
+    lead: str = ""
+    end: str = ""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat as tokens.
 
     Attributes:
-        where: the file that they come from.
-        words: texts of `bos_token`, `eos_token`, … as the tokenizer names them.
-        own: the checkpoint's own; False for BlueLM's documented one, which begins with what begins a text.
+        begin: trusted text in front of everything.
+        turns: by role.
+        answer: trusted text behind which the model answers.
+        apart: lead and content are encoded each on its own, as ChatGLM does, not as one text.
+        system: what a chat without a system message begins with; None for nothing.
     """
 
-    sources: Mapping[str, str]
-    where: Path
-    words: Mapping[str, str]
-    own: bool = True
+    begin: str
+    turns: Mapping[str, Turn]
+    answer: str
+    apart: bool = False
+    system: str | None = None
 
-    def source(self, tools: bool) -> str:
-        """The one for a chat with or without tools, as transformers chooses.
-
-        Raises:
-            InputError: several, and none is the default.
-        """
-        name = TOOLS if tools and TOOLS in self.sources else DEFAULT
-        if name not in self.sources:
-            found = ", ".join(sorted(self.sources))
-            raise InputError(f"no chat template is called {DEFAULT!r}, found {found}", where=self.where)
-        return self.sources[name]
-
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], control: re.Pattern[str] | None, *,
-        tools: Sequence[Mapping[str, Any]] | None = None, documents: Sequence[Mapping[str, Any]] | None = None,
-        generate: bool = True, resume: bool = False, now: datetime = THEN,
-    ) -> list[tuple[str, bool]]:  # fmt: skip
-        """The chat as parts that follow one another: text, and whether control tokens in it count.
-
-        Args:
-            control: finds control tokens in what a user wrote; they do not count. None: there are none.
-            generate: ends so that the model answers (`add_generation_prompt`).
-            resume: ends inside the last message, which the model continues (`continue_final_message`).
-
-        Raises:
-            RefusedChatError, InputError: see `bluelm.text.rendering.render`; or the last message cannot be continued.
-        """
-        given = {"messages": list(map(_normal, messages)), "tools": tools and list(tools),
-                 "documents": documents and list(documents)}  # fmt: skip
-        given = _guard(given, control)
-        if resume:
-            _tag(given["messages"][-1], self.where)
-        variables = {**self.words, **given, "add_generation_prompt": generate and not resume}
-        text = render(self.source(tools is not None), variables, now, self.where)
-        if resume:
-            text = _cut(text, self.where)
-        return list(_parts(text))
+    def encode(self, pieces: Pieces, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of (role, content) pairs, ending so that the model answers, or behind a last answer."""
+        if self.system is not None and messages[0][0] != "system":
+            messages = [("system", self.system), *messages]
+        tokens = pieces.encode(self.begin, trusted=True) if self.begin else []
+        for role, content in messages:
+            turn = self.turns[role]
+            tokens += pieces.encode(turn.mark, trusted=True)
+            texts = [turn.lead, content] if self.apart else [turn.lead + content]
+            for text in texts:
+                tokens += pieces.encode(text, trusted=False, behind_mark=not self.apart)
+            tokens += pieces.encode(turn.end, trusted=True, behind_mark=True) if turn.end else []
+        if messages[-1][0] != "assistant":
+            tokens += pieces.encode(self.answer, trusted=True)
+        return tokens
 
 
-def read_template(folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any],
-                  words: Mapping[str, str]) -> ChatTemplate | None:  # fmt: skip
-    """The folder's, or BlueLM's for a BlueLM that brings none; None for any other without one.
-
-    Args:
-        settings, config: tokenizer_config.json and config.json.
-
-    Raises:
-        InputError: a file or an entry that is no template.
-    """
-    sources, where = read_sources(folder, settings)
-    if sources:
-        return ChatTemplate(sources, where, words)
-    return ChatTemplate({DEFAULT: BLUELM}, folder / "config.json", words, own=False) if _is_bluelm(config) else None
+def _same(mark: str, lead: str, end: str, roles: Sequence[str]) -> Mapping[str, Turn]:
+    """Turns that differ in the role's name alone."""
+    return MappingProxyType({role: Turn(mark, lead.format(role=role), end) for role in roles})
 
 
-def read_sources(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, str], Path]:
-    """The folder's templates by name, and the file that they come from.
-
-    Where there are files of templates they alone count, not `chat_template` of tokenizer_config.json, as in
-    transformers.
-
-    Raises:
-        InputError: a file or an entry that is no template.
-    """
-    files = template_files(folder)
-    if not files:
-        where = folder / "tokenizer_config.json"
-        return _listed(settings.get("chat_template"), where), where
-    texts = [read_text(member(folder, name), MOST_BYTES, "the chat template") for name in files]
-    names = [DEFAULT if name == FILE else Path(name).name.removesuffix(".jinja") for name in files]
-    return dict(zip(names, texts, strict=True)), folder / files[0]
-
-
-def template_files(folder: Path) -> list[str]:
-    """Names of the folder's files of templates, the default one first."""
-    more = sorted(path.name for path in (folder / FOLDER).glob("*.jinja"))[:MOST_TEMPLATES]
-    return [FILE] * (folder / FILE).is_file() + [f"{FOLDER}/{name}" for name in more]
-
-
-def words(named: Mapping[str, Any], defaults: Mapping[str, str | None]) -> dict[str, str]:
-    """Texts of the tokens that a template may name.
-
-    Args:
-        named: tokenizer_config.json, and special_tokens_map.json behind it.
-        defaults: texts where they say nothing.
-    """
-    keys = [f"{name}_token" for name in NAMED]
-    found = {key: token_text(named[key]) if key in named else defaults.get(key) for key in keys}
-    return {key: text for key, text in found.items() if text is not None}
+CHATML = Template(  # Qwen2
+    "", _same("<|im_start|>", "{role}\n", "<|im_end|>\n", ("system", "user", "assistant")),
+    "<|im_start|>assistant\n", system="You are a helpful assistant.",
+)  # fmt: skip
+LLAMA3 = Template(
+    "<|begin_of_text|>",
+    MappingProxyType({
+        role: Turn(f"<|start_header_id|>{role}<|end_header_id|>", "\n\n", "<|eot_id|>")
+        for role in ("system", "user", "assistant")
+    }),
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+)  # fmt: skip
+BAICHUAN2 = Template(
+    "",
+    MappingProxyType({"system": Turn(""), "user": Turn("<reserved_106>"), "assistant": Turn("<reserved_107>")}),
+    "<reserved_107>",
+)
+CHATGLM3 = Template(
+    "[gMASK]sop",
+    MappingProxyType({role: Turn(f"<|{role}|>", "\n") for role in ("system", "user", "assistant", "observation")}),
+    "<|assistant|>",
+    apart=True,
+)
+# the token that tells a template, in the order in which they are looked for
+TOLD_BY = {
+    "<|start_header_id|>": LLAMA3, "<|im_start|>": CHATML, "<reserved_106>": BAICHUAN2, "<|assistant|>": CHATGLM3,
+}  # fmt: skip
 
 
-def _listed(value: object, where: Path) -> dict[str, str]:
-    """`chat_template` of tokenizer_config.json: a text, or a list of named ones."""
-    entries = value if isinstance(value, list) else [] if value is None else [{"name": DEFAULT, "template": value}]
-    sources: dict[str, str] = {}
-    for entry in entries[: MOST_TEMPLATES + 1]:
-        name, source = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(name, str) or not isinstance(source, str) or len(source) > MOST_BYTES:
-            problem = f"chat_template must be a text of at most {MOST_BYTES} characters, or a list of named ones"
-            raise InputError(problem, where=where, fix="fetch the file again")
-        sources[name] = source
-    return sources
+def find_template(pieces: Pieces, blue: bool) -> Template | None:
+    """The template that the tokenizer's own tokens tell; None for BlueLM's, and where none is told."""
+    if blue:
+        return None
+    return next((template for token, template in TOLD_BY.items() if pieces.id(token) is not None), None)
 
 
-def _is_bluelm(config: Mapping[str, Any]) -> bool:
-    named = config.get("architectures")
-    names = [config.get("model_type"), *(named if isinstance(named, list) else [])]
-    return any(str(name).lower() in ("bluelm", "bluelmforcausallm") for name in names)
-
-
-def _normal(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is null, and reasoning under each of the names that templates read."""
-    kept = {key: value for key, value in message.items() if value is not None}
-    names = ("reasoning_content", "thinking", "reasoning")
-    reasoning = next((kept[name] for name in names if name in kept), None)
-    return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
-
-
-def _guard(value: Any, control: re.Pattern[str] | None) -> Any:
-    """A copy of a JSON value whose texts have marks around their control tokens."""
-    if isinstance(value, str):
-        bare = value.replace(OPEN, "").replace(CLOSE, "")
-        return value if control is None else control.sub(rf"{OPEN}\g<0>{CLOSE}", bare)
-    if isinstance(value, Mapping):
-        return {key: _guard(inner, control) for key, inner in value.items()}
-    return [_guard(inner, control) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """Marked text at odd places of the split; a mark that lost its other one (a template cut the text) only parts."""
-    for index, part in enumerate(GUARDED.split(text)):
-        if part:
-            yield part, index % 2 == 0
-
-
-def _tag(message: dict[str, Any], where: Path) -> None:
-    """Put `CONTINUED` behind the content, or behind its last part that has text."""
-    content = message.get("content")
-    if isinstance(content, str):
-        message["content"] = content + CONTINUED
-        return
-    part = next((part for part in reversed(content or []) if isinstance(part, dict) and "text" in part), None)
-    if part is None:
-        raise InputError("the last message has no text to continue", where=where)
-    part["text"] += CONTINUED
-
-
-def _cut(text: str, where: Path) -> str:
-    kept, tag, behind = text.rpartition(CONTINUED.strip())
-    if not tag:
-        raise InputError("the chat template leaves out the end of the message that is to be continued", where=where)
-    return kept if behind.startswith(" ") else kept.rstrip()
-
-
-Kind = Literal["the checkpoint's", "BlueLM's", "none"]
-
-
-def kind(template: ChatTemplate | None) -> Kind:
-    """Whose it is, for a report."""
-    return "none" if template is None else "the checkpoint's" if template.own else "BlueLM's"
+def chatglm_tokens(pieces: int, added: Sequence[AddedToken]) -> list[AddedToken]:
+    """The tokens that ChatGLM's class adds behind `pieces` pieces, where the folder's files do not name them."""
+    known = {token.text for token in added}
+    return [AddedToken(text, pieces + index) for index, text in enumerate(CHATGLM_TOKENS) if text not in known]

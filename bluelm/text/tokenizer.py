@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint folder, and chats in the checkpoint's own template.
+"""The tokenizer of a checkpoint folder, and BlueLM's chat template.
 
 Text is data unless it is said to be trusted. A user's text that contains `[|AI|]:` or `</s>` literally is
 spelled out in ordinary pieces: it reads the same, but cannot end a turn or speak for somebody else.
@@ -7,20 +7,18 @@ spelled out in ordinary pieces: it reads the same, but cannot end a turn or spea
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from bluelm.errors import InputError
-from bluelm.system.files import member, write_text
-from bluelm.text.added_tokens import chatglm_tokens, optional_json, read_added_tokens
+from bluelm.system.files import member
+from bluelm.text.added_tokens import optional_json, read_added_tokens
 from bluelm.text.jsonpieces import JsonPieces, copy_settings, same_tokens
 from bluelm.text.sentencepieces import SentencePieces, piece_count
-from bluelm.text.templates import FILE, THEN, ChatTemplate, read_sources, read_template, template_files, words
+from bluelm.text.templates import Template, chatglm_tokens, find_template
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -28,13 +26,18 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
-    FILE,
 )
+TURNS = {
+    "system": "[|SYSTEM|]:",
+    "user": "[|Human|]:",
+    "assistant": "[|AI|]:",
+    "function": "[|Function|]:",
+}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat; `role` is mostly system, user, assistant or tool (BlueLM: function)."""
+    """One turn of a chat; `role` is system, user, assistant or function (what a tool returned)."""
 
     role: str
     content: str
@@ -60,7 +63,7 @@ class Tokenizer:
         bos, eos, pad: token ids, None where the tokenizer and config.json know none.
         front: what the model's own tokenizer puts in front of a text: mostly bos, nothing for a Qwen2, even where
             config.json names a bos, `[gMASK] sop` for a ChatGLM.
-        template: of chats; None where the checkpoint brings none: then they are completed as text.
+        template: of another model's chats; None for BlueLM's.
     """
 
     pieces: SentencePieces | JsonPieces
@@ -68,7 +71,7 @@ class Tokenizer:
     eos: int | None
     pad: int | None
     source: Path
-    template: ChatTemplate | None = None
+    template: Template | None = None
     front: tuple[int, ...] = ()
 
     @staticmethod
@@ -91,13 +94,18 @@ class Tokenizer:
             for name, found in (("bos", pieces.bos), ("eos", pieces.eos), ("pad", pieces.pad))
         )
         front = pieces.front() if isinstance(pieces, JsonPieces) else _front(pieces, settings, config)
-        template = read_template(folder, settings, config, _words(folder, settings, pieces))
-        return Tokenizer(pieces, bos, eos, pad, path, template, front)
+        blue = all(pieces.id(TURNS[role]) is not None for role in ("user", "assistant"))
+        return Tokenizer(pieces, bos, eos, pad, path, find_template(pieces, blue), front)
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return self.pieces.size
+
+    @property
+    def chat_marks(self) -> bool:
+        """True when `[|Human|]:` and `[|AI|]:` are single tokens; else the template is spelled out."""
+        return self.pieces.id(TURNS["user"]) is not None and self.pieces.id(TURNS["assistant"]) is not None
 
     def encode(self, text: str, bos: bool = False, marks: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -106,7 +114,7 @@ class Tokenizer:
             bos: put in front what the model's own tokenizer puts there, `front`.
             marks: the text is trusted: marks in it (`[|Human|]:`, `</s>`, added tokens) become their token.
         """
-        return (list(self.front) if bos else []) + self.pieces.encode(text, trusted=marks)
+        return self._begin(bos) + self.pieces.encode(text, trusted=marks)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`; control tokens and ids without a piece give none."""
@@ -116,43 +124,39 @@ class Tokenizer:
         """A decoder of generated tokens; `continues`: they continue a text, so leading white space counts."""
         return self.pieces.stream(continues)
 
-    def chat(
-        self, messages: Sequence[Message | Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None, resume: bool = False, now: datetime = THEN,
-    ) -> list[int]:  # fmt: skip
-        """Token ids of a chat in the model's template, ending for the model to answer, or behind a last answer.
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat, bos in front: `[|SYSTEM|]:…[|Human|]:…[|AI|]:…</s>[|Human|]:…[|AI|]:`.
 
-        Contents are data. Without a template the contents are a text, line by line.
-
-        Args:
-            messages: also as transformers has them, with `tool_calls` and other fields.
-            tools, documents: JSON schemas of functions; texts to answer from. For templates that know them.
-            resume: the model continues the last message (`continue_final_message`).
-            now: today for a template that names the date; a fixed day where tokens must be the same tomorrow.
+        Ends with `[|AI|]:` for the model to answer, or behind the `</s>` of a last answer. Contents are data.
 
         Raises:
-            InputError: no messages, or the template refuses them or fails.
+            InputError: no messages, an unknown role, or a system message that is not the first.
         """
-        if not messages:
-            raise InputError("a chat needs at least one message")
-        given = [asdict(message) if isinstance(message, Message) else message for message in messages]
-        if self.template is None:
-            texts = [message.get("content") for message in given]
-            return self.encode("\n".join(text for text in texts if isinstance(text, str)), bos=True)
-        template = self.template if self.template.own else self._with_end(self.template)
-        parts = template.render(
-            given, self.pieces.control, tools=tools, documents=documents, generate=given[-1].get("role") != "assistant",
-            resume=resume, now=now,
-        )  # fmt: skip
-        return ([] if template.own else list(self.front)) + self.pieces.encode_parts(parts)
+        self.check_roles([message.role for message in messages])
+        if self.template is not None:
+            return self.template.encode(self.pieces, [(message.role, message.content) for message in messages])
+        tokens, turns = self._begin(True), []
+        for message in messages:
+            turns.append((TURNS[message.role], message.content))
+            if message.role == "assistant":
+                tokens += self._turns(turns) + self._end()
+                turns = []
+        return tokens + self._turns([*turns, (TURNS["assistant"], "")] if turns else [])
 
     def check_roles(self, roles: Sequence[str]) -> None:
         """Make sure that the template holds a chat of these roles.
 
         Raises:
-            InputError: it refuses them, or fails.
+            InputError: no messages, a role that it lacks, or a system message that is not the first.
         """
-        self.chat([Message(role, "a") for role in roles])
+        if not roles:
+            raise InputError("a chat needs at least one message")
+        known = TURNS if self.template is None else self.template.turns
+        for index, role in enumerate(roles):
+            late = role == "system" and index > 0 and self.template is None
+            if role not in known or late:
+                place = " that is not the first message" if late else ""
+                raise InputError(f"unknown role {role!r}{place}", fix=f"known roles: {', '.join(known)}")
 
     def check_rows(self, rows: int) -> None:
         """Make sure that an embedding of `rows` rows fits.
@@ -169,17 +173,23 @@ class Tokenizer:
                 fix="use the tokenizer that belongs to these weights",
             )
 
-    def _with_end(self, template: ChatTemplate) -> ChatTemplate:
-        """BlueLM's template with the token that ends an answer."""
-        text = None if self.eos is None else self.pieces.text(self.eos)
-        if text is None:
+    def _begin(self, wanted: bool) -> list[int]:
+        return list(self.front) if wanted else []
+
+    def _end(self) -> list[int]:
+        if self.eos is None:
             raise InputError("the tokenizer has no end token", where=self.source, fix="set eos_token_id in config.json")
-        return replace(template, words={"eos_token": text})
+        return [self.eos]
 
-
-def files_of(folder: Path) -> tuple[str, ...]:
-    """Names of all files that a folder's tokenizer may be in, those of its chat templates among them."""
-    return (*TOKENIZER_FILES, *(name for name in template_files(folder) if name != FILE))
+    def _turns(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of turns without an end between them."""
+        if not any(self.pieces.has_marks(content) for _, content in turns):
+            return self.pieces.encode("".join(mark + content for mark, content in turns), trusted=True)
+        tokens: list[int] = []
+        for index, (mark, content) in enumerate(turns):
+            tokens += self.pieces.encode(mark, trusted=True, behind_mark=index > 0)
+            tokens += self.pieces.encode(content, trusted=False, behind_mark=True)
+        return tokens
 
 
 def copy_files(folder: Path, to: Path) -> None:
@@ -188,24 +198,10 @@ def copy_files(folder: Path, to: Path) -> None:
     Raises:
         InputError: tokenizer.json cannot be read.
     """
-    files = template_files(folder)
-    folded = files != [FILE] * len(files)
     for name in TOKENIZER_FILES:
-        if (folder / name).is_file() and not (folded and name == FILE):
+        if (folder / name).is_file():
             copy = copy_settings if name == "tokenizer.json" else shutil.copyfile
             copy(folder / name, to / name)
-    if folded:  # a folder of templates becomes the list that tokenizer_config.json may hold as well
-        settings = optional_json(folder, "tokenizer_config.json")
-        sources = read_sources(folder, settings)[0]
-        named = [{"name": name, "template": source} for name, source in sources.items()]
-        write_text(to / "tokenizer_config.json", json.dumps(settings | {"chat_template": named}, ensure_ascii=False))
-
-
-def _words(folder: Path, settings: Mapping[str, Any], pieces: SentencePieces | JsonPieces) -> dict[str, str]:
-    """Texts of the tokens that a template may name; a tokenizer.model names its own where no file does."""
-    own = {"bos_token": pieces.bos, "eos_token": pieces.eos} if isinstance(pieces, SentencePieces) else {}
-    defaults = {key: pieces.text(token) for key, token in own.items() if token is not None}
-    return words({**optional_json(folder, "special_tokens_map.json"), **settings}, defaults)
 
 
 def _pieces(

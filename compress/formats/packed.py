@@ -26,7 +26,7 @@ from bluelm.config import GENERATION, ModelConfig
 from bluelm.errors import InputError
 from bluelm.naming import half_split, source
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
-from bluelm.text.tokenizer import files_of
+from bluelm.text.tokenizer import TOKENIZER_FILES
 from compress.checkpoint.pieces import LinearInfo
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import Claims, read_claims
@@ -159,8 +159,7 @@ class PackedCheckpoint(Checkpoint):
         return found
 
     def _hash(self) -> str:
-        beside = ("config.json", GENERATION, *SETTINGS_FILES, *files_of(self.folder))
-        return digest(self.folder, self.tensors, beside)
+        return digest(self.folder, self.tensors, ("config.json", GENERATION, *SETTINGS_FILES, *TOKENIZER_FILES))
 
 
 def offset(weight: QuantizedTensor) -> float:

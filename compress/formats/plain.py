@@ -14,7 +14,6 @@ from bluelm.rope import inverse_frequencies, max_context
 from bluelm.system.files import write_text
 from bluelm.text.added_tokens import optional_json
 from bluelm.text.sentencepieces import has_dummy_prefix
-from bluelm.text.templates import FILE
 from bluelm.text.tokenizer import Tokenizer, copy_files
 
 
@@ -69,24 +68,16 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def write_tokenizer(source: Path, folder: Path, config: ModelConfig) -> None:
-    """The tokenizer's files, its class replaced by one that transformers has, and generation_config.json.
-
-    BlueLM's chat template is written out: nothing in the folder says any more that the model is one.
-    """
-    tokenizer = Tokenizer.from_folder(source)
+    """The tokenizer's files, its class replaced by one that transformers has, and generation_config.json."""
     copy_files(source, folder)
     settings = optional_json(folder, "tokenizer_config.json")
     settings.pop("auto_map", None)
-    if (folder / "tokenizer.model").exists() and tokenizer.source.name == "tokenizer.model":
+    if (folder / "tokenizer.model").exists() and Tokenizer.from_folder(source).source.name == "tokenizer.model":
         settings = {"add_bos_token": True, "add_eos_token": False, **settings}
         settings |= {
             "tokenizer_class": "LlamaTokenizer",
             "add_prefix_space": has_dummy_prefix(folder / "tokenizer.model"),
         }
-    template = tokenizer.template
-    if template is not None and not template.own:
-        begin = "{{- bos_token -}}" if tokenizer.front else ""
-        write_text(folder / FILE, begin + template.source(tools=False))
     write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     ends = list(config.eos_token_ids)
     generation = {

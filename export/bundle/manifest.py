@@ -39,12 +39,8 @@ class TokenizerNote(_Part):
 
     files: tuple[str, ...]
     kind: str
-    template_of: Literal["the checkpoint's", "BlueLM's", "none"] = Field(
-        description="whose the chat template is; none: the model completes text"
-    )
-    template: str | None = Field(description="the chat template for chats without tools, as Jinja")
-    begin_token_ids: tuple[int, ...] = Field(description="in front of a text; of a chat too where it is BlueLM's")
-    bos_token_id: int | None
+    template: str
+    bos_token_id: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     vocab_size: int

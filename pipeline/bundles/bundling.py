@@ -12,8 +12,7 @@ from typing import Any
 from bluelm.errors import BudgetError, InputError, TargetError
 from bluelm.system.files import demo_checkpoint
 from bluelm.system.progress import Progress
-from bluelm.text.templates import kind
-from bluelm.text.tokenizer import Tokenizer
+from bluelm.text.tokenizer import TURNS, Tokenizer
 from eval.report import Report
 from export.artifacts.artifact import MANIFEST, SIMULATOR, Artifact
 from export.bundle import build, keys, payload, project, runner
@@ -94,9 +93,7 @@ def check_app(tokenizer: Tokenizer, format_: Format) -> None:
     """
     if tokenizer.source.suffix != ".model":
         why = f"the app reads tokenizer.model, and this model's tokenizer is {tokenizer.source.name}"
-    elif tokenizer.template is None:
-        why = "the app chats, and this model brings no chat template"
-    elif tokenizer.template.own:
+    elif tokenizer.template is not None:
         why = "the app's chats have BlueLM's template, and this model's have another"
     elif tokenizer.front != (tokenizer.bos,):
         why = "the app begins chats with bos, and this model's tokenizer begins texts otherwise"
@@ -274,16 +271,14 @@ def _only_chip(report: Report, artifact: Artifact, facts: project.RuntimeFacts) 
 
 
 def _tokenizer(artifact: Artifact) -> TokenizerFacts:
-    """Which files, whose template; ids from the tokenizer, the end tokens from the model's config."""
+    """Which files, which template; ids from the tokenizer, the end tokens from the model's config."""
     tokenizer = Tokenizer.from_folder(artifact.folder)
     ends = artifact.model.eos_token_ids or ((tokenizer.eos,) if tokenizer.eos is not None else ())
     return TokenizerFacts(
         files=tuple(f"artifact/{f.path}" for f in artifact.files if f.role == "tokenizer"),
         kind="sentencepiece" if tokenizer.source.suffix == ".model" else "tokenizer.json",
-        template_of=kind(tokenizer.template),
-        template=None if tokenizer.template is None else tokenizer.template.source(tools=False),
-        begin_token_ids=tokenizer.front,
-        bos_token_id=tokenizer.bos,
+        template=f"{'{bos}' if tokenizer.front else ''}{TURNS['user']}{{query}}{TURNS['assistant']}",
+        bos_token_id=tokenizer.bos if tokenizer.bos is not None else 1,
         eos_token_ids=tuple(ends),
         pad_token_id=tokenizer.pad,
         vocab_size=artifact.model.vocab_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +36,7 @@ def answer(
     tokenizer = Tokenizer.from_folder(folder)
     if not prompt.strip():
         raise InputError("the prompt is empty", fix='give one: --prompt "…"')
-    if chat and tokenizer.template is None:
-        say("(the model brings no chat template: the prompt is continued as text, as with --raw)", error=True)
-    chat = chat and tokenizer.template is not None
-    if chat:
-        tokens = tokenizer.chat([Message("user", prompt)], now=datetime.now())
-    else:
-        tokens = tokenizer.encode(prompt, bos=True)
+    tokens = tokenizer.chat([Message("user", prompt)]) if chat else tokenizer.encode(prompt, bos=True)
     if len(tokens) >= artifact.context:
         raise InputError(
             f"the prompt is {len(tokens)} tokens long, the artifact's context holds {artifact.context}",

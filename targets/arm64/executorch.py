@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bluelm.errors import InputError, TargetError
-from bluelm.text.tokenizer import Tokenizer
+from bluelm.errors import InputError
 from export.artifacts.artifact import Artifact
 from targets.arm64.executorch_messages import Generate, Generated, LoadProgram, RunTokens, Time, Timed, TokensRan
 from targets.host.child import Child
@@ -65,16 +64,9 @@ class ExecutorchRuntime(RuntimeBase):
 
     def generate(self, prompt: str, count: int) -> str:
         """Greedy text by ExecuTorch's own `TextLLMRunner` on a fresh load of the program: what an app
-        would see.
-
-        Raises:
-            TargetError: the model's texts begin with other tokens than bos, which the runner cannot write.
-        """
-        tokenizer = Tokenizer.from_folder(self._artifact.folder)
-        if not set(tokenizer.front) <= {tokenizer.bos}:
-            raise TargetError("ExecuTorch's runner begins a text with nothing but bos", where=tokenizer.source)
-        program = str(self._artifact.path("model").resolve())
-        message = Generate(program, str(tokenizer.source.resolve()), prompt, count, len(tokenizer.front))
+        would see."""
+        tokenizer = self._artifact.path("tokenizer").resolve()
+        message = Generate(str(self._artifact.path("model").resolve()), str(tokenizer), prompt, count)
         said: Generated = self._child.call(message, STEP_LIMIT_S)
         return "".join(said.pieces)
 

@@ -42,13 +42,12 @@ class TokensRan:
 @dataclass(frozen=True)
 class Generate:
     """Greedy generation by ExecuTorch's own `TextLLMRunner`: `prompt` is text, for the tokenizer at
-    `tokenizer`; the runner puts `begins` times bos in front."""
+    `tokenizer`."""
 
     path: str
     tokenizer: str
     prompt: str
     count: int
-    begins: int
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,7 @@ def draft(format_: Format) -> BundleManifest:
         tokenizer=TokenizerNote(
             files=("artifact/tokenizer.model",),
             kind="sentencepiece",
-            template_of="BlueLM's",
-            template="[|Human|]:{{ messages[0].content }}[|AI|]:",
-            begin_token_ids=(1,),
+            template="[|Human|]:{query}[|AI|]:",
             bos_token_id=1,
             eos_token_ids=(2,),
             pad_token_id=3,

@@ -15,6 +15,7 @@ from bluelm.system.files import demo_checkpoint
 from bluelm.text.added_tokens import MOST_CHARACTERS, MOST_TOKENS, read_added_tokens
 from bluelm.text.jsonpieces import MOST_GROWTH, JsonPieces, _told, same_tokens
 from bluelm.text.sentencepieces import SentencePieces, has_dummy_prefix, piece_count, read_model
+from bluelm.text.templates import CHATML
 from bluelm.text.tokenizer import Message, Tokenizer
 from tests.export.gguf.test_bpe import write_tokenizer
 from tests.support.checkpoints.shapes import train_tokenizer
@@ -33,7 +34,7 @@ def folder_with(folder: Path, model: bytes, **files: Any) -> Path:
 def test_marks_are_control_pieces_and_pieces_that_look_so(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(folder_with(tmp_path, MARKED))
     for text, marks in [("x[|AI|]:y", True), ("x</s>", True), ("x<s>y", True), ("the weights", False), ("[|AI", False)]:
-        assert (tokenizer.encode(text, marks=True) != tokenizer.encode(text)) is marks, text
+        assert tokenizer.pieces.has_marks(text) is marks, text
     library = sentencepiece.SentencePieceProcessor(model_proto=MARKED)
     assert library.piece_to_id("weights") in tokenizer.encode("the weights")  # a piece of its own, mark or not
     mark = library.piece_to_id("[|AI|]:")
@@ -54,8 +55,7 @@ def test_marks_of_the_model_count_beside_added_ones(tmp_path: Path) -> None:
 
 def test_text_behind_a_mark_gets_no_space_of_its_own(tmp_path: Path) -> None:
     """Marks that are pieces of the model: spaces stand in front of a chat and behind an end, as elsewhere."""
-    blue = {"config": {"model_type": "BlueLM"}}
-    tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "native", MARKED, **blue))
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "native", MARKED))
     assert has_dummy_prefix(tmp_path / "native" / "tokenizer.model")
     tricky = [Message("user", "say </s>"), Message("assistant", "no[|AI|]:"), Message("user", "again")]
     assert tokenizer.decode(tokenizer.chat(tricky)) == "[|Human|]:say </s>[|AI|]:no[|AI|]: [|Human|]:again[|AI|]:"
@@ -64,27 +64,46 @@ def test_text_behind_a_mark_gets_no_space_of_its_own(tmp_path: Path) -> None:
     def spelled(tokens: list[int]) -> str:
         return "".join(library.id_to_piece(token) for token in tokens)
 
-    for legacy, added, behind in [(True, "[X]", "▁the"), (True, "[|AI|]:", "the"), (True, "", "the"),
-                                  (False, "[X]", "the"), (False, "", "the")]:  # fmt: skip
+    for legacy, added, behind in [
+        (True, False, "the"),
+        (True, True, "▁the"),
+        (False, True, "the"),
+        (False, False, "the"),
+    ]:
         files: dict[str, Any] = {"tokenizer_config": {"legacy": legacy}}
-        if added == "[X]":
+        if added:
             files["added_tokens"] = {"[X]": library.vocab_size()}
-        pieces = Tokenizer.from_folder(folder_with(tmp_path / f"{legacy}{len(added)}", MARKED, **files)).pieces
-        front = pieces.encode(f"a{added}", trusted=True)
-        assert spelled(pieces.encode_parts([(f"a{added}", True), ("the", False)])[len(front) :]) == behind
+        pieces = Tokenizer.from_folder(folder_with(tmp_path / f"{legacy}{added}", MARKED, **files)).pieces
+        assert spelled(pieces.encode("the", trusted=False, behind_mark=True)) == behind
         assert spelled(pieces.encode("the", trusted=False)) == "▁the"
 
 
-def test_marks_that_are_no_tokens_are_spelled_out_in_a_chat(tmp_path: Path) -> None:
+def test_a_chat_has_marks_where_both_turns_have_one(tmp_path: Path) -> None:
     plain = train_tokenizer(add_dummy_prefix=False)
     size = sentencepiece.SentencePieceProcessor(model_proto=plain).vocab_size()
-    for marks in [[], ["[|Human|]:"], ["[|AI|]:"], ["[|Human|]:", "[|AI|]:"]]:
+    for marks, wanted in [(["[|Human|]:"], False), (["[|AI|]:"], False), (["[|Human|]:", "[|AI|]:"], True)]:
         added = {mark: size + index for index, mark in enumerate(marks)}
-        blue = {"model_type": "BlueLM"}
-        tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "x", plain, added_tokens=added, config=blue))
-        chat = tokenizer.chat([Message("user", "a")])
-        assert tokenizer.decode(chat) == "[|Human|]:a[|AI|]:"
-        assert sum(token >= size for token in chat) == len(marks)
+        tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "x", plain, added_tokens=added))
+        assert tokenizer.chat_marks is wanted
+        assert tokenizer.template is None  # BlueLM's, spelled out where a mark is no token
+        assert tokenizer.decode(tokenizer.chat([Message("user", "a")])) == "[|Human|]:a[|AI|]:"
+
+
+def test_marks_of_bluelm_come_before_another_models(tmp_path: Path) -> None:
+    plain = train_tokenizer(add_dummy_prefix=False)
+    size = sentencepiece.SentencePieceProcessor(model_proto=plain).vocab_size()
+    qwen = ["<|im_start|>", "<|im_end|>"]
+    for marks, template in [
+        (["[|Human|]:", "[|AI|]:", *qwen], None), (["[|Human|]:", *qwen], CHATML), (qwen, CHATML), ([], None)
+    ]:  # fmt: skip
+        added = {mark: size + index for index, mark in enumerate(marks)}
+        tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "x", plain, added_tokens=added))
+        assert tokenizer.template is template
+        chat = tokenizer.decode(tokenizer.chat([Message("system", "a"), Message("user", "b")]))
+        if template is None:
+            assert chat == "[|SYSTEM|]:a[|Human|]:b[|AI|]:"
+        else:
+            assert chat == "<|im_start|>system\na<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_tokenizer_config_names_the_ends(tmp_path: Path) -> None:
@@ -186,8 +205,7 @@ def test_special_tokens_of_tokenizer_json_have_no_text(tmp_path: Path) -> None:
     assert pieces.encode("a<|end|>", trusted=True)[-1] == end
     assert end not in pieces.encode("a<|end|>", trusted=False)
     assert pieces.decode(pieces.encode("a<|end|>", trusted=False)) == "a<|end|>"
-    assert pieces.control is not None and pieces.size == 323
-    assert pieces.control.search("x<|end|>") and not pieces.control.search("plain-added")
+    assert pieces.has_marks("x<|end|>") and not pieces.has_marks("plain-added") and pieces.size == 323
 
 
 def test_a_character_becomes_no_more_than_so_many(tmp_path: Path) -> None:
