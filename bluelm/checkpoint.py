@@ -20,7 +20,7 @@ from bluelm.naming import file_name, half_split, source
 from bluelm.system.files import member, sha256
 from bluelm.system.reading import read_json
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
-from bluelm.text.tokenizer import TOKENIZER_FILES, Tokenizer
+from bluelm.text.tokenizer import Tokenizer, tokenizer_files
 
 EMBED, EMBED_NORM, FINAL_NORM, HEAD = (
     "model.embed_tokens.weight",
@@ -139,7 +139,7 @@ class Checkpoint:
         return self._hash(), before
 
     def _hash(self) -> str:
-        return digest(self.folder, self.tensors, ("config.json", GENERATION, *TOKENIZER_FILES))
+        return digest(self.folder, self.tensors, ("config.json", GENERATION, *tokenizer_files(self.folder)))
 
     def _stamps(self) -> dict[Path, tuple[int, ...]]:
         return {path: stamp(path) for path in sorted({info.file for info in self.tensors.values()})}

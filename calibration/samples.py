@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bluelm.errors import InputError
-from bluelm.text.tokenizer import Message, Tokenizer
+from bluelm.text.tokenizer import NO_TEMPLATE, Tokenizer
 from calibration.describe import model_languages, shares, warnings
-from calibration.sources import Document, TextSet, check_roles, read_texts
+from calibration.sources import Document, TextSet, check_chats, read_texts
 
 PASSAGE = 8  # longer texts are cut into so many characters a token of the window: windows come from many
 
@@ -80,12 +80,12 @@ def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int,
     warns of both.
 
     Raises:
-        InputError: see `read_texts` and `check_roles`; or the set is shorter than two tokens.
+        InputError: see `read_texts` and `check_chats`; or the set is shorter than two tokens.
     """
     if count < 1 or length < 2:
         raise InputError(f"cannot make {count} windows of {length} tokens", fix="at least 1 window of 2 tokens")
     texts = read_texts(paths)
-    check_roles(texts.documents, tokenizer)
+    check_chats(texts.documents, tokenizer)
     used = _passages(texts, tokenizer, count * length, length, seed)
     windows = _windows([token for passage in used for token in passage.tokens], count, length, tokenizer.front)
     if len(windows[0]) < 2:
@@ -107,18 +107,18 @@ def _passages(texts: TextSet, tokenizer: Tokenizer, wanted: int, length: int, se
     for index, piece in pieces:
         if total >= wanted:
             break
-        if piece.turns:
-            tokens = tokenizer.chat([Message(role, content) for role, content in piece.turns])
+        if piece.messages:
+            tokens = tokenizer.chat(piece.messages, tools=piece.tools)
         else:
             tokens = tokenizer.encode(piece.text, bos=True)
-        passages.append(_Passage(tokens, index, piece.content, bool(piece.turns)))
+        passages.append(_Passage(tokens, index, piece.content, bool(piece.messages)))
         total += len(tokens)
     return passages
 
 
 def _cut(document: Document, most: int) -> Iterator[Document]:
     """Plain text in passages of at most `most` characters, cut at a line's end; conversations whole."""
-    if document.turns:
+    if document.messages:
         yield document
         return
     text, start = document.text, 0
@@ -156,6 +156,9 @@ def _report(
     found = shares(passage.text for passage in used)
     chat = sum(len(p.tokens) for p in used if p.chat) / sum(len(p.tokens) for p in used)
     lines = warnings(found, chat, model_languages(tokenizer))
+    if chat and tokenizer.template is None:
+        lines.append(f"{NO_TEMPLATE}: so are the calibration set's conversations")
+        chat = 0.0
     if len(windows) < count or len(windows[0]) < length:
         lines.append(
             f"the calibration set has text for {len(windows)} windows of {len(windows[0])} tokens; "

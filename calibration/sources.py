@@ -9,31 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from bluelm.errors import InputError
-from bluelm.text.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Tokenizer, plain_text
 from calibration.rows import json_rows, parquet_rows
 
 BUNDLED = Path(__file__).parent / "data" / "default.jsonl"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COLUMNS = ("text", "prompt", "response", "messages")
 MOST_BYTES = 384 * 2**20  # a few MB calibrate any model; more than this is a mistake
-SHAPES = "`text`, `prompt` and `response`, or `messages` (a list of `role` and `content`)"
+SHAPES = "`text`, `prompt` and `response`, or `messages` (a list of `role` and `content`) with or without `tools`"
 
 
 @dataclass(frozen=True)
 class Document:
-    """Plain text, or the turns of a conversation as (role, content); one of the two is empty.
+    """Plain text, or a conversation; one of the two is empty.
 
-    `where` is the file it comes from, and the line or row.
+    Attributes:
+        messages: in the shape that chat templates take: `role`, `content`, maybe `tool_calls` and more.
+        tools: JSON schemas of the functions that the model could call; None without any.
+        where: the file it comes from, and the line or row.
     """
 
     text: str = ""
-    turns: tuple[tuple[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] | None = None
     where: str = field(default="", compare=False)
 
     @property
     def content(self) -> str:
         """The text without roles and template."""
-        return self.text or "\n".join(content for _, content in self.turns)
+        return self.text or "\n".join(self.texts)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or what each message says."""
+        return tuple(plain_text(turn) for turn in self.messages) if self.messages else (self.text,)
 
 
 @dataclass(frozen=True)
@@ -136,40 +145,60 @@ def document(record: object, where: str) -> Document:
     if not isinstance(record, Mapping):
         raise InputError("not a JSON object", where=where, fix=f"give {SHAPES}")
     if "messages" in record:
-        return Document(turns=tuple(_turn(turn, where) for turn in _list(record["messages"], where)), where=where)
+        messages = tuple(_turn(turn, where) for turn in _list(record, "messages", where))
+        return Document(messages=messages, tools=_tools(record, where), where=where)
     if "prompt" in record and "response" in record:
         prompt, response = _string(record, "prompt", where), _string(record, "response", where)
-        turns = (("user", prompt), ("assistant", response)) if (prompt + response).strip() else ()
-        return Document(turns=turns, where=where)
+        pair = ({"role": "user", "content": prompt}, {"role": "assistant", "content": response})
+        return Document(messages=pair if (prompt + response).strip() else (), where=where)
     if "text" in record:
         return Document(text=_string(record, "text", where), where=where)
     found = ", ".join(sorted(map(str, record))) or "nothing"
     raise InputError(f"no text in the record: found {found}", where=where, fix=f"give {SHAPES}")
 
 
-def check_roles(documents: Iterable[Document], tokenizer: Tokenizer) -> None:
-    """Make sure that the model's chat template can hold every conversation.
+def check_chats(documents: Iterable[Document], tokenizer: Tokenizer) -> None:
+    """Make sure that the model's chat template takes every conversation.
 
     Raises:
-        InputError: a role that it lacks, with the file and the line.
+        InputError: one that it refuses, with the file and the line.
     """
     for found in documents:
-        if found.turns:
+        if found.messages:
             try:
-                tokenizer.check_roles([role for role, _ in found.turns])
+                tokenizer.check_chat(found.messages, tools=found.tools)
             except InputError as error:
-                raise InputError(error.problem, where=found.where, fix=error.fix) from None
+                fix = error.fix or f"mend the line, or leave it out; the template is that of {error.where}"
+                raise InputError(error.problem, where=found.where, fix=fix) from None
 
 
-def _turn(turn: object, where: str) -> tuple[str, str]:
+def _turn(turn: object, where: str) -> Mapping[str, Any]:
     if not isinstance(turn, Mapping):
         raise InputError("a message must be an object with `role` and `content`", where=where)
-    return _string(turn, "role", where), _string(turn, "content", where)
+    _string(turn, "role", where)
+    content = turn.get("content")
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+                raise InputError("a part of `content` must be an object with `text`", where=where)
+    elif content is not None or not turn.get("tool_calls"):
+        _string(turn, "content", where)
+    return {key: value for key, value in turn.items() if value is not None}
 
 
-def _list(value: object, where: str) -> list[object]:
+def _tools(record: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...] | None:
+    if record.get("tools") is None:
+        return None
+    tools = _list(record, "tools", where)
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise InputError("`tools` must be a list of JSON schemas", where=where)
+    return tuple(tool for tool in tools if isinstance(tool, Mapping)) or None
+
+
+def _list(record: Mapping[str, Any], key: str, where: str) -> list[object]:
+    value = record[key]
     if not isinstance(value, list):
-        raise InputError("`messages` must be a list", where=where)
+        raise InputError(f"`{key}` must be a list", where=where)
     return value
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from bluelm.errors import InputError
 from bluelm.system.files import sha256
-from bluelm.text.tokenizer import Message, Tokenizer
+from bluelm.text.tokenizer import Tokenizer
 from calibration.rows import json_rows
-from calibration.sources import Document, check_roles, document, read_texts
+from calibration.sources import Document, check_chats, document, read_texts
 
 BUNDLED = Path(__file__).parent / "data" / "heldout.jsonl"
 LENGTH = 256
@@ -90,7 +90,7 @@ def load(paths: Sequence[Path], tokenizer: Tokenizer, *, length: int = LENGTH, s
     holds at least half of the length (or is the only one).
 
     Raises:
-        InputError: a file that is missing or cannot be read, a role that the chat template lacks, or texts of fewer
+        InputError: a file that is missing or cannot be read, a chat that the template refuses, or texts of fewer
             than two tokens.
     """
     texts, source, digest = _read(paths)
@@ -98,13 +98,13 @@ def load(paths: Sequence[Path], tokenizer: Tokenizer, *, length: int = LENGTH, s
     by_domain: dict[str, list[Window]] = {}
     first = 0
     for name in sorted(texts):
-        check_roles(texts[name], tokenizer)
+        check_chats(texts[name], tokenizer)
         by_domain[name] = pack(texts[name], name, tokenizer, length, first)
         first += len(texts[name])
     windows = spread({n: [w[i] for i in generator.permutation(len(w))] for n, w in by_domain.items()})
     if not windows:
         raise InputError("the text to judge on is too short", where=source, fix="give some sentences")
-    contents = tuple(text for found in texts.values() for one in found for text in _texts(one))
+    contents = tuple(text for found in texts.values() for one in found for text in one.texts)
     return HeldOut(tuple(windows), source, digest, length, contents)
 
 
@@ -152,15 +152,11 @@ def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, lengt
     return windows
 
 
-def _texts(document: Document) -> list[str]:
-    return [content for _, content in document.turns] if document.turns else [document.text]
-
-
 def _encode(document: Document, tokenizer: Tokenizer) -> list[int]:
     """Tokens of a document without those that begin it."""
-    if not document.turns:
+    if not document.messages:
         return tokenizer.encode(document.text)
-    tokens = tokenizer.chat([Message(role, content) for role, content in document.turns])
+    tokens = tokenizer.chat(document.messages, tools=document.tools)
     front = list(tokenizer.front)
     return tokens[len(front) :] if tokens[: len(front)] == front else tokens
 

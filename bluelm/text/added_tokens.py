@@ -13,6 +13,10 @@ from bluelm.system.files import member
 from bluelm.system.reading import read_json
 
 MAX_ID = 2**24
+# THUDM's ChatGLMTokenizer puts these behind the pieces of tokenizer.model, in this order (tokenization_chatglm.py)
+CHATGLM_TOKENS = (
+    "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+)  # fmt: skip
 MOST_TOKENS, MOST_CHARACTERS = 10_000, 1000  # a pattern is made of them
 
 
@@ -67,6 +71,12 @@ def _token(name: str, token: Any, number: Any, where: Path) -> AddedToken:
         problem = f"added token {name[:60]!r} must have a text and an id"
         raise InputError(problem, where=where, fix="fetch the file again")
     return AddedToken(text, number, token.get("lstrip") is True, token.get("rstrip") is True)
+
+
+def chatglm_tokens(pieces: int, added: Sequence[AddedToken]) -> list[AddedToken]:
+    """The tokens that ChatGLM's class adds behind `pieces` pieces, where the folder's files do not name them."""
+    known = {token.text for token in added}
+    return [AddedToken(text, pieces + index) for index, text in enumerate(CHATGLM_TOKENS) if text not in known]
 
 
 def token_text(token: object) -> str | None:

@@ -8,13 +8,15 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluelm.errors import InputError, UnavailableError
 from bluelm.system.files import write_text
 from bluelm.system.reading import MOST_TABLE_BYTES, read_json
-from bluelm.text.added_tokens import optional_json, token_text
+from bluelm.text.added_tokens import AddedToken, optional_json, splitter, token_text
+from bluelm.text.guard import Part
 from bluelm.text.sentencepieces import SentencePieces
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 SAVED = ("truncation", "padding")  # what whoever saved the file last had asked for, not the model
 SECONDS, CHARACTERS_PER_SECOND = 10.0, 20_000  # a tenth of what the slowest tokenizer reaches
 MOST_GROWTH = 1000
+ALIASES = 0xF0000  # private use: characters that stand for trusted marks
 ANOTHER = "take the tokenizer.json of the original checkpoint"
 
 
@@ -47,9 +50,10 @@ class JsonPieces:
         data = read_settings(path)
         _check(data, path)
         self._path, self._has_patterns = path, _has_pattern(data)
-        self._trusting = _build(tokenizers, data, path)
+        self._trusting, self._data = _build(tokenizers, data, path), data
         added = self._trusting.get_added_tokens_decoder()
-        self._marks = [token.content for token in added.values() if token.special]
+        self._special = [token for token in added.values() if token.special]
+        self.marks = splitter([_as_added(token) for token in self._special if token.content])
         self._plain = _build(tokenizers, data, path)
         self._plain.encode_special_tokens = True  # special tokens in the text are text
         self.size = max(self._trusting.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -71,15 +75,42 @@ class JsonPieces:
         """The token that is exactly `text`."""
         return self._trusting.token_to_id(text)
 
-    def has_marks(self, text: str) -> bool:
-        """True when trusted and untrusted encoding of `text` could differ."""
-        return any(mark in text for mark in self._marks)
+    def text(self, token: int) -> str | None:
+        """The text that is exactly this token."""
+        return self._trusting.id_to_token(token)
 
-    def encode(self, text: str, trusted: bool, behind_mark: bool = False) -> list[int]:
+    def encode(self, text: str, trusted: bool) -> list[int]:
         """Tokens of `text`; special tokens in it become their token only when it is trusted."""
-        del behind_mark  # the file's own pre-tokenizer decides about prefixes
         tokenizer = self._trusting if trusted else self._plain
         return self._ids(tokenizer, text, False)
+
+    def encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        """Tokens of one text whose marks are trusted in some of its parts, and data in others (`guard.parts`)."""
+        tokenizer, stands_for = self._aliased
+        alias = {token.content: chr(ALIASES + number) for number, token in enumerate(self._special)}
+
+        def aliased(text: str) -> str:
+            return self.marks.sub(lambda match: alias[match[match.lastgroup or 0]], text) if self.marks else text
+
+        text = "".join(part if data else aliased(part) for part, data in parts)
+        return [stands_for.get(token, token) for token in self._ids(tokenizer, text, False)]
+
+    @cached_property
+    def _aliased(self) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+        """A tokenizer to which special tokens are text and characters of private use are the special tokens; its ids
+        of those, and what they stand for."""
+        import tokenizers
+
+        made = _build(tokenizers, self._data, self._path)
+        made.encode_special_tokens = True
+        names = [chr(ALIASES + number) for number in range(len(self._special))]
+        made.add_tokens([
+            tokenizers.AddedToken(name, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False)
+            for name, token in zip(names, self._special, strict=True)
+        ])
+        pairs = zip(names, self._special, strict=True)
+        ids = ((made.token_to_id(name), self.id(token.content)) for name, token in pairs)
+        return made, {alias: own for alias, own in ids if alias is not None and own is not None}
 
     def _ids(self, tokenizer: tokenizers.Tokenizer, text: str, special: bool) -> list[int]:
         """Tokens of `text`, with a limit of time where the file brings regular expressions of its own.
@@ -127,6 +158,11 @@ class JsonStream:
     def flush(self) -> str:
         """What is left when the tokens ended inside a character."""
         return self._tokenizer.decode(self._tokens, skip_special_tokens=True)[len(self._told) :]
+
+
+def _as_added(token: Any) -> AddedToken:
+    """Without what it swallows beside it: the tokenizer itself sees to that."""
+    return AddedToken(token.content, 0)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

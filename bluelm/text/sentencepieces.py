@@ -16,6 +16,7 @@ from sentencepiece import sentencepiece_model_pb2
 from bluelm.errors import InputError
 from bluelm.system.reading import MOST_TABLE_BYTES, read_bytes
 from bluelm.text.added_tokens import AddedToken, splitter, token_text
+from bluelm.text.guard import Part
 
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 SPACE = "▁"  # sentencepiece's stand-in for a space
@@ -70,7 +71,10 @@ class SentencePieces:
         self._added = {token.text: token.id for token in added if token.id >= len(pieces)}
         controls = [AddedToken(p.piece, i) for i, p in enumerate(pieces) if p.type == CONTROL]
         self._splitter = splitter([t for t in added if t.id >= len(pieces)] + controls)
-        self._native = [p.piece for p in pieces if p.type == USER_DEFINED and MARK.fullmatch(p.piece)]
+        native = [AddedToken(p.piece, 0) for p in pieces if p.type == USER_DEFINED and MARK.fullmatch(p.piece)]
+        self._pieces_as_marks = splitter(native) or re.compile("(?!)")
+        bare = [AddedToken(t.text, 0) for t in [*added, *controls] if t.text not in {n.text for n in native}]
+        self.marks = splitter(native + list({t.text: t for t in bare}.values()))
         self._leading = "all" if spec.remove_extra_whitespaces else "one" if spec.add_dummy_prefix else "none"
         self.size = max([len(pieces), *(token.id + 1 for token in added)])
         own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "pad": processor.pad_id()}
@@ -92,27 +96,44 @@ class SentencePieces:
         """Texts of all tokens by id."""
         return {index: text for text, index in self._ids.items()}
 
-    def has_marks(self, text: str) -> bool:
-        """True when trusted and untrusted encoding of `text` could differ."""
-        return bool(self._splitter and self._splitter.search(text)) or any(mark in text for mark in self._native)
+    def text(self, token: int) -> str | None:
+        """The text that is exactly this token."""
+        pieces = self._proto.pieces
+        return pieces[token].piece if 0 <= token < len(pieces) else self.added().get(token)
 
-    def encode(self, text: str, trusted: bool, behind_mark: bool = False) -> list[int]:
-        """Tokens of `text`.
+    def encode(self, text: str, trusted: bool) -> list[int]:
+        """Tokens of `text`; marks in it become their token only when it is trusted."""
+        return self.encode_parts([(text, False)]) if trusted else self._plain(text, False, True)
 
-        Args:
-            trusted: marks in the text become their token.
-            behind_mark: the text follows a mark, so it may get no dummy prefix.
-        """
-        first = not behind_mark or (self._legacy and bool(self._added))
-        if not trusted:
-            return self._plain(text, False, first)
+    def encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        """Tokens of one text whose marks are trusted in some of its parts, and data in others (`guard.parts`)."""
         tokens: list[int] = []
-        start = 0
-        for match in self._splitter.finditer(text) if self._splitter else ():
-            tokens += self._plain(text[start : match.start()], True, self._legacy if start else first)
-            tokens.append(self._ids[match[match.lastgroup or 0]])
-            start = match.end()
-        return tokens + self._plain(text[start:], True, self._legacy if start else first)
+        held: list[Part] = []  # since the last control or added token
+        prefix = True
+        for text, data in parts:
+            start = 0
+            for match in self._splitter.finditer(text) if self._splitter and not data else ():
+                tokens += self._between([*held, (text[start : match.start()], False)], prefix)
+                tokens.append(self._ids[match[match.lastgroup or 0]])
+                held, prefix, start = [], self._legacy, match.end()
+            held.append((text[start:], data))
+        return tokens + self._between(held, prefix)
+
+    def _between(self, parts: Sequence[Part], prefix: bool) -> list[int]:
+        """Tokens of parts without control and added tokens; `prefix`: with the dummy prefix."""
+        if not any(data for _, data in parts):
+            return self._plain("".join(text for text, _ in parts), True, prefix)
+        tokens: list[int] = []
+        held = ""
+        for text, data in parts:
+            start = 0
+            for match in self._pieces_as_marks.finditer(text) if not data else ():
+                held += text[start : match.start()]
+                tokens += self._plain(held, False, prefix)
+                tokens += self._plain(match[0], True, prefix and not held)
+                held, prefix, start = "", False, match.end()
+            held += text[start:]
+        return tokens + self._plain(held, False, prefix)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`; control tokens and ids without a piece give none, broken UTF-8 gives U+FFFD."""

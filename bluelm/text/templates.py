@@ -1,117 +1,222 @@
-"""Chat templates of the field's other models, and tokens that a checkpoint's class adds without saying so in a file.
+"""The chat template of a checkpoint: `read_template(folder, …)` gives a `ChatTemplate`, Jinja source as files have it.
 
-BlueLM's own template is in `bluelm/text/tokenizer.py`. Contents are data here too: a mark in a user's text is spelled
-out and ends nothing.
+`ChatTemplate.render(messages, tools=…, documents=…)` gives the chat's text (run by `bluelm.text.rendering`, in a
+bounded sandbox), `.select(tools)` the source that this takes: what a runner that renders by itself is given.
+`Tokenizer.template` (None where there is none: then chats are completed as text) and `Tokenizer.chat` are what the
+rest of the tool uses; `write_template` lays BlueLM's own, which its checkpoints do not carry, beside a copied tokenizer
+as chat_template.jinja.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from bluelm.text.added_tokens import AddedToken
+from bluelm.errors import InputError
+from bluelm.system.files import member, write_text
+from bluelm.system.reading import read_bytes
+from bluelm.text.added_tokens import token_text
+from bluelm.text.rendering import render
 
-# THUDM's ChatGLMTokenizer puts these behind the pieces of tokenizer.model, in this order (tokenization_chatglm.py)
-CHATGLM_TOKENS = (
-    "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
-)  # fmt: skip
+FILE, MORE = "chat_template.jinja", "additional_chat_templates"
+MOST_BYTES, MOST_TEMPLATES = 1 << 20, 100
+DEFAULT, WITH_TOOLS = "default", "tool_use"
+TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+HERE = "\U0010fffd"  # private use: where a last message ends that is to be continued
 
-
-class Pieces(Protocol):
-    """What a template asks of a tokenizer's pieces."""
-
-    def id(self, text: str) -> int | None: ...
-    def encode(self, text: str, trusted: bool, behind_mark: bool = False) -> list[int]: ...
+# the documented prompt of BlueLM-7B-Chat; a content may be a list of parts, as some runners give it
+BLUELM = """\
+{%- macro text(content) %}
+{%- if content is string %}{{ content }}{% else %}
+{%- for part in content %}{{ part.text }}{% endfor %}{% endif %}
+{%- endmacro %}
+{{- bos_token }}
+{%- for message in messages %}
+{%- if message.role == 'system' %}
+{%- if not loop.first %}
+{{- raise_exception("unknown role 'system' that is not the first message; known roles: user, assistant, function") }}
+{%- endif %}
+{{- '[|SYSTEM|]:' + text(message.content) }}
+{%- elif message.role == 'user' %}
+{{- '[|Human|]:' + text(message.content) }}
+{%- elif message.role == 'assistant' %}
+{{- '[|AI|]:' + text(message.content) + eos_token }}
+{%- elif message.role in ['function', 'tool'] %}
+{{- '[|Function|]:' + text(message.content) }}
+{%- else %}
+{{- raise_exception("unknown role '" + message.role + "'; known roles: system, user, assistant, function") }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '[|AI|]:' }}{% endif %}
+"""
+BLUELM_WITHOUT_BOS = BLUELM.replace("{{- bos_token }}\n", "")  # of a tokenizer with `add_bos_token: false`
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One role: `mark` (trusted), then `lead` and the content (data), then `end` (trusted)."""
-
-    mark: str
-    lead: str = ""
-    end: str = ""
-
-
-@dataclass(frozen=True)
-class Template:
-    """A chat as tokens.
+class ChatTemplate:
+    """Jinja of a chat.
 
     Attributes:
-        begin: trusted text in front of everything.
-        turns: by role.
-        answer: trusted text behind which the model answers.
-        apart: lead and content are encoded each on its own, as ChatGLM does, not as one text.
-        system: what a chat without a system message begins with; None for nothing.
+        sources: by name; "default" is for all chats, "tool_use" for those with tools where there is one.
+        where: the file that it comes from, or the folder of a BlueLM.
+        tokens: what templates write by name: bos_token, eos_token, … as text.
     """
 
-    begin: str
-    turns: Mapping[str, Turn]
-    answer: str
-    apart: bool = False
-    system: str | None = None
+    sources: Mapping[str, str]
+    where: Path
+    tokens: Mapping[str, str] = field(default_factory=dict)
 
-    def encode(self, pieces: Pieces, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Token ids of (role, content) pairs, ending so that the model answers, or behind a last answer."""
-        if self.system is not None and messages[0][0] != "system":
-            messages = [("system", self.system), *messages]
-        tokens = pieces.encode(self.begin, trusted=True) if self.begin else []
-        for role, content in messages:
-            turn = self.turns[role]
-            tokens += pieces.encode(turn.mark, trusted=True)
-            texts = [turn.lead, content] if self.apart else [turn.lead + content]
-            for text in texts:
-                tokens += pieces.encode(text, trusted=False, behind_mark=not self.apart)
-            tokens += pieces.encode(turn.end, trusted=True, behind_mark=True) if turn.end else []
-        if messages[-1][0] != "assistant":
-            tokens += pieces.encode(self.answer, trusted=True)
-        return tokens
+    @property
+    def bluelm(self) -> bool:
+        """Whether it is BlueLM's documented prompt, which no file of its checkpoints holds."""
+        return dict(self.sources) in ({DEFAULT: BLUELM}, {DEFAULT: BLUELM_WITHOUT_BOS})
 
+    def select(self, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The source for a chat with these tools, as transformers chooses it.
 
-def _same(mark: str, lead: str, end: str, roles: Sequence[str]) -> Mapping[str, Turn]:
-    """Turns that differ in the role's name alone."""
-    return MappingProxyType({role: Turn(mark, lead.format(role=role), end) for role in roles})
+        Raises:
+            InputError: several, and none of them is called default.
+        """
+        if tools is not None and WITH_TOOLS in self.sources:
+            return self.sources[WITH_TOOLS]
+        if DEFAULT not in self.sources:
+            named = ", ".join(sorted(self.sources))
+            raise InputError(f"no chat template is called default, only {named}", where=self.where)
+        return self.sources[DEFAULT]
 
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        **more: Any,
+    ) -> str:
+        """The chat's text.
 
-CHATML = Template(  # Qwen2
-    "", _same("<|im_start|>", "{role}\n", "<|im_end|>\n", ("system", "user", "assistant")),
-    "<|im_start|>assistant\n", system="You are a helpful assistant.",
-)  # fmt: skip
-LLAMA3 = Template(
-    "<|begin_of_text|>",
-    MappingProxyType({
-        role: Turn(f"<|start_header_id|>{role}<|end_header_id|>", "\n\n", "<|eot_id|>")
-        for role in ("system", "user", "assistant")
-    }),
-    "<|start_header_id|>assistant<|end_header_id|>\n\n",
-)  # fmt: skip
-BAICHUAN2 = Template(
-    "",
-    MappingProxyType({"system": Turn(""), "user": Turn("<reserved_106>"), "assistant": Turn("<reserved_107>")}),
-    "<reserved_107>",
-)
-CHATGLM3 = Template(
-    "[gMASK]sop",
-    MappingProxyType({role: Turn(f"<|{role}|>", "\n") for role in ("system", "user", "assistant", "observation")}),
-    "<|assistant|>",
-    apart=True,
-)
-# the token that tells a template, in the order in which they are looked for
-TOLD_BY = {
-    "<|start_header_id|>": LLAMA3, "<|im_start|>": CHATML, "<reserved_106>": BAICHUAN2, "<|assistant|>": CHATGLM3,
-}  # fmt: skip
+        Args:
+            messages: {"role": …, "content": …, …} each; keys without a value are left out.
+            tools: JSON schemas. documents: {"title": …, "text": …} each.
+            add_generation_prompt: end so that the model answers.
+            continue_final_message: end inside the last message, so that the model goes on with it.
+            more: what a template knows besides, `enable_thinking` and the like.
 
-
-def find_template(pieces: Pieces, blue: bool) -> Template | None:
-    """The template that the tokenizer's own tokens tell; None for BlueLM's, and where none is told."""
-    if blue:
-        return None
-    return next((template for token, template in TOLD_BY.items() if pieces.id(token) is not None), None)
+        Raises:
+            InputError: no messages; or the template refuses them, fails, or needs more than it may.
+        """
+        if not messages:
+            raise InputError("a chat needs at least one message")
+        if continue_final_message and add_generation_prompt:
+            raise InputError("a last message is either continued or answered", fix="leave one of the two out")
+        chat = [_normalized(message) for message in messages]
+        if continue_final_message:
+            chat[-1] = _open(chat[-1], self.where)
+        variables = {
+            **self.tokens, **more,
+            "messages": chat, "tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt,
+        }  # fmt: skip
+        text = render(self.select(tools), variables, self.where)
+        return _cut(text, self.where) if continue_final_message else text
 
 
-def chatglm_tokens(pieces: int, added: Sequence[AddedToken]) -> list[AddedToken]:
-    """The tokens that ChatGLM's class adds behind `pieces` pieces, where the folder's files do not name them."""
-    known = {token.text for token in added}
-    return [AddedToken(text, pieces + index) for index, text in enumerate(CHATGLM_TOKENS) if text not in known]
+def _normalized(message: Mapping[str, Any]) -> dict[str, Any]:
+    """As transformers gives it: without keys that are null, a thought under every name that templates read."""
+    found = {key: value for key, value in message.items() if value is not None}
+    thought = next((found[name] for name in THOUGHTS if name in found), None)
+    return found if thought is None else {"thinking": thought, **found, "reasoning_content": thought}
+
+
+def _open(message: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The message with a sign, and a space that shows whether the template trims, behind its content."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return message | {"content": content + HERE + " "}
+    parts = list(content) if isinstance(content, (list, tuple)) else []
+    last = max((index for index, part in enumerate(parts) if "text" in part), default=None)
+    if last is None:
+        raise InputError("the last message has no text that could be continued", where=where)
+    parts[last] = {**parts[last], "text": parts[last]["text"] + HERE + " "}
+    return message | {"content": parts}
+
+
+def _cut(text: str, where: Path) -> str:
+    at = text.rfind(HERE)
+    if at < 0:
+        raise InputError("the chat template leaves the last message out, so it cannot be continued", where=where)
+    return text[:at] if text[at + 1 : at + 2] == " " else text[:at].rstrip()
+
+
+def read_template(
+    folder: Path, settings: Mapping[str, Any], tokens: Mapping[str, str], bluelm: str | None
+) -> ChatTemplate | None:
+    """The checkpoint's template, as transformers finds it: files before tokenizer_config.json.
+
+    Args:
+        settings: of tokenizer_config.json.
+        tokens: texts for `bos_token` and the like.
+        bluelm: the template where the folder is a BlueLM's and holds none; None for other models.
+
+    Raises:
+        InputError: a template that is no text, or too long.
+    """
+    files = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
+    files |= {path.stem: path for path in template_files(folder) if path.parent.name == MORE}
+    if files:
+        sources = {name: _text(path) for name, path in files.items()}
+        return ChatTemplate(sources, next(iter(files.values())), tokens)
+    where = folder / "tokenizer_config.json"
+    told = settings.get("chat_template")
+    if told is not None:
+        return ChatTemplate(_named(told, where), where, tokens)
+    return None if bluelm is None else ChatTemplate({DEFAULT: bluelm}, folder, tokens)
+
+
+def template_files(folder: Path) -> list[Path]:
+    """chat_template.jinja and those of additional_chat_templates that are there.
+
+    Raises:
+        InputError: there are more than anybody has.
+    """
+    found = [path for path in (folder / FILE, *sorted((folder / MORE).glob("*.jinja"))) if path.is_file()]
+    if len(found) > MOST_TEMPLATES:
+        raise InputError(f"{len(found)} chat templates: more than {MOST_TEMPLATES}", where=folder / MORE)
+    return [member(folder, path.relative_to(folder).as_posix()) for path in found]
+
+
+def write_template(template: ChatTemplate | None, folder: Path) -> None:
+    """BlueLM's own template as a file beside its tokenizer, where runners and transformers find it."""
+    if template is not None and template.bluelm:
+        write_text(folder / FILE, template.select())
+
+
+def special_tokens(settings: Mapping[str, Any], known: Mapping[str, str | None]) -> dict[str, str]:
+    """Texts of bos_token and the like: those of the files, null for none; else what the tokenizer knows (`known`)."""
+    found = {name: token_text(settings[name]) if name in settings else known.get(name) for name in TOKENS}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path, MOST_BYTES).decode()
+    except UnicodeDecodeError:
+        raise InputError("the chat template is not UTF-8", where=path, fix="fetch the file again") from None
+
+
+def _named(told: object, where: Path) -> dict[str, str]:
+    """A string, or a list of {"name": …, "template": …}."""
+    rows = [{"name": DEFAULT, "template": told}] if isinstance(told, str) else told
+    found: dict[str, str] = {}
+    for row in rows if isinstance(rows, list) else ():
+        name, source = (row.get("name"), row.get("template")) if isinstance(row, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(source, str) or len(source) > MOST_BYTES:
+            break
+        found[name] = source
+    if not isinstance(rows, list) or not rows or len(found) < len(rows) or len(found) > MOST_TEMPLATES:
+        fix = "fetch the file again"
+        raise InputError("chat_template is neither text nor a list of names and templates", where=where, fix=fix)
+    return found

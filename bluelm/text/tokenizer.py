@@ -1,24 +1,34 @@
-"""The tokenizer of a checkpoint folder, and BlueLM's chat template.
+"""The tokenizer of a checkpoint folder, and its chats: `Tokenizer.chat` renders the checkpoint's own template.
 
 Text is data unless it is said to be trusted. A user's text that contains `[|AI|]:` or `</s>` literally is
 spelled out in ordinary pieces: it reads the same, but cannot end a turn or speak for somebody else.
 `encode(..., marks=True)` is for text that carries the template already; marks then count as in transformers.
+A checkpoint without a template that is not a BlueLM has none: `template` is None, and its chats are plain text.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from bluelm.errors import InputError
 from bluelm.system.files import member
-from bluelm.text.added_tokens import optional_json, read_added_tokens
+from bluelm.text.added_tokens import chatglm_tokens, optional_json, read_added_tokens
+from bluelm.text.guard import guarded, parts
 from bluelm.text.jsonpieces import JsonPieces, copy_settings, same_tokens
 from bluelm.text.sentencepieces import SentencePieces, piece_count
-from bluelm.text.templates import Template, chatglm_tokens, find_template
+from bluelm.text.templates import (
+    BLUELM,
+    BLUELM_WITHOUT_BOS,
+    ChatTemplate,
+    read_template,
+    special_tokens,
+    template_files,
+    write_template,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -27,17 +37,12 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-TURNS = {
-    "system": "[|SYSTEM|]:",
-    "user": "[|Human|]:",
-    "assistant": "[|AI|]:",
-    "function": "[|Function|]:",
-}
+NO_TEMPLATE = "the checkpoint has no chat template, so chats are completed as plain text"
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat; `role` is system, user, assistant or function (what a tool returned)."""
+    """One turn of a chat; `role` is one that the template knows: mostly system, user, assistant, tool."""
 
     role: str
     content: str
@@ -63,7 +68,7 @@ class Tokenizer:
         bos, eos, pad: token ids, None where the tokenizer and config.json know none.
         front: what the model's own tokenizer puts in front of a text: mostly bos, nothing for a Qwen2, even where
             config.json names a bos, `[gMASK] sop` for a ChatGLM.
-        template: of another model's chats; None for BlueLM's.
+        template: of chats; None for a model that has none.
     """
 
     pieces: SentencePieces | JsonPieces
@@ -71,7 +76,7 @@ class Tokenizer:
     eos: int | None
     pad: int | None
     source: Path
-    template: Template | None = None
+    template: ChatTemplate | None = None
     front: tuple[int, ...] = ()
 
     @staticmethod
@@ -82,30 +87,30 @@ class Tokenizer:
         checkpoint names a class of its own that reads tokenizer.model.
 
         Raises:
-            InputError: neither is there, or a file is damaged.
+            InputError: neither is there, or a file (a template's, too) is damaged.
             UnavailableError: tokenizer.json without the `tokenizers` library.
         """
         folder = Path(folder)
         settings = optional_json(folder, "tokenizer_config.json")
         config = optional_json(folder, "config.json")
+        named = optional_json(folder, "special_tokens_map.json") | settings
         pieces, path = _pieces(folder, settings, config)
         bos, eos, pad = (
             _first_id(config.get(f"{name}_token_id")) if found is None else found
             for name, found in (("bos", pieces.bos), ("eos", pieces.eos), ("pad", pieces.pad))
         )
+        if named.get("bos_token", "") is None:
+            bos = None
         front = pieces.front() if isinstance(pieces, JsonPieces) else _front(pieces, settings, config)
-        blue = all(pieces.id(TURNS[role]) is not None for role in ("user", "assistant"))
-        return Tokenizer(pieces, bos, eos, pad, path, find_template(pieces, blue), front)
+        ids = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+        texts = special_tokens(named, {name: None if i is None else pieces.text(i) for name, i in ids.items()})
+        own = (BLUELM if front else BLUELM_WITHOUT_BOS) if _is_bluelm(config) else None
+        return Tokenizer(pieces, bos, eos, pad, path, read_template(folder, settings, texts, own), front)
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return self.pieces.size
-
-    @property
-    def chat_marks(self) -> bool:
-        """True when `[|Human|]:` and `[|AI|]:` are single tokens; else the template is spelled out."""
-        return self.pieces.id(TURNS["user"]) is not None and self.pieces.id(TURNS["assistant"]) is not None
 
     def encode(self, text: str, bos: bool = False, marks: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -124,39 +129,52 @@ class Tokenizer:
         """A decoder of generated tokens; `continues`: they continue a text, so leading white space counts."""
         return self.pieces.stream(continues)
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat, bos in front: `[|SYSTEM|]:…[|Human|]:…[|AI|]:…</s>[|Human|]:…[|AI|]:`.
-
-        Ends with `[|AI|]:` for the model to answer, or behind the `</s>` of a last answer. Contents are data.
+    def check_chat(self, messages: Sequence[Message | Mapping[str, Any]], **more: Any) -> None:
+        """Make sure that the template takes a chat.
 
         Raises:
-            InputError: no messages, an unknown role, or a system message that is not the first.
+            InputError: see `chat`.
         """
-        self.check_roles([message.role for message in messages])
         if self.template is not None:
-            return self.template.encode(self.pieces, [(message.role, message.content) for message in messages])
-        tokens, turns = self._begin(True), []
-        for message in messages:
-            turns.append((TURNS[message.role], message.content))
-            if message.role == "assistant":
-                tokens += self._turns(turns) + self._end()
-                turns = []
-        return tokens + self._turns([*turns, (TURNS["assistant"], "")] if turns else [])
+            self.template.render([_as_mapping(turn) for turn in messages], **more)
 
-    def check_roles(self, roles: Sequence[str]) -> None:
-        """Make sure that the template holds a chat of these roles.
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        **more: Any,
+    ) -> list[int]:
+        """Token ids of a chat as the checkpoint's template writes it. Contents are data.
+
+        Without a template: the contents as one text, a line each, behind what begins a text.
+
+        Args:
+            messages: in the shape of transformers' `apply_chat_template`, or `Message`.
+            tools, documents, more: what the template is told besides.
+            add_generation_prompt: end so that the model answers; None: unless the last message is an answer.
+            continue_final_message: end inside the last message.
 
         Raises:
-            InputError: no messages, a role that it lacks, or a system message that is not the first.
+            InputError: no messages, or the template refuses them (a role that it lacks) or fails.
         """
-        if not roles:
+        chat = [_as_mapping(turn) for turn in messages]
+        if not chat:
             raise InputError("a chat needs at least one message")
-        known = TURNS if self.template is None else self.template.turns
-        for index, role in enumerate(roles):
-            late = role == "system" and index > 0 and self.template is None
-            if role not in known or late:
-                place = " that is not the first message" if late else ""
-                raise InputError(f"unknown role {role!r}{place}", fix=f"known roles: {', '.join(known)}")
+        if self.template is None:
+            return self.encode("\n".join(plain_text(turn) for turn in chat), bos=True)
+        given = {"messages": chat, "tools": tools, "documents": documents, **more}
+        marked = guarded(given, self.pieces.marks)
+        answered = continue_final_message or chat[-1].get("role") == "assistant"
+        text = self.template.render(
+            **(given if marked is None else marked),
+            add_generation_prompt=not answered if add_generation_prompt is None else add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        return self.pieces.encode(text, trusted=True) if marked is None else self.pieces.encode_parts(parts(text))
 
     def check_rows(self, rows: int) -> None:
         """Make sure that an embedding of `rows` rows fits.
@@ -176,32 +194,41 @@ class Tokenizer:
     def _begin(self, wanted: bool) -> list[int]:
         return list(self.front) if wanted else []
 
-    def _end(self) -> list[int]:
-        if self.eos is None:
-            raise InputError("the tokenizer has no end token", where=self.source, fix="set eos_token_id in config.json")
-        return [self.eos]
 
-    def _turns(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """Tokens of turns without an end between them."""
-        if not any(self.pieces.has_marks(content) for _, content in turns):
-            return self.pieces.encode("".join(mark + content for mark, content in turns), trusted=True)
-        tokens: list[int] = []
-        for index, (mark, content) in enumerate(turns):
-            tokens += self.pieces.encode(mark, trusted=True, behind_mark=index > 0)
-            tokens += self.pieces.encode(content, trusted=False, behind_mark=True)
-        return tokens
-
-
-def copy_files(folder: Path, to: Path) -> None:
+def copy_files(folder: Path, to: Path, but: Collection[str] = ()) -> list[str]:
     """Copy the files of a folder's tokenizer, without truncation and padding that were saved with it.
+
+    Args:
+        but: names of files that are made otherwise.
+
+    Returns:
+        Their names, relative to the folder.
 
     Raises:
         InputError: tokenizer.json cannot be read.
     """
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            copy = copy_settings if name == "tokenizer.json" else shutil.copyfile
-            copy(folder / name, to / name)
+    names = [name for name in tokenizer_files(folder) if name not in but]
+    for name in names:
+        (to / name).parent.mkdir(exist_ok=True)
+        copy = copy_settings if name == "tokenizer.json" else shutil.copyfile
+        copy(folder / name, to / name)
+    return names
+
+
+def copy_own(folder: Path, to: Path) -> None:
+    """Copy a checkpoint's files, and write BlueLM's template, which its checkpoints lack, beside them.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    if copy_files(folder, to):
+        write_template(Tokenizer.from_folder(folder).template, to)
+
+
+def tokenizer_files(folder: Path) -> tuple[str, ...]:
+    """Names of the tokenizer's and the chat templates' files that a folder has, relative to it."""
+    own = (name for name in TOKENIZER_FILES if (folder / name).is_file())
+    return (*own, *(path.relative_to(folder).as_posix() for path in template_files(folder)))
 
 
 def _pieces(
@@ -249,6 +276,23 @@ def _front(pieces: SentencePieces, settings: Mapping[str, Any], config: Mapping[
         return tuple(mark for mark in marks if mark is not None)
     wanted = settings.get("add_bos_token", True) is True and settings.get("bos_token", "") is not None
     return (pieces.bos,) if wanted and pieces.bos is not None else ()
+
+
+def _is_bluelm(config: Mapping[str, Any]) -> bool:
+    names = config.get("architectures")
+    named = isinstance(names, list) and "BlueLMForCausalLM" in names
+    return named or config.get("model_type") == "BlueLM"
+
+
+def _as_mapping(turn: Message | Mapping[str, Any]) -> dict[str, Any]:
+    return {"role": turn.role, "content": turn.content} if isinstance(turn, Message) else dict(turn)
+
+
+def plain_text(turn: Mapping[str, Any]) -> str:
+    """What a message says: its content, or the texts among the parts of one."""
+    content = turn.get("content")
+    found = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
+    return "".join(text for text in found if isinstance(text, str))
 
 
 def _first_id(value: object) -> int | None:

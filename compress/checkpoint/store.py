@@ -23,7 +23,7 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.system.files import member, sha256, write_text
 from bluelm.system.reading import read_json
-from bluelm.text.tokenizer import TOKENIZER_FILES, Tokenizer, copy_files
+from bluelm.text.tokenizer import Tokenizer, copy_own, tokenizer_files
 from compress.checkpoint.pieces import Header, LinearInfo, read_header, read_ordered, read_vector
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.recipe import Recipe
@@ -223,10 +223,10 @@ def finish(
         described: further entries of the manifest: `checkpoint`, `calibration`.
     """
     write_text(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-    copy_files(tokenizer_folder, folder)
+    copy_own(tokenizer_folder, folder)
     pieces = piece_files(config)
     layers = {name: note for piece in pieces for name, note in read_header(folder / piece).notes.items()}
-    others = [path.name for path in folder.iterdir() if path.name in ("config.json", *TOKENIZER_FILES)]
+    others = ["config.json", *tokenizer_files(folder)]
     manifest = {
         "format": FORMAT,
         "version": VERSION,

@@ -22,6 +22,7 @@ from torch import Tensor
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_file, sha256, write_text
 from bluelm.system.reading import read_json, read_note
+from bluelm.text.templates import FILE, MORE
 from bluelm.text.tokenizer import TOKENIZER_FILES
 from calibration.ranks import Ranks
 from calibration.walk import Streams
@@ -84,14 +85,17 @@ class Work:
         Raises:
             InputError: something else lies among them.
         """
-        patterns = ("*.safetensors", "*.json", *TOKENIZER_FILES, *LEFT)
+        patterns = ("*.safetensors", "*.json", *TOKENIZER_FILES, FILE, MORE, *LEFT)
         ours = {path for pattern in patterns for path in self.folder.glob(pattern)}
         foreign = sorted(path.name for path in set(self.folder.iterdir()) - ours)
         if foreign:
             problem = f"among an unfinished run's files lies what no run of ours wrote: {', '.join(foreign[:3])}"
             raise InputError(problem, where=self.folder, fix="move it elsewhere, or name another output folder")
         for path in ours - {self.folder / LOCK}:
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def close(self) -> None:
         """Let others write into the folder; without a piece it goes."""

@@ -26,7 +26,7 @@ from bluelm.config import GENERATION, ModelConfig
 from bluelm.errors import InputError
 from bluelm.naming import half_split, source
 from bluelm.tensorfiles import TensorInfo, list_tensors, load_stored, load_tensor
-from bluelm.text.tokenizer import TOKENIZER_FILES
+from bluelm.text.tokenizer import tokenizer_files
 from compress.checkpoint.pieces import LinearInfo
 from compress.checkpoint.quantized import OrderedWeight, QuantizedTensor
 from compress.formats.claims import Claims, read_claims
@@ -159,7 +159,8 @@ class PackedCheckpoint(Checkpoint):
         return found
 
     def _hash(self) -> str:
-        return digest(self.folder, self.tensors, ("config.json", GENERATION, *SETTINGS_FILES, *TOKENIZER_FILES))
+        others = ("config.json", GENERATION, *SETTINGS_FILES, *tokenizer_files(self.folder))
+        return digest(self.folder, self.tensors, others)
 
 
 def offset(weight: QuantizedTensor) -> float:

@@ -14,7 +14,7 @@ from bluelm.rope import inverse_frequencies, max_context
 from bluelm.system.files import write_text
 from bluelm.text.added_tokens import optional_json
 from bluelm.text.sentencepieces import has_dummy_prefix
-from bluelm.text.tokenizer import Tokenizer, copy_files
+from bluelm.text.tokenizer import Tokenizer, copy_own
 
 
 def plain_config(config: ModelConfig) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
 
 def write_tokenizer(source: Path, folder: Path, config: ModelConfig) -> None:
     """The tokenizer's files, its class replaced by one that transformers has, and generation_config.json."""
-    copy_files(source, folder)
+    copy_own(source, folder)
     settings = optional_json(folder, "tokenizer_config.json")
     settings.pop("auto_map", None)
     if (folder / "tokenizer.model").exists() and Tokenizer.from_folder(source).source.name == "tokenizer.model":

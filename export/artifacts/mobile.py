@@ -4,13 +4,12 @@ artifact.json."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from bluelm.text.tokenizer import TOKENIZER_FILES
+from bluelm.text.tokenizer import copy_files
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact, Cache, Format, list_files
 from export.artifacts.embedding import write_embedding
@@ -40,10 +39,7 @@ def complete(
     config = json.dumps(quantized.config.to_dict(), indent=1) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
     named["config.json"] = "config"
-    for name in TOKENIZER_FILES:
-        if (quantized.folder / name).exists() and name not in named:
-            shutil.copyfile(quantized.folder / name, folder / name)
-            named[name] = "tokenizer"
+    named |= dict.fromkeys(copy_files(quantized.folder, folder, but=named), "tokenizer")
     files = list_files(folder, named)
     parameters = parameter_count(quantized.config)
     artifact = Artifact(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
 from bluelm.block import block_of
 from bluelm.config import ModelConfig
-from bluelm.text.tokenizer import TOKENIZER_FILES
+from bluelm.text.tokenizer import copy_files
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact, ArtifactFile, Cache, Format, list_files
 from export.artifacts.embedding import write_embedding
@@ -41,10 +40,7 @@ def complete(
     config = json.dumps(quantized.config.to_dict(), indent=1) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
     roles["config.json"] = "config"
-    for name in TOKENIZER_FILES:
-        if (quantized.folder / name).exists():
-            shutil.copyfile(quantized.folder / name, folder / name)
-            roles[name] = "tokenizer"
+    roles |= dict.fromkeys(copy_files(quantized.folder, folder), "tokenizer")
     parameters = parameter_count(quantized.config)
     files = list_files(folder, roles)
     artifact = Artifact(

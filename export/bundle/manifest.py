@@ -39,8 +39,10 @@ class TokenizerNote(_Part):
 
     files: tuple[str, ...]
     kind: str
-    template: str
-    bos_token_id: int
+    template: str | None = Field(description="Jinja of a chat; null: none, prompts are completed as text")
+    template_note: str = ""
+    front: tuple[int, ...] = Field(default=(), description="tokens in front of a text; a template writes its own")
+    bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     vocab_size: int

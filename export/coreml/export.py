@@ -7,7 +7,6 @@ to the next. Weights are read, written and let go one at a time.
 from __future__ import annotations
 
 import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from bluelm.block import block_of
 from bluelm.errors import ExportError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
-from bluelm.text.tokenizer import TOKENIZER_FILES
+from bluelm.text.tokenizer import copy_files
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact, list_files
@@ -143,10 +142,7 @@ def _describe(
     config = json.dumps(quantized.config.to_dict(), indent=1) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
     roles["config.json"] = "config"
-    for name in TOKENIZER_FILES:
-        if (quantized.folder / name).exists():
-            shutil.copyfile(quantized.folder / name, folder / name)
-            roles[name] = "tokenizer"
+    roles |= dict.fromkeys(copy_files(quantized.folder, folder), "tokenizer")
     files = list_files(folder, roles)
     parameters = parameter_count(quantized.config)
     Artifact(

@@ -12,7 +12,7 @@ from typing import Any
 from bluelm.errors import BudgetError, InputError, TargetError
 from bluelm.system.files import demo_checkpoint
 from bluelm.system.progress import Progress
-from bluelm.text.tokenizer import TURNS, Tokenizer
+from bluelm.text.tokenizer import NO_TEMPLATE, Tokenizer
 from eval.report import Report
 from export.artifacts.artifact import MANIFEST, SIMULATOR, Artifact
 from export.bundle import build, keys, payload, project, runner
@@ -32,6 +32,7 @@ from export.bundle.manifest import (
 from export.bundle.manifest import TokenizerNote as TokenizerFacts
 from export.bundle.zip32 import BytesSource, FileSource
 from pipeline.run.binding import open_run
+from targets.host.generation import ends
 from targets.socs import Soc, table
 
 OPENATOM = "OpenAtom Model License"
@@ -93,7 +94,9 @@ def check_app(tokenizer: Tokenizer, format_: Format) -> None:
     """
     if tokenizer.source.suffix != ".model":
         why = f"the app reads tokenizer.model, and this model's tokenizer is {tokenizer.source.name}"
-    elif tokenizer.template is not None:
+    elif tokenizer.template is None:
+        why = f"the app's chats have BlueLM's template, and {NO_TEMPLATE}"
+    elif not tokenizer.template.bluelm:
         why = "the app's chats have BlueLM's template, and this model's have another"
     elif tokenizer.front != (tokenizer.bos,):
         why = "the app begins chats with bos, and this model's tokenizer begins texts otherwise"
@@ -273,13 +276,14 @@ def _only_chip(report: Report, artifact: Artifact, facts: project.RuntimeFacts) 
 def _tokenizer(artifact: Artifact) -> TokenizerFacts:
     """Which files, which template; ids from the tokenizer, the end tokens from the model's config."""
     tokenizer = Tokenizer.from_folder(artifact.folder)
-    ends = artifact.model.eos_token_ids or ((tokenizer.eos,) if tokenizer.eos is not None else ())
     return TokenizerFacts(
         files=tuple(f"artifact/{f.path}" for f in artifact.files if f.role == "tokenizer"),
         kind="sentencepiece" if tokenizer.source.suffix == ".model" else "tokenizer.json",
-        template=f"{'{bos}' if tokenizer.front else ''}{TURNS['user']}{{query}}{TURNS['assistant']}",
-        bos_token_id=tokenizer.bos if tokenizer.bos is not None else 1,
-        eos_token_ids=tuple(ends),
+        template=None if tokenizer.template is None else tokenizer.template.select(),
+        template_note=NO_TEMPLATE if tokenizer.template is None else "",
+        front=tokenizer.front,
+        bos_token_id=tokenizer.bos,
+        eos_token_ids=tuple(sorted(ends(tokenizer, artifact))),
         pad_token_id=tokenizer.pad,
         vocab_size=artifact.model.vocab_size,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluelm.errors import InputError
-from bluelm.text.tokenizer import Message, Tokenizer
+from bluelm.text.tokenizer import NO_TEMPLATE, Message, Tokenizer
 from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline.run.binding import open_run
 from pipeline.terminal import Answer, say
@@ -36,6 +36,9 @@ def answer(
     tokenizer = Tokenizer.from_folder(folder)
     if not prompt.strip():
         raise InputError("the prompt is empty", fix='give one: --prompt "…"')
+    if chat and tokenizer.template is None:
+        say(f"({NO_TEMPLATE})", error=True)
+        chat = False
     tokens = tokenizer.chat([Message("user", prompt)]) if chat else tokenizer.encode(prompt, bos=True)
     if len(tokens) >= artifact.context:
         raise InputError(

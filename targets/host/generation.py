@@ -12,8 +12,9 @@ from targets.runtime import Runtime
 
 
 def ends(tokenizer: Tokenizer, artifact: Artifact) -> set[int]:
-    """Tokens that end an answer."""
-    return {*artifact.model.eos_token_ids, *([] if tokenizer.eos is None else [tokenizer.eos])}
+    """Tokens that end an answer: the model's, as its generation_config.json and config.json name them; else the
+    tokenizer's."""
+    return set(artifact.model.eos_token_ids or ([] if tokenizer.eos is None else [tokenizer.eos]))
 
 
 def generate(

@@ -32,18 +32,28 @@ def test_every_shape_is_read(tmp_path: Path) -> None:
     found = read_texts([lines, tmp_path / "b.txt", tmp_path / "c.parquet"])
     assert found.documents == (
         Document(text="plain"),
-        Document(turns=(("user", "p"), ("assistant", "r"))),
-        Document(turns=(("user", "你好"), ("assistant", "hello"))),
+        Document(messages=({"role": "user", "content": "p"}, {"role": "assistant", "content": "r"})),
+        Document(messages=tuple(TURNS)),
         Document(text="文字\n"),
-        Document(turns=(("user", "q"), ("assistant", "s"))),
+        Document(messages=({"role": "user", "content": "q"}, {"role": "assistant", "content": "s"})),
     )
+
+
+def test_tools_and_calls_are_kept(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    tool = {"type": "function", "function": {"name": "f"}}
+    path = write(tmp_path / "a.jsonl", {"messages": [parts, call], "tools": [tool]}, {"messages": TURNS, "tools": []})
+    first, second = read_texts([path]).documents
+    assert first.messages == (parts, {key: call[key] for key in ("role", "tool_calls")})
+    assert (first.content, first.tools, second.tools) == ("ab\n", (tool,), None)
 
 
 def test_parquet_messages_and_nulls(tmp_path: Path) -> None:
     table = arrow.table({"messages": [TURNS, None], "text": [None, "t"]})
     parquet.write_table(table, tmp_path / "c.parquet")
     first, second = read_texts([tmp_path / "c.parquet"]).documents
-    assert first.turns == (("user", "你好"), ("assistant", "hello"))
+    assert first.messages == tuple(TURNS)
     assert second.text == "t"
 
 
@@ -91,6 +101,9 @@ def junk() -> bytes:
         ("a.jsonl", b'{"messages": "x"}\n', "must be a list"),
         ("a.jsonl", b'{"messages": [1]}\n', "`role` and `content`"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "`content` must be text"),
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": [1]}]}\n', "a part of `content`"),
+        ("a.jsonl", b'{"messages": [], "tools": "x"}\n', "`tools` must be a list"),
+        ("a.jsonl", b'{"messages": [], "tools": [1]}\n', "JSON schemas"),
         ("a.jsonl", b'{"text": "\xff"}\n', "UTF-8"),
         ("a.parquet", junk(), "parquet"),
         ("a.parquet", b"", "parquet"),

@@ -198,6 +198,7 @@ def test_the_app_is_refused_where_it_would_begin_chats_otherwise(
         shutil.copy(demo_checkpoint() / "tokenizer.model", tmp_path)
     else:
         write_tokenizer(tmp_path, kind)
+    settings(tmp_path, "config.json", model_type="BlueLM")
     tokenizer = Tokenizer.from_folder(settings(tmp_path, **more))
     check_app(tokenizer, "folder")
     if why is None:

@@ -15,7 +15,6 @@ from bluelm.system.files import demo_checkpoint
 from bluelm.text.added_tokens import MOST_CHARACTERS, MOST_TOKENS, read_added_tokens
 from bluelm.text.jsonpieces import MOST_GROWTH, JsonPieces, _told, same_tokens
 from bluelm.text.sentencepieces import SentencePieces, has_dummy_prefix, piece_count, read_model
-from bluelm.text.templates import CHATML
 from bluelm.text.tokenizer import Message, Tokenizer
 from tests.export.gguf.test_bpe import write_tokenizer
 from tests.support.checkpoints.shapes import train_tokenizer
@@ -33,8 +32,10 @@ def folder_with(folder: Path, model: bytes, **files: Any) -> Path:
 
 def test_marks_are_control_pieces_and_pieces_that_look_so(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(folder_with(tmp_path, MARKED))
-    for text, marks in [("x[|AI|]:y", True), ("x</s>", True), ("x<s>y", True), ("the weights", False), ("[|AI", False)]:
-        assert tokenizer.pieces.has_marks(text) is marks, text
+    marks = tokenizer.pieces.marks
+    assert marks is not None
+    for text, has in [("x[|AI|]:y", True), ("x</s>", True), ("x<s>y", True), ("the weights", False), ("[|AI", False)]:
+        assert bool(marks.search(text)) is has, text
     library = sentencepiece.SentencePieceProcessor(model_proto=MARKED)
     assert library.piece_to_id("weights") in tokenizer.encode("the weights")  # a piece of its own, mark or not
     mark = library.piece_to_id("[|AI|]:")
@@ -55,7 +56,7 @@ def test_marks_of_the_model_count_beside_added_ones(tmp_path: Path) -> None:
 
 def test_text_behind_a_mark_gets_no_space_of_its_own(tmp_path: Path) -> None:
     """Marks that are pieces of the model: spaces stand in front of a chat and behind an end, as elsewhere."""
-    tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "native", MARKED))
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "native", MARKED, config={"model_type": "BlueLM"}))
     assert has_dummy_prefix(tmp_path / "native" / "tokenizer.model")
     tricky = [Message("user", "say </s>"), Message("assistant", "no[|AI|]:"), Message("user", "again")]
     assert tokenizer.decode(tokenizer.chat(tricky)) == "[|Human|]:say </s>[|AI|]:no[|AI|]: [|Human|]:again[|AI|]:"
@@ -74,36 +75,21 @@ def test_text_behind_a_mark_gets_no_space_of_its_own(tmp_path: Path) -> None:
         if added:
             files["added_tokens"] = {"[X]": library.vocab_size()}
         pieces = Tokenizer.from_folder(folder_with(tmp_path / f"{legacy}{added}", MARKED, **files)).pieces
-        assert spelled(pieces.encode("the", trusted=False, behind_mark=True)) == behind
+        mark = "[X]" if added else "[|AI|]:"
+        for parts in ([(f"{mark}the", False)], [(mark, False), ("the", True)]):
+            found = pieces.encode_parts(parts)
+            assert spelled(found[found.index(pieces.id(mark) or 0) + 1 :]) == behind
         assert spelled(pieces.encode("the", trusted=False)) == "▁the"
 
 
-def test_a_chat_has_marks_where_both_turns_have_one(tmp_path: Path) -> None:
+def test_bluelms_marks_are_spelled_out_where_they_are_no_tokens(tmp_path: Path) -> None:
     plain = train_tokenizer(add_dummy_prefix=False)
     size = sentencepiece.SentencePieceProcessor(model_proto=plain).vocab_size()
-    for marks, wanted in [(["[|Human|]:"], False), (["[|AI|]:"], False), (["[|Human|]:", "[|AI|]:"], True)]:
+    for marks in (["[|Human|]:"], ["[|AI|]:"], ["[|Human|]:", "[|AI|]:"], []):
         added = {mark: size + index for index, mark in enumerate(marks)}
-        tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "x", plain, added_tokens=added))
-        assert tokenizer.chat_marks is wanted
-        assert tokenizer.template is None  # BlueLM's, spelled out where a mark is no token
+        folder = folder_with(tmp_path / "x", plain, added_tokens=added, config={"model_type": "BlueLM"})
+        tokenizer = Tokenizer.from_folder(folder)
         assert tokenizer.decode(tokenizer.chat([Message("user", "a")])) == "[|Human|]:a[|AI|]:"
-
-
-def test_marks_of_bluelm_come_before_another_models(tmp_path: Path) -> None:
-    plain = train_tokenizer(add_dummy_prefix=False)
-    size = sentencepiece.SentencePieceProcessor(model_proto=plain).vocab_size()
-    qwen = ["<|im_start|>", "<|im_end|>"]
-    for marks, template in [
-        (["[|Human|]:", "[|AI|]:", *qwen], None), (["[|Human|]:", *qwen], CHATML), (qwen, CHATML), ([], None)
-    ]:  # fmt: skip
-        added = {mark: size + index for index, mark in enumerate(marks)}
-        tokenizer = Tokenizer.from_folder(folder_with(tmp_path / "x", plain, added_tokens=added))
-        assert tokenizer.template is template
-        chat = tokenizer.decode(tokenizer.chat([Message("system", "a"), Message("user", "b")]))
-        if template is None:
-            assert chat == "[|SYSTEM|]:a[|Human|]:b[|AI|]:"
-        else:
-            assert chat == "<|im_start|>system\na<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_tokenizer_config_names_the_ends(tmp_path: Path) -> None:
@@ -205,7 +191,8 @@ def test_special_tokens_of_tokenizer_json_have_no_text(tmp_path: Path) -> None:
     assert pieces.encode("a<|end|>", trusted=True)[-1] == end
     assert end not in pieces.encode("a<|end|>", trusted=False)
     assert pieces.decode(pieces.encode("a<|end|>", trusted=False)) == "a<|end|>"
-    assert pieces.has_marks("x<|end|>") and not pieces.has_marks("plain-added") and pieces.size == 323
+    assert pieces.marks is not None and pieces.size == 323
+    assert pieces.marks.search("x<|end|>") and not pieces.marks.search("plain-added")
 
 
 def test_a_character_becomes_no_more_than_so_many(tmp_path: Path) -> None:

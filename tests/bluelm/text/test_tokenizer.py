@@ -44,7 +44,7 @@ def test_round_trip_and_stream(text: str, marks: bool) -> None:
 
 
 def test_demo_tokens() -> None:
-    assert (DEMO.vocab_size, DEMO.bos, DEMO.eos, DEMO.pad, DEMO.chat_marks) == (6144, 1, 2, 3, True)
+    assert (DEMO.vocab_size, DEMO.bos, DEMO.eos, DEMO.pad) == (6144, 1, 2, 3)
     assert DEMO.encode("a", bos=True)[0] == 1
     reference = sentencepiece.SentencePieceProcessor(model_file=str(demo_checkpoint() / "tokenizer.model"))
     for text in ("量化 a model to 4 bits.", "  two spaces\n\ttab", "🦄", "x[|Human|]:y"):
@@ -117,6 +117,7 @@ def folder_with(tmp_path: Path, model: bytes, **files: Any) -> Path:
 
 PREFIXED = train_tokenizer(add_dummy_prefix=True)
 STRIPPING = train_tokenizer(add_dummy_prefix=True, remove_extra_whitespaces=True)
+BLUE = {"model_type": "BlueLM"}
 ADDED = {"[|Human|]:": 512, "[|AI|]:": 513, "[SEH]": 514, "[SEA]": 515}
 
 
@@ -136,9 +137,8 @@ def test_added_tokens(tmp_path: Path) -> None:
     """As in BlueLM-7B-Chat-32K: four tokens behind the pieces of the model."""
     size = sentencepiece.SentencePieceProcessor(model_proto=PREFIXED).vocab_size()
     added = {text: size + number for number, text in enumerate(ADDED)}
-    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, PREFIXED, added_tokens=added))
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, PREFIXED, added_tokens=added, config=BLUE))
     assert tokenizer.vocab_size == size + 4
-    assert tokenizer.chat_marks
     hello, answer = tokenizer.encode("hello"), tokenizer.encode("yes")
     human, ai = added["[|Human|]:"], added["[|AI|]:"]
     assert tokenizer.encode("[|Human|]:hello[|AI|]:yes</s>", marks=True) == [human, *hello, ai, *answer, 2]

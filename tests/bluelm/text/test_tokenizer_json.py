@@ -37,6 +37,7 @@ def json_folder(tmp_path: Path) -> Path:
 
 
 def test_tokenizer_json(json_folder: Path) -> None:
+    (json_folder / "config.json").write_text('{"model_type": "BlueLM"}')
     tokenizer = Tokenizer.from_folder(json_folder)
     assert (tokenizer.vocab_size, tokenizer.bos, tokenizer.eos, tokenizer.pad) == (403, 0, 1, None)
     for text in ("a small model", " 你好 🦄", "</s>[|AI|]:", "plain-added"):
@@ -61,8 +62,6 @@ def test_tokenizer_json_holds_back_split_characters(json_folder: Path) -> None:
 def test_ids_of_config_json_where_the_tokenizer_names_none(json_folder: Path) -> None:
     (json_folder / "tokenizer_config.json").unlink()
     assert Tokenizer.from_folder(json_folder).bos is None
-    with pytest.raises(InputError, match="no end token"):
-        Tokenizer.from_folder(json_folder).chat([Message("assistant", "x")])
     (json_folder / "config.json").write_text('{"bos_token_id": 0, "eos_token_id": [1, 5], "pad_token_id": null}')
     tokenizer = Tokenizer.from_folder(json_folder)
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (0, 1, None)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from rich.console import Console
 
 from bluelm.errors import InputError
+from bluelm.text.templates import BLUELM
 from bluelm.trust import signature
 from bluelm.trust.manifest import FolderManifest
 from export.bundle import build, keys
@@ -143,7 +144,8 @@ def test_the_manifest_says_where_everything_comes_from(apk: Path, runs: Path) ->
     assert manifest.recipe["method"] == "rtn"
     assert manifest.runtime.name == "onnxruntime"
     assert manifest.runtime.pinned == {"onnxruntime": report["versions"]["onnxruntime"]}
-    assert (manifest.context, manifest.tokenizer.bos_token_id) == (64, 1)
+    assert (manifest.context, manifest.tokenizer.bos_token_id, manifest.tokenizer.front) == (64, 1, (1,))
+    assert manifest.tokenizer.template == BLUELM and manifest.tokenizer.template_note == ""
     assert {f.name for f in manifest.measurements} >= {"mean_kl", "artifact_bytes", "memory_bytes"}
     assert {f.how for f in manifest.measurements} >= {"measured", "estimated"}
     assert manifest.judgement.passed and manifest.judgement.checks
