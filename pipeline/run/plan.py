@@ -8,7 +8,7 @@ from typing import Any
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
-from bluelm.text.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Message, Tokenizer
 from calibration.samples import Samples, load_samples
 from compress import methods
 from compress.recipe import Recipe
@@ -150,6 +150,7 @@ def make_plan(request: Request) -> Plan:
     if source.given is not None:  # held against its own codes, an artifact may well answer as the checkpoint does
         budget = budget.model_copy(update={"two_sided": False})
     tokenizer = checkpoint.tokenizer()
+    tokenizer.check_chat([Message("user", "?")], add_generation_prompt=True)
     recipe, context = source.recipe, request.context
     if recipe.bits == 3:
         raise InputError("3 bits are for comparing quantizers; no target takes them", fix="choose 4 or 8 bits")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bluelm.errors import InputError
+from bluelm.text.tokenizer import Tokenizer
 from export.artifacts.artifact import Artifact
 from targets.arm64.executorch_messages import Generate, Generated, LoadProgram, RunTokens, Time, Timed, TokensRan
 from targets.host.child import Child
@@ -65,8 +66,10 @@ class ExecutorchRuntime(RuntimeBase):
     def generate(self, prompt: str, count: int) -> str:
         """Greedy text by ExecuTorch's own `TextLLMRunner` on a fresh load of the program: what an app
         would see."""
-        tokenizer = self._artifact.path("tokenizer").resolve()
-        message = Generate(str(self._artifact.path("model").resolve()), str(tokenizer), prompt, count)
+        tokenizer = Tokenizer.from_folder(self._artifact.folder)
+        program, vocabulary = (str(path.resolve()) for path in (self._artifact.path("model"), tokenizer.source))
+        bos = int(tokenizer.bos is not None and tokenizer.front == (tokenizer.bos,))
+        message = Generate(program, vocabulary, prompt, count, bos)
         said: Generated = self._child.call(message, STEP_LIMIT_S)
         return "".join(said.pieces)
 

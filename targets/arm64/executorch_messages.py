@@ -42,12 +42,13 @@ class TokensRan:
 @dataclass(frozen=True)
 class Generate:
     """Greedy generation by ExecuTorch's own `TextLLMRunner`: `prompt` is text, for the tokenizer at
-    `tokenizer`."""
+    `tokenizer`; `bos`: how many bos tokens stand in front of it, 0 or 1."""
 
     path: str
     tokenizer: str
     prompt: str
     count: int
+    bos: int
 
 
 @dataclass(frozen=True)

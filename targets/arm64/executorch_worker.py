@@ -75,7 +75,7 @@ def _generate(message: Generate) -> Generated:
 
     runner = TextLLMRunner(message.path, message.tokenizer)
     pieces: list[str] = []
-    config = GenerationConfig(echo=False, max_new_tokens=message.count, temperature=0.0, num_bos=1)
+    config = GenerationConfig(echo=False, max_new_tokens=message.count, temperature=0.0, num_bos=message.bos)
     runner.generate(message.prompt, config, token_callback=pieces.append)
     return Generated(tuple(pieces))
 

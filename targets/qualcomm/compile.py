@@ -238,6 +238,7 @@ def carry(artifact: Artifact, folder: Path) -> dict[str, str]:
     """Copy what the host needs beside the graphs into `folder`; its roles by path."""
     carried = {file.path: file.role for file in artifact.files if file.role in CARRIED}
     for path in carried:
+        (folder / path).parent.mkdir(exist_ok=True)
         shutil.copyfile(artifact.folder / path, folder / path)
     return carried
 
