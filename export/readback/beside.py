@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.system.reading import read_json
-from bluelm.text.tokenizer import tokenizer_files
+from bluelm.text.tokenizer import TOKENIZER_FILES, tokenizer_files
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import MANIFEST, Artifact
 from export.readback.items import Finding, checked
@@ -27,7 +27,7 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     """Of every format."""
     yield from checked(MANIFEST, _manifest_faults(artifact, quantized))
     yield from checked(CONFIG, _config_faults(artifact.folder / CONFIG, quantized.folder / CONFIG))
-    for name in sorted({*tokenizer_files(artifact.folder), *tokenizer_files(quantized.folder)}):
+    for name in sorted({*TOKENIZER_FILES, *tokenizer_files(artifact.folder), *tokenizer_files(quantized.folder)}):
         yield from checked(name, _tokenizer_faults(artifact.folder / name, quantized.folder / name))
 
 

@@ -82,7 +82,8 @@ def test_chats_are_those_of_transformers(feature: str, tmp_path: Path) -> None:
     ours, theirs = both(folder_of(tmp_path, FEATURES[feature]))
     documents = [{"title": "T", "text": "é\nx"}]
     for chat in CHATS:
-        for more in ({}, {"tools": [TOOL]}, {"documents": documents}, {"enable_thinking": False}):
+        given: list[dict[str, Any]] = [{}, {"tools": [TOOL]}, {"documents": documents}, {"enable_thinking": False}]
+        for more in given:
             for asked in (False, True):
                 want = ids(theirs, chat, add_generation_prompt=asked, **more)
                 assert ours.chat(chat, add_generation_prompt=asked, **more) == want
@@ -188,6 +189,7 @@ def test_bluelms_own_template_is_written_where_others_find_it(tmp_path: Path) ->
         asked = chat[-1]["role"] != "assistant"
         text = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=asked)
         assert demo.chat(chat) == copied.chat(chat) == demo.pieces.encode(text, trusted=True)
+    text = theirs.apply_chat_template(called[1], tokenize=False, add_generation_prompt=True)
     assert text == "<s>[|Human|]:  What is 12 + 30?\n[|Function|]:[|AI|]:"
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
     (tmp_path / "config.json").write_text('{"model_type": "BlueLM"}')
