@@ -18,6 +18,7 @@ import importlib
 import os
 import random
 import resource
+import signal
 import sys
 import threading
 import time
@@ -37,6 +38,7 @@ from benchmarks.mutants.mutations import Mutant, mutants_of, put_into
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 MOST_BYTES = 4 << 30  # of a mutant that takes more and more
+WAITS = 20  # a busy machine gives a process so small a share
 SLOW_S = 4.0  # CPU seconds; slower tests are left out
 READS = ".readback"  # in the names of modules that make nothing: artifacts that the tests keep are as good as new ones
 
@@ -150,12 +152,17 @@ def _forget() -> None:
 
 
 def _in_child(run: Callable[[], int], limit_s: int) -> str:
-    """The outcome of a mutant; what breaks the process or takes `limit_s` of CPU, or `MOST_BYTES`, is killed too."""
+    """The outcome of a mutant; what breaks the process or takes `limit_s` of CPU, or `MOST_BYTES`, is killed too.
+
+    So is what waits for ever, which takes no CPU: the child gets an alarm after `WAITS` times as long by the clock.
+    """
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(WAITS * limit_s)
             resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s))
             resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
             nothing = os.open(os.devnull, os.O_WRONLY)

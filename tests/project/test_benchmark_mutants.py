@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 import types
 from pathlib import Path
 
 import pytest
 
+from benchmarks.mutants import campaign
 from benchmarks.mutants.campaign import ROOT, TESTS, equivalent, file_of
 from benchmarks.mutants.mutations import mutants_of, put_into
 
@@ -81,3 +83,13 @@ def test_tests_and_equivalent_mutants_are_there(name: str) -> None:
     source = Path(importlib.import_module(name).__file__ or "").read_text(encoding="utf-8")
     assert set(equivalent(name)) <= {mutant.key for mutant in mutants_of(source)}
     assert all(equivalent(name).values())
+
+
+def test_a_mutant_that_waits_for_ever_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "WAITS", 1)
+
+    def wait() -> int:
+        threading.Event().wait()
+        return 0
+
+    assert campaign._in_child(wait, 1) == "killed"
