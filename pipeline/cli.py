@@ -195,6 +195,14 @@ def generate(
             "interpreter: of Core ML packages; on a Mac also gpu and ane."
         ),
     ] = "cpu",
+    runner: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            help="Answer through the program that users open it with, by its tokenizer and template: llama.cpp.",
+            show_default=False,
+        ),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 128,
     temperature: Annotated[
@@ -205,10 +213,14 @@ def generate(
     """Let a finished artifact answer, streamed."""
 
     def work() -> int:
-        from pipeline.commands.generate import answer
+        from pipeline.commands.generate import answer, answer_through
 
         refuse_if(temperature == 0, context, "--seed", "the likeliest token is always taken", "add --temperature 0.7")
+        refuse_if(runner is not None, context, "--on", "the runner runs on the CPU", "leave --on or --with out")
         text = _standard_input() if prompt == "-" else prompt
+        if runner is not None:
+            answer_through(run, text, runner, chat=not raw, max_tokens=max_tokens, temperature=temperature, seed=seed)
+            return 0
         answer(run, text, on=on, chat=not raw, max_tokens=max_tokens, temperature=temperature, seed=seed)
         return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from export.artifacts.artifact import Artifact
+from export.formats import Arithmetic
 from export.onnx.reader import read_model
 
 EXPECTED = Path(__file__).parents[1] / "data" / "runtime_kl.yaml"
@@ -33,11 +34,17 @@ class Allowance:
 
 def allowance(artifact: Artifact) -> Allowance:
     """What the artifact's linears compute in, and its KV cache is rounded to, may cost."""
-    table, kind = _table(), artifact.record.arithmetic
+    kind = artifact.record.arithmetic
     if artifact.record.levels and _rounds_activations(artifact):
         kind = "8-bit activations"
+    return allowed(kind, artifact.cache)
+
+
+def allowed(kind: Arithmetic, cache: str) -> Allowance:
+    """Of linears that compute in `kind`, over a cache of that type."""
+    table = _table()
     found = Allowance(**table["linears"][kind])
-    added = table["caches"].get(artifact.cache)
+    added = table["caches"].get(cache)
     return found if added is None else found + Allowance(**added)
 
 

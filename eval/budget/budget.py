@@ -17,8 +17,10 @@ from pydantic import BaseModel
 from eval.budget.confidence import LEAST_DOCUMENTS, Sample, enough, multiplier
 from eval.budget.limits import (
     BETTER,
+    IN_RUNNER,
     LIMITS,
     NOT_KNOWN,
+    RUNNER,
     SAME,
     STRUCTURE,
     Bound,
@@ -169,6 +171,8 @@ def judge(
     if budget.structure:
         given = {"runtime_kl_excess"} if budget.max_runtime_kl is not None else set()
         checks += [c for s in artifacts for c in _structure(s, figures, given, budget.accept)]
+    if budget.require_runner and (IN_RUNNER, artifacts[0]) not in figures:
+        checks.append(replace(_failed(RUNNER, artifacts[0], "", 0, None, ""), note="not judged in its runner"))
     if budget.accept_not_known is not None:
         checks += [_known(s, figures, budget.accept_not_known, budget.accept) for s in artifacts]
     return Verdict(tuple(checks))

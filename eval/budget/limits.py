@@ -138,6 +138,9 @@ class Budget(DomainLimits):
     structure: Annotated[bool, Field(description="tokenizer, template, weights, versions and size must be right")] = (
         True
     )
+    require_runner: Annotated[
+        bool, Field(description="what ships must have been judged in the program that users open it with")
+    ] = False
     accept_not_known: Annotated[
         tuple[Known, ...] | None,
         Field(description="formats that may pass though their files do not tell all that they hold; default: any"),
@@ -184,9 +187,15 @@ STRUCTURE: dict[str, tuple[float, bool]] = {
     "position_kl_excess": (1, False),
     "reference_to_guess": (1, False),  # of codes that came with the checkpoint: eval/accuracy/sanity.py
     "compiled_mismatches": (0, False),
+    "runner_refusals": (0, False),  # of the program that users open it with: eval/runner/held.py
+    "runner_token_mismatches": (0, False),
+    "runner_chat_mismatches": (0, False),
+    "runner_end_faults": (0, False),
+    "runner_kl_excess": (1, False),
     "twin_block_excess": (1, False),
 }
 BETTER, SAME = "not_better_than_float", "not_identical_to_float"
+RUNNER, IN_RUNNER = "require_runner", "runner_refusals"  # the key, and the figure that says that one judged
 NOT_KNOWN = "not_known"  # @format: items that an artifact must hold and its files do not tell
 
 

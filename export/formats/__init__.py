@@ -109,6 +109,24 @@ class Speed:
     published_as: str = ""
 
 
+@dataclass(frozen=True)
+class StandardRunner:
+    """The program that users open an artifact with, run here as it is.
+
+    Attributes:
+        name: in `--with` and reports.
+        opener: of a function (Artifact, StandardRunner) -> targets.runners.runner.Runner.
+        package: distribution that brings it, a row of `targets/data/tools.yaml`.
+        arithmetic: what its linears compute in. cache: type of its KV cache.
+    """
+
+    name: str
+    opener: str
+    package: str
+    arithmetic: Arithmetic
+    cache: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What one format is.
@@ -124,6 +142,7 @@ class Record:
         float_widths: that `--activation-bits` may choose, the default first, where activations are floats of a choice.
         ranges: whether lowering needs calibrated ranges of the activations, for any cache or an 8-bit one alone.
         runs: where it runs on this machine, the natural place first.
+        runner: the program that users open it with; the gate holds what that reads and answers against the checkpoint.
         runs_as_shipped: whether what ships is what runs here; else a form beside it does.
         reader: function (Artifact, QuantizedCheckpoint) -> Iterator[Finding] that reads it back.
         ends: function (Artifact, end tokens) -> what a file names otherwise, or None.
@@ -160,6 +179,7 @@ class Record:
     float_widths: tuple[Numbers, ...] = ()
     ranges: Literal["never", "for an 8-bit cache", "always"] = "never"
     runs: Mapping[Place, Run]
+    runner: StandardRunner | Without
     runs_as_shipped: bool = True
     reader: str | Without
     ends: str | Without

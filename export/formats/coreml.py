@@ -21,6 +21,7 @@ COREML = Record(
         "interpreter": Run("targets.apple.backend:open_interpreter", "bluelm-export", INTERPRETER),
         **{unit: Run("targets.apple.backend:open_mac", "coremltools", options=(unit,)) for unit in _ON_MACS},
     },
+    runner=Without("swift-transformers runs on Apple devices alone"),
     reader="export.coreml.readback:findings",
     ends=Without("the package holds no tokens"),
     arithmetic="float16",

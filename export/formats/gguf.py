@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from export.formats import Lowering, Record, Run, Sizes, Speed, Without
+from export.formats import Lowering, Record, Run, Sizes, Speed, StandardRunner, Without
 
 GGUF = Record(
     name="gguf",
     targets=("generic-arm64",),
     tools=("gguf",),
+    optional_tools=("xllamacpp",),
     package="gguf",
     backend="targets.arm64.backends:GgufBackend",
     runs={
@@ -15,6 +16,9 @@ GGUF = Record(
             "targets.arm64.gguf:open_gguf", "gguf", "torch on the weights that gguf-py reads, in place of llama.cpp"
         ),
     },
+    runner=StandardRunner(
+        "llama.cpp", "targets.runners.llama_cpp:open_llama_cpp", "xllamacpp", "8-bit activations", "float16"
+    ),
     reader="export.gguf.readback:findings",
     ends="export.readback.ends:gguf",
     arithmetic="float32",

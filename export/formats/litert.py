@@ -18,6 +18,7 @@ LITERT = Record(
         "cpu": Run("targets.arm64.litert:open_litert", "ai-edge-litert"),
         "arm64": Run("targets.emulator.guest:open_emulated", "ai-edge-litert", QEMU, ("litert", ("model",))),
     },
+    runner=Without("LiteRT-LM does not open it: it is for apps with a loop of their own"),
     reader="export.litert.readback:findings",
     ends=Without("the graph alone holds no tokens"),
     arithmetic="8-bit activations",

@@ -17,6 +17,7 @@ QNN_CONTEXT = Record(
     ranges="always",
     runs={"htp": Run("targets.qualcomm.runtime:open_htp", "onnxruntime-qnn", SIMULATOR)},
     runs_as_shipped=False,
+    runner=Without("no program of users loads two graphs of context binaries with a cache outside"),
     reader="export.qnn.readback:findings",
     ends=Without("the binary holds no tokens"),
     arithmetic="16-bit activations",

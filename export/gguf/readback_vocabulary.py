@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,19 @@ def keys(quantized: QuantizedCheckpoint) -> dict[str, Value]:
         **dict(zip(("eos", "eot", "eom"), (*first, *others), strict=False)),
     }
     found |= {f"{name}_token_id": Value(Type.UINT32, token) for name, token in ids.items() if token is not None}
-    return {f"tokenizer.ggml.{name}": value for name, value in found.items()}
+    named = {f"tokenizer.ggml.{name}": value for name, value in found.items()}
+    return named | _templates({} if tokenizer.template is None else tokenizer.template.sources)
+
+
+def _templates(sources: Mapping[str, str]) -> dict[str, Value]:
+    """Of chats: the default one without a name in its key."""
+    others = sorted(sources.keys() - {"default"})
+    found = {f"tokenizer.chat_template.{name}": Value(Type.STRING, sources[name]) for name in others}
+    if others:
+        found["tokenizer.chat_templates"] = Value(Type.STRING, others, array=True)
+    if "default" in sources:
+        found["tokenizer.chat_template"] = Value(Type.STRING, sources["default"])
+    return found
 
 
 def _table(rows: Sequence[Token]) -> dict[str, Value]:

@@ -37,13 +37,10 @@ def check_tokenizer(folder: Path, config: ModelConfig) -> None:
     _ends(tokenizer, config)
 
 
-def add_tokenizer(
-    writer: gguf.GGUFWriter, folder: Path, config: ModelConfig, templates: Mapping[str, str] | None = None
-) -> None:
-    """The folder's tokenizer with a token for every row of the embedding; rows beyond it are unused ones.
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: ModelConfig) -> None:
+    """The folder's tokenizer with a token for every row of the embedding, and its chat template.
 
-    Args:
-        templates: Jinja sources of chats by name; without one llama.cpp takes ChatML, whatever the model learned.
+    Rows beyond the tokenizer are unused tokens. Without a template llama.cpp takes ChatML, whatever the model learned.
 
     Raises:
         TargetError: a tokenizer that llama.cpp does not have.
@@ -62,7 +59,8 @@ def add_tokenizer(
     for name, token in found.items():
         if token is not None:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
-    _add_templates(writer, templates or {})
+    if tokenizer.template is not None:
+        _add_templates(writer, tokenizer.template.sources)
 
 
 def _begin(tokenizer: Tokenizer, config: ModelConfig) -> int | None:
@@ -80,7 +78,7 @@ def _ends(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, int]:
 
 
 def _add_templates(writer: gguf.GGUFWriter, templates: Mapping[str, str]) -> None:
-    """gguf-py's own function lists the names in another order every time."""
+    """Jinja sources by name; gguf-py's own function lists the names in another order every time."""
     keys, others = gguf.Keys.Tokenizer, sorted(templates.keys() - {"default"})
     if others:
         writer.add_array(keys.CHAT_TEMPLATES, others)

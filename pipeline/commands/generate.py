@@ -13,6 +13,7 @@ from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline.run.binding import open_run
 from pipeline.terminal import Answer, say
 from targets.host.generation import ends, generate, until
+from targets.runners.runner import open_runner
 from targets.runtime import Place, open_runtime
 
 
@@ -57,6 +58,38 @@ def answer(
     shown.end()
     if held == artifact.context:
         say(f"(the context of {artifact.context} tokens is full)", error=True)
+
+
+def answer_through(
+    run: Path, prompt: str, name: str, *, chat: bool, max_tokens: int, temperature: float, seed: int
+) -> None:
+    """Print what the artifact answers in its standard runner, with the tokenizer and template that this reads.
+
+    Raises:
+        InputError: no finished run, none of its artifacts is opened by that runner, an empty prompt or one longer than
+            the context. UnavailableError: the runner is not installed.
+    """
+    artifact = Artifact.open(artifact_folder(run, "cpu"))
+    if not prompt.strip():
+        raise InputError("the prompt is empty", fix='give one: --prompt "…"')
+    with open_runner(artifact, name) as runner:
+        if chat:
+            tokens = list(runner.chat([{"role": "user", "content": prompt}]).tokens)
+        else:
+            (tokens,) = runner.tokens([prompt])
+        room = runner.context - len(tokens)
+        if room < 1:
+            raise InputError(
+                f"the prompt is {len(tokens)} tokens long, the artifact's context holds {runner.context}",
+                fix="shorten the prompt, or export with a larger --context",
+            )
+        found = runner.answer(tokens, min(max_tokens, room), seed=seed, temperature=temperature)
+        shown = Answer()
+        shown.add(found.text)
+        shown.end()
+        full = not found.ended and len(found.tokens) == room
+        told = f"(the context of {runner.context} tokens is full; {runner.name})" if full else f"({runner.name})"
+        say(told, error=True)
 
 
 def artifact_folder(run: Path, on: Place) -> Path:

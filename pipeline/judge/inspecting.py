@@ -22,6 +22,7 @@ from eval.files import structure
 from eval.files.compiled import Graphs, TwinCheck
 from eval.heldout import HeldOut
 from eval.measurement import Measurement
+from eval.runner import held
 from export.artifacts.artifact import Artifact, find_source
 from targets.block_outputs import open_blocks
 from targets.host.torch_runtime import TorchRuntime
@@ -97,6 +98,17 @@ class Inspector:
             exact = as_quantized(self.checkpoint, self.quantized.recipe)
             to_float = local_errors(exact, stream, self.context, (artifact.format, "float"), False)
         return [*found, *structure.block_figures(to_float, own, subject)]
+
+    def runner(self, artifact: Artifact, subject: str) -> list[Measurement]:
+        """What the program that users open it with reads and answers; [] where that is not here."""
+        if held.installed_version(artifact) is None:
+            return []
+        length = min(held.PREFILLED + held.DECODED, artifact.context)
+        windows = self.held_out.windows[: held.PROMPTS]
+        prompts = [window.tokens[:length].tolist() for window in windows]
+        weights = TorchRuntime(self.quantized, length) if self.room and self.quantized is not None else None
+        expected = held.Expected(self._model.config, self.tokenizer, self.held_out.texts, prompts, weights)
+        return held.figures(artifact, expected, subject)
 
     def expect(self, subjects: Sequence[tuple[Artifact, Place]]) -> None:
         """Work out once what the artifacts' own weights answer in float32; the model is let go behind it."""

@@ -27,6 +27,7 @@ from eval.files.origin import origin
 from eval.heldout import HeldOut
 from eval.measurement import JSON_NUMBERS, Measurement
 from eval.report import tool_versions
+from eval.runner import held
 from eval.speed import estimate
 from eval.speed.speed import host_speed
 from export.artifacts.artifact import Artifact
@@ -113,6 +114,7 @@ def judged(
         "text": [held_out.digest, held_out.length],
         "reference": reference,
         "subjects": {s.name: [s.artifact.model_dump(mode="json"), s.on, s.tokens] for s in subjects},
+        "runners": {s.name: held.installed_version(s.artifact) for s in subjects},
         "made by": [code("bluelm", "export", "targets", "eval"), tool_versions()],
     }
 
@@ -136,6 +138,7 @@ def judge_artifacts(
             figures += inspector.files(subject.artifact, subject.name)
             shown = inspector.blocks(subject.artifact, subject.on, subject.name)
             figures += origin(subject.artifact, subject.on).mark(shown)
+            figures += inspector.runner(subject.artifact, subject.name)
             task.advance(note=subject.artifact.format)
     stop = threading.Event()
     float_model = None
@@ -230,6 +233,7 @@ def not_known(subjects: Sequence[Subject], figures: Sequence[Measurement]) -> di
     """By subject, what was not checked; of the artifact that ships, also why its speed is not estimated."""
     found = {s.name: structure.not_known(s.artifact, [f for f in figures if f.subject == s.name]) for s in subjects}
     shipped = subjects[0]
+    found[shipped.name] += held.not_judged(shipped.artifact, [f for f in figures if f.subject == shipped.name])
     why = estimate.not_known(shipped.artifact)
     if why is not None and not any(m.subject == "soc" and m.unit == "tokens/s" for m in figures):
         found[shipped.name].append(f"{why}; the default budget's limit does not hold for it")

@@ -42,6 +42,11 @@ ALWAYS = {  # figures that no budget sets: the largest that passes, and whether 
     "runtime_kl_excess": (1, False),
     "position_kl_excess": (1, False),
     "reference_to_guess": (1, False),
+    "runner_refusals": (0, False),
+    "runner_token_mismatches": (0, False),
+    "runner_chat_mismatches": (0, False),
+    "runner_end_faults": (0, False),
+    "runner_kl_excess": (1, False),
 }
 
 
@@ -109,6 +114,12 @@ def test_what_every_artifact_must_reach() -> None:
         assert (failed.name, failed.limit, failed.note) == (f"max_{name}", limit, "why")
         missing = [c for c in checks(asked, *(m for m in good.values() if m.name != name)) if not c.passed]
         assert [c.note for c in missing] == (["not measured"] if required else [])
+
+
+def test_a_runner_that_is_required_must_have_judged() -> None:
+    (missing,) = checks({"require_runner": True})
+    assert (missing.name, missing.passed, missing.note) == ("require_runner", False, "not judged in its runner")
+    assert not checks({"require_runner": True}, figure("runner_refusals", 0)) and not checks({"require_runner": False})
 
 
 def test_from_where_an_artifact_is_not_identical_to_the_float_model() -> None:

@@ -35,6 +35,7 @@ RECORD = Record(
     package="torch",
     backend="tests.support.toy:Backend",
     runs={"cpu": Run("tests.support.toy:open_toy", "torch", "torch in place of a toy phone")},
+    runner=Without("nobody has written one yet"),
     reader="tests.support.toy:findings",
     ends=Without("its file holds no tokens"),
     arithmetic="float32",

@@ -1,0 +1,1 @@
+"""Artifacts in the programs that users open them with."""

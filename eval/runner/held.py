@@ -1,0 +1,180 @@
+"""Holds an artifact's standard runner against the checkpoint: tokens, chats, probabilities, end tokens.
+
+What is right comes from the checkpoint's own tokenizer and template, and from its quantized weights in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluelm.config import ModelConfig
+from bluelm.errors import InputError, TargetError
+from bluelm.text.tokenizer import Tokenizer
+from eval.accuracy import metrics
+from eval.accuracy.arithmetic import allowed
+from eval.measurement import Measurement
+from eval.runner.texts import CHATS, HARD, long_text
+from export.artifacts.artifact import Artifact
+from export.formats import StandardRunner
+from targets.runners.runner import Runner, fix_of, open_runner, runner_of, version_of
+from targets.runtime import Runtime
+
+PROMPTS, PREFILLED, DECODED = 6, 32, 6
+REFUSALS = "runner_refusals"
+"""The figure without which nothing was judged in a runner."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the checkpoint says.
+
+    Attributes:
+        config, tokenizer: the float checkpoint's.
+        texts: a corpus. prompts: tokens of text, each of some length.
+        weights: the artifact's own in float32; None where they are not at hand.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    texts: Sequence[str]
+    prompts: Sequence[Sequence[int]]
+    weights: Runtime | None
+
+
+def installed_version(artifact: Artifact) -> str | None:
+    """Of the artifact's runner; None where it has none, or that is not here."""
+    runner = artifact.record.runner
+    return version_of(runner) if isinstance(runner, StandardRunner) else None
+
+
+def not_judged(artifact: Artifact, figures: Iterable[Measurement]) -> list[str]:
+    """A sentence where no runner judged the artifact; `figures` are the artifact's."""
+    if any(figure.name == REFUSALS for figure in figures):
+        return []
+    runner = artifact.record.runner
+    if isinstance(runner, StandardRunner):
+        return [f"not judged in its runner, {runner.name}, which is not installed: {fix_of(runner)}"]
+    return [f"not judged in a runner: {runner.reason}"]
+
+
+def figures(artifact: Artifact, expected: Expected, subject: str) -> list[Measurement]:
+    """All figures of the runner; `by` names the program.
+
+    Raises:
+        InputError, UnavailableError: there is no runner, or it is not installed.
+    """
+    told = runner_of(artifact)
+    try:
+        opened = open_runner(artifact)
+    except TargetError as error:
+        name = f"{told.name} of {told.package} {version_of(told)}"
+        return [Measurement(REFUSALS, 1, "", "measured", note=error.problem, subject=subject, by=name)]
+    with opened as runner:
+        texts = [*HARD, long_text(expected.texts), *expected.texts]
+        found = [
+            _faults(REFUSALS, _shape_faults(runner, artifact), ""),
+            _faults("runner_token_mismatches", _token_faults(runner, expected.tokenizer, texts), "texts", len(texts)),
+            *_chats(runner, expected.tokenizer),
+            _faults("runner_end_faults", _end_faults(runner, expected), "tokens"),
+            *_probabilities(runner, told, expected),
+        ]
+        return [replace(figure, subject=subject, by=runner.name) for figure in found]
+
+
+def _shape_faults(runner: Runner, artifact: Artifact) -> Iterator[str]:
+    if runner.context != artifact.context:
+        yield f"it takes the model to be made for {runner.context} tokens, not {artifact.context}"
+    if runner.vocab_size != artifact.model.vocab_size:
+        yield f"it knows {runner.vocab_size} tokens, not {artifact.model.vocab_size}"
+
+
+def _token_faults(runner: Runner, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[str]:
+    for text, found in zip(texts, runner.tokens(texts), strict=True):
+        wanted = tokenizer.encode(text, bos=True, marks=True)
+        if found != wanted:
+            yield f"{text[:30]!r}: {_apart(found, wanted)}"
+
+
+def _chats(runner: Runner, tokenizer: Tokenizer) -> list[Measurement]:
+    """[] where the checkpoint has no template: then what the program takes instead is its own affair."""
+    if tokenizer.template is None:
+        return []
+    return [_faults("runner_chat_mismatches", _chat_faults(runner, tokenizer), "chats", len(CHATS))]
+
+
+def _chat_faults(runner: Runner, tokenizer: Tokenizer) -> Iterator[str]:
+    for messages in CHATS:
+        try:
+            wanted = tokenizer.chat(messages, resume=messages[-1].role == "assistant")
+        except InputError:
+            wanted = None  # the template refuses it, so the program must
+        try:
+            prompt = runner.chat([{"role": m.role, "content": m.content} for m in messages])
+        except InputError as error:
+            if wanted is not None:
+                yield f"{messages[-1].content[:20]!r}: {error.problem[:80]}"
+            continue
+        shown = f"{messages[-1].content[:20]!r}"
+        if wanted is None:
+            yield f"{shown}: it takes what the template refuses"
+        elif list(prompt.tokens) != wanted:
+            yield f"{shown}: {_apart(prompt.tokens, wanted)}, its text begins {prompt.text[:30]!r}"
+        elif prompt.counted != len(wanted):
+            yield f"{shown}: {prompt.counted} tokens where its template's text has {len(wanted)}"
+
+
+def _end_faults(runner: Runner, expected: Expected) -> Iterator[str]:
+    """End tokens behind which it goes on, or another one behind which it stops."""
+    own = expected.tokenizer.eos
+    others = () if own is None or own in expected.config.eos_token_ids else (own,)
+    ends: list[int] = [*expected.config.eos_token_ids, *others]
+    prompt = list(expected.prompts[0])
+    for token in ends:
+        if not runner.answer(prompt, 2, begin=token).ended:
+            yield f"it goes on behind token {token}"
+    if runner.answer(prompt, 1, begin=next(token for token in prompt[::-1] if token not in ends)).ended:
+        yield "it stops at a token that ends nothing"
+    if not ends:
+        yield "no end token is known"
+
+
+def _probabilities(runner: Runner, told: StandardRunner, expected: Expected) -> list[Measurement]:
+    """KL to the artifact's own weights, and how often the likeliest token is the same."""
+    if expected.weights is None:
+        return []
+    kl: list[NDArray[np.float64]] = []
+    same: list[NDArray[np.float64]] = []
+    for tokens in expected.prompts:
+        prefilled = max(1, len(tokens) - DECODED)
+        right = metrics.log_softmax(expected.weights.logits(tokens)[prefilled - 1 :])  # [decoded + 1, vocab]
+        found = metrics.log_softmax(runner.distributions(tokens, prefilled))
+        kl.append(metrics.kl_divergence(right, found))
+        same.append(metrics.top1_agreement(right, found))
+    prefill, decode = np.array([rows[0] for rows in kl]), np.concatenate([rows[1:] for rows in kl])
+    every, n = np.concatenate(kl), sum(map(len, kl))
+    most = allowed(told.arithmetic, told.cache)
+    excess = max(prefill.mean() / most.range, decode.mean() / most.range, every.max() / most.single)
+    note = f"prefill {prefill.mean():.2g}, decode {decode.mean():.2g}, the largest {every.max():.2g}"
+    agreed = float(np.concatenate(same).mean())
+    return [
+        Measurement("runner_kl", float(every.mean()), "nats/token", "measured", n=n, note=note),
+        Measurement("runner_kl_excess", float(excess), "", "measured", n=n, note=note),
+        Measurement("runner_top1_agreement", agreed, "", "measured", n=n),
+    ]
+
+
+def _apart(found: Sequence[int], wanted: Sequence[int]) -> str:
+    """Where two rows of tokens part."""
+    pairs = zip(found, wanted, strict=False)
+    at = next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
+    return f"{list(found[at : at + 3])} instead of {list(wanted[at : at + 3])} at token {at} of {len(wanted)}"
+
+
+def _faults(name: str, faults: Iterable[str], unit: str, n: int | None = None) -> Measurement:
+    found = list(faults)
+    shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    return Measurement(name, len(found), unit, "measured", n=n, note=shown)

@@ -1,0 +1,1 @@
+"""The programs that users open artifacts with, run here as they are."""

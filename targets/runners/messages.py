@@ -1,0 +1,86 @@
+"""Messages between a standard runner's two processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Load:
+    """Open the file at `path` as its users do."""
+
+    path: str
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the program says of it: tokens that the model is made for, tokens that it knows."""
+
+    context: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    tokens: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """`messages`: role and content of each."""
+
+    messages: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """The template's text, its tokens, and how many tokens an answer to this chat began with."""
+
+    text: str
+    tokens: list[int]
+    counted: int
+
+
+@dataclass(frozen=True)
+class Distribute:
+    """All probabilities behind the first `prefilled` tokens and behind each further one."""
+
+    tokens: list[int]
+    prefilled: int
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """float32 [n, vocab]."""
+
+    log_probabilities: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Continue `tokens`; `options`: of sampling, by the program's names."""
+
+    tokens: list[int]
+    most: int
+    options: dict[str, Any]
+    begin: int | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    text: str
+    tokens: list[int]
+    ended: bool
+
+
+Message = Load | Tokenize | Chat | Distribute | Answer

@@ -1,0 +1,132 @@
+"""The interface of a standard runner: the program that users open an artifact with.
+
+It is none of ours: it reads tokenizer, template, model and end tokens from the artifact's own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluelm.errors import InputError
+from export.artifacts.artifact import Artifact
+from export.formats import StandardRunner, function
+from targets.tools import examine, require, tools
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A chat as the program puts it to the model.
+
+    Attributes:
+        text: what its template gives. tokens: of that text.
+        counted: how many tokens it says that an answer to this chat began with.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    counted: int
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What it answered.
+
+    Attributes:
+        tokens: without the one that ended the answer. ended: an end token came.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: bool
+
+
+class Runner(Protocol):
+    """An artifact in its program.
+
+    Attributes:
+        name: of the program, with its version.
+        context: tokens that it says the model is made for. vocab_size: tokens that it knows.
+    """
+
+    name: str
+    context: int
+    vocab_size: int
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text as a prompt is read: what begins a text in front, marks in it count."""
+        ...
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
+        """A chat in the artifact's template; behind a last answer it is to be continued.
+
+        Raises:
+            InputError: the template refuses it, or there is none.
+        """
+        ...
+
+    def distributions(self, tokens: Sequence[int], prefilled: int) -> NDArray[np.float32]:
+        """Log-probabilities [n, vocab] behind the first `prefilled` tokens, read at once, and behind each further one,
+        read by itself."""
+        ...
+
+    def answer(self, tokens: Sequence[int], most: int, *, begin: int | None = None, seed: int = 0,
+               temperature: float = 0.0) -> Continued:  # fmt: skip
+        """The likeliest continuation (or a draw), at most `most` tokens, until an end token.
+
+        Args:
+            begin: the token that it has to begin with.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the program. A runner is a context manager that closes itself."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def version_of(runner: StandardRunner) -> str | None:
+    """The installed version of what brings the program; None where it is not installed."""
+    found = next(examine(tool) for tool in tools() if tool.name == runner.package)
+    return None if found.state == "missing" else found.found
+
+
+def fix_of(runner: StandardRunner) -> str:
+    """How to get the program."""
+    return next(tool.fix for tool in tools() if tool.name == runner.package)
+
+
+def runner_of(artifact: Artifact, name: str | None = None) -> StandardRunner:
+    """The artifact's standard runner; `name`: that it must have.
+
+    Raises:
+        InputError: it has none, or another one.
+    """
+    found = artifact.record.runner
+    if not isinstance(found, StandardRunner):
+        raise InputError(
+            f"no program of users is run here with {artifact.format}: {found.reason}", fix="leave --with out"
+        )
+    if name is not None and name != found.name:
+        raise InputError(f"{name} does not open {artifact.format} artifacts", fix=f"use --with {found.name}")
+    return found
+
+
+def open_runner(artifact: Artifact, name: str | None = None) -> Runner:
+    """The artifact in its standard runner.
+
+    Raises:
+        InputError: it has none, or another one. UnavailableError: that is not installed; with how to get it.
+        TargetError: it refuses the artifact.
+    """
+    found = runner_of(artifact, name)
+    require(found.package)
+    opened: Callable[[Artifact, StandardRunner], Runner] = function(found.opener)
+    return opened(artifact, found)
