@@ -124,7 +124,6 @@ def _read(paths: Sequence[Path]) -> tuple[dict[str, list[Document]], str, str]:
 
 def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, length: int, first: int = 0) -> list[Window]:
     """Windows of `length` tokens of documents that follow one another, the first of them with the number `first`."""
-    begin = list(tokenizer.front)
     tokens: list[int] = []
     judged: list[bool] = []
     numbers: list[int] = []
@@ -138,7 +137,8 @@ def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, lengt
             column.clear()
 
     for number, found in enumerate(documents, first):
-        encoded, start = _encode(found, tokenizer), 0
+        begin, encoded = _encode(found, tokenizer)
+        start = 0
         while start < len(encoded):
             if len(tokens) + len(begin) + 1 > length:
                 close()
@@ -152,13 +152,13 @@ def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, lengt
     return windows
 
 
-def _encode(document: Document, tokenizer: Tokenizer) -> list[int]:
-    """Tokens of a document without those that begin it."""
-    if not document.messages:
-        return tokenizer.encode(document.text)
-    tokens = tokenizer.chat(document.messages, tools=document.tools)
+def _encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that begin a document, none for a chat whose template writes none, and the rest."""
     front = list(tokenizer.front)
-    return tokens[len(front) :] if tokens[: len(front)] == front else tokens
+    if not document.messages:
+        return front, tokenizer.encode(document.text)
+    tokens = tokenizer.chat(document.messages, tools=document.tools)
+    return (front, tokens[len(front) :]) if tokens[: len(front)] == front else ([], tokens)
 
 
 def spread(groups: Mapping[str, Sequence[Window]]) -> list[Window]:

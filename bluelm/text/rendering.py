@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,25 @@ WAIT_S = 60.0  # of the clock, where the machine is busy; what a template may us
 LEAST_OUTPUT, GROWTH = 1 << 20, 8  # characters; a template may repeat what it is given so often
 MOST_LINE = 256 << 20  # bytes of an answer
 ROOT = Path(__file__).parents[2]
+THEN = datetime(2024, 7, 26)  # a day for chats whose tokens must be the same tomorrow: Llama 3.1's template's own
 FIX = "take the chat template of the original checkpoint"
 
 
-def render(source: str, variables: Mapping[str, Any], where: object = None) -> str:
+def render(source: str, variables: Mapping[str, Any], where: object = None, now: datetime = THEN) -> str:
     """The text of a template.
 
     Args:
         source: Jinja.
         variables: JSON values by name: messages, tools, bos_token, …
         where: told with an error.
+        now: what `strftime_now` tells.
 
     Raises:
         InputError: the template raises, is not Jinja, or needs more time, memory or output than it may.
     """
     given = json.dumps({"template": source, "variables": variables})
-    request = json.dumps({"template": source, "variables": variables, "most": LEAST_OUTPUT + GROWTH * len(given)})
+    most = LEAST_OUTPUT + GROWTH * len(given)
+    request = json.dumps({"template": source, "variables": variables, "most": most, "now": now.isoformat()})
     found = json.loads(_child(os.getpid()).ask(request, where))
     if "refused" in found:
         raise InputError(f"the chat template takes no such chat: {found['refused']}", where=where)

@@ -75,10 +75,6 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None,
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict(*args, **kwargs)
 
@@ -88,7 +84,7 @@ def environment() -> jinja2.Environment:
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControls])
     made.filters["tojson"] = _tojson
     given: dict[str, Any] = {
-        "raise_exception": _raise, "strftime_now": _strftime_now, "dict": _dict, "namespace": _Namespace,
+        "raise_exception": _raise, "dict": _dict, "namespace": _Namespace,
     }  # fmt: skip
     made.globals.update(given)
     return made
@@ -141,7 +137,9 @@ def answer(request: Mapping[str, Any], limited: Callable[[], contextlib.Abstract
     """A line of JSON: {"text": …}, {"refused": …} or {"error": …}."""
     try:
         with limited():
-            return json.dumps({"text": rendered(request["template"], request["variables"], request["most"])})
+            now = datetime.fromisoformat(request["now"])
+            variables = {"strftime_now": now.strftime, **request["variables"]}
+            return json.dumps({"text": rendered(request["template"], variables, request["most"])})
     except Refused as error:
         return json.dumps({"refused": " ".join(str(error).split())[:MOST_REASON]})
     except Exception as error:  # noqa: BLE001  (whatever a template provokes is the template's fault, in words)

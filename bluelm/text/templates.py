@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bluelm.errors import InputError
 from bluelm.system.files import member, write_text
 from bluelm.system.reading import read_bytes
 from bluelm.text.added_tokens import token_text
-from bluelm.text.rendering import render
+from bluelm.text.rendering import THEN, render
 
 FILE, MORE = "chat_template.jinja", "additional_chat_templates"
 MOST_BYTES, MOST_TEMPLATES = 1 << 20, 100
@@ -95,6 +96,7 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
+        now: datetime = THEN,
         **more: Any,
     ) -> str:
         """The chat's text.
@@ -104,6 +106,7 @@ class ChatTemplate:
             tools: JSON schemas. documents: {"title": …, "text": …} each.
             add_generation_prompt: end so that the model answers.
             continue_final_message: end inside the last message, so that the model goes on with it.
+            now: for a template that names the date; by default a fixed day.
             more: what a template knows besides, `enable_thinking` and the like.
 
         Raises:
@@ -120,7 +123,7 @@ class ChatTemplate:
             **self.tokens, **more,
             "messages": chat, "tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt,
         }  # fmt: skip
-        text = render(self.select(tools), variables, self.where)
+        text = render(self.select(tools), variables, self.where, now)
         return _cut(text, self.where) if continue_final_message else text
 
 

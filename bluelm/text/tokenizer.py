@@ -154,7 +154,8 @@ class Tokenizer:
 
         Args:
             messages: in the shape of transformers' `apply_chat_template`, or `Message`.
-            tools, documents, more: what the template is told besides.
+            tools, documents, more: what the template is told besides; `now`, for one that names the date, is a fixed
+                day by default: tokens of calibration and judging must be the same tomorrow.
             add_generation_prompt: end so that the model answers; None: unless the last message is an answer.
             continue_final_message: end inside the last message.
 

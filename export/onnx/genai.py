@@ -119,7 +119,7 @@ def genai_config(config: ModelConfig, context: int, chunk: int) -> dict[str, Any
     }
     model = {
         "type": "llama",
-        "bos_token_id": config.bos_token_id if config.bos_token_id is not None else 0,
+        **({} if config.bos_token_id is None else {"bos_token_id": config.bos_token_id}),
         "eos_token_id": ends[0] if len(ends) == 1 else ends,
         "pad_token_id": pad,
         "vocab_size": config.vocab_size,

@@ -267,7 +267,7 @@ def _wanted_config(artifact: Artifact, config: ModelConfig) -> dict[str, Any]:
     return {
         "model": {
             "type": "llama",
-            "bos_token_id": 0 if config.bos_token_id is None else config.bos_token_id,
+            **({} if config.bos_token_id is None else {"bos_token_id": config.bos_token_id}),
             "eos_token_id": first_end if len(ends) == 1 else ends,
             "pad_token_id": first_end if config.pad_token_id is None else config.pad_token_id,
             "vocab_size": config.vocab_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,10 @@ def answer(
     if chat and tokenizer.template is None:
         say(f"({NO_TEMPLATE})", error=True)
         chat = False
-    tokens = tokenizer.chat([Message("user", prompt)]) if chat else tokenizer.encode(prompt, bos=True)
+    if chat:
+        tokens = tokenizer.chat([Message("user", prompt)], now=datetime.now())
+    else:
+        tokens = tokenizer.encode(prompt, bos=True)
     if len(tokens) >= artifact.context:
         raise InputError(
             f"the prompt is {len(tokens)} tokens long, the artifact's context holds {artifact.context}",

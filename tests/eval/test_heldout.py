@@ -9,7 +9,9 @@ import pytest
 from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
+from calibration.sources import Document
 from eval import heldout
+from tests.export.gguf.test_bpe import write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,19 @@ def test_chats_are_judged_in_the_template(tokenizer: Tokenizer, tmp_path: Path) 
     path.write_text(json.dumps({"prompt": "How are you today, my friend?", "response": "Well."}))
     (window,) = heldout.load([path], tokenizer).windows
     assert tokenizer.decode(window.tokens.tolist()).startswith("[|Human|]:")
+
+
+def test_a_chat_begins_as_its_template_says(tmp_path: Path) -> None:
+    """A tokenizer that begins a text with bos, and a template that does not write it: no chat of the model has one."""
+    write_tokenizer(tmp_path, "llama-bpe")
+    named = {"bos_token": "<|begin|>", "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    ours = Tokenizer.from_folder(tmp_path)
+    chat = Document(messages=({"role": "user", "content": "How are you?"},))
+    (said,) = heldout.pack([chat], "a", ours, 64)
+    (text,) = heldout.pack([Document(text="How are you?")], "a", ours, 64)
+    assert ours.front == (321,) and text.tokens.tolist() == [321, *said.tokens.tolist()]
+    assert said.judged.tolist() == [False, *text.judged.tolist()[2:]]
 
 
 @pytest.mark.parametrize("content", [None, "", "  \n"])

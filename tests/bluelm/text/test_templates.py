@@ -86,8 +86,15 @@ def test_chats_are_those_of_transformers(feature: str, tmp_path: Path) -> None:
         for more in given:
             for asked in (False, True):
                 want = ids(theirs, chat, add_generation_prompt=asked, **more)
-                assert ours.chat(chat, add_generation_prompt=asked, **more) == want
-    assert datetime.now().year > 2000 and (ours.template is not None and ours.template.where.name.endswith(".json"))
+                assert ours.chat(chat, add_generation_prompt=asked, now=datetime.now(), **more) == want
+    assert ours.template is not None and ours.template.where.name.endswith(".json")
+
+
+def test_tokens_of_a_template_that_names_the_date_are_the_same_tomorrow(tmp_path: Path) -> None:
+    ours = Tokenizer.from_folder(folder_of(tmp_path, "{{ strftime_now('%d %b %Y') }}"))
+    assert ours.decode(ours.chat([USER])) == "26 Jul 2024"
+    for content in ("x", "<|end|>"):
+        assert ours.decode(ours.chat([{"role": "user", "content": content}], now=datetime(2031, 2, 3))) == "03 Feb 2031"
 
 
 @pytest.mark.parametrize("template", [CHATML, CHATML.replace(" | trim", "")])
@@ -213,6 +220,9 @@ HOSTILE = {
     "{{" + "(" * 5000 + ")" * 5000 + "}}": "nested too deeply",
     "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}": "writes more than",
     "{{ '%1000000000d' | format(3) }}": "more than 512 MiB",
+    "{{ '{:999999999}'.format(1) }}": "more than 512 MiB",
+    "{{ 'a'.ljust(999999999) | center(999999999) }}": "more than 512 MiB",
+    "{% set n = namespace(t='x') %}{% for a in range(99) %}{% set n.t = n.t ~ n.t %}{% endfor %}": "more than 512 MiB",
     "{% if %}": r"line 1",
     "{% include '/etc/passwd' %}": "no loader",
     "{{ raise_exception('only\n users') }}": "takes no such chat: only users",
