@@ -76,6 +76,9 @@ def answer_through(
     artifact = Artifact.open(artifact_folder(run, "cpu"))
     if not prompt.strip():
         raise InputError("the prompt is empty", fix='give one: --prompt "…"')
+    if chat and Tokenizer.from_folder(artifact.folder).template is None:
+        say(f"({NO_TEMPLATE})", error=True)
+        chat = False
     with open_runner(artifact, name) as runner:
         if chat:
             tokens = list(runner.chat([{"role": "user", "content": prompt}]).tokens)
