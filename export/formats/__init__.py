@@ -146,6 +146,7 @@ class Record:
         runs_as_shipped: whether what ships is what runs here; else a form beside it does.
         reader: function (Artifact, QuantizedCheckpoint) -> Iterator[Finding] that reads it back.
         ends: function (Artifact, end tokens) -> what a file names otherwise, or None.
+        made: files that it makes of the tokenizer for its runner; its reader holds them against the checkpoint's.
         arithmetic: what its linears compute in, which says what it may cost (`eval/data/runtime_kl.yaml`).
         levels: a linear of its graph can say that it rounds activations to 8 bits.
         encodings: its activations are rounded to scales that the file holds.
@@ -183,6 +184,7 @@ class Record:
     runs_as_shipped: bool = True
     reader: str | Without
     ends: str | Without
+    made: tuple[str, ...] = ()
     arithmetic: Arithmetic
     levels: bool = False
     encodings: bool = False

@@ -92,6 +92,7 @@ GENAI = Record(
     runner=Without("onnxruntime-genai is not asked here yet"),
     reader="export.onnx.readback_genai:findings",
     ends="export.readback.ends:genai",
+    made=("tokenizer.json", "tokenizer_config.json"),
     arithmetic="float32",
     levels=True,
     block_error=0.02,

@@ -35,6 +35,7 @@ from export.artifacts.packing import pack
 from export.lowering.ranges import Ranges
 from export.onnx.cpu import CacheCodec, store_weight
 from export.onnx.decoder import IR_VERSION, OPSETS, WEIGHTS
+from export.onnx.genai_tokenizer import write_tokenizer
 from export.onnx.graph import OnnxGraph, WeightFile
 
 MODEL, CONFIG = "model.onnx", "genai_config.json"
@@ -65,7 +66,8 @@ def export(
     ranges: Ranges | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Write the artifact `folder`: model.onnx, weights.bin, genai_config.json and the tokenizer's files.
+    """Write the artifact `folder`: model.onnx, weights.bin, genai_config.json and the tokenizer's files, also as genai
+    reads them.
 
     Args:
         context: rows of the rope tables, and so the longest sequence.
@@ -86,6 +88,7 @@ def export(
             roles["ranges.json"] = "ranges"
         config = json.dumps(genai_config(quantized.config, context, chunk), indent=1) + "\n"
         (temporary / CONFIG).write_text(config, encoding="utf-8")
+        roles |= write_tokenizer(temporary, quantized.folder, context)
         complete(
             temporary,
             "onnx-genai",

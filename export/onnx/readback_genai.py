@@ -18,6 +18,7 @@ from export.artifacts.mobile import CACHES, KvBits
 from export.artifacts.packing import unpack
 from export.lowering.ranges import Ranges
 from export.onnx import genai as onnx_genai
+from export.onnx import readback_tokenizer
 from export.onnx.cpu import CacheCodec
 from export.onnx.decoder import IR_VERSION, OPSETS, WEIGHTS
 from export.onnx.graph import NoFile
@@ -60,7 +61,9 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     yield from _caches(artifact, file)
     yield from _graph(artifact, quantized, file, ranges)
     yield from right(MASK)  # attention makes its own
-    yield from checked(TELLS, _config_faults(artifact, quantized.config))
+    yield from checked(
+        TELLS, [*_config_faults(artifact, quantized.config), *readback_tokenizer.faults(artifact, quantized)]
+    )
 
 
 def _weight_faults(file: OnnxFile, quantized: QuantizedCheckpoint, name: str) -> Iterator[str]:

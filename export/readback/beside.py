@@ -27,7 +27,9 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     """Of every format."""
     yield from checked(MANIFEST, _manifest_faults(artifact, quantized))
     yield from checked(CONFIG, _config_faults(artifact.folder / CONFIG, quantized.folder / CONFIG))
-    for name in sorted({*TOKENIZER_FILES, *tokenizer_files(artifact.folder), *tokenizer_files(quantized.folder)}):
+    made = {path.name for path in artifact.paths("runner")} & {*artifact.record.made}
+    files = {*TOKENIZER_FILES, *tokenizer_files(artifact.folder), *tokenizer_files(quantized.folder)}
+    for name in sorted(files - made):
         yield from checked(name, _tokenizer_faults(artifact.folder / name, quantized.folder / name))
 
 

@@ -1,0 +1,118 @@
+"""The tokenizer that genai reads, held against the checkpoint's own files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bluelm.errors import InputError
+from bluelm.system.reading import MOST_TABLE_BYTES, read_json
+from bluelm.text.added_tokens import optional_json, read_added_tokens
+from bluelm.text.sentencepieces import read_model
+from compress.checkpoint.store import QuantizedCheckpoint
+from export.artifacts.artifact import Artifact
+
+KINDS = {"LlamaTokenizer"}  # that take SentencePiece's BPE from tokenizer.json
+_STATES = {"version": "1.0", "truncation": None, "padding": None, "post_processor": None}
+_MODEL = {
+    "type": "BPE", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
+    "byte_fallback": True, "ignore_merges": False,
+}  # fmt: skip
+
+
+def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
+    """Of files that the exporter made of tokenizer.model; those that it copied are compared byte for byte."""
+    source = quantized.folder / "tokenizer.model"
+    made = [path.name for path in artifact.paths("runner")]
+    if (quantized.folder / "tokenizer.json").exists() or not source.exists():
+        yield from (f"{name} is not the checkpoint's" for name in made)
+        return
+    try:
+        table = read_json(artifact.folder / "tokenizer.json", MOST_TABLE_BYTES)
+        settings = read_json(artifact.folder / "tokenizer_config.json")
+        yield from _table_faults(table, source)
+        yield from _settings_faults(settings, quantized, artifact.context)
+    except InputError as error:
+        yield str(error)
+    except (KeyError, TypeError, AttributeError) as error:
+        yield f"tokenizer.json cannot be followed: {error!r}"
+
+
+def _table_faults(table: dict[str, Any], source: Path) -> Iterator[str]:
+    proto = read_model(source)
+    pieces = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
+    normal = {text: score for text, score, kind in pieces if kind == 1}
+    model, prefix = table["model"], proto.normalizer_spec.add_dummy_prefix
+    for key, value in _STATES.items():
+        if table.get(key, "nothing") != value:
+            yield f"tokenizer.json says {key} {json.dumps(table.get(key, 'nothing'))[:80]}"
+    for key, value in {**_MODEL, "unk_token": next((t for t, _, kind in pieces if kind == 2), None)}.items():
+        if model.get(key, "nothing") != value:
+            yield f"tokenizer.json's model says {key} {model.get(key, 'nothing')!r} instead of {value!r}"
+    if model["vocab"] != {text: index for index, (text, _, _) in enumerate(pieces)}:
+        yield "tokenizer.json has other pieces"
+    pairs = [tuple(pair.split(" ")) for pair in model["merges"]]
+    splits = {(text[:cut], text[cut:]) for text in normal for cut in range(1, len(text))}
+    if len(pairs) != len(set(pairs)) or set(pairs) != {(a, b) for a, b in splits if a in normal and b in normal}:
+        yield "tokenizer.json has other merges"
+    else:
+        scores = [normal[a + b] for a, b in pairs]
+        if any(first < second for first, second in itertools.pairwise(scores)):
+            yield "tokenizer.json has its merges in another order"
+    yield from _mark_faults(table["added_tokens"], pieces, source.parent, prefix)
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    put = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
+    if table["normalizer"] != {"type": "Sequence", "normalizers": [*put, space]}:
+        yield "tokenizer.json treats spaces otherwise"
+    cut = table["pre_tokenizer"]
+    if (cut is not None) if prefix else (cut["type"], *cut["pattern"]) != ("Split", "String"):
+        yield "tokenizer.json cuts text before it merges"
+    steps = table["decoder"]["decoders"]
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    if steps != [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]:
+        yield "tokenizer.json writes text otherwise"
+
+
+def _mark_faults(
+    added: list[dict[str, Any]], pieces: list[tuple[str, float, int]], folder: Path, prefix: bool
+) -> Iterator[str]:
+    """Marks are one token wherever they stand; characters that never merge may be so as well."""
+    marks = {index: text for index, (text, _, kind) in enumerate(pieces) if kind in (3, 4)}
+    marks |= {token.id: token.text for token in read_added_tokens(folder)}
+    found = {token["id"]: token["content"] for token in added}
+    if len(found) != len(added) or any(found.get(index) != text for index, text in marks.items()):
+        yield "tokenizer.json knows other marks"
+    holders = Counter(character for text, _, kind in pieces if kind == 1 for character in set(text))
+    for token in added:
+        if token["id"] in marks:
+            special = token["id"] < len(pieces) and pieces[token["id"]][2] == 3
+            if token["special"] != special:
+                yield f"tokenizer.json says that {token['content']!r} is {'no' if special else 'a'} control token"
+        elif prefix or len(token["content"]) != 1 or holders[token["content"]] != 1:
+            yield f"tokenizer.json makes {token['content']!r} a mark"
+        if any(token[key] for key in ("single_word", "lstrip", "rstrip", "normalized")):
+            yield f"tokenizer.json lets {token['content']!r} take more than its text"
+
+
+def _settings_faults(settings: dict[str, Any], quantized: QuantizedCheckpoint, context: int) -> Iterator[str]:
+    """tokenizer_config.json: the checkpoint's, but for the class, and with names for special tokens."""
+    theirs = optional_json(quantized.folder, "tokenizer_config.json")
+    if settings.get("tokenizer_class") not in KINDS:
+        yield f"tokenizer_config.json names the class {settings.get('tokenizer_class')!r}"
+    tokenizer = quantized.tokenizer()
+    named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
+    wanted: dict[str, Any] = {"model_max_length": context}
+    for name, token in named.items():
+        text = None if token is None else tokenizer.pieces.texts().get(token)  # pyright: ignore[reportAttributeAccessIssue]
+        wanted |= {} if text is None else {name: text}
+    wanted |= {key: value for key, value in theirs.items() if key != "tokenizer_class"}
+    found = {key: value for key, value in settings.items() if key != "tokenizer_class"}
+    for key in sorted(wanted.keys() | found.keys()):
+        if found.get(key, "nothing") != wanted.get(key, "nothing"):
+            told = f"{found.get(key, 'nothing')!r} instead of {wanted.get(key, 'nothing')!r}"
+            yield f"tokenizer_config.json says {key} {told}"
