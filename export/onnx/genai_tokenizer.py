@@ -36,9 +36,9 @@ def write_tokenizer(folder: Path, source: Path, context: int) -> dict[str, str]:
         TargetError: its pieces are no BPE.
         InputError: it cannot be read.
     """
-    tokenizer = Tokenizer.from_folder(source)
-    if not isinstance(tokenizer.pieces, SentencePieces):
+    if not (source / "tokenizer.model").is_file() or (source / TABLE).is_file():
         return {}
+    tokenizer = Tokenizer.from_folder(source)
     settings = optional_json(source, SETTINGS)
     table = tokenizer_json(tokenizer)
     write_text(folder / TABLE, json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n")
