@@ -11,8 +11,9 @@ from typing import Any
 
 from bluelm.errors import InputError
 from bluelm.system.reading import MOST_TABLE_BYTES, read_json
-from bluelm.text.added_tokens import optional_json, read_added_tokens
-from bluelm.text.sentencepieces import read_model
+from bluelm.text.added_tokens import optional_json
+from bluelm.text.sentencepieces import SentencePieces, read_model
+from bluelm.text.tokenizer import Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 
@@ -83,7 +84,8 @@ def _mark_faults(
 ) -> Iterator[str]:
     """Marks are one token wherever they stand; characters that never merge may be so as well."""
     marks = {index: text for index, (text, _, kind) in enumerate(pieces) if kind in (3, 4)}
-    marks |= {token.id: token.text for token in read_added_tokens(folder)}
+    own = Tokenizer.from_folder(folder).pieces
+    marks |= own.added() if isinstance(own, SentencePieces) else {}
     found = {token["id"]: token["content"] for token in added}
     if len(found) != len(added) or any(found.get(index) != text for index, text in marks.items()):
         yield "tokenizer.json knows other marks"
@@ -104,12 +106,13 @@ def _settings_faults(settings: dict[str, Any], quantized: QuantizedCheckpoint, c
     theirs = optional_json(quantized.folder, "tokenizer_config.json")
     if settings.get("tokenizer_class") not in KINDS:
         yield f"tokenizer_config.json names the class {settings.get('tokenizer_class')!r}"
-    tokenizer = quantized.tokenizer()
+    tokenizer = Tokenizer.from_folder(quantized.folder)
+    assert isinstance(tokenizer.pieces, SentencePieces)
+    texts = tokenizer.pieces.texts()
     named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
     wanted: dict[str, Any] = {"model_max_length": context}
     for name, token in named.items():
-        text = None if token is None else tokenizer.pieces.texts().get(token)  # pyright: ignore[reportAttributeAccessIssue]
-        wanted |= {} if text is None else {name: text}
+        wanted |= {name: texts[token]} if token in texts else {}
     wanted |= {key: value for key, value in theirs.items() if key != "tokenizer_class"}
     found = {key: value for key, value in settings.items() if key != "tokenizer_class"}
     for key in sorted(wanted.keys() | found.keys()):

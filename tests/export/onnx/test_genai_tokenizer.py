@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 
 from bluelm.errors import TargetError
-from bluelm.text.tokenizer import Tokenizer
+from bluelm.text.tokenizer import Message, Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval import heldout
 from eval.files.structure import ODD
@@ -64,6 +64,22 @@ def test_genai_and_hugging_faces_library_read_the_checkpoints_tokens(artifact: A
             assert theirs.decode(wanted) == ours.decode(wanted) or "�" in ours.decode(wanted), text
     assert [int(token) for token in theirs.encode("[|Human|]:你好[|AI|]:")] == [4, 2317, 2306, 5]
     assert sum(longest_run(text) <= LONGEST for text in texts) > 400
+
+
+def test_genai_puts_chats_as_the_checkpoint_does(artifact: Artifact, quantized: QuantizedCheckpoint) -> None:
+    """In the template that it was given, which is still BlueLM's to everybody else."""
+    ours, theirs = quantized.tokenizer(), genai(artifact.folder)
+    again = Tokenizer.from_folder(artifact.folder)
+    assert ours.template and again.template and again.template.sources == ours.template.sources
+    for chat in (
+        [("user", "你好")],
+        [("system", "Be brief."), ("user", "1\n2")],
+        [("user", "a  b"), ("assistant", "It is 42."), ("user", "谢谢！")],
+        [("user", "x"), ("assistant", "y")],
+    ):
+        messages = [{"role": role, "content": content} for role, content in chat]
+        prompt = theirs.apply_chat_template(json.dumps(messages), add_generation_prompt=chat[-1][0] == "user")
+        assert [int(token) for token in theirs.encode(prompt)] == ours.chat([Message(**message) for message in messages])
 
 
 def test_pieces_with_a_space_of_their_own(tmp_path: Path) -> None:
