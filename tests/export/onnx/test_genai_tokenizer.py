@@ -79,7 +79,8 @@ def test_genai_puts_chats_as_the_checkpoint_does(artifact: Artifact, quantized: 
     ):
         messages = [{"role": role, "content": content} for role, content in chat]
         prompt = theirs.apply_chat_template(json.dumps(messages), add_generation_prompt=chat[-1][0] == "user")
-        assert [int(token) for token in theirs.encode(prompt)] == ours.chat([Message(**message) for message in messages])
+        wanted = ours.chat([Message(**message) for message in messages])
+        assert [int(token) for token in theirs.encode(prompt)] == wanted
 
 
 def test_pieces_with_a_space_of_their_own(tmp_path: Path) -> None:
