@@ -30,7 +30,7 @@ from targets.runners.messages import (
 )
 
 LEAST = -103.28  # log of the smallest float32: what the program calls impossible
-GREEDY = {"temperature": 0.0, "cache_prompt": False}
+GREEDY: dict[str, Any] = {"temperature": 0.0, "cache_prompt": False}
 CERTAIN = 1e4  # added to a token's logit
 _held: dict[str, Any] = {}
 
@@ -63,8 +63,8 @@ def _load(message: Load) -> Loaded:
         raise InputError(f"llama.cpp refuses the file: {error}", where=message.path) from None
     _held.update(server=server, key=key, place=urlsplit(server.listening_address).netloc)
     told = _ask("GET", "/v1/models")["data"][0]["meta"]
-    _held["vocab"] = int(told["n_vocab"])
-    return Loaded(int(told["n_ctx_train"]), _held["vocab"])
+    _held.update(vocab=int(told["n_vocab"]), context=int(told["n_ctx_train"]))
+    return Loaded(_held["context"], _held["vocab"])
 
 
 def _tokens(text: str) -> list[int]:
@@ -74,16 +74,29 @@ def _tokens(text: str) -> list[int]:
 def _chat(message: Chat) -> Prompted:
     chat = {"messages": list(message.messages)}
     text = _ask("POST", "/apply-template", chat)["prompt"]
+    tokens = _tokens(text)
+    if len(tokens) >= _held["context"]:
+        return Prompted(text, tokens, None)
     answered = _ask("POST", "/v1/chat/completions", {**chat, **GREEDY, "max_tokens": 1})
-    return Prompted(text, _tokens(text), int(answered["usage"]["prompt_tokens"]))
+    return Prompted(text, tokens, int(answered["usage"]["prompt_tokens"]))
 
 
 def _distribute(message: Distribute) -> Distributed:
-    """Each further token follows what the program holds of the prompt before, so it is decoded by itself."""
+    """Each further token follows what the program holds of the prompt before, so it is decoded by itself.
+
+    An end token is not taken, else an answer that begins with it tells no probabilities; they are those before that.
+    """
     rows = []
     for length in range(message.prefilled, len(message.tokens) + 1):
         again = {"cache_prompt": length > message.prefilled}
-        asked = {"prompt": message.tokens[:length], "n_predict": 1, "n_probs": _held["vocab"], **GREEDY, **again}
+        asked = {
+            "prompt": message.tokens[:length],
+            "n_predict": 1,
+            "n_probs": _held["vocab"],
+            "ignore_eos": True,
+            **GREEDY,
+            **again,
+        }
         told = _ask("POST", "/completion", asked)["completion_probabilities"][0]["top_logprobs"]
         row = np.full(_held["vocab"], LEAST, np.float32)
         row[[one["id"] for one in told]] = [LEAST if one["logprob"] is None else one["logprob"] for one in told]

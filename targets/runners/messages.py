@@ -44,11 +44,12 @@ class Chat:
 
 @dataclass(frozen=True)
 class Prompted:
-    """The template's text, its tokens, and how many tokens an answer to this chat began with."""
+    """The template's text, its tokens, and how many tokens an answer to this chat began with: None where the context
+    holds no answer."""
 
     text: str
     tokens: list[int]
-    counted: int
+    counted: int | None
 
 
 @dataclass(frozen=True)

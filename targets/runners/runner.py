@@ -24,12 +24,12 @@ class Prompt:
 
     Attributes:
         text: what its template gives. tokens: of that text.
-        counted: how many tokens it says that an answer to this chat began with.
+        counted: how many tokens it says that an answer to this chat began with; None where there is no room for one.
     """
 
     text: str
     tokens: tuple[int, ...]
-    counted: int
+    counted: int | None
 
 
 @dataclass(frozen=True)

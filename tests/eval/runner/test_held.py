@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf import GGUFReader
 
 from compress.checkpoint.store import QuantizedCheckpoint
+from eval.accuracy.metrics import log_softmax
 from eval.budget.limits import STRUCTURE
 from eval.measurement import Measurement
 from eval.runner import held
@@ -134,4 +136,7 @@ def test_it_answers_until_an_end_token(made: Made) -> None:
         logits = float_runtime.logits([*prompt, *answer.tokens])[len(prompt) - 1 : -1]
         assert list(answer.tokens) == logits.argmax(-1).tolist()
         assert tokenizer.decode(answer.tokens).strip() == answer.text.strip()
+        ends = runner.distributions(prompt, 2)[:, 2]
+        wanted = log_softmax(float_runtime.logits(prompt)[1:])[:, 2]
+        assert np.allclose(ends, wanted, atol=0.1)  # what ends an answer is as likely as it is
         assert [runner.answer(prompt, 4, begin=end).ended for end in ENDS] == [True, True]
