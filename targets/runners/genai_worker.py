@@ -1,0 +1,121 @@
+"""The child process that holds onnxruntime-genai: `og.Model`, `og.Tokenizer` and `og.Generator`, as apps use them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluelm.errors import InputError
+from bluelm.system.reading import read_json
+from targets.host.child import serve
+from targets.runners.messages import (
+    Answer,
+    Answered,
+    Chat,
+    Distribute,
+    Distributed,
+    Load,
+    Loaded,
+    Message,
+    Prompted,
+    Tokenize,
+    Tokenized,
+)
+
+og: Any = importlib.import_module("onnxruntime_genai")  # has no annotations
+CERTAIN = 1e4  # added to a token's logit
+_held: dict[str, Any] = {}
+
+
+def handle(message: Message) -> object:
+    """Do what a message asks."""
+    if isinstance(message, Load):
+        return _load(message)
+    if isinstance(message, Tokenize):
+        return Tokenized([_tokens(text) for text in message.texts])
+    if isinstance(message, Chat):
+        return _chat(message)
+    if isinstance(message, Distribute):
+        return _distribute(message)
+    return _answer(message)
+
+
+def _load(message: Load) -> Loaded:
+    """`path` is the folder."""
+    try:
+        model = og.Model(message.path)
+        _held.update(model=model, tokenizer=og.Tokenizer(model))
+    except Exception as error:  # noqa: BLE001  (it raises plain exceptions of its own)
+        raise InputError(f"onnxruntime-genai refuses the folder: {error}", where=message.path) from None
+    told = read_json(f"{message.path}/genai_config.json")["model"]
+    return Loaded(int(told["context_length"]), int(told["vocab_size"]))
+
+
+def _tokens(text: str) -> list[int]:
+    return [int(token) for token in _held["tokenizer"].encode(text)]
+
+
+def _chat(message: Chat) -> Prompted:
+    answers = message.messages[-1]["role"] != "assistant"
+    try:
+        given = json.dumps(list(message.messages), ensure_ascii=False)
+        text = _held["tokenizer"].apply_chat_template(given, add_generation_prompt=answers)
+    except Exception as error:  # noqa: BLE001
+        raise InputError(f"onnxruntime-genai refuses the chat: {error}") from None
+    tokens = _tokens(text)
+    return Prompted(text, tokens, len(tokens))
+
+
+def _generator(tokens: list[int], **options: Any) -> Any:
+    parameters = og.GeneratorParams(_held["model"])
+    parameters.set_search_options(**options)
+    generator = og.Generator(_held["model"], parameters)
+    generator.append_tokens(tokens)
+    return generator
+
+
+def _logits(generator: Any) -> NDArray[np.float32]:
+    return np.asarray(generator.get_logits(), np.float32).reshape(-1, _vocab(generator))[-1]
+
+
+def _vocab(generator: Any) -> int:
+    return int(np.asarray(generator.get_logits()).shape[-1])
+
+
+def _distribute(message: Distribute) -> Distributed:
+    generator = _generator(message.tokens[: message.prefilled], do_sample=False)
+    rows = [_logits(generator)]
+    for token in message.tokens[message.prefilled :]:
+        generator.append_tokens([token])
+        rows.append(_logits(generator))
+    logits = np.stack(rows).astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    return Distributed((logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32))
+
+
+def _answer(message: Answer) -> Answered:
+    """One token where it has to begin with one: whether that ended the answer is asked."""
+    temperature = float(message.options.get("temperature", 0.0))
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    most = 1 if message.begin is not None else message.most
+    seed = {"random_seed": int(message.options.get("seed", 0))} if temperature else {}
+    generator = _generator(message.tokens, max_length=len(message.tokens) + message.most, **drawn, **seed)
+    if message.begin is not None:
+        logits = np.asarray(generator.get_logits(), np.float32).copy()
+        logits[..., message.begin] += CERTAIN
+        generator.set_logits(logits)
+    said: list[int] = []
+    while len(said) < most and not generator.is_done():
+        generator.generate_next_token()
+        said.append(int(generator.get_next_tokens()[0]))
+    ended = generator.is_done() and len(said) < message.most
+    return Answered(_held["tokenizer"].decode(said[:-1] if ended else said), said, ended)
+
+
+if __name__ == "__main__":
+    serve(handle, sys.argv)
