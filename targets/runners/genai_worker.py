@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def _load(message: Load) -> Loaded:
         _held.update(model=model, tokenizer=og.Tokenizer(model))
     except Exception as error:  # noqa: BLE001  (it raises plain exceptions of its own)
         raise InputError(f"onnxruntime-genai refuses the folder: {error}", where=message.path) from None
-    told = read_json(f"{message.path}/genai_config.json")["model"]
+    told = read_json(Path(message.path) / "genai_config.json")["model"]
     return Loaded(int(told["context_length"]), int(told["vocab_size"]))
 
 
