@@ -104,10 +104,12 @@ class JsonPieces:
         made = _build(tokenizers, self._data, self._path)
         made.encode_special_tokens = True
         names = [chr(ALIASES + number) for number in range(len(self._special))]
-        made.add_tokens([
-            tokenizers.AddedToken(name, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False)
-            for name, token in zip(names, self._special, strict=True)
-        ])
+        made.add_tokens(
+            [
+                tokenizers.AddedToken(name, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False)
+                for name, token in zip(names, self._special, strict=True)
+            ]
+        )
         pairs = zip(names, self._special, strict=True)
         ids = ((made.token_to_id(name), self.id(token.content)) for name, token in pairs)
         return made, {alias: own for alias, own in ids if alias is not None and own is not None}

@@ -279,6 +279,21 @@ def test_an_artifact_without_an_end_is_ended(
     assert call("verify", apk) == 2  # the limit of memory reaches the process
 
 
+def test_what_only_a_phone_can_run_is_not_called_verified(
+    apk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = build.verify(apk)
+    files = {path: b"".join(found.sources[path].pieces()) for path in found.manifest.files}
+    about = json.loads(files["artifact/artifact.json"]) | {"format": "executorch-neuropilot"}
+    files["artifact/artifact.json"] = json.dumps(about).encode()
+    draft = found.manifest.model_copy(update={"files": {}, "container": {}})
+    build.make(draft, bundles.inputs(files), bundles.development_keys(tmp_path), tmp_path / "x")
+    assert call("verify", tmp_path / "x.apk") == 5
+    told = " ".join(capsys.readouterr().err.split())
+    assert "was not run, so it is not verified" in told and "--no-load" in told
+    assert call("verify", tmp_path / "x.apk", "--no-load") == 0
+
+
 def test_manifest_and_verify_of_a_checkpoint(runs: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(runs / "model", model)
