@@ -84,16 +84,17 @@ def _chat(message: Chat) -> Prompted:
 def _distribute(message: Distribute) -> Distributed:
     """Each further token follows what the program holds of the prompt before, so it is decoded by itself.
 
-    An end token is not taken, else an answer that begins with it tells no probabilities; they are those before that.
+    A plain letter is what it has to answer with: behind an end token, or a part of a character, it tells no
+    probabilities. They are those before that is asked for.
     """
-    rows = []
+    rows, letter = [], [[_tokens("a")[-1], CERTAIN]]
     for length in range(message.prefilled, len(message.tokens) + 1):
         again = {"cache_prompt": length > message.prefilled}
         asked = {
             "prompt": message.tokens[:length],
             "n_predict": 1,
             "n_probs": _held["vocab"],
-            "ignore_eos": True,
+            "logit_bias": letter,
             **GREEDY,
             **again,
         }
