@@ -128,7 +128,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def told(mine: Path, theirs: Path, digest: str = "d", heads: int = CONFIG.num_kv_heads) -> list[str]:
     """What is wrong beside the program."""
     model = replace(CONFIG, num_kv_heads=heads)
-    artifact: Any = SimpleNamespace(model=model, quantized_digest=digest, folder=mine)
+    artifact: Any = SimpleNamespace(
+        model=model, quantized_digest=digest, folder=mine, paths=lambda role: [], record=SimpleNamespace(made=())
+    )
     quantized: Any = SimpleNamespace(config=CONFIG, digest=lambda: "d", folder=theirs)
     found = list(beside.findings(artifact, quantized))
     assert {finding.item for finding in found} >= {"artifact.json", "config.json", "tokenizer.model", "tokenizer.json"}
