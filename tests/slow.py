@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 LIST = Path(__file__).with_name("slow.txt")
-LIMIT = 1.0  # seconds: from here on a test is slow
+LIMIT = 0.6  # seconds: from here on a test is slow
 MANY = 4  # times LIMIT is what all cases of a test may take together
-STAYS = 0.5  # and down to here it stays in the list, so that it does not come and go
+STAYS = 0.3  # and down to here it stays in the list, so that it does not come and go
 HEAD = "# Slow tests and fixtures, in seconds of the processor (tests/slow.py); `make slow` writes this.\n"
 KIND = "processor seconds"  # of a property that a report carries to the process that sums up
 
