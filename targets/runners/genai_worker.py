@@ -22,28 +22,13 @@ from targets.runners.messages import (
     Distributed,
     Load,
     Loaded,
-    Message,
     Prompted,
-    Tokenize,
-    Tokenized,
+    handler,
 )
 
 og: Any = importlib.import_module("onnxruntime_genai")  # has no annotations
 CERTAIN = 1e4  # added to a token's logit
 _held: dict[str, Any] = {}
-
-
-def handle(message: Message) -> object:
-    """Do what a message asks."""
-    if isinstance(message, Load):
-        return _load(message)
-    if isinstance(message, Tokenize):
-        return Tokenized([_tokens(text) for text in message.texts])
-    if isinstance(message, Chat):
-        return _chat(message)
-    if isinstance(message, Distribute):
-        return _distribute(message)
-    return _answer(message)
 
 
 def _load(message: Load) -> Loaded:
@@ -81,11 +66,8 @@ def _generator(tokens: list[int], **options: Any) -> Any:
 
 
 def _logits(generator: Any) -> NDArray[np.float32]:
-    return np.asarray(generator.get_logits(), np.float32).reshape(-1, _vocab(generator))[-1]
-
-
-def _vocab(generator: Any) -> int:
-    return int(np.asarray(generator.get_logits()).shape[-1])
+    logits = np.asarray(generator.get_logits(), np.float32)
+    return logits.reshape(-1, logits.shape[-1])[-1]
 
 
 def _distribute(message: Distribute) -> Distributed:
@@ -119,4 +101,4 @@ def _answer(message: Answer) -> Answered:
 
 
 if __name__ == "__main__":
-    serve(handle, sys.argv)
+    serve(handler(_load, _tokens, _chat, _distribute, _answer), sys.argv)

@@ -23,29 +23,14 @@ from targets.runners.messages import (
     Distributed,
     Load,
     Loaded,
-    Message,
     Prompted,
-    Tokenize,
-    Tokenized,
+    handler,
 )
 
 LEAST = -103.28  # log of the smallest float32: what the program calls impossible
 GREEDY: dict[str, Any] = {"temperature": 0.0, "cache_prompt": False}
 CERTAIN = 1e4  # added to a token's logit
 _held: dict[str, Any] = {}
-
-
-def handle(message: Message) -> object:
-    """Do what a message asks."""
-    if isinstance(message, Load):
-        return _load(message)
-    if isinstance(message, Tokenize):
-        return Tokenized([_tokens(text) for text in message.texts])
-    if isinstance(message, Chat):
-        return _chat(message)
-    if isinstance(message, Distribute):
-        return _distribute(message)
-    return _answer(message)
 
 
 def _load(message: Load) -> Loaded:
@@ -133,4 +118,4 @@ def _ask(method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
 
 
 if __name__ == "__main__":
-    serve(handle, sys.argv)
+    serve(handler(_load, _tokens, _chat, _distribute, _answer), sys.argv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,3 +86,28 @@ class Answered:
 
 
 Message = Load | Tokenize | Chat | Distribute | Answer
+
+
+def handler(
+    load: Callable[[Load], Loaded],
+    tokens: Callable[[str], list[int]],
+    chat: Callable[[Chat], Prompted],
+    distribute: Callable[[Distribute], Distributed],
+    answer: Callable[[Answer], Answered],
+) -> Callable[[Message], object]:
+    """What a program's child does with each message."""
+
+    def handle(message: Message) -> object:
+        match message:
+            case Load():
+                return load(message)
+            case Tokenize():
+                return Tokenized([tokens(text) for text in message.texts])
+            case Chat():
+                return chat(message)
+            case Distribute():
+                return distribute(message)
+            case Answer():
+                return answer(message)
+
+    return handle
