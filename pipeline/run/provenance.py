@@ -44,7 +44,10 @@ def about(folder: Path, name: str) -> dict[str, str]:
         `name`, and `license` where README.md begins with YAML that names one, as on the Hugging Face hub.
     """
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace")[:MOST_CARD] if card.is_file() else ""
+    text = ""
+    if card.is_file():
+        with card.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MOST_CARD)
     head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     line = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)['\"]?[ \t]*$", head[1], re.MULTILINE) if head else None
     return {"name": name} | ({"license": line[1]} if line else {})

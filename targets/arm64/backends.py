@@ -34,6 +34,11 @@ class CpuBackend(Uncompiled):
 class GenaiBackend(CpuBackend):
     """One graph for onnxruntime-genai: every recipe that onnx-cpu takes."""
 
+    def check_tokenizer(self, folder: Path, config: ModelConfig) -> None:
+        from export.onnx.genai_tokenizer import check_tokenizer
+
+        check_tokenizer(folder)
+
     def lower(self, job: LoweringJob) -> Artifact:
         from export.onnx import genai as onnx_genai
 

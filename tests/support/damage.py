@@ -135,15 +135,21 @@ def written(hurt: QuantizedCheckpoint, folder: Path) -> QuantizedCheckpoint:
 
 
 def shift_tokenizer(artifact: Artifact) -> Artifact:
-    """Every ordinary piece under the number of the one before it."""
+    """Every ordinary piece under the number of the one before it, in each of the tokenizer's files."""
     path = artifact.folder / "tokenizer.model"
     model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     model.ParseFromString(path.read_bytes())
     ordinary = [i for i, piece in enumerate(model.pieces) if piece.type == 1]
     texts = [(model.pieces[i].piece, model.pieces[i].score) for i in ordinary]
-    for i, (text, score) in zip(ordinary, texts[1:] + texts[:1], strict=True):
+    moved = dict(zip(ordinary, texts[1:] + texts[:1], strict=True))
+    for i, (text, score) in moved.items():
         model.pieces[i].piece, model.pieces[i].score = text, score
     path.write_bytes(model.SerializeToString())
+    table = artifact.folder / "tokenizer.json"
+    if table.is_file():  # made of it for the format's runner
+        data = json.loads(table.read_text(encoding="utf-8"))
+        data["model"]["vocab"] |= {text: i for i, (text, _) in moved.items() if text in data["model"]["vocab"]}
+        table.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     return again(artifact)
 
 

@@ -118,7 +118,7 @@ NAMED = {
     "layer norm": {"max_weight_mismatches", "max_runtime_kl_excess", "max_mean_kl"},
     "unquantized": {"max_weight_mismatches"},
     "one code": {"max_weight_mismatches"},
-    "tokenizer": {"max_tokenizer_mismatches"},
+    "tokenizer": {"max_tokenizer_mismatches", "max_chat_template_mismatches"},
     "cache": {"max_prefill_decode_kl"},
 }
 """Of damages: checks that must fail; others of the row may too."""

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import tokenizers
 
+from bluelm.checkpoint import Checkpoint
 from bluelm.errors import TargetError
+from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Message, Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval import heldout
@@ -22,6 +24,7 @@ from export.artifacts.artifact import Artifact
 from export.onnx import genai as onnx_genai
 from export.onnx.genai_tokenizer import LONGEST, check_tokenizer, write_tokenizer
 from export.readback import read_back
+from targets.registry import find
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import train_tokenizer
 from tests.support.damage import again
@@ -100,6 +103,8 @@ def test_pieces_that_are_no_bpe_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(train_tokenizer(model_type="unigram"))
     with pytest.raises(TargetError, match="no SentencePiece model but BPE"):
         check_tokenizer(tmp_path)
+    with pytest.raises(TargetError, match="no SentencePiece model but BPE"):  # before any work
+        find("generic-arm64", runtime="onnx-genai").check_tokenizer(tmp_path, Checkpoint.open(demo_checkpoint()).config)
 
 
 def table(change: Callable[[dict[str, Any]], Any]) -> tuple[str, Callable[[dict[str, Any]], Any]]:
