@@ -85,17 +85,21 @@ class Work:
         Raises:
             InputError: something else lies among them.
         """
-        patterns = ("*.safetensors", "*.json", *TOKENIZER_FILES, FILE, MORE, *LEFT)
-        ours = {path for pattern in patterns for path in self.folder.glob(pattern)}
-        foreign = sorted(path.name for path in set(self.folder.iterdir()) - ours)
+        more = self.folder / MORE
+        templates = () if more.is_symlink() else (f"{MORE}/*.jinja",)
+        patterns = ("*.safetensors", "*.json", *TOKENIZER_FILES, FILE, *templates, *LEFT)
+        found = {path for pattern in patterns for path in self.folder.glob(pattern)}
+        ours = {path for path in found if path.is_symlink() or not path.is_dir()}
+        folders = {more} if templates and more.is_dir() else set[Path]()
+        there = {path for place in (self.folder, *folders) for path in place.iterdir()}
+        foreign = sorted(path.name for path in there - ours - folders)
         if foreign:
             problem = f"among an unfinished run's files lies what no run of ours wrote: {', '.join(foreign[:3])}"
             raise InputError(problem, where=self.folder, fix="move it elsewhere, or name another output folder")
         for path in ours - {self.folder / LOCK}:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            path.unlink()
+        for folder in folders:
+            folder.rmdir()
 
     def close(self) -> None:
         """Let others write into the folder; without a piece it goes."""

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
+from calibration.ranks import ALONE
 from calibration.samples import Samples, load_samples
 from compress.checkpoint.store import EMBEDDING_FILE, MANIFEST, block_file
+from compress.checkpoint.work import LOCK, Work
 from compress.engine import quantize
 from compress.recipe import Recipe
 from tests.compress.test_engine import Stopping, content
@@ -143,3 +145,22 @@ def test_a_link_is_no_output(short: Checkpoint, samples: Samples, tmp_path: Path
     (tmp_path / "out").symlink_to(tmp_path / "there")
     with pytest.raises(InputError, match="symbolic link"):
         quantize(short, samples, recipe(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("mine", ["notes.json/mine.txt", "additional_chat_templates/mine.txt"])
+def test_folders_in_an_unfinished_run_are_not_removed_with_it(tmp_path: Path, mine: str) -> None:
+    partial = tmp_path / "out.partial"
+    (partial / "additional_chat_templates").mkdir(parents=True)
+    (partial / "additional_chat_templates" / "tool_use.jinja").write_text("ours")
+    (partial / "chat_template.jinja").write_text("ours")
+    (partial / mine).parent.mkdir(exist_ok=True)
+    (partial / mine).write_text("mine")
+    before = {path: path.is_file() for path in partial.rglob("*")}
+    with pytest.raises(InputError, match="no run of ours wrote"):
+        Work(tmp_path / "out", {"a": 1}, ALONE, overwrite=True)
+    assert {path: path.is_file() for path in partial.rglob("*") if path.name != LOCK} == before
+    (partial / mine).unlink()
+    if (partial / "notes.json").is_dir():
+        (partial / "notes.json").rmdir()
+    Work(tmp_path / "out", {"a": 1}, ALONE, overwrite=True).close()
+    assert not list(partial.rglob("*.jinja"))
