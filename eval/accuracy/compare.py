@@ -129,12 +129,12 @@ def compare(
         block_window: tokens for the errors of blocks; None for none.
     """
     _check_same_model(reference, subjects)
-    expected = [metrics.log_softmax(reference.runtime.logits(window)) for window in windows]
+    expected = [reference.runtime.logits(window) for window in windows]
     texts = [greedy(reference.runtime, prompt, length) for prompt in prompts]
     found = []
     for subject in subjects:
-        candidate = [metrics.log_softmax(subject.runtime.logits(window)) for window in windows]
-        kl = [metrics.kl_divergence(e, c) for e, c in zip(expected, candidate, strict=True)]
+        candidate = [subject.runtime.logits(window) for window in windows]
+        kl = [metrics.kl_of_logits(e, c) for e, c in zip(expected, candidate, strict=True)]
         same = [metrics.top1_agreement(e, c) for e, c in zip(expected, candidate, strict=True)]
         cluster = np.concatenate([np.full(len(k), i) for i, k in enumerate(kl)])
         flat = np.concatenate(kl)
@@ -178,8 +178,8 @@ def block_errors(reference: Side, subject: Side, tokens: Sequence[int]) -> Block
         raise InputError(f"{reference.name} cannot show the output of its blocks")
     if subject.twin is None:
         return found
-    own, shown = (metrics.log_softmax(f(tokens)) for f in (subject.runtime.logits, subject.twin))
-    return replace(found, twin_kl=float(metrics.kl_divergence(own, shown).mean()))
+    own, shown = (f(tokens) for f in (subject.runtime.logits, subject.twin))
+    return replace(found, twin_kl=float(metrics.kl_of_logits(own, shown).mean()))
 
 
 def local_errors(

@@ -24,7 +24,6 @@ from targets.runtime import Runtime
 T = TypeVar("T")
 Float = NDArray[np.float64]
 Job = Callable[[Runtime], T]
-FEW_ROWS = 32  # of a vocabulary in float64 at a time: of 100,000 tokens, 256 rows and what is made of them take a GB
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,9 @@ def score_window(reference: NDArray, logits: NDArray, window: Window) -> TokenSc
         window: the n tokens, of which those that count as targets are marked.
     """
     rows = np.flatnonzero(window.judged[1:])  # row i is judged if token i + 1 is a target
-    parts = range(0, max(len(rows), 1), FEW_ROWS)
-    return TokenScores.join([_score_rows(reference, logits, window, rows[i : i + FEW_ROWS]) for i in parts])
+    few = metrics.FEW_ROWS
+    parts = range(0, max(len(rows), 1), few)
+    return TokenScores.join([_score_rows(reference, logits, window, rows[i : i + few]) for i in parts])
 
 
 def _score_rows(reference: NDArray, logits: NDArray, window: Window, rows: NDArray[np.intp]) -> TokenScores:
@@ -322,7 +322,7 @@ def prefill_decode(runtime: Runtime, tokens: Sequence[int], steps: int, subject:
     runtime.reset()
     runtime.prefill(tokens[:-steps])
     decoded = np.stack([runtime.decode(token) for token in tokens[-steps:]])  # [steps, vocab]
-    kl = metrics.kl_divergence(metrics.log_softmax(whole), metrics.log_softmax(decoded))
+    kl = metrics.kl_of_logits(whole, decoded)
     largest = float(np.abs(whole.astype(np.float64) - decoded).max())
     note = f"{len(tokens) - steps} tokens of prefill, then {steps} of decode"
     return [

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from eval.budget.confidence import correction
 
+FEW_ROWS = 32  # of a vocabulary in float64 at a time: of 100,000 tokens, 256 rows and what is made of them take a GB
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
@@ -39,9 +40,27 @@ def negative_log_likelihood(log_probabilities: Float, targets: Int) -> Float:
     return -np.take_along_axis(log_probabilities, targets[:, None], axis=-1)[:, 0]
 
 
+def nll_of_logits(logits: NDArray, targets: Int) -> Float:
+    """`negative_log_likelihood` of logits [n, vocab], a few rows in float64 at a time."""
+    parts = [
+        negative_log_likelihood(log_softmax(logits[i : i + FEW_ROWS]), targets[i : i + FEW_ROWS])
+        for i in range(0, max(len(logits), 1), FEW_ROWS)
+    ]
+    return np.concatenate(parts)
+
+
 def kl_divergence(reference: Float, candidate: Float) -> Float:
     """KL(reference || candidate) in nats [n] of log-probabilities [n, vocab]; never below zero."""
     return np.maximum((np.exp(reference) * (reference - candidate)).sum(axis=-1), 0.0)
+
+
+def kl_of_logits(reference: NDArray, candidate: NDArray) -> Float:
+    """`kl_divergence` of logits [n, vocab], a few rows in float64 at a time."""
+    parts = [
+        kl_divergence(log_softmax(reference[i : i + FEW_ROWS]), log_softmax(candidate[i : i + FEW_ROWS]))
+        for i in range(0, max(len(reference), 1), FEW_ROWS)
+    ]
+    return np.concatenate(parts)
 
 
 def top1_agreement(reference: NDArray, candidate: NDArray) -> Float:

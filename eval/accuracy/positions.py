@@ -125,8 +125,8 @@ class Rows:
     at: Int
     logits: NDArray[np.float32]
 
-    def log_probabilities(self, at: Int) -> Float:
-        """float64 [n, vocab] at some of the positions.
+    def at_positions(self, at: Int) -> NDArray[np.float32]:
+        """Logits [n, vocab] at some of the positions.
 
         Raises:
             KeyError: one is not there.
@@ -134,7 +134,7 @@ class Rows:
         index = np.searchsorted(self.at, at)
         if (index >= len(self.at)).any() or (self.at[index] != at).any():
             raise KeyError("positions without an answer")
-        return metrics.log_softmax(self.logits[index])
+        return self.logits[index]
 
 
 def reference(runtime: Runtime, text: Sequence[int], plans: Sequence[PositionPlan]) -> dict[tuple[Span, ...], Rows]:
@@ -199,7 +199,7 @@ def run(runtime: Runtime, text: Sequence[int], chosen: PositionPlan, expected: R
     def add(costs: Costs, at: Int, logits: NDArray[np.float32]) -> None:
         costs.at += at.tolist()
         if expected is not None and len(at):
-            costs.kl += metrics.kl_divergence(expected.log_probabilities(at), metrics.log_softmax(logits)).tolist()
+            costs.kl += metrics.kl_of_logits(expected.at_positions(at), logits).tolist()
 
     for piece in chosen.pieces:
         whole: dict[int, NDArray[np.float32]] = {}
@@ -219,8 +219,7 @@ def run(runtime: Runtime, text: Sequence[int], chosen: PositionPlan, expected: R
 
 
 def _hold_to_prefill(costs: Costs, prefilled: NDArray[np.float32], decoded: NDArray[np.float32]) -> None:
-    kl = metrics.kl_divergence(metrics.log_softmax(prefilled), metrics.log_softmax(decoded))
-    costs.to_prefill += kl.tolist()
+    costs.to_prefill += metrics.kl_of_logits(prefilled, decoded).tolist()
     largest = float(np.abs(prefilled.astype(np.float64) - decoded).max())
     costs.difference = max(costs.difference, largest) if np.isfinite(largest) else largest
 

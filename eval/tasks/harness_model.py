@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bluelm.errors import InputError
 from bluelm.system.progress import Progress, Silent
 from bluelm.text.tokenizer import Tokenizer
-from eval.accuracy.metrics import log_softmax
+from eval.accuracy.metrics import nll_of_logits
 from targets.host.generation import generate, until
 from targets.runtime import Runtime
 
@@ -46,7 +46,7 @@ class HarnessModel(TemplateLM):
         self._name = name
         self._progress = progress or Silent()
         self._context: list[int] | None = None
-        self._behind: NDArray[np.float64] | None = None  # log-probabilities [vocab] behind self._context
+        self._behind: NDArray[np.float32] | None = None  # logits [1, vocab] behind self._context
 
     @property
     def note(self) -> str:
@@ -111,13 +111,12 @@ class HarnessModel(TemplateLM):
         kept = self._fitting(context, self.max_length - len(continuation) + 1)
         if len(continuation) == 1:  # choices such as A, B, C, D share their question
             if kept != self._context:
-                self._context, self._behind = kept, log_softmax(self._runtime.logits(kept)[-1:])[0]
+                self._context, self._behind = kept, self._runtime.logits(kept)[-1:]
             assert self._behind is not None
-            rows = self._behind[None]  # [1, vocab]
+            rows = self._behind  # [1, vocab]
         else:
-            logits = self._runtime.logits([*kept, *continuation[:-1]])[-len(continuation) :]
-            rows = log_softmax(logits)  # [n, vocab]
-        nats = np.take_along_axis(rows, np.array(continuation)[:, None], axis=-1).sum()
+            rows = self._runtime.logits([*kept, *continuation[:-1]])[-len(continuation) :]  # [n, vocab]
+        nats = -nll_of_logits(rows, np.array(continuation)).sum()
         return float(nats), bool((rows.argmax(axis=-1) == continuation).all())
 
     def _fitting(self, context: Sequence[int], room: int) -> list[int]:

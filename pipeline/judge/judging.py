@@ -35,7 +35,7 @@ from pipeline.judge.inspecting import Inspector
 from pipeline.run import layout
 from pipeline.run.stages import Stages, code
 from targets.host.torch_runtime import TorchRuntime
-from targets.runtime import Place, Runtime, open_runtime
+from targets.runtime import Place, Runtime, open_runtime, run_of
 from targets.target import Target
 
 PROMPTS, PROMPT_TOKENS, GREEDY_TOKENS = 8, 32, 64  # that the artifact continues as the float model does, or not
@@ -131,7 +131,9 @@ def judge_artifacts(
     inspector: Inspector, subjects: Sequence[Subject], progress: Progress, reference: bool = True
 ) -> Judged:
     """`judged` without a stage around it."""
-    inspector.expect([(subject.artifact, subject.on) for subject in subjects])
+    with progress.task("find what the weights answer in float32", total=1) as task:
+        inspector.expect([(subject.artifact, subject.on) for subject in subjects])
+        task.advance()
     with progress.task("inspect the artifacts", total=len(subjects)) as task:
         figures = []
         for subject in subjects:  # one after another: showing blocks may compile once more
@@ -207,8 +209,11 @@ def _judge_one(
 
 
 def speed(subject: Subject, held_out: HeldOut, progress: Progress) -> list[Measurement]:
-    """Tokens/s of an artifact on this machine, with nothing else of ours running."""
+    """Tokens/s of an artifact on this machine, with nothing else of ours running; [] where what runs here stands in for
+    the phone's runtime: its speed says nothing, and an interpreter takes minutes to show it."""
     artifact = subject.artifact
+    if run_of(artifact, subject.on).stands_in:
+        return []
     prompt = held_out.windows[0].tokens.tolist()[: min(artifact.chunk, artifact.context // 2)]
     with (
         progress.task("measure the speed on this machine", total=1) as task,
@@ -230,8 +235,12 @@ def sizes(artifact: Artifact, target: Target) -> list[Measurement]:
 
 
 def not_known(subjects: Sequence[Subject], figures: Sequence[Measurement]) -> dict[str, list[str]]:
-    """By subject, what was not checked; of the artifact that ships, also why its speed is not estimated."""
+    """By subject, what was not checked; of the artifact that ships, also why its speed is not estimated; of the one
+    whose speed this machine would show, why it does not."""
     found = {s.name: structure.not_known(s.artifact, [f for f in figures if f.subject == s.name]) for s in subjects}
+    stand_in = run_of(subjects[-1].artifact, subjects[-1].on).stands_in
+    if stand_in:
+        found[subjects[-1].name].append(f"tokens/s on this machine: not measured here, where it runs by {stand_in}")
     shipped = subjects[0]
     found[shipped.name] += held.not_judged(shipped.artifact, [f for f in figures if f.subject == shipped.name])
     why = estimate.not_known(shipped.artifact)

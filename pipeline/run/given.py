@@ -10,7 +10,7 @@ from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.errors import InputError
 from bluelm.system.progress import Progress
 from eval.accuracy.judge import Reference
-from eval.accuracy.metrics import log_softmax, negative_log_likelihood
+from eval.accuracy.metrics import nll_of_logits
 from eval.accuracy.sanity import reference_to_guess
 from eval.heldout import HeldOut
 from targets.host.torch_runtime import TorchRuntime
@@ -36,8 +36,7 @@ def check_foresees(checkpoint: Checkpoint, held_out: HeldOut, rows: int, progres
     with progress.task("try the checkpoint", total=len(windows)) as task:
         for window in windows:
             at = np.flatnonzero(window.judged[1:])
-            logs = log_softmax(reference.logits(window.tokens.tolist())[at])
-            nats.append(negative_log_likelihood(logs, window.tokens[1:][at]))
+            nats.append(nll_of_logits(reference.logits(window.tokens.tolist())[at], window.tokens[1:][at]))
             task.advance()
     found = reference_to_guess(np.concatenate(nats), held_out.windows, rows, "")
     if not found.value < 1:  # NaN as well

@@ -7,7 +7,7 @@ import math
 import re
 import xml.etree.ElementTree as Xml
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -15,10 +15,15 @@ from subprocess import CompletedProcess
 import pytest
 from safetensors.torch import load_file, save_file
 
+from bluelm.checkpoint import Checkpoint
+from bluelm.system.progress import Silent
+from eval.heldout import HeldOut
 from eval.history import History
 from eval.measurement import Measurement
 from eval.report import Report
-from export.formats import records
+from export.artifacts.artifact import Artifact, Format
+from export.formats import Place, records
+from pipeline.judge import judging
 from tests.pipeline.test_cli import QUICK, bluelm
 from tests.support.checkpoints.shapes import tiny_checkpoint
 
@@ -128,6 +133,24 @@ def test_every_place_that_an_artifact_runs_at_is_the_runtime_or_a_stand_in() -> 
     on_a_mac = {(kind, on) for kind in ("coreml", "executorch-coreml") for on in ("cpu", "gpu", "ane")}
     itself = {(kind, "cpu") for kind in ("onnx-cpu", "onnx-genai", "executorch-xnnpack", "litert")} | on_a_mac
     assert {place for place, run in places.items() if not run.stands_in} == itself
+
+
+@pytest.mark.parametrize(("kind", "on"), [("gguf", "cpu"), ("coreml", "interpreter"), ("onnx-npu", "cpu")])
+def test_the_speed_of_a_stand_in_is_not_measured_and_the_report_says_so(
+    tmp_path: Path, kind: Format, on: Place
+) -> None:
+    model = Checkpoint.open(tiny_checkpoint(tmp_path / "model")).config
+    artifact = Artifact.model_construct(format=kind, model=model, context=64, parameters=1000)
+    subject = judging.Subject("cpu", artifact, on, 1)
+    held_out = HeldOut((), "", "", 1)
+    assert judging.speed(subject, held_out, Silent()) == []
+    told = judging.not_known([subject], [])["cpu"]
+    (said,) = (text for text in told if "tokens/s on this machine: not measured here" in text)
+    assert records()[kind].runs[on].stands_in in said
+    plain = judging.not_known(
+        [replace(subject, artifact=artifact.model_copy(update={"format": "onnx-cpu"}), on="cpu")], []
+    )
+    assert not [text for text in plain["cpu"] if "on this machine" in text]
 
 
 @pytest.fixture(scope="module")

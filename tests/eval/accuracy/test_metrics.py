@@ -1,6 +1,7 @@
 """Metrics against sums written out in plain Python, and standard errors against simulation."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -32,6 +33,26 @@ def test_kl_and_likelihood_equal_the_sums_written_out(p_logits: np.ndarray, q_lo
         expected = math.fsum(math.exp(a) * (a - b) for a, b in zip(log_p, log_q, strict=True))
         assert kl[i] == pytest.approx(max(expected, 0), abs=1e-12, rel=1e-9)
         assert nll[i] == pytest.approx(-log_q[targets[i]], rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 31, 32, 33, 100])
+def test_a_few_rows_at_a_time_give_what_all_at_once_give(rows: int) -> None:
+    generator = np.random.default_rng(rows)
+    p, q = (generator.normal(0, 3, (rows, 50)).astype(np.float32) for _ in range(2))
+    targets = generator.integers(0, 50, rows)
+    whole = metrics.log_softmax(p), metrics.log_softmax(q)
+    assert (metrics.kl_of_logits(p, q) == metrics.kl_divergence(*whole)).all()
+    assert (metrics.nll_of_logits(q, targets) == metrics.negative_log_likelihood(whole[1], targets)).all()
+
+
+def test_no_more_than_a_few_rows_are_held_in_float64() -> None:
+    rows, vocabulary = 512, 4096
+    logits = np.ones((rows, vocabulary), np.float32)
+    tracemalloc.start()
+    metrics.kl_of_logits(logits, logits)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * metrics.FEW_ROWS * 8 * vocabulary
 
 
 def test_known_kl() -> None:
