@@ -65,8 +65,8 @@ def subjects() -> list[Subject]:
     return [
         Subject("quantize", ("quantize", "model", "out", "--samples", "8", "--length", "16"), "out", each=True),
         run("generic-arm64", "onnx-cpu", each=True),
-        run("generic-arm64", "gguf"),
-        run("generic-arm64", "litert"),
+        run("generic-arm64", "gguf", each=True),
+        run("generic-arm64", "litert", each=True),
         run("snapdragon", "qnn-context", "--npu-tokens 256", few=True, children=True),
     ]
 
