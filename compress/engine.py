@@ -21,6 +21,7 @@ from bluelm.block import block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import ChangedInputError, InputError
 from bluelm.model import DecoderBlock
+from bluelm.system.files import removed_meanwhile
 from bluelm.system.memory import give_back
 from bluelm.system.progress import Progress, Silent
 from calibration.activations import Shelf
@@ -93,7 +94,7 @@ def quantize(
     if found is not None:
         return found
     work = Work(out, inputs, ranks, overwrite=overwrite)
-    with closing(work):
+    with closing(work), removed_meanwhile(work.folder):
         shelf = Shelf(getattr(torch, recipe.activations), work.folder if on_disk else None)
         run = _Run(as_quantized(checkpoint, recipe), recipe, work, shelf, device)
         run.all_pieces(tokens, progress or Silent())

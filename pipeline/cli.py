@@ -298,6 +298,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: Sequence[str] | None) -> NoReturn:
     show_warnings()
     interrupt.listen()  # CI cancels with SIGTERM: end as on Ctrl-C
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # libraries in C would end the process in words of their own
+        say("\nerror: the folder that this was called in was removed\n  fix:   change into another one", error=True)
+        sys.exit(InputError.exit_code)
     given = list(sys.argv[1:] if arguments is None else arguments)
     for argument in given:
         if not _is_text(argument):

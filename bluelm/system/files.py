@@ -60,6 +60,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def removed_meanwhile(folder: Path) -> Iterator[None]:
+    """Work in a folder that somebody may remove.
+
+    Raises:
+        InputError: a file is missing, and the folder with it.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            raise
+        fix = "give the same command again: it begins anew"
+        raise InputError("the folder was removed while it was worked in", where=folder, fix=fix) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, all or nothing."""
     with atomic_file(path) as temporary:

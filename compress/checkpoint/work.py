@@ -62,7 +62,7 @@ class Work:
         """Go on with what lies there, or begin."""
         path, ranks = self.folder / INPUTS, self.ranks
         if overwrite and ranks.leads:
-            self._clear()
+            clear(self.folder)
         elif path.is_file():
             refuse_other(_read_inputs(path), inputs, self.folder, "an unfinished run")
         ranks.shared(lambda: write_text(path, json.dumps(dict(inputs), indent=1)))
@@ -78,28 +78,6 @@ class Work:
             self._lock.close()
             fix = "wait for it to end, or name another output folder"
             raise InputError("another process is quantizing into this folder", where=self.folder, fix=fix) from error
-
-    def _clear(self) -> None:
-        """Remove an unfinished run's files.
-
-        Raises:
-            InputError: something else lies among them.
-        """
-        more = self.folder / MORE
-        templates = () if more.is_symlink() else (f"{MORE}/*.jinja",)
-        patterns = ("*.safetensors", "*.json", *TOKENIZER_FILES, FILE, *templates, *LEFT)
-        found = {path for pattern in patterns for path in self.folder.glob(pattern)}
-        ours = {path for path in found if path.is_symlink() or not path.is_dir()}
-        folders = {more} if templates and more.is_dir() else set[Path]()
-        there = {path for place in (self.folder, *folders) for path in place.iterdir()}
-        foreign = sorted(path.name for path in there - ours - folders)
-        if foreign:
-            problem = f"among an unfinished run's files lies what no run of ours wrote: {', '.join(foreign[:3])}"
-            raise InputError(problem, where=self.folder, fix="move it elsewhere, or name another output folder")
-        for path in ours - {self.folder / LOCK}:
-            path.unlink()
-        for folder in folders:
-            folder.rmdir()
 
     def close(self) -> None:
         """Let others write into the folder; without a piece it goes."""
@@ -223,6 +201,29 @@ class Work:
             return mark == self._mark and file.read() == digest.digest()
 
 
+def clear(partial: Path) -> None:
+    """Remove the files of an unfinished run from its folder, all but its lock.
+
+    Raises:
+        InputError: something else lies among them.
+    """
+    more = partial / MORE
+    templates = () if more.is_symlink() else (f"{MORE}/*.jinja",)
+    patterns = ("*.safetensors", "*.json", *TOKENIZER_FILES, FILE, *templates, *LEFT)
+    found = {path for pattern in patterns for path in partial.glob(pattern)}
+    ours = {path for path in found if path.is_symlink() or not path.is_dir()}
+    folders = {more} if templates and more.is_dir() else set[Path]()
+    there = {path for place in (partial, *folders) for path in place.iterdir()}
+    foreign = sorted(path.name for path in there - ours - folders)
+    if foreign:
+        problem = f"among an unfinished run's files lies what no run of ours wrote: {', '.join(foreign[:3])}"
+        raise InputError(problem, where=partial, fix="move it elsewhere, or name another output folder")
+    for path in ours - {partial / LOCK}:
+        path.unlink()
+    for folder in folders:
+        folder.rmdir()
+
+
 def finished(out: Path, inputs: Mapping[str, Any], *, overwrite: bool = False) -> QuantizedCheckpoint | None:
     """What lies at `out`, if it is complete, whole and of these inputs; None for nothing.
 
@@ -250,10 +251,11 @@ def finished(out: Path, inputs: Mapping[str, Any], *, overwrite: bool = False) -
         found = QuantizedCheckpoint.open(out)
         found.verify()
     except InputError as error:
+        again = "move this one elsewhere" if _foreign(out) else "make it again with --overwrite"
         raise InputError(
             f"this folder holds a damaged quantized checkpoint: {error.problem}",
             where=error.where or out,
-            fix="name another output folder, or make it again with --overwrite",
+            fix=f"name another output folder, or {again}",
         ) from None
     refuse_other(found.info.get("inputs", {}), inputs, out, "a quantized checkpoint")
     return found
@@ -265,21 +267,26 @@ def refuse_foreign(out: Path) -> None:
     Raises:
         InputError: a file lies there that its manifest does not name.
     """
-    if not out.exists():
-        return
-    try:
-        info = read_json(out / MANIFEST)
-    except InputError:
-        info = {}
-    ours = set(info["files"]) if info.get("format") == FORMAT and isinstance(info.get("files"), dict) else set()
-    there = {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
-    foreign = sorted(there - ours - {MANIFEST, *BESIDE}) if ours or not there else sorted(there)
+    foreign = _foreign(out)
     if foreign:
         raise InputError(
             f"the output folder holds files that bluelm-export did not write: {', '.join(foreign[:3])}",
             where=out,
             fix="move it elsewhere, or name another output folder",
         )
+
+
+def _foreign(out: Path) -> list[str]:
+    """Files of a folder that its manifest does not name; all, where that is none of ours."""
+    if not out.exists():
+        return []
+    try:
+        info = read_json(out / MANIFEST)
+    except InputError:
+        info = {}
+    ours = set(info["files"]) if info.get("format") == FORMAT and isinstance(info.get("files"), dict) else set()
+    there = {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
+    return sorted(there - ours - {MANIFEST, *BESIDE}) if ours or not there else sorted(there)
 
 
 def refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path, what: str) -> None:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from bluelm.errors import ExportError
 from pipeline.errors import leave
 from pipeline.options import options as o
 from pipeline.options.recipe import recipe_values
@@ -193,6 +192,7 @@ def run(job: Job, output: Console, messages: Console) -> int:
 
 def _check(job: Job, source: Source, messages: Console) -> None:
     """Refuse what cannot be made, and warn of options that change nothing, before any work."""
+    from compress.checkpoint.work import refuse_foreign
     from compress.formats.write import check_out, check_recipe
     from compress.widths.allocate import check_room
     from pipeline.options.effects import QUANTIZE, QuantizeFacts, refuse_idle
@@ -202,6 +202,7 @@ def _check(job: Job, source: Source, messages: Console) -> None:
         _tell(messages, f"warning: {warning}")
     if job.format is not None:
         check_out(job.out)
+        refuse_foreign(job.codes)  # which go in the end
         check_recipe(source.checkpoint.config, source.recipe, job.format)
     if source.recipe.auto:
         check_room(source.checkpoint.config, source.recipe, _allowed(job, source.recipe))
@@ -272,11 +273,7 @@ def _write_format(job: Job, source: Source, quantized: QuantizedCheckpoint, prog
 
     if job.format is None:
         return
-    try:
-        write(quantized, source.checkpoint, job.out, job.format, progress)
-    except ExportError:
-        shutil.rmtree(job.codes)
-        raise
+    write(quantized, source.checkpoint, job.out, job.format, progress)  # an error leaves the codes for the next call
     for name in (widths.RECIPE, widths.TABLE):  # of --bits auto
         if (job.codes / name).exists():
             shutil.copyfile(job.codes / name, job.out / name)

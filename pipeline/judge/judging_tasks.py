@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from bluelm.checkpoint import Checkpoint
+from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress
 from bluelm.system.reading import read_bytes
@@ -50,10 +50,26 @@ def judge_tasks(
         figures = _ask_both(asked, checkpoint if reference else None, subject, answers, progress)
         with atomic_folder(folder) as temporary:
             (temporary / "figures.json").write_bytes(FIGURES.dump_json(tuple(figures), indent=1))
-        shutil.rmtree(answers)
+        _clear(answers)
+        answers.rmdir()
 
-    folder = stages.run(layout.TASKS, inputs, work)
+    folder = stages.run(layout.TASKS, inputs, work, _clear)
     return list(FIGURES.validate_json(read_bytes(folder / "figures.json")))
+
+
+def _clear(answers: Path) -> None:
+    """Remove the answers of an unfinished run.
+
+    Raises:
+        InputError: something else lies among them.
+    """
+    ours = {*answers.glob("*.sqlite*")}
+    foreign = sorted(path.name for path in set(answers.iterdir()) - ours)
+    if foreign:
+        problem = f"among the answers lies what no run of ours wrote: {', '.join(foreign[:3])}"
+        raise InputError(problem, where=answers, fix="move it elsewhere")
+    for path in ours:
+        path.unlink()
 
 
 def _ask_both(

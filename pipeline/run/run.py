@@ -17,6 +17,7 @@ from bluelm.errors import BudgetError
 from bluelm.system.progress import Progress
 from bluelm.system.reading import read_json
 from compress.checkpoint.store import QuantizedCheckpoint
+from compress.checkpoint.work import clear
 from compress.recipe import Recipe
 from eval.budget import budget as budgets
 from eval.budget.budget_file import DEFAULT_BUDGET
@@ -68,6 +69,7 @@ def run(request: Request, *, dry_run: bool, output: Console, messages: Console) 
         plan = make_plan(request)
     for warning in plan.warnings:
         messages.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    Stages(plan.folder).check(_stage_names(plan))
     phone = find_phone(plan)
     if request.history is not None:
         History(request.history).check()
@@ -221,7 +223,7 @@ def _quantize(plan: Plan, stages: Stages, progress: Progress) -> QuantizedCheckp
         device = compute_device(plan.request.quantize_on)
         plan.source.quantize(plan.samples, folder, progress, device=device, on_disk=on_disk)
 
-    return QuantizedCheckpoint.open(stages.run(layout.QUANTIZED, inputs, work))
+    return QuantizedCheckpoint.open(stages.run(layout.QUANTIZED, inputs, work, clear))
 
 
 def _export_cpu(plan: Plan, stages: Stages, quantized: QuantizedCheckpoint, progress: Progress) -> Artifact:

@@ -11,19 +11,21 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bluelm.errors import ExportError, InputError
-from bluelm.system.files import sha256, write_text
+from bluelm.system.files import removed_meanwhile, sha256, write_text
 from bluelm.system.reading import MOST_TABLE_BYTES, read_json, read_note
 from eval.report import ReportStage
+from pipeline.run.layout import LOG
 
 RECORDS = ".stages"
 PARTIAL = ".partial"
@@ -81,7 +83,27 @@ class Stages:
         record = self._read(name)
         return bool(record) and not self._differs(name, record, inputs)
 
-    def run(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], object]) -> Path:
+    def check(self, names: Iterable[str]) -> None:
+        """See, before any work, that nothing of a user's lies where these stages will.
+
+        Raises:
+            InputError: it does.
+        """
+        if not (self.folder / RECORDS).is_dir():
+            there = [name for name in (*REPORTS, PREVIOUS, LOG) if os.path.lexists(self.folder / name)]
+            if there:
+                problem = f"the run's folder holds what no run of ours wrote there: {', '.join(there[:3])}"
+                raise InputError(problem, where=self.folder, fix="move it elsewhere, or give another --name")
+        for name in names:
+            self._refuse_foreign(name, self._read(name))
+
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        work: Callable[[Path], object],
+        clear: Callable[[Path], object] = lambda partial: None,
+    ) -> Path:
         """Do a stage, or take an earlier run's result.
 
         Where the stage is made again, the run's report is moved away first: it tells of what was there before.
@@ -90,7 +112,8 @@ class Stages:
             name: of the stage and its folder.
             inputs: all that decides the result.
             work: writes the folder that it is given, which does not exist yet. It may keep what a broken-off
-                run can go on from in `<folder>.partial`; what other input left there is removed first.
+                run can go on from in `<folder>.partial`.
+            clear: removes from there what a run of other input left, and refuses what is none of its files.
 
         Returns:
             the stage's folder.
@@ -110,8 +133,8 @@ class Stages:
         self._refuse_foreign(name, record)
         started = time.monotonic()
         begun = self._begun(name)
-        if read_note(begun) != fingerprint(inputs):
-            shutil.rmtree(folder.with_name(f"{name}{PARTIAL}"), ignore_errors=True)
+        if read_note(begun) != fingerprint(inputs) and self._partial(name).is_dir():
+            clear(self._partial(name))
         retire_reports(self.folder)
         write_text(begun, fingerprint(inputs))
         self._record(name).unlink(missing_ok=True)
@@ -131,6 +154,9 @@ class Stages:
 
     def _record(self, name: str) -> Path:
         return self.folder / RECORDS / f"{name}.json"
+
+    def _partial(self, name: str) -> Path:
+        return self.folder / f"{name}{PARTIAL}"
 
     def _begun(self, name: str) -> Path:
         return self.folder / RECORDS / f"{name}.begun"
@@ -160,15 +186,19 @@ class Stages:
 
     def _refuse_foreign(self, name: str, record: Mapping[str, Any]) -> None:
         """Nothing is removed that this tool cannot prove to have written."""
-        folder = self.folder / name
-        if not folder.exists() or (not record and self._begun(name).is_file()):
-            return  # begun by us and broken off
-        foreign = sorted(set(_paths(folder)) - set(record.get("files", {}))) if folder.is_dir() else [name]
-        if foreign or not record:
+        folder, partial, begun = self.folder / name, self._partial(name), self._begun(name).is_file()
+        foreign: list[str] = []
+        if partial.exists() and not begun:
+            foreign = [partial.name]
+        elif folder.exists() and (record or not begun):  # else begun by us and broken off
+            ours = set(record.get("files", {}))
+            foreign = sorted(set(_there(folder)) - ours) if folder.is_dir() else [name]
+            foreign += ["an empty folder"] if not record and not foreign else []
+        if foreign:
             raise InputError(
                 "the stage has to be made again, but its folder holds what bluelm-export did not write: "
-                + ", ".join(foreign[:3] or ["an empty folder"]),
-                where=folder,
+                + ", ".join(foreign[:3]),
+                where=partial if foreign == [partial.name] else folder,
                 fix="move it elsewhere, or give another --name",
             )
 
@@ -206,6 +236,11 @@ def _paths(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+def _there(folder: Path) -> list[str]:
+    """All that would be lost with a folder: files, pipes and links."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+
+
 def _entries(record: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     """The record's files; of another version's record, none that any file could equal."""
     return {
@@ -221,7 +256,7 @@ def run_folder(folder: Path) -> Iterator[Path]:
     """Make and lock a run's folder; where an error or Ctrl-C leaves a new one without results, it is removed.
 
     Raises:
-        InputError: it is a file, or another run is writing into it now.
+        InputError: it is a file, another run is writing into it now, or it was removed meanwhile.
     """
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     if folder.exists() and not folder.is_dir():
@@ -235,9 +270,10 @@ def run_folder(folder: Path) -> Iterator[Path]:
                 fix = "wait for it to end, or give another --name"
                 raise InputError("another run is writing into this folder", where=folder, fix=fix) from error
             clear_temporaries(folder)
-            yield folder
+            with removed_meanwhile(folder):
+                yield folder
     except (ExportError, KeyboardInterrupt):
-        if made and not _holds_results(folder):
+        if made and folder.is_dir() and not _holds_results(folder):
             shutil.rmtree(folder)
             for parent in made[1:]:
                 if not any(parent.iterdir()):

@@ -198,6 +198,19 @@ def test_a_dry_run_writes_nothing(place: Place) -> None:
     assert not (place.folder / "elsewhere").exists()
 
 
+def test_a_users_files_where_artifacts_go_are_told_of_before_any_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place.folder)
+    mine = place.folder / "mine" / "tiny" / "onnx-genai" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(SystemExit) as left:
+        main([*place.arguments(), "--out", "mine"])
+    assert left.value.code == 2 and "did not write: notes.txt" in capsys.readouterr().err
+    assert [path for path in (place.folder / "mine").rglob("*") if path.is_file()] == [mine]
+
+
 def test_interrupted_runs_exit_6_and_go_on(place: Place) -> None:
     arguments = [*place.arguments(), "--samples", "64", "--name", "broken-off"]
     with subprocess.Popen(
@@ -303,6 +316,17 @@ def test_lists_behind_an_option() -> None:
     given = ["--calibration", "a", "b", "--bits", "4", "--eval", "c", "--budget", "d"]
     expected = ["--calibration", "a", "--calibration", "b", "--bits", "4", "--eval", "c", "--budget", "d"]
     assert spread_lists(given) == expected
+
+
+def test_a_working_folder_that_was_removed_is_told(tmp_path: Path) -> None:
+    """torch's libraries would end the process in words of their own."""
+    code = f"import os; os.rmdir({str(tmp_path / 'gone')!r}); from pipeline.cli import main; main(['targets'])"
+    (tmp_path / "gone").mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "gone", capture_output=True, text=True, env=environment(tmp_path)
+    )
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert "was removed" in ended.stderr and "oneMKL" not in ended.stderr
 
 
 @pytest.mark.parametrize("where", ["show_warnings", "hold_to_bounds"])

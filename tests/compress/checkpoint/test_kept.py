@@ -116,9 +116,10 @@ def test_a_folder_that_is_not_ours_alone_is_not_replaced(
         (out / block_file(0)).write_bytes(data)
     before = content(out)
     other = recipe(seed=7)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as refused:
         quantize(short, samples, other, out)
     assert content(out) == before
+    assert ("--overwrite" in str(refused.value)) == (damage != "a foreign manifest")  # no remedy that is refused
     if damage == "a flipped bit":  # all of it is named in our manifest
         assert quantize(short, samples, other, out, overwrite=True).recipe.seed == 7
         return
@@ -138,6 +139,16 @@ def test_two_at_once_do_not_share_a_folder(short: Checkpoint, samples: Samples, 
     first = Second(99)
     quantize(short, samples, recipe(), tmp_path / "out", first)
     assert first.tried
+
+
+def test_a_folder_that_is_removed_meanwhile_is_told(short: Checkpoint, samples: Samples, tmp_path: Path) -> None:
+    class Removing(Stopping):
+        def advance(self, steps: int = 1, note: str = "") -> None:
+            if note == "block 1":
+                shutil.rmtree(tmp_path / "out.partial")
+
+    with pytest.raises(InputError, match=r"out\.partial"):
+        quantize(short, samples, recipe(), tmp_path / "out", Removing(99))
 
 
 def test_a_link_is_no_output(short: Checkpoint, samples: Samples, tmp_path: Path) -> None:

@@ -175,3 +175,20 @@ def test_from_the_command_line_to_another_tools_folder_and_back(
     assert call(["--target", "generic-arm64", "--model", str(tmp_path / "gptq"), "--dry-run"]) == 0
     assert "codes as given" in capfd.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["awq", "gptq", "tiny"]
+
+
+def test_codes_outlive_a_format_that_cannot_hold_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Found after all the work: they stay, and serve another try."""
+    model, out = tiny_checkpoint(tmp_path / "tiny"), tmp_path / "out"
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = 1e5
+    save_file(tensors, model / "model.safetensors")
+    words = ["quantize", str(model), str(out), "--method", "rtn"]
+    for _ in range(2):
+        assert call([*words, "--format", "gptq"]) == 2
+        assert "lm_head.weight has values beyond float16" in capfd.readouterr().err
+    codes = tmp_path / "out.codes"
+    assert (codes / "quantized.json").is_file() and not out.exists()
+    (codes / "notes.txt").write_text("mine")
+    assert call([*words, "--format", "gptq"]) == 2
+    assert "did not write: notes.txt" in capfd.readouterr().err and (codes / "notes.txt").is_file()

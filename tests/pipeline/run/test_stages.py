@@ -95,7 +95,7 @@ def test_what_an_interrupted_stage_left_is_kept_for_the_same_input_only(tmp_path
 
     for bits, expected in ((4, 1), (4, 2), (8, 1)):
         with pytest.raises(KeyboardInterrupt):
-            Stages(tmp_path).run("quantized", {"bits": bits}, broken)
+            Stages(tmp_path).run("quantized", {"bits": bits}, broken, shutil.rmtree)
         assert len(list((tmp_path / "quantized.partial").iterdir())) == expected
 
 
@@ -182,6 +182,32 @@ def test_a_users_files_are_not_removed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"more\.txt"):
         Stages(tmp_path).run("lowered", {"bits": 8}, writer("b", []))
     assert sorted(p.name for p in folder.iterdir()) == ["more.txt", "result.txt"]
+
+
+@pytest.mark.parametrize("mine", ["judged/notes.txt", "quantized.partial/block-0", "report.json", "log.txt"])
+def test_a_users_files_are_told_of_before_any_work(tmp_path: Path, mine: str) -> None:
+    """Also where only a later stage, or the report, would have to take their place."""
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    with pytest.raises(InputError, match=Path(mine).parts[0]):
+        Stages(tmp_path).check(["quantized", "judged"])
+    (tmp_path / mine).unlink()
+    Stages(tmp_path).run("lowered", {}, writer("a", []))
+    Stages(tmp_path).check(["lowered", "onnx-cpu"])
+
+
+def test_a_link_in_a_stages_folder_is_a_users_file(tmp_path: Path) -> None:
+    folder = Stages(tmp_path).run("lowered", {"bits": 4}, writer("a", []))
+    (folder / "more").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="more"):
+        Stages(tmp_path).run("lowered", {"bits": 8}, writer("b", []))
+    assert (folder / "more").is_symlink()
+
+
+def test_a_run_folder_that_is_removed_meanwhile_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="removed while"), run_folder(tmp_path / "dist" / "run") as folder:
+        shutil.rmtree(folder)
+        (folder / "result.txt").write_text("a")
 
 
 DAMAGED = [
