@@ -135,6 +135,8 @@ class Work:
     def load_streams(self, made: int, streams: Streams) -> int:
         """Fill the streams with the latest state that has all its blocks, of `made` finished ones.
 
+        A state that is damaged, or that was not finite when it was kept, is not taken: the blocks give it again.
+
         Returns:
             the block that they stand in front of, 0 if none was kept; they are left alone then.
         """
@@ -193,12 +195,13 @@ class Work:
             return False
         with path.open("rb") as file:
             mark = file.read(len(self._mark))
-            digest = hashlib.sha256(mark)
+            digest, finite = hashlib.sha256(mark), True
             left = size - len(mark)
             while left and (part := file.read(min(left, 1 << 24))):
                 digest.update(part)
+                finite = finite and bool(torch.frombuffer(bytearray(part), dtype=streams.hidden.dtype).isfinite().all())
                 left -= len(part)
-            return mark == self._mark and file.read() == digest.digest()
+            return mark == self._mark and file.read() == digest.digest() and finite
 
 
 def clear(partial: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from calibration.ranks import ALONE
 from calibration.samples import Samples, load_samples
-from compress.checkpoint.store import EMBEDDING_FILE, MANIFEST, block_file
-from compress.checkpoint.work import LOCK, Work
+from compress.checkpoint import work
+from compress.checkpoint.store import EMBEDDING_FILE, HEAD_FILE, MANIFEST, block_file
+from compress.checkpoint.work import LOCK, SHA256_BYTES, Work
 from compress.engine import quantize
 from compress.recipe import Recipe
 from tests.compress.test_engine import Stopping, content
@@ -81,6 +85,23 @@ def test_a_flipped_bit_in_what_is_kept_is_found(short: Checkpoint, samples: Samp
     path.write_bytes(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert content(quantize(short, samples, recipe(), tmp_path / "out").folder) == whole
+
+
+def test_a_nan_in_a_kept_stream_costs_no_finished_block(
+    short: Checkpoint, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept with its right digest, as where memory failed before it was written: the blocks give the stream again."""
+    whole = content(quantize(short, samples, recipe(), tmp_path / "whole").folder)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(short, samples, recipe(), tmp_path / "out", Stopping(2))
+    (path,) = (tmp_path / "out.partial").glob("streams-*.bin")
+    data = bytearray(path.read_bytes()[:-SHA256_BYTES])
+    data[-4:] = struct.pack("<f", math.nan)
+    path.write_bytes(data + hashlib.sha256(data).digest())
+    written, original = list[str](), work.write_piece
+    monkeypatch.setattr(work, "write_piece", lambda path, *rest: written.append(path.name) or original(path, *rest))
+    assert content(quantize(short, samples, recipe(), tmp_path / "out").folder) == whole
+    assert written == [block_file(1), HEAD_FILE]
 
 
 def test_weights_replaced_meanwhile_are_noticed(short: Checkpoint, samples: Samples, tmp_path: Path) -> None:
