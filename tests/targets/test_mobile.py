@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -79,10 +78,8 @@ def test_the_footprint_of_a_7b_is_what_paper_and_pencil_say():
 
 
 def test_a_7b_on_a_phone_with_4_gb_is_refused_with_what_would_fit():
-    begin = time.process_time()
     with pytest.raises(TargetError, match=r"needs \d+\.\d\d GiB .*KV cache") as refused:
         find("dimensity", device_ram_gb=4).check(SEVEN, RECIPE, context=2048)
-    assert time.process_time() - begin < 1
     assert refused.value.exit_code == 4
     assert "phone with" in (refused.value.fix or "")
     find("dimensity", device_ram_gb=16).check(SEVEN, RECIPE, context=2048)

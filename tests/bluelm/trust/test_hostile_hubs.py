@@ -91,7 +91,7 @@ def test_a_file_that_stalls(kind: str, hub: Hub, tmp_path: Path) -> None:
         handler.end_headers()
         handler.wfile.write(WEIGHTS[:1000])
         handler.wfile.flush()
-        time.sleep(1)
+        handler.rfile.read(1)  # until the other side goes
 
     hub.instead["model.safetensors"] = answer
     with pytest.raises(UnavailableError, match="nothing came"):

@@ -167,7 +167,7 @@ class Command:
             meanwhile(seconds)
             time.sleep(0.002)
         code = os.waitstatus_to_exitcode(status)
-        _, left = psutil.wait_procs(self._seen.values(), timeout=10)
+        _, left = psutil.wait_procs(self._seen.values(), timeout=HANG_S / 10)
         for each in left:
             _send(each.kill)
         return Ended(code, self._said.read_text(errors="replace"), round(seconds, 2), len(left))
