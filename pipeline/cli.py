@@ -199,7 +199,7 @@ def generate(
         str | None,
         typer.Option(
             "--with",
-            help="Answer through the program that users open it with, by its tokenizer and template: llama.cpp.",
+            help="Answer through the program that users open it with, by its tokenizer and template: llama.cpp, onnxruntime-genai.",
             show_default=False,
         ),
     ] = None,

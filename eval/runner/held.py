@@ -15,15 +15,16 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.text.tokenizer import Tokenizer
 from eval.accuracy import metrics
-from eval.accuracy.arithmetic import allowed
+from eval.accuracy.arithmetic import Allowance, allowance, allowed
 from eval.measurement import Measurement
 from eval.runner.texts import CHATS, HARD, long_text
 from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner
-from targets.runners.runner import Runner, fix_of, open_runner, runner_of, version_of
+from targets.runners.runner import Runner, fix_of, named, open_runner, runner_of, version_of
 from targets.runtime import Runtime
 
 PROMPTS, PREFILLED, DECODED = 6, 32, 6
+LONG = 256  # tokens of one prompt, for what shows at no earlier position: a window
 REFUSALS = "runner_refusals"
 """The figure without which nothing was judged in a runner."""
 
@@ -52,13 +53,25 @@ def installed_version(artifact: Artifact) -> str | None:
 
 
 def not_judged(artifact: Artifact, figures: Iterable[Measurement]) -> list[str]:
-    """A sentence where no runner judged the artifact; `figures` are the artifact's."""
-    if any(figure.name == REFUSALS for figure in figures):
-        return []
+    """A sentence where no runner judged the artifact, or one for what that cannot do; `figures` are the artifact's."""
     runner = artifact.record.runner
+    if any(figure.name == REFUSALS for figure in figures):
+        return _left_out(runner) if isinstance(runner, StandardRunner) else []
     if isinstance(runner, StandardRunner):
         return [f"not judged in its runner, {runner.name}, which is not installed: {fix_of(runner)}"]
     return [f"not judged in a runner: {runner.reason}"]
+
+
+def _left_out(runner: StandardRunner) -> list[str]:
+    """What a runner cannot do, and so is not held to."""
+    found: list[str] = []
+    if not runner.begins:
+        found.append(f"texts were compared in {runner.name} without what begins them: {runner.begins.reason}")
+    if not runner.continues:
+        found.append(
+            f"an answer that is to be continued was compared in {runner.name} closed: {runner.continues.reason}"
+        )
+    return found
 
 
 def figures(artifact: Artifact, expected: Expected, subject: str) -> list[Measurement]:
@@ -68,21 +81,25 @@ def figures(artifact: Artifact, expected: Expected, subject: str) -> list[Measur
         InputError, UnavailableError: there is no runner, or it is not installed.
     """
     told = runner_of(artifact)
+    found: list[Measurement] = []
+    name = named(told)
     try:
-        opened = open_runner(artifact)
+        with open_runner(artifact) as runner:
+            name = runner.name
+            found += _figures(runner, told, artifact, expected)
     except TargetError as error:
-        name = f"{told.name} of {told.package} {version_of(told)}"
-        return [Measurement(REFUSALS, 1, "", "measured", note=error.problem, subject=subject, by=name)]
-    with opened as runner:
-        texts = [*HARD, long_text(expected.texts), *expected.texts]
-        found = [
-            _faults(REFUSALS, _shape_faults(runner, artifact), ""),
-            _faults("runner_token_mismatches", _token_faults(runner, expected.tokenizer, texts), "texts", len(texts)),
-            *_chats(runner, expected.tokenizer),
-            _faults("runner_end_faults", _end_faults(runner, expected), "tokens"),
-            *_probabilities(runner, told, expected),
-        ]
-        return [replace(figure, subject=subject, by=runner.name) for figure in found]
+        found = [Measurement(REFUSALS, 1, "", "measured", note=error.problem), *found]
+    return [replace(figure, subject=subject, by=name) for figure in found]
+
+
+def _figures(runner: Runner, told: StandardRunner, artifact: Artifact, expected: Expected) -> Iterator[Measurement]:
+    texts = [*HARD, long_text(expected.texts), *expected.texts]
+    tokens = _token_faults(runner, told, expected.tokenizer, texts)
+    yield _faults("runner_token_mismatches", tokens, "texts", len(texts))
+    yield from _chats(runner, told, expected.tokenizer)
+    yield _faults("runner_end_faults", _end_faults(runner, expected), "tokens")
+    yield from _probabilities(runner, _allowed(artifact, told), expected)
+    yield _faults(REFUSALS, _shape_faults(runner, artifact), "")
 
 
 def _shape_faults(runner: Runner, artifact: Artifact) -> Iterator[str]:
@@ -92,24 +109,25 @@ def _shape_faults(runner: Runner, artifact: Artifact) -> Iterator[str]:
         yield f"it knows {runner.vocab_size} tokens, not {artifact.model.vocab_size}"
 
 
-def _token_faults(runner: Runner, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[str]:
+def _token_faults(runner: Runner, told: StandardRunner, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[str]:
     for text, found in zip(texts, runner.tokens(texts), strict=True):
-        wanted = tokenizer.encode(text, bos=True, marks=True)
+        wanted = tokenizer.encode(text, bos=bool(told.begins), marks=True)
         if found != wanted:
             yield f"{text[:30]!r}: {_apart(found, wanted)}"
 
 
-def _chats(runner: Runner, tokenizer: Tokenizer) -> list[Measurement]:
+def _chats(runner: Runner, told: StandardRunner, tokenizer: Tokenizer) -> list[Measurement]:
     """[] where the checkpoint has no template: then what the program takes instead is its own affair."""
     if tokenizer.template is None:
         return []
-    return [_faults("runner_chat_mismatches", _chat_faults(runner, tokenizer), "chats", len(CHATS))]
+    return [_faults("runner_chat_mismatches", _chat_faults(runner, told, tokenizer), "chats", len(CHATS))]
 
 
-def _chat_faults(runner: Runner, tokenizer: Tokenizer) -> Iterator[str]:
+def _chat_faults(runner: Runner, told: StandardRunner, tokenizer: Tokenizer) -> Iterator[str]:
     for messages in CHATS:
+        goes_on = messages[-1].role == "assistant" and bool(told.continues)
         try:
-            wanted = tokenizer.chat(messages, continue_final_message=messages[-1].role == "assistant")
+            wanted = tokenizer.chat(messages, continue_final_message=goes_on)
         except InputError:
             wanted = None  # the template refuses it, so the program must
         try:
@@ -142,7 +160,14 @@ def _end_faults(runner: Runner, expected: Expected) -> Iterator[str]:
         yield "no end token is known"
 
 
-def _probabilities(runner: Runner, told: StandardRunner, expected: Expected) -> list[Measurement]:
+def _allowed(artifact: Artifact, told: StandardRunner) -> Allowance:
+    """What the runner's arithmetic may cost."""
+    if told.arithmetic is None:
+        return allowance(artifact)
+    return allowed(told.arithmetic, told.cache or artifact.cache)
+
+
+def _probabilities(runner: Runner, most: Allowance, expected: Expected) -> list[Measurement]:
     """KL to the artifact's own weights, and how often the likeliest token is the same."""
     if expected.weights is None:
         return []
@@ -156,7 +181,6 @@ def _probabilities(runner: Runner, told: StandardRunner, expected: Expected) -> 
         same.append(metrics.top1_agreement(right, found))
     prefill, decode = np.array([rows[0] for rows in kl]), np.concatenate([rows[1:] for rows in kl])
     every, n = np.concatenate(kl), sum(map(len, kl))
-    most = allowed(told.arithmetic, told.cache)
     excess = max(prefill.mean() / most.range, decode.mean() / most.range, every.max() / most.single)
     note = f"prefill {prefill.mean():.2g}, decode {decode.mean():.2g}, the largest {every.max():.2g}"
     agreed = float(np.concatenate(same).mean())

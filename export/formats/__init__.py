@@ -117,14 +117,19 @@ class StandardRunner:
         name: in `--with` and reports.
         opener: of a function (Artifact, StandardRunner) -> targets.runners.runner.Runner.
         package: distribution that brings it, a row of `targets/data/tools.yaml`.
-        arithmetic: what its linears compute in. cache: type of its KV cache.
+        arithmetic: what its linears compute in; None: what the artifact says. cache: type of its KV cache; None: the
+            artifact's.
+        begins: whether it puts in front of a text what begins one; else texts are compared without.
+        continues: whether a chat's last answer can be left open; else it is compared closed.
     """
 
     name: str
     opener: str
     package: str
-    arithmetic: Arithmetic
-    cache: str
+    arithmetic: Arithmetic | None = None
+    cache: str | None = None
+    begins: Literal[True] | Without = True
+    continues: Literal[True] | Without = True
 
 
 @dataclass(frozen=True, kw_only=True)

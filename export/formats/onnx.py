@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.formats import Lowering, Record, Run, Sizes, Speed, Without
+from export.formats import Lowering, Record, Run, Sizes, Speed, StandardRunner, Without
 
 QEMU = "qemu-aarch64 on this machine"
 SIMULATOR = "Qualcomm's HTP simulator on x86"
@@ -89,7 +89,13 @@ GENAI = Record(
         "cpu": Run("targets.arm64.genai:open_genai", "onnxruntime-genai"),
         "arm64": Run("targets.emulator.guest:open_emulated", "onnxruntime", QEMU, ("onnx", ("model", "model"))),
     },
-    runner=Without("onnxruntime-genai cuts long runs without a space, and is not held to the rest yet"),
+    runner=StandardRunner(
+        "onnxruntime-genai",
+        "targets.runners.genai:open_genai",
+        "onnxruntime-genai",
+        begins=Without("its encode puts nothing in front of a text: the template does, or the app"),
+        continues=Without("its template cannot leave an answer open"),
+    ),
     reader="export.onnx.readback_genai:findings",
     ends="export.readback.ends:genai",
     made=("tokenizer.json", "tokenizer_config.json"),

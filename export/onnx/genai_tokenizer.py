@@ -1,9 +1,11 @@
 """tokenizer.json and tokenizer_config.json: what onnxruntime-genai reads in place of a SentencePiece tokenizer.model.
 
 Its tokenizer (onnxruntime-extensions, `KernelBpeTokenizer::SpmTokenize`) merges as Hugging Face's library does, but
-heeds neither normalizer nor post-processor. It merges over several spaces only behind a pre-tokenizer that never
-splits, and then cuts a run of more than `LONGEST` characters without a space or a line's end. Characters that no other
-piece holds never merge, so text may be cut there: they are added tokens, and runs become short.
+heeds neither normalizer nor post-processor. Without a pattern of its own it cuts text as Llama 3 does, and behind one
+that never matches it cuts every run of more than 100 pieces. So the pattern here cuts where a run of blanks begins:
+no piece goes on over that. It repeats nothing without bound, for std::regex takes stack for every repetition, and so
+a run of more than `LONGEST` bytes is cut. Characters that no other piece holds never merge, so text may be cut there:
+they are added tokens, and runs become short.
 """
 
 from __future__ import annotations
@@ -23,10 +25,19 @@ from bluelm.text.tokenizer import Tokenizer
 TABLE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 ROLE = "runner"
 """Of files that are made for the standard runner and that the checkpoint does not bring."""
-LONGEST = 100
+LONGEST, BLANKS, SPACES = 500, 256, 63  # most bytes of a run; blanks in front of one; more of them as `SPACE`
 CLASS = "LlamaTokenizer"  # its word for SentencePiece's BPE; it refuses names that it does not know
 NORMAL, BPE = 1, 2  # ModelProto.SentencePiece.Type, ModelProto.TrainerSpec.ModelType
-NEVER = {"type": "Split", "pattern": {"String": "<!never!>"}, "behavior": "Isolated", "invert": False}
+_REST = "[\\u0080-\\u00BF]{0,3}"  # of a character, where bytes are matched
+_MORE = rf"{SPACE}(?:{SPACE}|\n){{0,{SPACES}}}"
+RUNS = "|".join((
+    rf"[ \n]{{0,{BLANKS}}}(?:{_MORE})?(?!{SPACE})[^ \n]{{1,{LONGEST}}}?(?= |{SPACE}|\n|$)",
+    rf"(?!{SPACE})[^ \n]{{1,{LONGEST}}}{_REST}",
+    rf"[ \n]{{1,{BLANKS}}}",
+    _MORE,
+))  # fmt: skip
+"""Blanks and the run behind them. To genai a space is a space, to Hugging Face's library `SPACE` already."""
+CUT = {"type": "Split", "pattern": {"Regex": RUNS}, "behavior": "Isolated", "invert": False}
 
 
 def write_tokenizer(folder: Path, source: Path, context: int) -> dict[str, str]:
@@ -83,7 +94,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             *([{"type": "Prepend", "prepend": SPACE}] if prefix else []),
             {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         ]},
-        "pre_tokenizer": None if prefix else NEVER,
+        "pre_tokenizer": CUT,
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},

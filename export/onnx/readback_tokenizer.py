@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 
 KINDS = {"LlamaTokenizer"}  # that take SentencePiece's BPE from tokenizer.json
+BLANKS = " ▁\n"
+CUT = f"  def f(x):\n    return 'a1'\n\n \n你好，世界 {'x' * 300} é\tb  "
+"""A text with all that must stay together."""
 _STATES = {"version": "1.0", "truncation": None, "padding": None, "post_processor": None}
 _MODEL = {
     "type": "BPE", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
@@ -69,14 +73,30 @@ def _table_faults(table: dict[str, Any], source: Path) -> Iterator[str]:
     put = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
     if table["normalizer"] != {"type": "Sequence", "normalizers": [*put, space]}:
         yield "tokenizer.json treats spaces otherwise"
-    cut = table["pre_tokenizer"]
-    if (cut is not None) if prefix else (cut["type"], *cut["pattern"]) != ("Split", "String"):
+    if not _cuts_before_blanks(table["pre_tokenizer"]):
         yield "tokenizer.json cuts text before it merges"
     steps = table["decoder"]["decoders"]
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
     if steps != [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]:
         yield "tokenizer.json writes text otherwise"
+
+
+def _cuts_before_blanks(cut: dict[str, Any]) -> bool:
+    """Whether text is cut only where a blank follows a character that is none: no piece goes on over that."""
+    if (cut["type"], cut["behavior"], cut["invert"], *cut["pattern"]) != ("Split", "Isolated", False, "Regex"):
+        return False
+    try:
+        parts = [list(re.finditer(cut["pattern"]["Regex"], text)) for text in (CUT, CUT.replace(" ", "▁"))]
+    except re.error:
+        return False
+    for found, text in zip(parts, (CUT, CUT.replace(" ", "▁")), strict=True):
+        starts = [one.start() for one in found]
+        blank = [character in BLANKS for character in text]
+        wanted = [i for i in range(len(text)) if i == 0 or (blank[i] and not blank[i - 1])]
+        if starts != wanted or sum(len(one[0]) for one in found) != len(text):
+            return False
+    return True
 
 
 def _mark_faults(

@@ -103,10 +103,11 @@ class Inspector:
         """What the program that users open it with reads and answers; [] where that is not here."""
         if held.installed_version(artifact) is None:
             return []
-        length = min(held.PREFILLED + held.DECODED, artifact.context)
         windows = self.held_out.windows[: held.PROMPTS]
-        prompts = [window.tokens[:length].tolist() for window in windows]
-        weights = TorchRuntime(self.quantized, length) if self.room and self.quantized is not None else None
+        room = artifact.context - 1  # for an answer
+        lengths = [min(n, room) for n in (held.LONG, *[held.PREFILLED + held.DECODED] * (held.PROMPTS - 1))]
+        prompts = [window.tokens[:length].tolist() for window, length in zip(windows, lengths, strict=False)]
+        weights = TorchRuntime(self.quantized, max(lengths)) if self.room and self.quantized is not None else None
         expected = held.Expected(self._model.config, self.tokenizer, self.held_out.texts, prompts, weights)
         return held.figures(artifact, expected, subject)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bluelm.errors import InputError
+from bluelm.errors import InputError, TargetError
 from bluelm.system.reading import read_json
 from targets.host.child import serve
 from targets.runners.messages import (
@@ -31,15 +33,27 @@ CERTAIN = 1e4  # added to a token's logit
 _held: dict[str, Any] = {}
 
 
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """It raises plain exceptions of its own.
+
+    Raises:
+        TargetError: it refuses; with its words.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        raise TargetError(f"onnxruntime-genai refuses {what}: {error}") from None
+
+
 def _load(message: Load) -> Loaded:
     """`path` is the folder."""
-    try:
+    with _told("the folder"):
         model = og.Model(message.path)
         _held.update(model=model, tokenizer=og.Tokenizer(model))
-    except Exception as error:  # noqa: BLE001  (it raises plain exceptions of its own)
-        raise InputError(f"onnxruntime-genai refuses the folder: {error}", where=message.path) from None
     told = read_json(Path(message.path) / "genai_config.json")["model"]
-    return Loaded(int(told["context_length"]), int(told["vocab_size"]))
+    _held["context"] = int(told["context_length"])
+    return Loaded(_held["context"], int(told["vocab_size"]))
 
 
 def _tokens(text: str) -> list[int]:
@@ -58,11 +72,12 @@ def _chat(message: Chat) -> Prompted:
 
 
 def _generator(tokens: list[int], **options: Any) -> Any:
-    parameters = og.GeneratorParams(_held["model"])
-    parameters.set_search_options(**options)
-    generator = og.Generator(_held["model"], parameters)
-    generator.append_tokens(tokens)
-    return generator
+    with _told("the tokens"):
+        parameters = og.GeneratorParams(_held["model"])
+        parameters.set_search_options(**options)
+        generator = og.Generator(_held["model"], parameters)
+        generator.append_tokens(tokens)
+        return generator
 
 
 def _logits(generator: Any) -> NDArray[np.float32]:
@@ -87,7 +102,8 @@ def _answer(message: Answer) -> Answered:
     drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     most = 1 if message.begin is not None else message.most
     seed = {"random_seed": int(message.options.get("seed", 0))} if temperature else {}
-    generator = _generator(message.tokens, max_length=len(message.tokens) + message.most, **drawn, **seed)
+    length = min(len(message.tokens) + most + 1, _held["context"])  # with room for one more, it is done at an end alone
+    generator = _generator(message.tokens, max_length=length, **drawn, **seed)
     if message.begin is not None:
         logits = np.asarray(generator.get_logits(), np.float32).copy()
         logits[..., message.begin] += CERTAIN
@@ -96,7 +112,7 @@ def _answer(message: Answer) -> Answered:
     while len(said) < most and not generator.is_done():
         generator.generate_next_token()
         said.append(int(generator.get_next_tokens()[0]))
-    ended = generator.is_done() and len(said) < message.most
+    ended = generator.is_done() and len(message.tokens) + len(said) < length
     return Answered(_held["tokenizer"].decode(said[:-1] if ended else said), said, ended)
 
 

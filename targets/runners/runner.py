@@ -98,6 +98,12 @@ def version_of(runner: StandardRunner) -> str | None:
     return None if found.state == "missing" else found.found
 
 
+def named(runner: StandardRunner) -> str:
+    """The program, and what is installed of what brings it."""
+    of = "" if runner.name == runner.package else f" of {runner.package}"
+    return f"{runner.name}{of} {version_of(runner)}"
+
+
 def fix_of(runner: StandardRunner) -> str:
     """How to get the program."""
     return next(tool.fix for tool in tools() if tool.name == runner.package)

@@ -118,13 +118,6 @@ def to(value: float) -> Callable[[ReaderField], None]:
     return change
 
 
-def swapped(field: ReaderField) -> None:
-    """Two elements of an array in each other's place."""
-    first, second = (field.parts[field.data[i]] for i in (300, 3000))
-    kept = np.array(first)
-    first[:], second[:] = second, kept
-
-
 def spelled(text: str) -> Callable[[ReaderField], None]:
     """A string of the same length."""
 
@@ -146,23 +139,13 @@ ROWS = (
     Damage("a kind of the tokenizer", ALL, files=piece(type=5)),
     Damage("genai_config: another end token", ("onnx-genai",), files=model(eos_token_id=7)),
     Damage("genai_config: another begin token", ("onnx-genai",), files=model(bos_token_id=5)),
-    Damage("genai_config: another context", ("onnx-genai",), files=model(context_length=8192)),
     Damage("genai_config: temperature 2", ("onnx-genai",), files=search(do_sample=True, temperature=2.0)),
-    Damage("genai_config: a missing file", ("onnx-genai",), files=decoder(filename="other.onnx")),
-    Damage("genai_config: sliding window", ("onnx-genai",), files=decoder(sliding_window={"window_size": 200})),
     Damage("genai_config: other heads", ("onnx-genai",), files=decoder(num_key_value_heads=2)),
     Damage("attention scale", ("onnx-genai",), files=attributes("GroupQueryAttention", scale=0.18)),
     Damage("attention window", ("onnx-genai",), files=attributes("GroupQueryAttention", local_window_size=48)),
     Damage("eps of the norms", ("onnx-genai",), files=attributes("SkipSimplifiedLayerNormalization", epsilon=1e-5)),
-    Damage("gguf: other kv heads", ("gguf",), files=gguf("llama.attention.head_count_kv", to(2))),
     Damage("gguf: eps 1e-2", ("gguf",), files=gguf("llama.attention.layer_norm_rms_epsilon", to(1e-2))),
     Damage("gguf: rope base 5 %", ("gguf",), files=gguf("llama.rope.freq_base", to(10500))),
-    Damage("gguf: another context", ("gguf",), files=gguf("llama.context_length", to(4096))),
-    Damage("gguf: another begin token", ("gguf",), files=gguf("tokenizer.ggml.bos_token_id", to(5))),
     Damage("gguf: another end token", ("gguf",), files=gguf("tokenizer.ggml.eos_token_id", to(7))),
-    Damage("gguf: no begin token", ("gguf",), files=gguf("tokenizer.ggml.add_bos_token", to(False))),
-    Damage("gguf: a space before text", ("gguf",), files=gguf("tokenizer.ggml.add_space_prefix", to(True))),
-    Damage("gguf: swapped scores", ("gguf",), files=gguf("tokenizer.ggml.scores", swapped)),
-    Damage("gguf: swapped kinds", ("gguf",), files=gguf("tokenizer.ggml.token_type", to(1))),
     Damage("gguf: another tokenizer", ("gguf",), files=gguf("tokenizer.ggml.model", spelled("other"))),
 )

@@ -1,0 +1,136 @@
+"""What an artifact's own program reads wrongly, each with the figure in that program that must tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from gguf import GGUFReader
+from onnx import numpy_helper
+
+from bluelm.config import ModelConfig
+from bluelm.rope import rope_table
+from export.artifacts.artifact import Artifact
+from tests.support import damage
+from tests.support.damages.metadata import attributes, decoder, edited, model
+from tests.support.damages.record import Damage
+from tests.support.gguf_files import rewrite
+
+Files = Callable[[Artifact], Artifact]
+TOKENS, CHATS, ENDS = "runner_token_mismatches", "runner_chat_mismatches", "runner_end_faults"
+KL, REFUSED = "runner_kl_excess", "runner_refusals"
+MARKS, SWAPPED = (4, 5), ("▁s", "ea")  # pieces of the demo: the marks of turns; two that merge in each other's turn
+CONTENTS = "{% for m in messages %}{{ m.content }}{% endfor %}"
+TURNS = "{% for m in messages %}[|Human|]:{{ m.content }}[|AI|]:{% endfor %}"
+BASE = 500.0  # of rope
+GGML = "tokenizer.ggml."
+
+
+def gguf(**values: Any) -> Files:
+    """model.gguf with other values of keys, "__" for "."; None takes one out, a function is given what was there."""
+
+    def files(artifact: Artifact) -> Artifact:
+        path = artifact.path("model")
+        named = {key.replace("__", "."): value for key, value in values.items()}
+        held = GGUFReader(path).fields
+        rewrite(path, {key: value(held) if callable(value) else value for key, value in named.items()})
+        return damage.again(artifact)
+
+    return files
+
+
+def plain_marks(held: Any) -> list[int]:
+    """Kinds of pieces, those of the marks of turns as of any other."""
+    return [1 if at in MARKS else kind for at, kind in enumerate(held[f"{GGML}token_type"].contents())]
+
+
+def swapped_scores(held: Any) -> list[float]:
+    """Two pieces' in each other's place."""
+    first, second = map(held[f"{GGML}tokens"].contents().index, SWAPPED)
+    scores = list(held[f"{GGML}scores"].contents())
+    scores[first], scores[second] = scores[second], scores[first]
+    return scores
+
+
+def swapped_merges(table: dict[str, Any]) -> None:
+    """What makes two pieces, in each other's place."""
+    merges = table["model"]["merges"]
+    first, second = ([i for i, pair in enumerate(merges) if pair.replace(" ", "") == text] for text in SWAPPED)
+    for a, b in zip(first, second, strict=False):
+        merges[a], merges[b] = merges[b], merges[a]
+
+
+def unmarked(table: dict[str, Any]) -> None:
+    """The marks of turns are plain pieces."""
+    table["added_tokens"] = [token for token in table["added_tokens"] if token["id"] not in MARKS]
+
+
+def template(text: str | None) -> Files:
+    """Another chat template beside the model; None: none."""
+
+    def files(artifact: Artifact) -> Artifact:
+        path = artifact.folder / "chat_template.jinja"
+        if text is None:
+            path.unlink()
+            kept = [file for file in artifact.files if file.path != path.name]
+            artifact.model_copy(update={"files": tuple(kept)}).save(artifact.folder)
+            return Artifact.open(artifact.folder)
+        path.write_text(text, encoding="utf-8")
+        return damage.again(artifact)
+
+    return files
+
+
+def turned(artifact: Artifact) -> Artifact:
+    """model.onnx with rope tables of another base."""
+    path, config = artifact.path("model"), artifact.model
+    other = ModelConfig(**{**vars(config), "rope_theta": BASE})
+    found = onnx.load(path, load_external_data=False)
+    for name, angles in zip(("rope.cos", "rope.sin"), rope_table(other, artifact.context), strict=True):
+        kept = next(tensor for tensor in found.graph.initializer if tensor.name == name)
+        half = np.ascontiguousarray(angles.numpy()[:, : config.head_dim // 2])
+        kept.CopyFrom(numpy_helper.from_array(half, name))
+    onnx.save(found, path)
+    return damage.again(artifact)
+
+
+SEEN: dict[str, tuple[str, str, Files]] = {
+    "gguf: marks of a plain kind": ("gguf", TOKENS, gguf(tokenizer__ggml__token_type=plain_marks)),
+    "gguf: swapped scores": ("gguf", TOKENS, gguf(tokenizer__ggml__scores=swapped_scores)),
+    "gguf: a space before text": ("gguf", TOKENS, gguf(tokenizer__ggml__add_space_prefix=True)),
+    "gguf: no begin token": ("gguf", TOKENS, gguf(tokenizer__ggml__add_bos_token=False)),
+    "gguf: another begin token": ("gguf", TOKENS, gguf(tokenizer__ggml__bos_token_id=7)),
+    "gguf: no template": ("gguf", CHATS, gguf(tokenizer__chat_template=None)),
+    "gguf: another template": ("gguf", CHATS, gguf(tokenizer__chat_template=CONTENTS)),
+    "gguf: two begin tokens in chats": ("gguf", CHATS, gguf(tokenizer__chat_template=f"<s><s>{TURNS}")),
+    "gguf: one end token of two": ("gguf", ENDS, gguf(tokenizer__ggml__eot_token_id=None)),
+    "gguf: eps 0.1": ("gguf", KL, gguf(llama__attention__layer_norm_rms_epsilon=0.1)),
+    "gguf: rope base 500": ("gguf", KL, gguf(llama__rope__freq_base=BASE)),
+    "gguf: another context": ("gguf", REFUSED, gguf(llama__context_length=4096)),
+    "gguf: other kv heads": ("gguf", REFUSED, gguf(llama__attention__head_count_kv=2)),
+    "genai: marks of a plain kind": ("onnx-genai", TOKENS, edited("tokenizer.json", unmarked)),
+    "genai: swapped scores": ("onnx-genai", TOKENS, edited("tokenizer.json", swapped_merges)),
+    "genai: a space before text": (
+        "onnx-genai", TOKENS,
+        edited("tokenizer.json", lambda t: t["decoder"]["decoders"].append({"type": "Strip", "content": " "})),
+    ),
+    "genai: text cut as Llama 3's": (
+        "onnx-genai", TOKENS, edited("tokenizer.json", lambda t: t.update(pre_tokenizer=None))
+    ),
+    "genai: no template": ("onnx-genai", CHATS, template(None)),
+    "genai: another template": ("onnx-genai", CHATS, template(CONTENTS)),
+    "genai: no begin token in chats": ("onnx-genai", CHATS, template(TURNS)),
+    "genai: two begin tokens in chats": ("onnx-genai", CHATS, template(f"<s><s>{TURNS}")),
+    "genai: one end token of two": ("onnx-genai", ENDS, model(eos_token_id=2)),
+    "genai: eps 0.1": ("onnx-genai", KL, attributes("SkipSimplifiedLayerNormalization", epsilon=0.1)),
+    "genai: rope base 500": ("onnx-genai", KL, turned),
+    "genai: attention window of 200": ("onnx-genai", KL, attributes("GroupQueryAttention", local_window_size=200)),
+    "genai_config: another context": ("onnx-genai", REFUSED, model(context_length=8192)),
+    "genai: other kv heads": ("onnx-genai", REFUSED, attributes("GroupQueryAttention", kv_num_heads=2)),
+    "genai_config: a missing file": ("onnx-genai", REFUSED, decoder(filename="other.onnx")),
+    "genai_config: sliding window": ("onnx-genai", REFUSED, decoder(sliding_window={"window_size": 200})),
+}  # fmt: skip
+"""By name: the format, the figure, and what is done."""
+ROWS = tuple(Damage(name, (kind,), files=change) for name, (kind, _, change) in SEEN.items())
