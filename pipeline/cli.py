@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from bluelm.errors import InputError
 from bluelm.system import interrupt
+from bluelm.system.memory import is_shortage
 from pipeline.commands import bisect as bisect_commands
 from pipeline.commands import bundle as bundle_commands
 from pipeline.commands import compare as compare_commands
@@ -22,7 +23,7 @@ from pipeline.commands import evaluate, quantize, sweep
 from pipeline.commands import history as history_commands
 from pipeline.commands import report as report_commands
 from pipeline.commands import speed as speed_commands
-from pipeline.errors import INTERRUPTED, crash, leave
+from pipeline.errors import INTERRUPTED, crash, leave, tell_shortage
 from pipeline.options import options as o
 from pipeline.options.bounds import hold_to_bounds
 from pipeline.options.effects import given_options, refuse_if
@@ -293,6 +294,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:  # before a command began, or behind its end
         say("\nerror: interrupted", error=True)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        sys.exit(tell_shortage(error))
 
 
 def _run(arguments: Sequence[str] | None) -> NoReturn:

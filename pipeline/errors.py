@@ -27,7 +27,7 @@ from typing import NoReturn
 
 import typer
 
-from bluelm.errors import ExportError, InputError, InterruptedRun, UnavailableError
+from bluelm.errors import ExportError, InputError, InterruptedRun, OutOfMemoryError, UnavailableError
 from bluelm.system import interrupt
 from bluelm.system.files import DEVICE_ERRORS, TRY_AGAIN
 from bluelm.system.memory import is_shortage, shortage_of
@@ -100,7 +100,7 @@ def _guarded(command: Callable[[], int | None]) -> int:
         return _tell(UnavailableError(f"the package {error.name} is not installed", fix=fix))
     except OSError as error:
         if is_shortage(error):
-            return _tell(shortage_of(error))
+            return tell_shortage(error)
         if error.errno not in _PLACE_ERRORS:
             raise
         fix = _PLACE_ERRORS[error.errno]
@@ -111,9 +111,17 @@ def _guarded(command: Callable[[], int | None]) -> int:
         if str(error).startswith("Symlink loop"):  # what pathlib's resolve makes of ELOOP, a RuntimeError
             fix = _PLACE_ERRORS[errno.ELOOP]
             return _tell(InputError("symbolic links form a loop", where=str(error).partition("'")[2][:-1], fix=fix))
+        if "can't start new thread" in str(error):  # a RuntimeError of Python's for EAGAIN
+            fix = "allow more of them (ulimit -u) and more memory (ulimit -v), or more to the container"
+            return _tell(OutOfMemoryError("the system lets this process begin no more threads", fix=fix))
         if not is_shortage(error):
             raise
-        return _tell(shortage_of(error))
+        return tell_shortage(error)
+
+
+def tell_shortage(error: BaseException) -> int:
+    """Say that memory ran out; the exit code."""
+    return _tell(shortage_of(error))
 
 
 def leave(command: Callable[[], int | None]) -> NoReturn:

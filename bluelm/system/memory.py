@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import re
+import resource
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -32,13 +34,19 @@ def give_back() -> None:
 
 
 def free() -> int:
-    """Bytes that a process may still take: of the machine, or of the container that it runs in."""
-    machine = psutil.virtual_memory().available
-    try:
+    """Bytes that this process may still take: of the machine, of the container that it runs in, or by `ulimit`."""
+    return min([psutil.virtual_memory().available, *_left_of_limits()])
+
+
+def _left_of_limits() -> Iterator[int]:
+    with suppress(OSError, ValueError):  # no cgroup v2, or no limit
         most, used = ((CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        return min(machine, max(0, int(most) - int(used)))
-    except (OSError, ValueError):  # no cgroup v2, or no limit
-        return machine
+        yield max(0, int(most) - int(used))
+    taken = psutil.Process().memory_info()
+    for limit, used in ((resource.RLIMIT_AS, taken.vms), (resource.RLIMIT_DATA, getattr(taken, "data", 0))):
+        most, _ = resource.getrlimit(limit)
+        if most != resource.RLIM_INFINITY:
+            yield max(0, most - used)
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -61,11 +69,15 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def shortage(problem: str = "", where: object = None) -> OutOfMemoryError:
     """The error that says so, with what would fit; `problem` may begin the sentence."""
-    left = free()
-    size = f"{left / 1e9:.1f} GB of {psutil.virtual_memory().total / 1e9:.1f} GB are free now"
+    try:
+        left = free()
+    except MemoryError:
+        return OutOfMemoryError(f"{problem} memory ran out".strip(), where=where, fix="allow this process more of it")
+    own, total = psutil.Process().memory_info().rss, psutil.virtual_memory().total
+    size = f"{left / 1e9:.1f} GB of {total / 1e9:.1f} GB are free now, and this process has {own / 1e9:.1f} GB"
     fix = (
-        f"close other programs, or stay within what is free: --max-memory {max(left * 0.8, 1e8) / 1e9:.1f}GB where the "
-        "command takes it (`bluelm-export plan` tells what a run needs); a shorter --context or --length, a smaller "
+        f"close other programs, or stay within both: --max-memory {(left + own) * 0.8 / 1e9:.1f}GB where the command "
+        "takes it (`bluelm-export plan` tells what a run needs); a shorter --context or --length, a smaller "
         "--chunk and fewer --samples take less"
     )
     return OutOfMemoryError(f"{problem} memory ran out: {size}".strip(), where=where, fix=fix)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from bluelm.errors import InputError, InterruptedRun, OutOfMemoryError
 from bluelm.system import children, memory
-from pipeline import terminal
+from pipeline import cli, terminal
 from pipeline.commands import sweep
 from pipeline.errors import guard
 from tests.support.limits import HANG_S
@@ -73,6 +75,50 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
         assert memory.free() == free
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free() > machine / 2
+
+
+def test_a_limit_of_the_shell_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = psutil.Process().memory_info()
+    limits = {resource.RLIMIT_AS: (resource.RLIM_INFINITY,) * 2, resource.RLIMIT_DATA: (resource.RLIM_INFINITY,) * 2}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    machine = memory.free()
+    for limit, used in ((resource.RLIMIT_AS, taken.vms), (resource.RLIMIT_DATA, taken.data)):
+        with monkeypatch.context() as patch:
+            patch.setitem(limits, limit, (used + 2**25, resource.RLIM_INFINITY))
+            assert 0 < memory.free() < 2**26 < machine
+            patch.setitem(limits, limit, (2**20, 2**20))
+            assert memory.free() == 0
+
+
+def no_thread() -> int:
+    raise RuntimeError("can't start new thread")
+
+
+def test_threads_that_the_system_refuses_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guard(no_thread, "again") == 2
+    assert "no more threads" in capsys.readouterr().err
+
+
+def nothing_left() -> int:
+    raise MemoryError
+
+
+def test_memory_that_runs_out_while_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "free", nothing_left)
+    assert guard(nothing_left, "again") == 2
+    assert "memory ran out" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_before_a_command_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_run", lambda arguments: nothing_left())
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back afterwards
+    with pytest.raises(SystemExit) as left:
+        cli.main(["targets"])
+    assert left.value.code == 2 and "memory ran out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
