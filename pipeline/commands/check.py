@@ -27,7 +27,8 @@ def check(run: Path, budget: Path | None, baseline: Path | None, out: Path | Non
         out: folder that a report with this verdict is written into; the run's own stays as it is.
 
     Raises:
-        InputError: not a finished run, another artifact than the report's lies there, or a bad budget.
+        InputError: not a finished run, another artifact than the report's lies there (in the baseline's folder,
+            too), or a bad budget.
     """
     report = open_run(run)
     for name in missing(run, report):
@@ -36,7 +37,7 @@ def check(run: Path, budget: Path | None, baseline: Path | None, out: Path | Non
     limits = Budget.model_validate(report.budget) if budget is None else limits_for(report, budget)
     verdict = judge(limits, report.measurements, tuple(report.artifacts), report.samples)
     if baseline is not None:
-        before = Report.read(baseline) if baseline.is_file() else Report.open(baseline)
+        before = Report.read(baseline) if baseline.is_file() else open_run(baseline)
         found = regressions(report, before, limits.confidence)
         if not found:
             fix = "name a run of the same target"

@@ -152,6 +152,10 @@ def open_subjects(path: str, blocks: bool, scratch: Path, stack: ExitStack) -> l
             where=folder,
             fix="name a folder that holds artifact.json, quantized.json or config.json, or a finished run",
         )
+    if (folder / "report.json").is_file():
+        from pipeline.run.binding import open_run
+
+        open_run(folder)  # a run stands for what its report judged; an artifact's own folder for what lies there
     return [_artifact(entry, chosen, blocks, scratch / entry.name, stack) for entry in _shipped(inside)]
 
 

@@ -28,9 +28,9 @@ def report(
     """Write report.html, junit.xml and summary.md of a finished run again, from its report.json."""
 
     def work() -> int:
-        from eval.report import Report
+        from pipeline.run.binding import open_run
 
-        for path in write_all(Report.open(run), out or run):
+        for path in write_all(open_run(run), out or run):
             say(path)
         return 0
 

@@ -310,9 +310,9 @@ def share(source: Path, folder: Path) -> None:
     for name in SHARED:
         record, new_record = source / RECORDS / f"{name}.json", folder / RECORDS / f"{name}.json"
         if record.is_file() and not (folder / name).exists() and not new_record.exists():
-            shutil.copytree(source / name, folder / name, copy_function=_link)
             new_record.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(record, new_record)
+            shutil.copyfile(record, new_record)  # first: what a kill leaves behind it is known as ours
+            shutil.copytree(source / name, folder / name, copy_function=_link)
 
 
 def _link(source: str, target: str) -> None:

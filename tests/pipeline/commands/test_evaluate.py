@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval.report import Report
+from tests.export.bundle.test_signers import call
 from tests.pipeline.test_cli import LAX, QUICK, bluelm
 from tests.support.checkpoints.shapes import tiny_checkpoint
 
@@ -58,15 +59,31 @@ def test_a_run_is_judged_again_as_it_lies_there(place: Path) -> None:
     assert bluelm("check", run, cwd=place).returncode == 0
 
 
-def test_a_changed_artifact_is_told_apart_and_fails(place: Path) -> None:
+def test_a_changed_artifact_is_told_apart_and_fails(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`check` and the others refuse a report of other files; `evaluate`, which they name, judges what is there."""
-    run = place / "dist" / "run"
+    run, sound, history = place / "dist" / "run", place / "dist" / "sound", place / "history.sqlite"
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+    shutil.copytree(run, sound)
     flip(weights(run))
-    for command in (["check", run], ["generate", run, "--prompt", "a"], ["bundle", run, "--format", "folder"]):
-        refused = bluelm(*command, cwd=place)
-        assert refused.returncode == 2, refused.stdout
-        assert "was changed" in refused.stderr
-        assert f"bluelm-export evaluate {run}" in refused.stderr
+    commands = (
+        ["check", run],
+        ["check", sound, "--baseline", run],
+        ["generate", run, "--prompt", "a"],
+        ["bundle", run, "--format", "folder"],
+        ["report", run],
+        ["compare", sound, run],
+        ["count", run, "--history", history],
+        ["measure", run, "--device", "adb", "--history", history],
+    )
+    for command in commands:
+        assert call(*command) == 2, command
+        said = capsys.readouterr().err
+        assert "was changed" in said, command
+        assert f"bluelm-export evaluate {run}" in said
+    assert not history.exists()
+    assert call("report", sound) == 0
     judged = bluelm("evaluate", run, cwd=place)
     assert judged.returncode == 3, judged.stderr
     assert "max_files_changed (cpu): 1 files, at most 0 files" in judged.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from bluelm.errors import InputError
 from pipeline.commands.sweep import Variant, expand, grouped, run_sweep, share
 from pipeline.report.sweep_results import VariantRow, lines, mark_pareto, write_results
+from pipeline.run.stages import Stages
 
 
 def row(name: str, size: float | None, speed: float, kl: float | None, target: str = "t", how: str = "e") -> VariantRow:
@@ -101,6 +103,28 @@ def test_sharing_links_what_is_finished_and_nothing_else(tmp_path):
     linked.unlink()
     share(before, behind)  # what is there is left alone
     assert not linked.exists() and (before / "quantized" / "weights").exists()
+
+
+def test_sharing_that_was_killed_is_no_users_file(tmp_path, monkeypatch):
+    """What it left half-way is made again by the run that it is for."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        for name in "ab":
+            (folder / name).write_text(name)
+
+    def die(source: str, target: str) -> None:
+        if Path(source).name == "b":
+            raise KeyboardInterrupt
+        shutil.copyfile(source, target)
+
+    Stages(tmp_path / "before").run("quantized", {}, make)
+    monkeypatch.setattr(os, "link", die)
+    with pytest.raises(KeyboardInterrupt):
+        share(tmp_path / "before", tmp_path / "behind")
+    stages = Stages(tmp_path / "behind")
+    stages.check(["quantized"])
+    assert sorted(path.name for path in stages.run("quantized", {}, make).iterdir()) == ["a", "b"]
 
 
 def test_a_link_that_cannot_be_made_becomes_a_copy(tmp_path, monkeypatch):
