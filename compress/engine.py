@@ -28,21 +28,10 @@ from calibration.activations import Shelf
 from calibration.ranks import ALONE, Ranks
 from calibration.samples import Samples
 from calibration.walk import Hessian, Moments, Split, Streams, moments_in_order
+from compress.checkpoint import store
 from compress.checkpoint.fingerprint import inputs_of
 from compress.checkpoint.pieces import Piece, read_header, read_linear
 from compress.checkpoint.quantized import QuantizedTensor
-from compress.checkpoint.store import (
-    EMBED,
-    EMBEDDING_FILE,
-    FINAL_NORM,
-    HEAD,
-    HEAD_FILE,
-    QuantizedCheckpoint,
-    block_file,
-    finish,
-    piece_files,
-    read_block,
-)
 from compress.checkpoint.work import Work, finished
 from compress.fit import check
 from compress.layers import Solved, round_plainly, solve_stage, solve_without_text
@@ -65,7 +54,7 @@ def quantize(
     ranks: Ranks = ALONE,
     on_disk: bool = False,
     overwrite: bool = False,
-) -> QuantizedCheckpoint:
+) -> store.QuantizedCheckpoint:
     """Quantize a checkpoint into a folder; the same input gives the same bytes.
 
     A finished folder of the same checkpoint, recipe, text and code is returned as it is, an unfinished one completed.
@@ -107,12 +96,12 @@ def quantize(
         work.clear_streams()
         ranks.gathered(None)  # nobody writes into the folder any more
 
-        def publish() -> QuantizedCheckpoint:
+        def publish() -> store.QuantizedCheckpoint:
             _check_inputs(checkpoint, work)
             work.check_pieces()
-            finish(work.folder, checkpoint.config, recipe, checkpoint.folder, described)
+            store.finish(work.folder, checkpoint.config, recipe, checkpoint.folder, described)
             work.publish(out)
-            return QuantizedCheckpoint.open(out)
+            return store.QuantizedCheckpoint.open(out)
 
         return ranks.shared(publish)
 
@@ -138,7 +127,7 @@ class _Run:
     def all_pieces(self, tokens: Tensor | None, progress: Progress) -> None:
         """Make every piece that is not there yet."""
         layers = self.config.num_layers
-        with progress.task("quantize", len(piece_files(self.config))) as task, torch.inference_mode():
+        with progress.task("quantize", len(store.piece_files(self.config))) as task, torch.inference_mode():
             streams = self.embedding(tokens)
             task.advance(note="embedding")
             begin = self.resume(streams)
@@ -153,15 +142,15 @@ class _Run:
     def embedding(self, tokens: Tensor | None) -> Streams | None:
         """The table; and the streams that begin with its rows, for a recipe that reads text."""
         watch = _Watch("embedding")
-        made = self._is_made(EMBEDDING_FILE)
+        made = self._is_made(store.EMBEDDING_FILE)
         if made and tokens is None:
             return None
         table = self.checkpoint.embedding()
         if made:
-            weight = self.ranks.shared(lambda: _read_table(self.work.folder / EMBEDDING_FILE))
+            weight = self.ranks.shared(lambda: _read_table(self.work.folder / store.EMBEDDING_FILE))
         else:
             solved = round_plainly(table, Widths(self.recipe.embed_bits, -1, True), self.recipe)
-            self._write(EMBEDDING_FILE, {EMBED: solved}, {})
+            self._write(store.EMBEDDING_FILE, {store.EMBED: solved}, {})
             weight = solved.weight
         if tokens is None:
             return None
@@ -187,7 +176,7 @@ class _Run:
     def block(self, index: int, streams: Streams | None) -> None:
         """One block; the streams advance to the next."""
         prefix = f"model.layers.{index}."
-        made = self._is_made(block_file(index))
+        made = self._is_made(store.block_file(index))
         if made and streams is None:
             return
         give_back()
@@ -195,7 +184,7 @@ class _Run:
         tensors = {name: tensor.to(self.device) for name, tensor in self.checkpoint.block(index).items()}
         watch.lap("weights read")
         if made and streams is not None:
-            found = self.ranks.shared(lambda: read_block(self.work.folder / block_file(index), prefix))
+            found = self.ranks.shared(lambda: store.read_block(self.work.folder / store.block_file(index), prefix))
             block = DecoderBlock.from_weights(self.config, {name: t.to(self.device) for name, t in found.items()})
             streams.advance(block, DecoderBlock.from_weights(self.config, tensors))
         else:
@@ -204,7 +193,7 @@ class _Run:
             except InputError as error:
                 raise InputError(error.problem, where=error.where or f"block {index}", fix=error.fix) from None
             self._write(
-                block_file(index),
+                store.block_file(index),
                 {f"{prefix}{name}": result for name, result in solved.items()},
                 {f"{prefix}{name}": vector.cpu() for name, vector in vectors.items()},
             )
@@ -215,23 +204,23 @@ class _Run:
 
     def head(self, streams: Streams | None) -> None:
         """Last norm and lm_head."""
-        if self._is_made(HEAD_FILE):
+        if self._is_made(store.HEAD_FILE):
             return
         give_back()
         watch, norm = _Watch("head"), self.checkpoint.final_norm()
         solved: dict[str, Solved] = {}
         if not self.config.shares_table:
-            widths = self.recipe.widths(HEAD)
+            widths = self.recipe.widths(store.HEAD)
             if streams is None:
-                solved[HEAD] = solve_without_text(self.checkpoint.head(), widths, self.recipe)
+                solved[store.HEAD] = solve_without_text(self.checkpoint.head(), widths, self.recipe)
             else:
                 hessian, scale = Hessian(self.ranks), norm.to(self.device)
                 for part, batch in streams.parts():
                     x = streams.read(streams.hidden, batch)
                     hessian.add(F.rms_norm(x, scale.shape, scale, self.config.rms_norm_eps), part)
-                weight = {HEAD: self.checkpoint.head()}
-                solved = solve_stage(weight, Moments(hessian.mean()), {HEAD: widths}, self.recipe, self.ranks)
-        self._write(HEAD_FILE, solved, {FINAL_NORM: norm})
+                weight = {store.HEAD: self.checkpoint.head()}
+                solved = solve_stage(weight, Moments(hessian.mean()), {store.HEAD: widths}, self.recipe, self.ranks)
+        self._write(store.HEAD_FILE, solved, {store.FINAL_NORM: norm})
         watch.lap("codes")
 
     def _solve_block(
@@ -311,7 +300,7 @@ class _Run:
     def _leading_blocks(self) -> int:
         """How many blocks are made, from the first on."""
         count = self.config.num_layers
-        return next((index for index in range(count) if not self.work.is_made(block_file(index))), count)
+        return next((index for index in range(count) if not self.work.is_made(store.block_file(index))), count)
 
     def _write(self, name: str, solved: Mapping[str, Solved], vectors: Mapping[str, Tensor]) -> None:
         weights = {name: result.weight for name, result in solved.items()}
@@ -345,4 +334,4 @@ def _rows(table: QuantizedTensor, row: Tensor) -> Tensor:
 
 
 def _read_table(path: Path) -> QuantizedTensor:
-    return read_linear(path, EMBED, read_header(path).linears[EMBED])
+    return read_linear(path, store.EMBED, read_header(path).linears[store.EMBED])

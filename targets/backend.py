@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from bluelm.config import ModelConfig
 from bluelm.system.progress import Progress
@@ -16,6 +16,15 @@ from export.formats import Numbers
 from export.lowering.ranges import Ranges
 from targets.legality import check_groups, check_lengths
 from targets.socs import Soc
+
+
+class Sized(TypedDict):
+    """What the exporters of every runtime that chooses the width of its cache take."""
+
+    context: int
+    chunk: int
+    kv_bits: Numbers
+    progress: Progress | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,11 @@ class LoweringJob:
     kv_bits: Numbers
     float_bits: Numbers = 16
     about: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def sized(self) -> Sized:
+        """As keyword arguments of an exporter."""
+        return Sized(context=self.context, chunk=self.chunk, kv_bits=self.kv_bits, progress=self.progress)
 
 
 class Backend(Protocol):

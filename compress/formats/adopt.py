@@ -14,19 +14,9 @@ from bluelm.block import Block, block_of
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
+from compress.checkpoint import store
 from compress.checkpoint.pieces import LinearInfo, Piece, write_piece
 from compress.checkpoint.quantized import OrderedWeight
-from compress.checkpoint.store import (
-    EMBED,
-    EMBEDDING_FILE,
-    FINAL_NORM,
-    HEAD,
-    HEAD_FILE,
-    QuantizedCheckpoint,
-    block_file,
-    finish,
-    piece_files,
-)
 from compress.checkpoint.work import finished
 from compress.formats.packed import PackedCheckpoint, header_of
 from compress.layers import Solved, round_plainly
@@ -41,11 +31,11 @@ def given_recipe(packed: PackedCheckpoint, asked: Recipe) -> Recipe:
     Raises:
         InputError: no linear of the blocks is quantized, or what is stored cannot be.
     """
-    blocks = [info for name, info in packed.survey.items() if name != HEAD]
+    blocks = [info for name, info in packed.survey.items() if name != store.HEAD]
     if not blocks:
         raise InputError("no linear of the blocks is quantized", where=packed.folder, fix="give the float checkpoint")
     widths = Counter((info.bits, info.group_size) for info in blocks).most_common(1)[0][0]
-    head = packed.survey.get(HEAD)
+    head = packed.survey.get(store.HEAD)
     head_width = (head.bits, head.group_size) if head else (asked.head_bits, asked.head_group_size)
     if packed.config.shares_table:
         head_width = (asked.embed_bits, -1)
@@ -83,7 +73,7 @@ def adopt(
     progress: Progress | None = None,
     *,
     overwrite: bool = False,
-) -> QuantizedCheckpoint:
+) -> store.QuantizedCheckpoint:
     """Write a quantized checkpoint of the codes, scales and zero points that `packed` has.
 
     Where act-order scattered the groups of down_proj, the rows of gate_proj and up_proj are put in its order
@@ -102,15 +92,19 @@ def adopt(
     if found is not None:
         return found
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    files = piece_files(packed.config)
+    files = store.piece_files(packed.config)
     with atomic_folder(out) as folder, (progress or Silent()).task("read the codes", len(files)) as task:
         table = round_plainly(packed.embedding(), Widths(recipe.embed_bits, -1, True), recipe)
-        write_piece(folder / EMBEDDING_FILE, Piece({EMBED: table.weight}, {}, {EMBED: table.note}), fingerprint)
+        write_piece(
+            folder / store.EMBEDDING_FILE,
+            Piece({store.EMBED: table.weight}, {}, {store.EMBED: table.note}),
+            fingerprint,
+        )
         task.advance(note="embedding")
         for index in range(packed.config.num_layers):
-            write_piece(folder / block_file(index), _block(packed, index, recipe), fingerprint)
+            write_piece(folder / store.block_file(index), _block(packed, index, recipe), fingerprint)
             task.advance(note=f"block {index}")
-        write_piece(folder / HEAD_FILE, _head(packed, recipe), fingerprint)
+        write_piece(folder / store.HEAD_FILE, _head(packed, recipe), fingerprint)
         task.advance(note="head")
         described: dict[str, Any] = {
             "checkpoint": packed.digest(),
@@ -120,8 +114,8 @@ def adopt(
             "inputs": parts,
         }
         packed.check_unchanged()
-        finish(folder, packed.config, recipe, packed.folder, described)
-    return QuantizedCheckpoint.open(out)
+        store.finish(folder, packed.config, recipe, packed.folder, described)
+    return store.QuantizedCheckpoint.open(out)
 
 
 def _block(packed: PackedCheckpoint, index: int, recipe: Recipe) -> Piece:
@@ -162,16 +156,16 @@ def _fold_order(block: Block, weights: dict[str, OrderedWeight], notes: dict[str
 
 def _head(packed: PackedCheckpoint, recipe: Recipe) -> Piece:
     """The piece of the last norm and lm_head."""
-    norm = {FINAL_NORM: packed.final_norm()}
+    norm = {store.FINAL_NORM: packed.final_norm()}
     if packed.config.shares_table:
         return Piece({}, norm)
-    given = packed.linear(HEAD)
+    given = packed.linear(store.HEAD)
     if given is not None:
-        orders = {} if given.order is None else {HEAD: given.order}
-        return Piece({HEAD: given.weight}, norm, {HEAD: _note(header_of(given), packed)}, orders)
+        orders = {} if given.order is None else {store.HEAD: given.order}
+        return Piece({store.HEAD: given.weight}, norm, {store.HEAD: _note(header_of(given), packed)}, orders)
     widths = Widths(recipe.head_bits, recipe.head_group_size, recipe.symmetric)
     solved = round_plainly(packed.head(), widths, recipe)
-    return Piece({HEAD: solved.weight}, norm, {HEAD: solved.note})
+    return Piece({store.HEAD: solved.weight}, norm, {store.HEAD: solved.note})
 
 
 def _rounded(weight: Tensor, recipe: Recipe) -> Solved:

@@ -71,15 +71,30 @@ def make(
     package = signing.package.certificate if draft.format == "apk" else None
     update = {"signing": payload.signing_of(signing.model.certificate, package)}
     draft = draft.model_copy(update=update)
-    return _WRITERS[draft.format](
-        draft, sorted(inputs, key=lambda i: i.path), signing, out, options, progress or Silent()
-    )
+    ordered = sorted(inputs, key=lambda i: i.path)
+    return _WRITERS[draft.format](_Job(draft, ordered, signing, out, options, progress or Silent()))
 
 
-def _measure(inputs: Sequence[Input], progress: Progress, cuts: Mapping[str, list[int]]) -> list[payload.Content]:
+@dataclass(frozen=True)
+class _Job:
+    """One bundle to write: the arguments of `make`, inputs in the order of their paths."""
+
+    draft: BundleManifest
+    inputs: Sequence[Input]
+    signing: payload.Keys
+    out: Path
+    options: Options
+    progress: Progress
+
+    @property
+    def paths(self) -> list[str]:
+        return [each.path for each in self.inputs]
+
+
+def _measure(job: _Job, cuts: Mapping[str, list[int]]) -> list[payload.Content]:
     contents: list[payload.Content] = []
-    with progress.task("read and hash", total=len(inputs)) as task:
-        for each in inputs:
+    with job.progress.task("read and hash", total=len(job.inputs)) as task:
+        for each in job.inputs:
             found = payload.measure(each.path, each.role, each.source, cuts.get(each.path, ()))
             if each.sha256 not in (None, found.sha256):
                 fix = "run bluelm-export again"
@@ -89,56 +104,36 @@ def _measure(inputs: Sequence[Input], progress: Progress, cuts: Mapping[str, lis
     return contents
 
 
-def _apk(
-    draft: BundleManifest,
-    inputs: Sequence[Input],
-    signing: payload.Keys,
-    out: Path,
-    options: Options,
-    progress: Progress,
-) -> Path:
-    places = apk.plan({each.path: each.source.size for each in inputs}, options.cap)
-    _spare(apk.target_of(out, places))
-    contents = _measure(inputs, progress, {path: apk.cuts(placed) for path, placed in places.items()})
-    around = apk.container(draft.application, places)
-    _check_names(draft.format, [each.path for each in inputs], around)
-    whole = payload.assemble(draft, contents, signing, around, lambda c: apk.pieces(places[c.path]))
-    return apk.write(whole, places, out, signing.package)
+def _apk(job: _Job) -> Path:
+    places = apk.plan({each.path: each.source.size for each in job.inputs}, job.options.cap)
+    _spare(apk.target_of(job.out, places))
+    contents = _measure(job, {path: apk.cuts(placed) for path, placed in places.items()})
+    around = apk.container(job.draft.application, places)
+    _check_names(job.draft.format, job.paths, around)
+    whole = payload.assemble(job.draft, contents, job.signing, around, lambda c: apk.pieces(places[c.path]))
+    return apk.write(whole, places, job.out, job.signing.package)
 
 
-def _ipa(
-    draft: BundleManifest,
-    inputs: Sequence[Input],
-    signing: payload.Keys,
-    out: Path,
-    options: Options,
-    progress: Progress,
-) -> Path:
-    _spare(out.with_name(f"{out.name}.ipa"))
-    app = runner.of_app(options.runner) if options.runner else runner.build(draft.requirements.min_os)
+def _ipa(job: _Job) -> Path:
+    _spare(job.out.with_name(f"{job.out.name}.ipa"))
+    draft, own = job.draft, job.options.runner
+    app = runner.of_app(own) if own else runner.build(draft.requirements.min_os)
     if app.compiler:
         draft = draft.model_copy(update={"producers": {**draft.producers, "clang": app.compiler}})
     shell = ipa.app_of(app, draft)
-    _check_names(draft.format, [each.path for each in inputs], shell.container())
-    whole = payload.assemble(draft, _measure(inputs, progress, {}), signing, shell.container())
-    return ipa.write(whole, shell, out)
+    _check_names(draft.format, job.paths, shell.container())
+    whole = payload.assemble(draft, _measure(job, {}), job.signing, shell.container())
+    return ipa.write(whole, shell, job.out)
 
 
-def _folder(
-    draft: BundleManifest,
-    inputs: Sequence[Input],
-    signing: payload.Keys,
-    out: Path,
-    options: Options,
-    progress: Progress,
-) -> Path:
-    target = out.with_name(f"{out.name}-{draft.format}")
+def _folder(job: _Job) -> Path:
+    target = job.out.with_name(f"{job.out.name}-{job.draft.format}")
     _spare(target)
-    around = {} if draft.format == "folder" else project.render(draft)
+    around = {} if job.draft.format == "folder" else project.render(job.draft)
     digests = {path: hashlib.sha256(data).hexdigest() for path, data in around.items()}
-    _check_names(draft.format, [each.path for each in inputs], digests)
-    whole = payload.assemble(draft, _measure(inputs, progress, {}), signing, digests)
-    return folder.write(whole, target, HOMES[draft.format], around)
+    _check_names(job.draft.format, job.paths, digests)
+    whole = payload.assemble(job.draft, _measure(job, {}), job.signing, digests)
+    return folder.write(whole, target, HOMES[job.draft.format], around)
 
 
 def _check_names(format_: Format, paths: Iterable[str], container: Iterable[str], where: Path | None = None) -> None:
@@ -162,8 +157,7 @@ def _spare(target: Path) -> None:
         raise InputError(problem, where=target, fix="name another place with --out, or move it away") from error
 
 
-Writer = Callable[[BundleManifest, Sequence[Input], payload.Keys, Path, Options, Progress], Path]
-_WRITERS: dict[Format, Writer] = {
+_WRITERS: dict[Format, Callable[[_Job], Path]] = {
     "apk": _apk,
     "ipa": _ipa,
     "gradle": _folder,

@@ -23,20 +23,8 @@ from export.artifacts.debug import DEBUG_NOTE
 from export.lowering.parts import Part
 from export.onnx.readback_constants import HIDDEN_SCORE, Constants
 from export.onnx.reader import HeldWeight
+from export.readback import items
 from export.readback.held import faults
-from export.readback.items import (
-    CACHE,
-    CONTEXT,
-    GRAPH,
-    MASK,
-    TELLS,
-    Finding,
-    attention_scale,
-    checked,
-    eps,
-    equal,
-    weight_names,
-)
 from export.readback.numbers import array_fault
 
 if TYPE_CHECKING:
@@ -46,12 +34,12 @@ TABLE = "embed"  # the token table's name in a program
 TYPES = {"float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """Of all packages of the artifact."""
     from export.coreml.export import packages
     from export.coreml.package import Package
 
-    found: dict[str, list[str]] = {item: [] for item in (GRAPH, TELLS, CONTEXT, CACHE)}
+    found: dict[str, list[str]] = {item: [] for item in (items.GRAPH, items.TELLS, items.CONTEXT, items.CACHE)}
     parts: list[Part] = []
     for path in packages(artifact):
         package = Package.open(path, quantized.config.num_layers)
@@ -59,10 +47,10 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
             found.setdefault(item, []).extend([fault] if fault and fault not in found.get(item, []) else [])
     layers = [layer for part in parts for layer in part.layers]
     if layers != list(range(quantized.config.num_layers)):
-        found[GRAPH].append(f"the packages hold the blocks {layers}")
+        found[items.GRAPH].append(f"the packages hold the blocks {layers}")
     for item, told in found.items():
-        yield from checked(item, told[:3])
-    yield from equal(MASK, artifact.mask_value, HIDDEN_SCORE)
+        yield from items.checked(item, told[:3])
+    yield from items.equal(items.MASK, artifact.mask_value, HIDDEN_SCORE)
 
 
 def _package(
@@ -72,11 +60,11 @@ def _package(
     from export.coreml.program import DECODE, PREFILL
 
     told = package.spec.description.metadata.userDefined
-    yield TELLS, "" if told["quantized"] == quantized.digest() else "it is of another quantized checkpoint"
+    yield items.TELLS, "" if told["quantized"] == quantized.digest() else "it is of another quantized checkpoint"
     wide = told["activations"] if told["activations"] in TYPES else "float16"
-    yield TELLS, "" if f"{wide} activations" in artifact.notes else f"the program computes in {wide}"
+    yield items.TELLS, "" if f"{wide} activations" in artifact.notes else f"the program computes in {wide}"
     functions = {name: dict(package.constants(name)) for name in (PREFILL, DECODE) if name in package.functions}
-    yield GRAPH, "" if len(functions) == 2 else f"the functions are {', '.join(package.functions)}"
+    yield items.GRAPH, "" if len(functions) == 2 else f"the functions are {', '.join(package.functions)}"
     weights = {name: _weight_values(values) for name, values in _weights(functions, quantized)}
     parts.append(_part(weights, quantized))
     yield from _states(package, artifact)
@@ -96,15 +84,15 @@ def _states(package: Package, artifact: Artifact) -> Iterator[tuple[str, str]]:
             kind, shape = value_type(named.type), value_type(named.type).shape or ()
             if kind.state and len(shape) == 4:
                 slots = shape[3 if named.name.endswith("keys") else 2]
-                yield CONTEXT, "" if slots == artifact.context else f"{slots} slots instead of {artifact.context}"
+                yield items.CONTEXT, "" if slots == artifact.context else f"{slots} slots instead of {artifact.context}"
                 there = {"fp16": "float16", "fp32": "float32"}.get(kind.dtype, kind.dtype)
-                yield CACHE, "" if there == artifact.cache else f"{there} instead of {artifact.cache}"
+                yield items.CACHE, "" if there == artifact.cache else f"{there} instead of {artifact.cache}"
 
 
 def _weights(functions: Mapping[str, Mapping[str, Any]], quantized: QuantizedCheckpoint) -> Iterator[tuple[str, Any]]:
     """Weights of the first function by their names in the program, with the records of their parts."""
     for constants in list(functions.values())[:1]:
-        for name in [*weight_names(quantized), TABLE]:
+        for name in [*items.weight_names(quantized), TABLE]:
             key = _key(name)
             if key in constants and "data" in constants[key]:
                 yield name, constants[key]
@@ -151,7 +139,7 @@ def _program_faults(
         try:
             wanted = outline(build(weights, part, shape), weights.providers, metadata, Path(scratch))
         except ExportError as error:  # weights that we never write
-            yield GRAPH, str(error)
+            yield items.GRAPH, str(error)
             return
         again = Opened(package.path, wanted, Path(scratch))
         for function in package.functions.keys() & again.functions.keys():
@@ -162,10 +150,13 @@ def _program_faults(
     if mine == theirs:
         return
     if mine.description != theirs.description:
-        yield TELLS if mine.description.metadata != theirs.description.metadata else GRAPH, "description is another"
+        yield (
+            items.TELLS if mine.description.metadata != theirs.description.metadata else items.GRAPH,
+            "description is another",
+        )
     for name, function in theirs.mlProgram.functions.items():
-        yield GRAPH, _first_other(name, mine.mlProgram.functions[name], function)
-    yield GRAPH, "" if mine.mlProgram.functions == theirs.mlProgram.functions else "the program is another"
+        yield items.GRAPH, _first_other(name, mine.mlProgram.functions[name], function)
+    yield items.GRAPH, "" if mine.mlProgram.functions == theirs.mlProgram.functions else "the program is another"
 
 
 def _first_other(name: str, mine: Any, theirs: Any) -> str:
@@ -200,7 +191,7 @@ def _small(name: str, mine: tuple[Package, Any], theirs: tuple[Package, Any]) ->
         return
     if values[1].blobFileValue.offset:  # what is left out of the outline lies at 0
         fault = array_fault(mine[0].value(values[0]), theirs[0].value(values[1]))
-        yield GRAPH, f"{name}: {fault}" if fault else ""
+        yield items.GRAPH, f"{name}: {fault}" if fault else ""
 
 
 def _bare(spec: Any) -> Any:
@@ -227,7 +218,7 @@ class Numbers:
     def __init__(self, package: Package, quantized: QuantizedCheckpoint, context: int, dtype: np.dtype[Any]) -> None:
         self._package, self._quantized, self._dtype = package, quantized, dtype
         self._tables = {_key(name): table for name, table in Constants(quantized, context).tables.items()}
-        self._weights = {_key(TABLE if name == EMBED else name): name for name in weight_names(quantized)}
+        self._weights = {_key(TABLE if name == EMBED else name): name for name in items.weight_names(quantized)}
         self._records: dict[str, dict[str, Any]] = {}
 
     @classmethod
@@ -255,10 +246,10 @@ class Numbers:
         elif match := self.EPSILON.fullmatch(name):
             norms = {norm.makes: norm.weight for norm in block_of(self._quantized.config).norms.values()}
             norm = f"model.layers.{match[1]}.{norms[match[2]]}" if match[1] else "model.norm"
-            yield eps(norm), self._same(values, np.array(self._quantized.config.rms_norm_eps, self._dtype))
+            yield items.eps(norm), self._same(values, np.array(self._quantized.config.rms_norm_eps, self._dtype))
         elif match := self.SCALE.fullmatch(name):
             factor = np.array(self._quantized.config.head_dim**-0.5, self._dtype)
-            yield attention_scale(int(match[1])), self._same(values, factor)
+            yield items.attention_scale(int(match[1])), self._same(values, factor)
 
     def _same(self, values: Mapping[str, Any], wanted: np.ndarray) -> str:
         try:

@@ -21,19 +21,8 @@ from compress.checkpoint.store import HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.onnx.readback_constants import HIDDEN_SCORE, Constants
 from export.onnx.reader import HeldWeight
+from export.readback import items
 from export.readback.held import faults, table
-from export.readback.items import (
-    CACHE,
-    CONTEXT,
-    GRAPH,
-    MASK,
-    TELLS,
-    Finding,
-    attention_scale,
-    checked,
-    eps,
-    equal,
-)
 from export.readback.trail import OtherProgramError, Trail
 
 if TYPE_CHECKING:
@@ -46,26 +35,26 @@ CACHES = {"fp16": "float16", "fp32": "float32"}
 Shape = tuple[int, ...]
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """Of the program, and of the embedding table beside it."""
     from export.executorch.coreml_reader import unpack
 
     trail = Trail()
     with tempfile.TemporaryDirectory(prefix="bluelm-pte-") as scratch:
         program = unpack(artifact.path("model"), Path(scratch))
-        yield from checked(TELLS, _tell_faults(program.methods, quantized))
-        trail.see(GRAPH)
+        yield from items.checked(items.TELLS, _tell_faults(program.methods, quantized))
+        trail.see(items.GRAPH)
         for name in METHODS:
             tokens = artifact.chunk if name == "prefill" else 1
             try:
                 Walk(program.package, program.methods[name], artifact, quantized, tokens, trail).follow()
             except OtherProgramError as other:
-                trail.see(GRAPH, f"{name}: {other}")
+                trail.see(items.GRAPH, f"{name}: {other}")
             except (ExportError, ValueError, TypeError, LookupError, AttributeError) as error:
-                trail.see(GRAPH, f"{name} cannot be followed: {error!r}")
+                trail.see(items.GRAPH, f"{name} cannot be followed: {error!r}")
     yield from trail.findings(artifact, quantized)
     yield from table(artifact, quantized)
-    yield from equal(MASK, artifact.mask_value, HIDDEN_SCORE)
+    yield from items.equal(items.MASK, artifact.mask_value, HIDDEN_SCORE)
 
 
 def _tell_faults(methods: dict[str, Method], quantized: QuantizedCheckpoint) -> Iterator[str]:
@@ -115,13 +104,15 @@ class Walk:
             kind = value_type(named.type)
             if named.name == "mask":
                 found = (kind.shape or (0,))[-1]
-                self.trail.see(CONTEXT, "" if found == self._artifact.context else f"a mask of {found} slots")
+                self.trail.see(items.CONTEXT, "" if found == self._artifact.context else f"a mask of {found} slots")
             elif named.name.startswith("past_"):
                 keys = int(named.name.removeprefix("past_")) % 2 == 0
                 wanted = (1, heads, size, slots) if keys else (1, heads, slots, size)
-                self.trail.see(CONTEXT, "" if kind.shape == wanted else f"{named.name} is {kind.shape}, not {wanted}")
+                self.trail.see(
+                    items.CONTEXT, "" if kind.shape == wanted else f"{named.name} is {kind.shape}, not {wanted}"
+                )
                 there = CACHES.get(kind.dtype, kind.dtype)
-                self.trail.see(CACHE, "" if there == self._artifact.cache else f"{named.name} is {there}")
+                self.trail.see(items.CACHE, "" if there == self._artifact.cache else f"{named.name} is {there}")
 
     def block(self, node: str, layer: int, new: list[str]) -> str:
         """The stream before a block, from that behind it: its steps, the last one first."""
@@ -164,7 +155,7 @@ class Walk:
         query, keys = self.product(self.regrouped(scores, (1, heads, tokens, slots)))
         query, factor = self.take(self.regrouped(query, (1, kv_heads, rows, size)), "mul", "x", "y")
         wanted = np.array(config.head_dim**-0.5, self._dtype)
-        self.trail.array(attention_scale(layer), self.value(factor), wanted)
+        self.trail.array(items.attention_scale(layer), self.value(factor), wanted)
         key = self.rotated(self.transposed(self.cached(keys, 3, f"past_{2 * layer}", new[0]), (0, 1, 3, 2)))
         value = self.cached(values, 2, f"past_{2 * layer + 1}", new[1])
         parts = ((self.rotated(query), heads), (key, kv_heads), (value, kv_heads))
@@ -224,7 +215,9 @@ class Walk:
         self.alike(self.take(negative, "mul", "x", y=-1)[0], x, f"the second half of {name}")
         wanted = np.tile(self._quantized.vector(name).numpy().astype(self._dtype), 2)
         self.trail.array(f"{name}.weight", self.value(weight), wanted)
-        self.trail.array(eps(f"{name}.weight"), self.value(epsilon), np.array(self._config.rms_norm_eps, self._dtype))
+        self.trail.array(
+            items.eps(f"{name}.weight"), self.value(epsilon), np.array(self._config.rms_norm_eps, self._dtype)
+        )
         return x if heads is None else self.reshaped(x, (1, self._tokens * heads, size))
 
     def linear(self, node: str, name: str, biased: bool = False) -> str:

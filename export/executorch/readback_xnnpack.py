@@ -19,20 +19,8 @@ from bluelm.rope import rope_table
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.onnx.reader import HeldWeight
+from export.readback import items
 from export.readback.held import faults
-from export.readback.items import (
-    CACHE,
-    CONTEXT,
-    ENCODINGS,
-    GRAPH,
-    MASK,
-    ROPE,
-    TELLS,
-    Finding,
-    attention_scale,
-    checked,
-    eps,
-)
 from export.readback.trail import OtherProgramError, Trail
 
 if TYPE_CHECKING:
@@ -46,20 +34,20 @@ FLOATS = ("xnn_datatype_fp32", "xnn_datatype_fp16")
 CACHES = {"float32": 6, "float16": 5, "int8": 1}  # ExecuTorch's ScalarType
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """Of the whole program."""
     from export.executorch.reader import read_program
 
     file = read_program(artifact.path("model"), quantized.config.num_layers)
-    yield from checked(TELLS, _tell_faults(file, artifact, quantized))
+    yield from items.checked(items.TELLS, _tell_faults(file, artifact, quantized))
     walk = Walk(artifact, quantized)
     try:
         walk.program(file)
-        walk.trail.see(GRAPH)
+        walk.trail.see(items.GRAPH)
     except OtherProgramError as other:
-        walk.trail.see(GRAPH, str(other))
+        walk.trail.see(items.GRAPH, str(other))
     except (ExportError, ValueError, TypeError, LookupError, AttributeError) as error:
-        walk.trail.see(GRAPH, f"it cannot be followed: {error}")
+        walk.trail.see(items.GRAPH, f"it cannot be followed: {error}")
     yield from walk.trail.findings(artifact, quantized)
 
 
@@ -146,7 +134,7 @@ class Walk:
         query, keys, values, start, mask, dropout, causal, factor, *codes = self.take(node, name, count)
         if mask is not None or dropout != 0.0 or causal is not True or any(codes[6:]):
             raise OtherProgramError(f"attention of layer {layer} has mask {mask}, dropout {dropout}, causal {causal}")
-        self.trail.see(attention_scale(layer), "" if factor is None else f"{factor} instead of head_dim**-0.5")
+        self.trail.see(items.attention_scale(layer), "" if factor is None else f"{factor} instead of head_dim**-0.5")
         self.position(start)
         parts = [query, *(self.written(cache, start, self._artifact.cache) for cache in (keys, values))]
         if int8:
@@ -154,7 +142,7 @@ class Walk:
             kept = [self.written(cache, start, kind) for cache, kind in zip(codes[2:6], kinds, strict=True)]
             ranges = [codes[:2], kept[:2], kept[2:]]
             parts = [self.rounded(part, *told) for part, told in zip(parts, ranges, strict=True)]
-            self.trail.see(ENCODINGS)  # of each token, when it comes
+            self.trail.see(items.ENCODINGS)  # of each token, when it comes
         query, keys, values = map(self.uncast, parts)
         return self.rotated(query), self.rotated(keys), values
 
@@ -176,8 +164,8 @@ class Walk:
         if not self._is(held, "cache"):
             raise OtherProgramError("keys and values are written twice")
         sizes, found = held.extra["sizes"], held.extra["type"]
-        self.trail.see(CONTEXT, "" if sizes[1] == self._artifact.context else f"{sizes[1]} slots in a cache")
-        self.trail.see(CACHE, "" if found == CACHES[kind] else f"type {found} instead of {CACHES[kind]}")
+        self.trail.see(items.CONTEXT, "" if sizes[1] == self._artifact.context else f"{sizes[1]} slots in a cache")
+        self.trail.see(items.CACHE, "" if found == CACHES[kind] else f"type {found} instead of {CACHES[kind]}")
         return value
 
     def rotated(self, node: Any) -> Node:
@@ -195,7 +183,7 @@ class Walk:
             if (f"rope {place}", id(table)) not in self._seen:
                 self._seen.add((f"rope {place}", id(table)))
                 wanted = self._tables[place].numpy()
-                self.trail.array(ROPE, self.constant(table), wanted[:, None])
+                self.trail.array(items.ROPE, self.constant(table), wanted[:, None])
         return x
 
     def rows(self, node: Any) -> Node:
@@ -240,7 +228,7 @@ class Walk:
             self.alike(part, x, f"the squares of {name}")
         self.vector(f"{name}.weight", weight)
         self.trail.array(
-            eps(f"{name}.weight"), self.constant(epsilon), np.array([self._config.rms_norm_eps], np.float32)
+            items.eps(f"{name}.weight"), self.constant(epsilon), np.array([self._config.rms_norm_eps], np.float32)
         )
         if not np.array_equal(self.constant(share), np.full((1, size), 1 / size, np.float32)):
             raise OtherProgramError(f"{name} takes another mean")
@@ -256,7 +244,7 @@ class Walk:
         shifted = [self.constant(part).astype(np.float32) + half for part in (codes, zeros)]
         held = HeldWeight(shifted[0].astype(np.uint8), self.constant(scales), shifted[1], wanted.bits)
         self.trail.see(EMBED, ", ".join(faults(wanted, held)))
-        self.trail.see(MASK)  # a step sees the slots up to its own: `causal` above
+        self.trail.see(items.MASK)  # a step sees the slots up to its own: `causal` above
 
     def vector(self, name: str, node: Any) -> None:
         self.trail.array(name, self.constant(node), self._quantized.vector(name).numpy())

@@ -13,32 +13,24 @@ from bluelm.errors import InputError
 from bluelm.rope import inverse_frequencies
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
+from export.readback import items
 from export.readback.held import same, stored
-from export.readback.items import (
-    CACHE,
-    CONTEXT,
-    GRAPH,
-    MASK,
-    ROPE,
-    TELLS,
-    Finding,
-    attention_scale,
-    checked,
-    eps,
-    norm_names,
-    right,
-)
 
 if TYPE_CHECKING:
     from export.gguf.reader import GgufFile
 
 FACTORS = "rope_freqs.weight"
 ROUNDING = 2.5e-7  # two float32 steps: powers differ by so much between processors
-ITEMS = {"attention.layer_norm_rms_epsilon": "", "context_length": CONTEXT, "vocab_size": TELLS, "rope.freq_base": ROPE}
+ITEMS = {
+    "attention.layer_norm_rms_epsilon": "",
+    "context_length": items.CONTEXT,
+    "vocab_size": items.TELLS,
+    "rope.freq_base": items.ROPE,
+}
 """Items of an architecture's keys; "" stands for every norm's epsilon; all others are llama.cpp's graph."""
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """Of the file alone; mask and cache are llama.cpp's own, and no GGUF file holds anything of them."""
     from export.gguf import readback_keys as gguf_keys
     from export.gguf import readback_vocabulary as gguf_vocabulary
@@ -49,15 +41,15 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     places = {name: source for name, source in tensors(config) if source != "rope"}
     for name, source in places.items():
         item = source if is_weight(quantized, source) or source.endswith(".bias") else f"{source}.weight"
-        yield from checked(item, [] if _same(file, name, source, quantized) else [f"{name} is another"])
+        yield from items.checked(item, [] if _same(file, name, source, quantized) else [f"{name} is another"])
     faults: dict[str, list[str]] = {
-        GRAPH: [],
-        TELLS: [],
-        CONTEXT: [],
-        ROPE: list(_turn_faults(file, quantized)),
+        items.GRAPH: [],
+        items.TELLS: [],
+        items.CONTEXT: [],
+        items.ROPE: list(_turn_faults(file, quantized)),
         "": [],
     }
-    faults[GRAPH] += [f"{name} is none of this model's" for name in file.tensors.keys() - {*places, FACTORS}]
+    faults[items.GRAPH] += [f"{name} is none of this model's" for name in file.tensors.keys() - {*places, FACTORS}]
     widths = Counter[int]()
     for source, info in quantized.linears.items():
         widths[info.bits] += math.prod(info.shape) * source.startswith("model.layers.")
@@ -65,17 +57,21 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     for key, told in gguf_keys.differing(file.fields, {**wanted, **gguf_vocabulary.keys(quantized)}):
         kind, _, name = key.partition(".")
         item = (
-            TELLS if kind == "tokenizer" or (kind == "general" and name != "architecture") else ITEMS.get(name, GRAPH)
+            items.TELLS
+            if kind == "tokenizer" or (kind == "general" and name != "architecture")
+            else ITEMS.get(name, items.GRAPH)
         )
         faults[item].append(f"{key}: {told}")
-    for item in (GRAPH, TELLS, CONTEXT, ROPE):
-        yield from checked(item, faults[item])
-    for name in norm_names(quantized):
-        yield from checked(eps(name), faults[""])
-    scaled = [fault for fault in faults[GRAPH] if ".attention.key_length:" in fault or ".attention.scale:" in fault]
+    for item in (items.GRAPH, items.TELLS, items.CONTEXT, items.ROPE):
+        yield from items.checked(item, faults[item])
+    for name in items.norm_names(quantized):
+        yield from items.checked(items.eps(name), faults[""])
+    scaled = [
+        fault for fault in faults[items.GRAPH] if ".attention.key_length:" in fault or ".attention.scale:" in fault
+    ]
     for layer in range(config.num_layers):
-        yield from checked(attention_scale(layer), scaled)
-    yield from right(MASK, CACHE)
+        yield from items.checked(items.attention_scale(layer), scaled)
+    yield from items.right(items.MASK, items.CACHE)
 
 
 def is_weight(quantized: QuantizedCheckpoint, source: str) -> bool:

@@ -19,22 +19,8 @@ from export.artifacts.mobile import KvBits
 from export.lowering.encoding import Encoding
 from export.lowering.ranges import Ranges
 from export.onnx.readback_constants import HEADROOM_8_BITS, HIDDEN_SCORE, Constants, around
+from export.readback import items
 from export.readback.held import faults, stored, table
-from export.readback.items import (
-    CACHE,
-    CONTEXT,
-    ENCODINGS,
-    GRAPH,
-    MASK,
-    TELLS,
-    Finding,
-    checked,
-    eps,
-    equal,
-    norm_names,
-    untold,
-    weight_names,
-)
 from export.readback.numbers import array_fault
 
 if TYPE_CHECKING:
@@ -45,7 +31,7 @@ CACHED = re.compile(r"(?:past_)?(?P<kind>keys|values)\.(?P<layer>\d+)|layers\.(?
 FROM_CALIBRATION = "scales of an int8 cache come from ranges of activations, which do not lie beside it"
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """Of the program and the embedding table beside it."""
     from export.litert.reader import LitertFile
 
@@ -55,13 +41,13 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
         for item, fault in _judged(file, tensor, graph, name, artifact, quantized):
             told.setdefault(item, []).extend([fault] if fault and fault not in told.get(item, []) else [])
     for item, found in told.items():
-        yield from checked(item, found)
+        yield from items.checked(item, found)
     yield from table(artifact, quantized)
-    yield from equal(MASK, artifact.mask_value, HIDDEN_SCORE)
+    yield from items.equal(items.MASK, artifact.mask_value, HIDDEN_SCORE)
     if artifact.cache == "int8" and artifact.paths("ranges"):
-        yield from checked(ENCODINGS, _scale_faults(file, Ranges.load(artifact.path("ranges"))))
+        yield from items.checked(items.ENCODINGS, _scale_faults(file, Ranges.load(artifact.path("ranges"))))
     elif artifact.cache == "int8":
-        yield from untold(FROM_CALIBRATION, ENCODINGS)
+        yield from items.untold(FROM_CALIBRATION, items.ENCODINGS)
 
 
 def _told(artifact: Artifact, quantized: QuantizedCheckpoint) -> dict[str, list[str]]:
@@ -71,24 +57,26 @@ def _told(artifact: Artifact, quantized: QuantizedCheckpoint) -> dict[str, list[
     from export.litert.reader import Layouts, LitertFile
 
     file = LitertFile(artifact.path("model"), quantized.config.num_layers)
-    found: dict[str, list[str]] = {GRAPH: [], TELLS: [], CONTEXT: [], CACHE: []}
+    found: dict[str, list[str]] = {items.GRAPH: [], items.TELLS: [], items.CONTEXT: [], items.CACHE: []}
     type_of_cache = litert.CACHE_TYPES[BITS[artifact.cache]]
     for signature in file.model.signatureDefs:
         tensors = file.model.subgraphs[signature.subgraphIndex].tensors
         for one in signature.inputs:
             name, tensor = one.name.decode(), tensors[one.tensorIndex]
             if name == "mask" and tensor.shape[-1] != artifact.context:
-                found[CONTEXT].append(f"{tensor.shape[-1]} instead of {artifact.context}")
+                found[items.CONTEXT].append(f"{tensor.shape[-1]} instead of {artifact.context}")
             if name.startswith("past_") and tensor.type != type_of_cache:
-                found[CACHE].append(f"{name} is of type {tensor.type} instead of {type_of_cache}")
+                found[items.CACHE].append(f"{name} is of type {tensor.type} instead of {type_of_cache}")
     model, held = Outline("bluelm-export"), Layouts.of(quantized, file)
     try:
         list(litert.lower(model, held, artifact.context, artifact.chunk, BITS[artifact.cache], _encodings(file)))
     except ExportError as error:  # weights that we never write
-        found[GRAPH].append(str(error))
+        found[items.GRAPH].append(str(error))
         return found
     for path, fault in _differences(_bare(file.model), _bare(model.tables()), ""):
-        found[TELLS if path.startswith(("signature", "description", "metadata")) else GRAPH].append(f"{path}: {fault}")
+        found[items.TELLS if path.startswith(("signature", "description", "metadata")) else items.GRAPH].append(
+            f"{path}: {fault}"
+        )
     return {item: faults[:3] for item, faults in found.items()}
 
 
@@ -147,7 +135,7 @@ def _judged(
     file: LitertFile, tensor: Any, graph: Any, name: str, artifact: Artifact, quantized: QuantizedCheckpoint
 ) -> Iterator[tuple[str, str]]:
     """Items that a constant is, or belongs to, each with what is wrong or ""."""
-    constants, weights = Constants(quantized, artifact.context), weight_names(quantized)
+    constants, weights = Constants(quantized, artifact.context), items.weight_names(quantized)
     if name in weights and name != EMBED:
         try:
             found = faults(quantized.linear(name), stored(file.weight(tensor, graph)))
@@ -162,14 +150,14 @@ def _judged(
         yield named.item, array_fault(array, np.atleast_1d(values))
     elif name == "epsilon":
         fault = array_fault(array, np.array([quantized.config.rms_norm_eps], np.float32))
-        yield from ((eps(norm), fault) for norm in norm_names(quantized))
+        yield from ((items.eps(norm), fault) for norm in items.norm_names(quantized))
     elif name.startswith("integers."):
         wanted = np.array([int(number) for number in name.removeprefix("integers.").split("x")], np.int32)
-        yield GRAPH, _about(name, array_fault(array, wanted))
+        yield items.GRAPH, _about(name, array_fault(array, wanted))
     elif name == "axis.last":
-        yield GRAPH, _about(name, array_fault(array, np.array([2], np.int32)))
+        yield items.GRAPH, _about(name, array_fault(array, np.array([2], np.int32)))
     elif not (name.endswith(".scales") and name.removesuffix(".scales") in weights):  # read with their codes
-        yield GRAPH, f"the constant {name} is none of this model's"
+        yield items.GRAPH, f"the constant {name} is none of this model's"
 
 
 def _about(name: str, fault: str) -> str:

@@ -22,22 +22,7 @@ from export.onnx.graph import NoFile
 from export.onnx.readback_constants import HIDDEN_SCORE, Code, Constants, Encodings, codes
 from export.onnx.readback_structure import structure_faults
 from export.onnx.reader import OnnxFile, kind
-from export.readback import held
-from export.readback.items import (
-    CACHE,
-    CONTEXT,
-    ENCODINGS,
-    GRAPH,
-    MASK,
-    TELLS,
-    Finding,
-    checked,
-    eps,
-    equal,
-    linear_names,
-    right,
-    untold,
-)
+from export.readback import held, items
 
 ONE = {"ones.codes": np.uint8(128), "ones.scale": np.float32(1 / 128), "ones.zero": np.uint8(0)}
 """A gamma of ones, exactly."""
@@ -51,7 +36,7 @@ TYPES = {
 }
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """What is right and wrong in it."""
     files = {role: [OnnxFile(path) for path in artifact.paths(role)] for role in GRAPHS}
     integer = artifact.format == "onnx-npu"
@@ -67,26 +52,26 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     yield from _border(artifact, files)
     yield from _encodings(artifact, quantized, files, encodings)
     if integer and encodings is not None:
-        yield from equal(MASK, artifact.mask_value, encodings.mask_value)
+        yield from items.equal(items.MASK, artifact.mask_value, encodings.mask_value)
     elif not integer:
-        yield from equal(MASK, artifact.mask_value, HIDDEN_SCORE)
+        yield from items.equal(items.MASK, artifact.mask_value, HIDDEN_SCORE)
     yield from _graph(artifact, quantized, files, None if encodings is None else encodings.ranges)
-    yield from right(TELLS)  # the graphs tell none but what the graph's comparison holds
+    yield from items.right(items.TELLS)  # the graphs tell none but what the graph's comparison holds
 
 
 Files = dict[str, list[OnnxFile]]
 
 
-def _weights(files: Files, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def _weights(files: Files, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """Codes, scales and zero points of both graphs; numbers that they share are read once."""
-    for name in linear_names(quantized):
+    for name in items.linear_names(quantized):
         held_by = [[file for file in files[role] if name in file] for role in GRAPHS]
         if any(len(found) != 1 for found in held_by):
-            yield Finding(name, "wrong", "is not in each graph once")
+            yield items.Finding(name, "wrong", "is not in each graph once")
             continue
         wanted, (prefill, decode) = quantized.ordered(name).weight, (found[0] for found in held_by)
         shared = prefill.place(name) == decode.place(name)
-        yield from checked(name, _weight_faults((prefill,) if shared else (prefill, decode), name, wanted))
+        yield from items.checked(name, _weight_faults((prefill,) if shared else (prefill, decode), name, wanted))
 
 
 def _weight_faults(files: Iterable[OnnxFile], name: str, wanted: held.QuantizedTensor) -> Iterator[str]:
@@ -97,7 +82,7 @@ def _weight_faults(files: Iterable[OnnxFile], name: str, wanted: held.QuantizedT
             yield str(error)
 
 
-def _numbers(files: Files, constants: Constants, integer: bool) -> Iterator[Finding]:
+def _numbers(files: Files, constants: Constants, integer: bool) -> Iterator[items.Finding]:
     """Every constant that is no code or scale of a weight; one that nothing explains is wrong."""
     tables = {f"{name}.codes" if integer else name: table.item for name, table in constants.tables.items()}
     for role in GRAPHS:
@@ -107,13 +92,13 @@ def _numbers(files: Files, constants: Constants, integer: bool) -> Iterator[Find
             for name in file.tensors.keys() - parts:
                 missing.discard(name)
                 yield from _number(file, name, constants, integer)
-        yield from (Finding(tables[name], "wrong", f"{name} is not in {role}") for name in sorted(missing))
-    yield from right(*dict.fromkeys(tables.values()))
+        yield from (items.Finding(tables[name], "wrong", f"{name} is not in {role}") for name in sorted(missing))
+    yield from items.right(*dict.fromkeys(tables.values()))
 
 
-def _number(file: OnnxFile, name: str, constants: Constants, integer: bool) -> Iterator[Finding]:
+def _number(file: OnnxFile, name: str, constants: Constants, integer: bool) -> Iterator[items.Finding]:
     """Wrong, if it is."""
-    item, wanted = GRAPH, None
+    item, wanted = items.GRAPH, None
     table = constants.tables.get(name.removesuffix(".codes") if integer else name)
     if table is not None:
         item = table.item
@@ -126,20 +111,20 @@ def _number(file: OnnxFile, name: str, constants: Constants, integer: bool) -> I
         wanted = constants.said(name)
     where = f"{name} of {file.path.name}"
     if wanted is None:
-        yield Finding(item, "wrong", f"{where} belongs to nothing of the model")
+        yield items.Finding(item, "wrong", f"{where} belongs to nothing of the model")
         return
     try:
         found = file.array(name)
     except InputError as error:
-        yield Finding(item, "wrong", str(error))
+        yield items.Finding(item, "wrong", str(error))
         return
     if found.dtype != wanted.dtype or found.shape != wanted.shape:
         told = f"{found.dtype} {list(found.shape)} instead of {wanted.dtype} {list(wanted.shape)}"
-        yield Finding(item, "wrong", f"{where} is {told}")
+        yield items.Finding(item, "wrong", f"{where} is {told}")
     elif found.tobytes() != wanted.tobytes():
         places = np.argwhere(found != wanted)
         at = f"first at {places[0].tolist()}" if places.size else "in the sign of a zero"
-        yield Finding(item, "wrong", f"{where} has {len(places)} other numbers, {at}")
+        yield items.Finding(item, "wrong", f"{where} has {len(places)} other numbers, {at}")
 
 
 def _stored(file: OnnxFile, node: NodeProto) -> Iterator[str]:
@@ -149,7 +134,7 @@ def _stored(file: OnnxFile, node: NodeProto) -> Iterator[str]:
     yield from (casts.get(name, name) for name in names)
 
 
-def _epsilons(files: Files, constants: Constants) -> Iterator[Finding]:
+def _epsilons(files: Files, constants: Constants) -> Iterator[items.Finding]:
     """Of every norm in both graphs, as float32, which attributes are."""
     wanted = np.float32(constants.quantized.config.rms_norm_eps)
     for place, norm in constants.norms.items():
@@ -164,7 +149,7 @@ def _epsilons(files: Files, constants: Constants) -> Iterator[Finding]:
             found = [attributes(node).get("epsilon", "nothing") for node in nodes]
             if found != [wanted]:
                 faults.append(f"{', '.join(map(told, found)) or 'none'} in {role} instead of {told(wanted)}")
-        yield from checked(eps(norm), faults)
+        yield from items.checked(items.eps(norm), faults)
 
 
 def attributes(node: NodeProto) -> dict[str, object]:
@@ -177,7 +162,7 @@ def told(value: object) -> str:
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
-def _border(artifact: Artifact, files: Files) -> Iterator[Finding]:
+def _border(artifact: Artifact, files: Files) -> Iterator[items.Finding]:
     """Sizes and types of inputs and outputs: positions, mask, caches."""
     context, sizes, kinds = artifact.context, [], []
     for role, tokens in zip(GRAPHS, (artifact.chunk, 1), strict=True):
@@ -195,17 +180,17 @@ def _border(artifact: Artifact, files: Files) -> Iterator[Finding]:
                     sizes.append(f"{name} is {shape} instead of {wanted}")
                 if stem.endswith(("keys", "values")) and value.type.tensor_type.elem_type != TYPES[artifact.cache]:
                     kinds.append(f"{name} is {kind(value.type.tensor_type.elem_type)} instead of {artifact.cache}")
-    yield from checked(CONTEXT, sizes)
-    yield from checked(CACHE, kinds)
+    yield from items.checked(items.CONTEXT, sizes)
+    yield from items.checked(items.CACHE, kinds)
 
 
 def _encodings(
     artifact: Artifact, quantized: QuantizedCheckpoint, files: Files, encodings: Encodings | None
-) -> Iterator[Finding]:
+) -> Iterator[items.Finding]:
     """Of every QuantizeLinear and DequantizeLinear of an activation, against the ranges beside the graphs."""
     if encodings is None:
         if artifact.format == "onnx-npu" or artifact.cache == "int8":
-            yield from untold("the ranges that they were made of do not lie beside the graphs", ENCODINGS)
+            yield from items.untold("the ranges that they were made of do not lie beside the graphs", items.ENCODINGS)
         return
     faults: list[str] = []
     if encodings.ranges.weights != quantized.digest():
@@ -217,7 +202,7 @@ def _encodings(
             if node.name.endswith(".ones"):
                 continue
             faults += _code_faults(file, node, encodings.of(node.name))
-    yield from checked(ENCODINGS, faults)
+    yield from items.checked(items.ENCODINGS, faults)
 
 
 def _code_faults(file: OnnxFile, node: NodeProto, wanted: Code | None) -> Iterator[str]:
@@ -238,16 +223,16 @@ def _code_faults(file: OnnxFile, node: NodeProto, wanted: Code | None) -> Iterat
 
 def _graph(
     artifact: Artifact, quantized: QuantizedCheckpoint, files: Files, ranges: Ranges | None
-) -> Iterator[Finding]:
+) -> Iterator[items.Finding]:
     """Both graphs against what is emitted for this model, part by part."""
     parts = [_part(file) for file in files["prefill"]]
     ends = [0, *(part.last for part in parts)]
     whole = [part.first for part in parts] == ends[:-1] and ends[-1] == quantized.config.num_layers
     if not whole or len(files["decode"]) != len(parts):
-        yield Finding(GRAPH, "wrong", "the parts do not make up the model's blocks, one after another")
+        yield items.Finding(items.GRAPH, "wrong", "the parts do not make up the model's blocks, one after another")
         return
     if ranges is None and (artifact.format == "onnx-npu" or artifact.cache == "int8"):
-        yield from untold("they cannot be emitted again without the ranges", GRAPH)
+        yield from items.untold("they cannot be emitted again without the ranges", items.GRAPH)
         return
     try:
         if artifact.format == "onnx-npu":
@@ -267,7 +252,7 @@ def _graph(
                 faults += structure_faults(files[role][index], graph.model(OPSETS, IR_VERSION))
     except (ExportError, StopIteration) as error:
         faults = [f"they cannot be emitted again: {error}"]
-    yield from checked(GRAPH, faults)
+    yield from items.checked(items.GRAPH, faults)
 
 
 def accuracy_level(files: Sequence[OnnxFile]) -> Literal[0, 4]:

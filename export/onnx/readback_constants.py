@@ -19,7 +19,7 @@ from bluelm.block import block_of
 from bluelm.rope import rope_table
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.lowering.ranges import Ranges
-from export.readback.items import ROPE, attention_scale, vector_names
+from export.readback import items
 
 HIDDEN_SCORE = -10000.0
 """Added to scores in float32 graphs: exp of it is 0."""
@@ -85,13 +85,13 @@ class Constants:
         config = self.quantized.config
         found = {
             name.removesuffix(".weight"): NamedConstant(name, self._vector(name))
-            for name in vector_names(self.quantized)
+            for name in items.vector_names(self.quantized)
         }
         factor = np.array(config.head_dim**-0.5, np.float32)
         for layer in range(config.num_layers):
-            found[f"layers.{layer}.q_scaled.factor"] = NamedConstant(attention_scale(layer), lambda: factor)
-        found["rope.cos.table"] = NamedConstant(ROPE, lambda: self._rope[0])
-        found["rope.sin.table"] = NamedConstant(ROPE, lambda: self._rope[1])
+            found[f"layers.{layer}.q_scaled.factor"] = NamedConstant(items.attention_scale(layer), lambda: factor)
+        found["rope.cos.table"] = NamedConstant(items.ROPE, lambda: self._rope[0])
+        found["rope.sin.table"] = NamedConstant(items.ROPE, lambda: self._rope[1])
         return found
 
     @cached_property

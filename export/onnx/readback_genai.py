@@ -26,43 +26,25 @@ from export.onnx.readback import TYPES, accuracy_level, attributes, told
 from export.onnx.readback_constants import HEADROOM_8_BITS, around
 from export.onnx.readback_structure import structure_faults
 from export.onnx.reader import HeldWeight, OnnxFile, kind
-from export.readback import held
-from export.readback.items import (
-    CACHE,
-    CONTEXT,
-    ENCODINGS,
-    GRAPH,
-    MASK,
-    ROPE,
-    TELLS,
-    Finding,
-    attention_scale,
-    checked,
-    eps,
-    linear_names,
-    norm_names,
-    right,
-    untold,
-    vector_names,
-)
+from export.readback import held, items
 
 PACKED = ("q_proj", "k_proj", "v_proj")  # rows of one matrix, in this order
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """What is right and wrong in it."""
     file = OnnxFile(artifact.path("model"))
     ranges = Ranges.load(artifact.path("ranges")) if artifact.paths("ranges") else None
-    for name in linear_names(quantized):
-        yield from checked(name, _weight_faults(file, quantized, name))
-    yield from checked(EMBED, _row_faults(file, quantized))
+    for name in items.linear_names(quantized):
+        yield from items.checked(name, _weight_faults(file, quantized, name))
+    yield from items.checked(EMBED, _row_faults(file, quantized))
     yield from _numbers(artifact, quantized, file, ranges)
     yield from _attributes(quantized, file)
     yield from _caches(artifact, file)
     yield from _graph(artifact, quantized, file, ranges)
-    yield from right(MASK)  # attention makes its own
-    yield from checked(
-        TELLS, [*_config_faults(artifact, quantized.config), *readback_tokenizer.faults(artifact, quantized)]
+    yield from items.right(items.MASK)  # attention makes its own
+    yield from items.checked(
+        items.TELLS, [*_config_faults(artifact, quantized.config), *readback_tokenizer.faults(artifact, quantized)]
     )
 
 
@@ -99,27 +81,27 @@ def _row_faults(file: OnnxFile, quantized: QuantizedCheckpoint) -> Iterator[str]
 
 def _numbers(
     artifact: Artifact, quantized: QuantizedCheckpoint, file: OnnxFile, ranges: Ranges | None
-) -> Iterator[Finding]:
+) -> Iterator[items.Finding]:
     """Every constant that is no code or scale of a weight; one that nothing explains is wrong."""
     wanted = _constants(artifact, quantized, file)
     weights = {f"{name}.{part}" for name in (*file.weights, "embed") for part in ("codes", "scales", "zeros")}
     layers = range(quantized.config.num_layers if artifact.cache == "int8" else 0)
     cached = {f"layers.{layer}.{kind}.scale" for layer in layers for kind in ("keys", "values")}
-    wrong: dict[str, list[str]] = {item: [] for items, _ in wanted.values() for item in items}
+    wrong: dict[str, list[str]] = {item: [] for held_by, _ in wanted.values() for item in held_by}
     for name in file.tensors.keys() - weights - cached:
         if name not in wanted:
-            yield Finding(GRAPH, "wrong", f"{name} belongs to nothing of the model")
-    for name, (items, values) in wanted.items():
+            yield items.Finding(items.GRAPH, "wrong", f"{name} belongs to nothing of the model")
+    for name, (held_by, values) in wanted.items():
         fault = _number_fault(file, name, values)
-        for item in items if fault else ():
+        for item in held_by if fault else ():
             wrong[item].append(fault)
     for item, faults in wrong.items():
-        yield from checked(item, faults)
+        yield from items.checked(item, faults)
     if artifact.cache == "int8":
         if ranges is None:
-            yield from untold("the ranges that they were made of do not lie beside the graph", ENCODINGS)
+            yield from items.untold("the ranges that they were made of do not lie beside the graph", items.ENCODINGS)
         else:
-            yield from checked(ENCODINGS, _cache_faults(file, quantized, ranges, cached))
+            yield from items.checked(items.ENCODINGS, _cache_faults(file, quantized, ranges, cached))
 
 
 def _number_fault(file: OnnxFile, name: str, wanted: np.ndarray) -> str:
@@ -141,8 +123,12 @@ def _constants(
     kind = np.float16 if artifact.cache == "float16" else np.float32
     half = quantized.config.head_dim // 2
     cos, sin = (table.numpy()[:, :half].astype(kind) for table in rope_table(quantized.config, artifact.context))
-    found = {"rope.cos": ((ROPE,), cos), "rope.sin": ((ROPE,), sin), "one": ((GRAPH,), np.array([1], np.int64))}
-    vectors = {name: quantized.vector(name).numpy() for name in vector_names(quantized)}
+    found = {
+        "rope.cos": ((items.ROPE,), cos),
+        "rope.sin": ((items.ROPE,), sin),
+        "one": ((items.GRAPH,), np.array([1], np.int64)),
+    }
+    vectors = {name: quantized.vector(name).numpy() for name in items.vector_names(quantized)}
     for name, vector in vectors.items():
         place, _, part = name.removesuffix(".bias").rpartition(".")  # of a bias: model.layers.0.self_attn, q_proj
         if name.endswith(".bias") and part in PACKED and f"{place}.qkv" in file:
@@ -153,11 +139,11 @@ def _constants(
     for norm in block_of(quantized.config).norms.values():
         heads = block_of(quantized.config).heads.get(norm.makes)
         for size in () if heads is None else (norm.size, heads * norm.size):  # heads are cut apart, and joined again
-            found[f"rows.{size}"] = ((GRAPH,), np.array([0, -1, size], np.int64))
+            found[f"rows.{size}"] = ((items.GRAPH,), np.array([0, -1, size], np.int64))
     for name in quantized.linears:
         order = quantized.ordered(name).order if quantized.linears[name].ordered else None
         if order is not None:
-            found[f"{name}.order"] = ((GRAPH,), order.numpy())
+            found[f"{name}.order"] = ((items.GRAPH,), order.numpy())
     return found
 
 
@@ -176,13 +162,15 @@ def _cache_faults(file: OnnxFile, quantized: QuantizedCheckpoint, ranges: Ranges
             yield fault
 
 
-def _attributes(quantized: QuantizedCheckpoint, file: OnnxFile) -> Iterator[Finding]:
+def _attributes(quantized: QuantizedCheckpoint, file: OnnxFile) -> Iterator[items.Finding]:
     """Numbers that are attributes of nodes: epsilons, and what attention multiplies by."""
     config, nodes = quantized.config, {node.name: attributes(node) for node in file.graph.node}
-    for norm in norm_names(quantized):
+    for norm in items.norm_names(quantized):
         found = nodes.get(f"{norm.removesuffix('.weight')}.out", {}).get("epsilon", "nothing")
         wanted = np.float32(config.rms_norm_eps)
-        yield from checked(eps(norm), [] if found == wanted else [f"{told(found)} instead of {told(wanted)}"])
+        yield from items.checked(
+            items.eps(norm), [] if found == wanted else [f"{told(found)} instead of {told(wanted)}"]
+        )
     wanted = {
         "scale": np.float32(config.head_dim**-0.5),
         "num_heads": config.num_heads,
@@ -198,29 +186,31 @@ def _attributes(quantized: QuantizedCheckpoint, file: OnnxFile) -> Iterator[Find
             for name, value in wanted.items()
             if held_there.get(name) != value
         ]
-        yield from checked(attention_scale(layer), faults)
+        yield from items.checked(items.attention_scale(layer), faults)
 
 
-def _caches(artifact: Artifact, file: OnnxFile) -> Iterator[Finding]:
+def _caches(artifact: Artifact, file: OnnxFile) -> Iterator[items.Finding]:
     """Types of past and present; rows of the rope tables."""
     faults = [
         f"{value.name} is {kind(value.type.tensor_type.elem_type)}"
         for value in (*file.graph.input, *file.graph.output)
         if value.name.startswith(("past_", "present.")) and value.type.tensor_type.elem_type != TYPES[artifact.cache]
     ]
-    yield from checked(CACHE, [f"{fault} instead of {artifact.cache}" for fault in faults])
+    yield from items.checked(items.CACHE, [f"{fault} instead of {artifact.cache}" for fault in faults])
     rows = [next(iter(file.tensors[name].dims), 0) for name in ("rope.cos", "rope.sin") if name in file.tensors]
     right_rows = rows == [artifact.context] * 2
-    yield from checked(CONTEXT, [] if right_rows else [f"rope tables of {rows} rows instead of {artifact.context}"])
+    yield from items.checked(
+        items.CONTEXT, [] if right_rows else [f"rope tables of {rows} rows instead of {artifact.context}"]
+    )
 
 
 def _graph(
     artifact: Artifact, quantized: QuantizedCheckpoint, file: OnnxFile, ranges: Ranges | None
-) -> Iterator[Finding]:
+) -> Iterator[items.Finding]:
     """The graph against what is emitted for this model."""
     bits = cast(KvBits, next(width for width, name in CACHES.items() if name == artifact.cache))
     if bits == 8 and ranges is None:
-        yield from untold("they cannot be emitted again without the ranges", GRAPH)
+        yield from items.untold("they cannot be emitted again without the ranges", items.GRAPH)
         return
     try:
         cache = CacheCodec(bits, ranges, quantized)
@@ -231,7 +221,7 @@ def _graph(
         faults = list(structure_faults(file, graph.model(OPSETS, IR_VERSION)))
     except ExportError as error:
         faults = [f"they cannot be emitted again: {error}"]
-    yield from checked(GRAPH, faults)
+    yield from items.checked(items.GRAPH, faults)
 
 
 def _config_faults(artifact: Artifact, config: ModelConfig) -> Iterator[str]:

@@ -14,27 +14,27 @@ from bluelm.system.files import sha256
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact, find_source
 from export.formats import function, record
+from export.readback import items
 from export.readback.held import table_faults
-from export.readback.items import Finding, Reader, checked, inventory, untold
 
 GIVEN = "what the compiler was given"
 CLOSED = "in what the compiler was given it is right; what Qualcomm's compiler wrote does not tell it"
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """What is wrong in the artifact that was compiled, by its reader; what is right there is not told here."""
     source = find_source(artifact)
     if source is None:
-        yield from untold(
-            "the ONNX artifact that it was compiled from is not beside it", *inventory(artifact, quantized)
+        yield from items.untold(
+            "the ONNX artifact that it was compiled from is not beside it", *items.inventory(artifact, quantized)
         )
         return
-    yield from checked(GIVEN, given_faults(artifact, source))
-    reader: Reader = function(str(record(source.format).reader))
+    yield from items.checked(GIVEN, given_faults(artifact, source))
+    reader: items.Reader = function(str(record(source.format).reader))
     for finding in reader(source, quantized):
         if finding.item != EMBED:
             yield replace(finding, state="untold", told=CLOSED) if finding.state == "right" else finding
-    yield from checked(EMBED, ["codes or scales" for _ in table_faults(artifact, quantized)])
+    yield from items.checked(EMBED, ["codes or scales" for _ in table_faults(artifact, quantized)])
 
 
 def given_faults(artifact: Artifact, source: Artifact) -> Iterator[str]:

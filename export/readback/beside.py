@@ -17,20 +17,20 @@ from bluelm.system.reading import read_json
 from bluelm.text.tokenizer import TOKENIZER_FILES, tokenizer_files
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import MANIFEST, Artifact
-from export.readback.items import Finding, checked
+from export.readback import items
 
 CONFIG = "config.json"
 _ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """Of every format."""
-    yield from checked(MANIFEST, _manifest_faults(artifact, quantized))
-    yield from checked(CONFIG, _config_faults(artifact.folder / CONFIG, quantized.folder / CONFIG))
+    yield from items.checked(MANIFEST, _manifest_faults(artifact, quantized))
+    yield from items.checked(CONFIG, _config_faults(artifact.folder / CONFIG, quantized.folder / CONFIG))
     made = {path.name for path in artifact.paths("runner")} & {*artifact.record.made}
     files = {*TOKENIZER_FILES, *tokenizer_files(artifact.folder), *tokenizer_files(quantized.folder)}
     for name in sorted(files - made):
-        yield from checked(name, _tokenizer_faults(artifact.folder / name, quantized.folder / name))
+        yield from items.checked(name, _tokenizer_faults(artifact.folder / name, quantized.folder / name))
 
 
 def config_faults(found: ModelConfig, wanted: ModelConfig) -> Iterator[str]:

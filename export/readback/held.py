@@ -12,7 +12,7 @@ from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import EmbeddingTable
 from export.artifacts.packing import unpack
 from export.onnx.reader import HeldWeight
-from export.readback.items import Finding, checked
+from export.readback import items
 
 
 def listed(names: Sequence[str]) -> str:
@@ -50,11 +50,11 @@ def table_faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator
         yield EMBED
 
 
-def table(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+def table(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """The file of embedding rows."""
     wanted, found = quantized.embed(), EmbeddingTable.open(artifact.path("embedding"))
     codes = unpack(np.asarray(found.codes[:]), found.bits, found.hidden)
-    yield from checked(EMBED, faults(wanted, HeldWeight(codes, found.scales, found.zeros, found.bits)))
+    yield from items.checked(EMBED, faults(wanted, HeldWeight(codes, found.scales, found.zeros, found.bits)))
 
 
 def stored(tensor: QuantizedTensor) -> HeldWeight:

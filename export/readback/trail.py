@@ -9,8 +9,8 @@ import numpy as np
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
+from export.readback import items
 from export.readback.held import faults, stored
-from export.readback.items import GRAPH, Finding, inventory
 from export.readback.numbers import array_fault
 
 BEHIND = "it lies behind the place from which on the operations are others"
@@ -40,10 +40,10 @@ class Trail:
         """Codes, scales and zero points must be the same."""
         self.see(name, ", ".join(faults(wanted, stored(found))))
 
-    def findings(self, artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Finding]:
+    def findings(self, artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
         """Of all that was met; where operations are others, of what lies behind them nothing is known."""
         for item, told in self._faults.items():
-            yield from [Finding(item, "wrong", fault) for fault in told[:3]] or [Finding(item)]
-        if self._faults.get(GRAPH):
-            rest = [item for item in inventory(artifact, quantized) if item not in self._faults]
-            yield from (Finding(item, "untold", BEHIND) for item in rest)
+            yield from [items.Finding(item, "wrong", fault) for fault in told[:3]] or [items.Finding(item)]
+        if self._faults.get(items.GRAPH):
+            rest = [item for item in items.inventory(artifact, quantized) if item not in self._faults]
+            yield from (items.Finding(item, "untold", BEHIND) for item in rest)

@@ -15,20 +15,8 @@ from bluelm.system.progress import Progress
 from bluelm.text.tokenizer import NO_TEMPLATE, Tokenizer
 from eval.report import Report
 from export.artifacts.artifact import MANIFEST, SIMULATOR, Artifact
-from export.bundle import build, keys, payload, project, runner
+from export.bundle import build, keys, manifest, payload, project, runner
 from export.bundle.build import Input
-from export.bundle.manifest import (
-    Application,
-    BundleManifest,
-    Figure,
-    Format,
-    Judgement,
-    Licences,
-    Model,
-    Requirements,
-    RuntimeNote,
-    Signing,
-)
 from export.bundle.manifest import TokenizerNote as TokenizerFacts
 from export.bundle.zip32 import BytesSource, FileSource
 from pipeline.run.binding import open_run
@@ -37,14 +25,14 @@ from targets.socs import Soc, table
 
 OPENATOM = "OpenAtom Model License"
 _SYSTEM_BYTES = 1_500_000_000  # what a phone's system and the app itself keep for themselves
-_UNSIGNED = Signing(subject="", certificate_sha256="0" * 64, development_key=False)
+_UNSIGNED = manifest.Signing(subject="", certificate_sha256="0" * 64, development_key=False)
 
 
 @dataclass(frozen=True)
 class Choice:
     """What a user may choose of a bundle; None takes the default."""
 
-    format: Format | None = None
+    format: manifest.Format | None = None
     out: Path | None = None
     allow_failed: bool = False
     key: Path | None = None
@@ -86,7 +74,7 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
     return build.make(draft, inputs_of(artifact, draft, report), load_keys(choice), out, options, progress)
 
 
-def check_app(tokenizer: Tokenizer, format_: Format) -> None:
+def check_app(tokenizer: Tokenizer, format_: manifest.Format) -> None:
     """Make sure that the app can chat as the model does: it reads SentencePiece, and has BlueLM's template alone.
 
     Raises:
@@ -118,7 +106,7 @@ def find_artifact(run: Path, report: Report) -> Artifact:
     return Artifact.open(run / built.folder)
 
 
-def default_format(report: Report, artifact: Artifact) -> Format:
+def default_format(report: Report, artifact: Artifact) -> manifest.Format:
     """APK for Android; for iOS an IPA where its executable can be built, else an Xcode project or a folder."""
     facts = project.runtime_of(artifact.format)[1]
     if not for_apple(report, facts):
@@ -144,7 +132,7 @@ def load_keys(choice: Choice) -> payload.Keys:
     return payload.Keys(package, model)
 
 
-def inputs_of(artifact: Artifact, draft: BundleManifest, report: Report) -> list[Input]:
+def inputs_of(artifact: Artifact, draft: manifest.BundleManifest, report: Report) -> list[Input]:
     """The artifact's files but the simulator's, the licences, and the report."""
     shipped = [file for file in artifact.files if not file.role.startswith(SIMULATOR)]
     inputs = [Input(f"artifact/{f.path}", f.role, FileSource(artifact.folder / f.path), f.sha256) for f in shipped]
@@ -156,7 +144,7 @@ def inputs_of(artifact: Artifact, draft: BundleManifest, report: Report) -> list
     return [*inputs, *texts]
 
 
-def _notice(draft: BundleManifest) -> str:
+def _notice(draft: manifest.BundleManifest) -> str:
     return (
         f"Weights: {draft.licences.weights}\n"
         f"Code of this bundle, made by bluelm-export: {draft.licences.code}, "
@@ -171,14 +159,16 @@ def _licence_files(report: Report) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file() and not (folder / name).is_symlink()]
 
 
-def manifest_draft(run: Path, report: Report, artifact: Artifact, format_: Format, choice: Choice) -> BundleManifest:
+def manifest_draft(
+    run: Path, report: Report, artifact: Artifact, format_: manifest.Format, choice: Choice
+) -> manifest.BundleManifest:
     """The manifest's draft, from the report and the artifact alone."""
     name = _slug(run.resolve().name)
     runtime, facts = project.runtime_of(artifact.format)
     versions = {**report.versions, **artifact.producers}
     recipe = dict(report.configuration.get("recipe", {}))
     versions.pop("system", None)
-    return BundleManifest(
+    return manifest.BundleManifest(
         name=name,
         format=format_,
         application=_application(name, choice),
@@ -187,7 +177,7 @@ def manifest_draft(run: Path, report: Report, artifact: Artifact, format_: Forma
         recipe_digest=hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
         quantized_digest=artifact.quantized_digest,
         target=report.target,
-        runtime=RuntimeNote(
+        runtime=manifest.RuntimeNote(
             name=runtime,
             artifact_format=artifact.format,
             versions=versions,
@@ -200,7 +190,7 @@ def manifest_draft(run: Path, report: Report, artifact: Artifact, format_: Forma
         bits_per_weight=artifact.bits_per_weight,
         tokenizer=_tokenizer(artifact),
         measurements=tuple(_figure(m) for m in report.measurements),
-        judgement=Judgement(
+        judgement=manifest.Judgement(
             passed=report.passed,
             made_although_failed=not report.passed,
             checks=tuple(str(check) for check in report.checks),
@@ -217,20 +207,22 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-zA-Z0-9._-]+", "-", text).strip("-.")[:80] or "bluelm"
 
 
-def _application(name: str, choice: Choice) -> Application:
+def _application(name: str, choice: Choice) -> manifest.Application:
     package = choice.package or "org.bluelm." + re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     if not re.fullmatch(r"[a-zA-Z]\w*(\.[a-zA-Z]\w*)+", package, re.ASCII):
         raise InputError(f"{package!r} is not an application id", fix="e.g. --package com.example.chat")
     if not re.fullmatch(r"\d+(\.\d+){0,3}", choice.version_name, re.ASCII):
         raise InputError(f"{choice.version_name!r} is not a version", fix="e.g. --version-name 1.2")
     label = (choice.label or name)[:50]
-    return Application(id=package, label=label, version_code=choice.version_code, version_name=choice.version_name)
+    return manifest.Application(
+        id=package, label=label, version_code=choice.version_code, version_name=choice.version_name
+    )
 
 
-def _model(report: Report, artifact: Artifact) -> Model:
+def _model(report: Report, artifact: Artifact) -> manifest.Model:
     provenance: dict[str, Any] = report.details.get("provenance") or {}
     folder = Path(str(report.configuration.get("model", "checkpoint")))
-    return Model(
+    return manifest.Model(
         name="bluelm-demo" if folder == demo_checkpoint() else folder.name or "checkpoint",
         architecture=artifact.model.architecture,
         checkpoint_digest=report.inputs.get("checkpoint", ""),
@@ -241,8 +233,8 @@ def _model(report: Report, artifact: Artifact) -> Model:
 
 
 def _requirements(
-    report: Report, artifact: Artifact, format_: Format, name: str, facts: project.RuntimeFacts
-) -> Requirements:
+    report: Report, artifact: Artifact, format_: manifest.Format, name: str, facts: project.RuntimeFacts
+) -> manifest.Requirements:
     system = project.system_of(name, format_)
     if system == "any":
         system = "ios" if for_apple(report, facts) else "android"
@@ -251,7 +243,7 @@ def _requirements(
     basis = f"{figure.how}: {figure.note}" if figure else "size of the artifact"
     soc = _only_chip(report, artifact, facts)
     arch = soc.hexagon_arch if soc else None
-    return Requirements(
+    return manifest.Requirements(
         os="ios" if system == "ios" else "android",
         min_os=facts.min_ios if system == "ios" else str(facts.min_sdk),
         min_ram_bytes=int(need) + _SYSTEM_BYTES,
@@ -289,15 +281,17 @@ def _tokenizer(artifact: Artifact) -> TokenizerFacts:
     )
 
 
-def _figure(measurement: Any) -> Figure:
-    known = {key: value for key, value in asdict(measurement).items() if key in Figure.model_fields}
-    return Figure(**known)
+def _figure(measurement: Any) -> manifest.Figure:
+    known = {key: value for key, value in asdict(measurement).items() if key in manifest.Figure.model_fields}
+    return manifest.Figure(**known)
 
 
-def _licences(report: Report, choice: Choice) -> Licences:
+def _licences(report: Report, choice: Choice) -> manifest.Licences:
     if choice.weights_licence:
-        return Licences(code="Apache-2.0", weights=choice.weights_licence)
+        return manifest.Licences(code="Apache-2.0", weights=choice.weights_licence)
     if Path(str(report.configuration.get("model", ""))) == demo_checkpoint():
-        return Licences(code="Apache-2.0", weights="Apache-2.0", note="the small model that ships with the tool")
+        return manifest.Licences(
+            code="Apache-2.0", weights="Apache-2.0", note="the small model that ships with the tool"
+        )
     note = "assumed: that of vivo's BlueLM weights since 2024-12-25; name another with --weights-licence"
-    return Licences(code="Apache-2.0", weights=OPENATOM, note=note)
+    return manifest.Licences(code="Apache-2.0", weights=OPENATOM, note=note)

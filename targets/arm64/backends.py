@@ -20,15 +20,7 @@ class CpuBackend(Uncompiled):
     """Every width, group size and symmetry runs; nothing is compiled."""
 
     def lower(self, job: LoweringJob) -> Artifact:
-        return onnx_cpu.export(
-            job.quantized,
-            job.folder,
-            context=job.context,
-            chunk=job.chunk,
-            kv_bits=job.kv_bits,
-            ranges=job.ranges,
-            progress=job.progress,
-        )
+        return onnx_cpu.export(job.quantized, job.folder, ranges=job.ranges, **job.sized)
 
 
 class GenaiBackend(CpuBackend):
@@ -43,16 +35,7 @@ class GenaiBackend(CpuBackend):
         from export.onnx import genai as onnx_genai
 
         # 8-bit activations, as the runtime's own model builder chooses: seven times the tokens/s of level 0
-        return onnx_genai.export(
-            job.quantized,
-            job.folder,
-            context=job.context,
-            chunk=job.chunk,
-            accuracy_level=4,
-            kv_bits=job.kv_bits,
-            ranges=job.ranges,
-            progress=job.progress,
-        )
+        return onnx_genai.export(job.quantized, job.folder, accuracy_level=4, ranges=job.ranges, **job.sized)
 
 
 class GgufBackend(CpuBackend):

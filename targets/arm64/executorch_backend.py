@@ -23,6 +23,4 @@ class ExecutorchBackend(Uncompiled):
     def lower(self, job: LoweringJob) -> Artifact:
         from export.executorch import xnnpack as executorch
 
-        return executorch.export(
-            job.quantized, job.folder, context=job.context, chunk=job.chunk, kv_bits=job.kv_bits, progress=job.progress
-        )
+        return executorch.export(job.quantized, job.folder, **job.sized)

@@ -21,12 +21,4 @@ class LitertBackend(CpuBackend):
     def lower(self, job: LoweringJob) -> Artifact:
         from export.litert import export as litert
 
-        return litert.export(
-            job.quantized,
-            job.folder,
-            context=job.context,
-            chunk=job.chunk,
-            kv_bits=job.kv_bits,
-            ranges=job.ranges,
-            progress=job.progress,
-        )
+        return litert.export(job.quantized, job.folder, ranges=job.ranges, **job.sized)

@@ -16,17 +16,7 @@ from numpy.typing import NDArray
 from bluelm.errors import InputError, TargetError
 from bluelm.system.reading import read_json
 from targets.host.child import serve
-from targets.runners.messages import (
-    Answer,
-    Answered,
-    Chat,
-    Distribute,
-    Distributed,
-    Load,
-    Loaded,
-    Prompted,
-    handler,
-)
+from targets.runners import messages
 
 og: Any = importlib.import_module("onnxruntime_genai")  # has no annotations
 CERTAIN = 1e4  # added to a token's logit
@@ -46,21 +36,21 @@ def _told(what: str) -> Iterator[None]:
         raise TargetError(f"onnxruntime-genai refuses {what}: {error}") from None
 
 
-def _load(message: Load) -> Loaded:
+def _load(message: messages.Load) -> messages.Loaded:
     """`path` is the folder."""
     with _told("the folder"):
         model = og.Model(message.path)
         _held.update(model=model, tokenizer=og.Tokenizer(model))
     told = read_json(Path(message.path) / "genai_config.json")["model"]
     _held["context"] = int(told["context_length"])
-    return Loaded(_held["context"], int(told["vocab_size"]))
+    return messages.Loaded(_held["context"], int(told["vocab_size"]))
 
 
 def _tokens(text: str) -> list[int]:
     return [int(token) for token in _held["tokenizer"].encode(text)]
 
 
-def _chat(message: Chat) -> Prompted:
+def _chat(message: messages.Chat) -> messages.Prompted:
     answers = message.messages[-1]["role"] != "assistant"
     try:
         given = json.dumps(list(message.messages), ensure_ascii=False)
@@ -68,7 +58,7 @@ def _chat(message: Chat) -> Prompted:
     except Exception as error:  # noqa: BLE001
         raise InputError(f"onnxruntime-genai refuses the chat: {error}") from None
     tokens = _tokens(text)
-    return Prompted(text, tokens, len(tokens))
+    return messages.Prompted(text, tokens, len(tokens))
 
 
 def _generator(tokens: list[int], **options: Any) -> Any:
@@ -85,7 +75,7 @@ def _logits(generator: Any) -> NDArray[np.float32]:
     return logits.reshape(-1, logits.shape[-1])[-1]
 
 
-def _distribute(message: Distribute) -> Distributed:
+def _distribute(message: messages.Distribute) -> messages.Distributed:
     generator = _generator(message.tokens[: message.prefilled], do_sample=False)
     rows = [_logits(generator)]
     for token in message.tokens[message.prefilled :]:
@@ -93,10 +83,10 @@ def _distribute(message: Distribute) -> Distributed:
         rows.append(_logits(generator))
     logits = np.stack(rows).astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
-    return Distributed((logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32))
+    return messages.Distributed((logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32))
 
 
-def _answer(message: Answer) -> Answered:
+def _answer(message: messages.Answer) -> messages.Answered:
     """One token where it has to begin with one: whether that ended the answer is asked."""
     temperature = float(message.options.get("temperature", 0.0))
     drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
@@ -113,8 +103,8 @@ def _answer(message: Answer) -> Answered:
         generator.generate_next_token()
         said.append(int(generator.get_next_tokens()[0]))
     ended = generator.is_done() and len(message.tokens) + len(said) < length
-    return Answered(_held["tokenizer"].decode(said[:-1] if ended else said), said, ended)
+    return messages.Answered(_held["tokenizer"].decode(said[:-1] if ended else said), said, ended)
 
 
 if __name__ == "__main__":
-    serve(handler(_load, _tokens, _chat, _distribute, _answer), sys.argv)
+    serve(messages.handler(_load, _tokens, _chat, _distribute, _answer), sys.argv)

@@ -15,17 +15,7 @@ import xllamacpp
 
 from bluelm.errors import InputError
 from targets.host.child import serve
-from targets.runners.messages import (
-    Answer,
-    Answered,
-    Chat,
-    Distribute,
-    Distributed,
-    Load,
-    Loaded,
-    Prompted,
-    handler,
-)
+from targets.runners import messages
 
 LEAST = -103.28  # log of the smallest float32: what the program calls impossible
 GREEDY: dict[str, Any] = {"temperature": 0.0, "cache_prompt": False}
@@ -33,7 +23,7 @@ CERTAIN = 1e4  # added to a token's logit
 _held: dict[str, Any] = {}
 
 
-def _load(message: Load) -> Loaded:
+def _load(message: messages.Load) -> messages.Loaded:
     """Context, template and end tokens are the file's: nothing is set but the threads and who may ask."""
     llama: Any = xllamacpp
     params = llama.CommonParams()
@@ -49,24 +39,24 @@ def _load(message: Load) -> Loaded:
     _held.update(server=server, key=key, place=urlsplit(server.listening_address).netloc)
     told = _ask("GET", "/v1/models")["data"][0]["meta"]
     _held.update(vocab=int(told["n_vocab"]), context=int(told["n_ctx_train"]))
-    return Loaded(_held["context"], _held["vocab"])
+    return messages.Loaded(_held["context"], _held["vocab"])
 
 
 def _tokens(text: str) -> list[int]:
     return _ask("POST", "/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
 
-def _chat(message: Chat) -> Prompted:
+def _chat(message: messages.Chat) -> messages.Prompted:
     chat = {"messages": list(message.messages)}
     text = _ask("POST", "/apply-template", chat)["prompt"]
     tokens = _tokens(text)
     if len(tokens) >= _held["context"]:
-        return Prompted(text, tokens, None)
+        return messages.Prompted(text, tokens, None)
     answered = _ask("POST", "/v1/chat/completions", {**chat, **GREEDY, "max_tokens": 1})
-    return Prompted(text, tokens, int(answered["usage"]["prompt_tokens"]))
+    return messages.Prompted(text, tokens, int(answered["usage"]["prompt_tokens"]))
 
 
-def _distribute(message: Distribute) -> Distributed:
+def _distribute(message: messages.Distribute) -> messages.Distributed:
     """Each further token follows what the program holds of the prompt before, so it is decoded by itself.
 
     A plain letter is what it has to answer with: behind an end token, or a part of a character, it tells no
@@ -87,14 +77,14 @@ def _distribute(message: Distribute) -> Distributed:
         row = np.full(_held["vocab"], LEAST, np.float32)
         row[[one["id"] for one in told]] = [LEAST if one["logprob"] is None else one["logprob"] for one in told]
         rows.append(np.maximum(row, LEAST))
-    return Distributed(np.stack(rows))
+    return messages.Distributed(np.stack(rows))
 
 
-def _answer(message: Answer) -> Answered:
+def _answer(message: messages.Answer) -> messages.Answered:
     asked: dict[str, Any] = {"prompt": message.tokens, "n_predict": message.most, **GREEDY, **message.options}
     bias = {} if message.begin is None else {"n_predict": 1, "logit_bias": [[message.begin, CERTAIN]]}
     told = _ask("POST", "/completion", {**asked, **bias, "return_tokens": True})
-    return Answered(told["content"], [int(token) for token in told["tokens"]], told["stop_type"] == "eos")
+    return messages.Answered(told["content"], [int(token) for token in told["tokens"]], told["stop_type"] == "eos")
 
 
 def _ask(method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
@@ -118,4 +108,4 @@ def _ask(method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
 
 
 if __name__ == "__main__":
-    serve(handler(_load, _tokens, _chat, _distribute, _answer), sys.argv)
+    serve(messages.handler(_load, _tokens, _chat, _distribute, _answer), sys.argv)

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.bundle import build, keys, payload
+from export.bundle import build, keys, manifest, payload
 from export.bundle.build import Input
-from export.bundle.manifest import (
-    Application,
-    BundleManifest,
-    Figure,
-    Format,
-    Judgement,
-    Licences,
-    Model,
-    Requirements,
-    RuntimeNote,
-    Signing,
-    TokenizerNote,
-)
 from export.bundle.zip32 import BytesSource
 from tests.packages import need
 
-NOBODY = Signing(subject="", certificate_sha256="0" * 64, development_key=False)
+NOBODY = manifest.Signing(subject="", certificate_sha256="0" * 64, development_key=False)
 FILES = {
     "artifact/artifact.json": b'{"format": "onnx-cpu"}',
     "artifact/weights.bin": bytes(range(256)) * 400,
@@ -31,26 +18,26 @@ FILES = {
 }
 
 
-def draft(format_: Format) -> BundleManifest:
+def draft(format_: manifest.Format) -> manifest.BundleManifest:
     """A manifest without files."""
     apple = format_ in ("ipa", "xcode")
     runtime, os = ("coreml", "ios") if apple else ("onnxruntime", "android")
-    return BundleManifest(
+    return manifest.BundleManifest(
         name="bluelm-demo",
         format=format_,
-        application=Application(id="org.bluelm.demo", label="BlueLM 演示", version_code=3, version_name="1.2"),
-        model=Model(name="bluelm-demo", architecture="BlueLMForCausalLM", checkpoint_digest="ab" * 32),
+        application=manifest.Application(id="org.bluelm.demo", label="BlueLM 演示", version_code=3, version_name="1.2"),
+        model=manifest.Model(name="bluelm-demo", architecture="BlueLMForCausalLM", checkpoint_digest="ab" * 32),
         recipe={"method": "gptq", "bits": 4},
         recipe_digest="cd" * 32,
         quantized_digest="ef" * 32,
         target="snapdragon (SM8650)",
-        runtime=RuntimeNote(
+        runtime=manifest.RuntimeNote(
             name=runtime,
             artifact_format="coreml" if apple else "onnx-cpu",
             versions={"onnxruntime": "1.31.1"},
             pinned={"onnxruntime": "1.31.1"},
         ),
-        requirements=Requirements.model_validate(
+        requirements=manifest.Requirements.model_validate(
             {
                 "os": os,
                 "min_os": "18.0" if apple else "24",
@@ -61,7 +48,7 @@ def draft(format_: Format) -> BundleManifest:
         context=512,
         prefill_chunk=128,
         bits_per_weight=4.5,
-        tokenizer=TokenizerNote(
+        tokenizer=manifest.TokenizerNote(
             files=("artifact/tokenizer.model",),
             kind="sentencepiece",
             template="[|Human|]:{query}[|AI|]:",
@@ -71,11 +58,11 @@ def draft(format_: Format) -> BundleManifest:
             vocab_size=4096,
         ),
         measurements=(
-            Figure(name="mean_kl", subject="cpu", value=0.01, unit="nats/token", how="measured", error=0.001),
-            Figure(name="decode", subject="soc", value=20.0, unit="tokens/s", how="estimated"),
+            manifest.Figure(name="mean_kl", subject="cpu", value=0.01, unit="nats/token", how="measured", error=0.001),
+            manifest.Figure(name="decode", subject="soc", value=20.0, unit="tokens/s", how="estimated"),
         ),
-        judgement=Judgement(passed=True),
-        licences=Licences(code="Apache-2.0", weights="OpenAtom Model License"),
+        judgement=manifest.Judgement(passed=True),
+        licences=manifest.Licences(code="Apache-2.0", weights="OpenAtom Model License"),
         producers={"onnxruntime": "1.31.1", "torch": "2.13.0+cpu"},
         repeatable=True,
         signing=NOBODY,
@@ -91,7 +78,7 @@ def development_keys(folder: Path) -> payload.Keys:
     return payload.Keys(key, key)
 
 
-def make(format_: Format, out: Path, signing: payload.Keys, files: dict[str, bytes] | None = None) -> Path:
+def make(format_: manifest.Format, out: Path, signing: payload.Keys, files: dict[str, bytes] | None = None) -> Path:
     """A bundle of these files; an IPA's executable is compiled."""
     if format_ == "ipa":
         need("clang-19", "lld-19")

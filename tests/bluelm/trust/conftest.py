@@ -16,6 +16,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serve(Hub(REPO, FILES)) as running:
+def files() -> dict[str, bytes]:
+    """What the hub has; a module may name others."""
+    return FILES
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes]) -> Iterator[Hub]:
+    with serve(Hub(REPO, files)) as running:
         yield running

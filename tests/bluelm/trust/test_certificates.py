@@ -20,6 +20,7 @@ from bluelm.errors import InputError
 from bluelm.trust.signature import Trust, verify_folder
 from export.bundle import build, keys, payload
 from export.bundle.keys import SigningKey
+from export.bundle.manifest import Format
 from tests.export.bundle.test_signers import call
 from tests.support import bundles
 
@@ -125,7 +126,7 @@ def test_an_old_signature_is_believed_on_a_day_that_is_named(folder: Path) -> No
 
 @pytest.mark.parametrize("kind", ("apk", "folder"))
 def test_a_bundles_certificate_is_held_against_the_clock(
-    kind: bundles.Format, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: Format, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, tls = issue("vendor", valid=PAST), issue("www", purpose=Purpose.SERVER_AUTH)
     made = bundles.make(kind, tmp_path / "old", payload.Keys(old, old))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,15 +29,9 @@ WANTED = {"config.json", "model.safetensors", "sub/tokenizer.model"}
 PATIENT = Limits(connect_s=HANG_S, stalled_s=HANG_S, window_s=HANG_S, pause_s=0.0)  # on a busy machine
 
 
-@pytest.fixture(params=["huggingface", "modelscope"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serve(Hub(REPO, FILES)) as running:
-        yield running
+def files() -> dict[str, bytes]:
+    return FILES
 
 
 def get(

@@ -173,16 +173,6 @@ def made() -> tuple[QuantizedCheckpoint, Artifact]:
     return model, executorch.export(model, folder / "artifact", context=32, chunk=8)
 
 
-@pytest.fixture
-def model() -> QuantizedCheckpoint:
-    return made()[0]
-
-
-@pytest.fixture
-def sound() -> Artifact:
-    return made()[1]
-
-
 def damaged(sound: Artifact, folder: Path, change: Change) -> Artifact:
     """A copy, changed; artifact.json says the old sizes, and nothing opens it again."""
     shutil.copytree(sound.folder, folder)

@@ -64,33 +64,29 @@ def last_row(table: Tensor) -> Tensor:
 
 def mapped_positions(artifact: Artifact) -> Artifact:
     """The decode graph of an ONNX artifact turns by other angles: positions -> Gather(map, positions)."""
-    path, context = artifact.path("decode"), artifact.context
-    model = onnx.load(path, load_external_data=False)
-    others = np.arange(context, dtype=np.int32)
-    at = int(DECODE_FROM * context)
-    others[at:] = np.minimum(others[at:] + SHIFT, context - 1)
-    for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            if name == "positions":
-                node.input[index] = "positions.other"
-    model.graph.initializer.append(numpy_helper.from_array(others, "positions.map"))
-    model.graph.node.insert(0, helper.make_node("Gather", ["positions.map", "positions"], ["positions.other"]))
-    onnx.save(model, path)
-    return damage.again(artifact)
+    others = np.arange(artifact.context, dtype=np.int32)
+    at = int(DECODE_FROM * artifact.context)
+    others[at:] = np.minimum(others[at:] + SHIFT, artifact.context - 1)
+    return _passed_through(artifact, "positions", "Gather", others, first=True)
 
 
 def forgotten_slots(artifact: Artifact) -> Artifact:
     """The decode graph of an onnx-cpu artifact sees nothing in some slots: mask -> Min(mask, forgotten)."""
-    path, context = artifact.path("decode"), artifact.context
+    seen = np.zeros((1, 1, 1, artifact.context), np.float32)
+    seen[..., slice(*(int(share * artifact.context) for share in SLOTS))] = artifact.mask_value
+    return _passed_through(artifact, "mask", "Min", seen)
+
+
+def _passed_through(artifact: Artifact, name: str, kind: str, table: np.ndarray, first: bool = False) -> Artifact:
+    """The decode graph's input passes through one node before any use: name -> kind(name, table), or the other way
+    round with `first`.
+    """
+    path, changed, held = artifact.path("decode"), f"{name}.other", f"{name}.table"
     model = onnx.load(path, load_external_data=False)
-    seen = np.zeros((1, 1, 1, context), np.float32)
-    seen[..., slice(*(int(share * context) for share in SLOTS))] = artifact.mask_value
     for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            if name == "mask":
-                node.input[index] = "mask.forgotten"
-    model.graph.initializer.append(numpy_helper.from_array(seen, "forgotten"))
-    model.graph.node.insert(0, helper.make_node("Min", ["mask", "forgotten"], ["mask.forgotten"]))
+        node.input[:] = [changed if one == name else one for one in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(table, held))
+    model.graph.node.insert(0, helper.make_node(kind, [held, name] if first else [name, held], [changed]))
     onnx.save(model, path)
     return damage.again(artifact)
 

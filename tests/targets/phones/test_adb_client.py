@@ -23,22 +23,9 @@ from targets.phones.phone import Thermal, ask, parse_thermal, phones
 from tests.packages import requires
 from tests.support.bundles import draft
 from tests.support.limits import HANG_S
-from tests.support.phones.phone import FakePhone, running_phone
+from tests.support.phones.phone import FakePhone
 
 BIG = os.urandom(5 * CHUNK + 17)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakePhone]:
-    with running_phone(tmp_path_factory.mktemp("phone")) as phone:
-        yield phone
-
-
-@pytest.fixture
-def phone(shared: FakePhone) -> FakePhone:
-    shared.fault()
-    shared.heat(0)
-    return shared
 
 
 def adb(phone: FakePhone, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from eval.budget.limits import Budget
 from eval.speed.device_speed import Call, Protocol, check_chip, cool, measure
 from targets.phones.phone import AndroidBench, Phone, ask
 from targets.phones.runners import Runner, load_runner, read_figures
-from tests.support.phones.phone import FakePhone, running_phone
+from tests.support.phones.phone import FakePhone
 
 # Takes its latency from the next line of `latencies` in its folder, so that repeats differ as told.
 RUNNER = r"""#!/bin/sh
@@ -32,19 +31,6 @@ CRASH = "#!/bin/sh\necho loading >&2\nkill -SEGV $$\n"
 GARBAGE = "#!/bin/sh\nhead -c 5000 /dev/urandom\n"
 SILENT = "#!/bin/sh\n"
 LATENCIES = ("0.5", "0.020", "0.021", "0.022", "0.023", "0.024")  # the first is the warm-up
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakePhone]:
-    with running_phone(tmp_path_factory.mktemp("phone")) as phone:
-        yield phone
-
-
-@pytest.fixture
-def phone(shared: FakePhone) -> FakePhone:
-    shared.fault()
-    shared.heat(0)
-    return shared
 
 
 @pytest.fixture
