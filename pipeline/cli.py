@@ -200,7 +200,7 @@ def generate(
         str | None,
         typer.Option(
             "--with",
-            help="Answer through the program that users open it with, by its tokenizer and template: llama.cpp, onnxruntime-genai.",
+            help="Answer through the program that users open it with, by its tokenizer and template, e.g. llama.cpp.",
             show_default=False,
         ),
     ] = None,
