@@ -43,6 +43,7 @@ from tests.support.checkpoints.shapes import shortened
 
 CONTEXT, CHUNK = 512, 128
 TOKENS = {"htp": 1536, "interpreter": 1024}  # others: 4096
+SECOND_END = 9  # of a cut model, so that one of two can be missing
 CUT_TOKENS = 128  # of a cut model, which says little of accuracy: limits on it are left out
 CUT_TEXTS = 12  # of a cut model every twelfth text goes through the tokenizer
 CUT_LIMITS = {"max_perplexity_ratio": None, "max_mean_kl": None, "min_top1_agreement": None}
@@ -73,6 +74,7 @@ class Bench:
             name, cut = f"{name}-{blocks}", out / f"float-{blocks}"
             if not cut.exists():
                 shortened(source, blocks, cut)
+                _end_twice(cut)
             source = cut
         checkpoint = Checkpoint.open(source)
         chosen = Recipe.load("w4-g32", **recipe)
@@ -175,6 +177,13 @@ class Results:
 
     def _of(self, row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in self._key)
+
+
+def _end_twice(folder: Path) -> None:
+    """A second end token in a checkpoint's config."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"eos_token_id": [config["eos_token_id"], SECOND_END]}), encoding="utf-8")
 
 
 @contextmanager

@@ -29,6 +29,11 @@ SHORT = {
     "position_kl_excess": "position × {}",
     "prefill_decode_kl": "decode {}",
     "bits_per_weight_deviation": "size {}",
+    "runner_token_mismatches": "runner: tokens of {}",
+    "runner_chat_mismatches": "runner: {} chats",
+    "runner_end_faults": "runner: ends",
+    "runner_refusals": "runner: refuses",
+    "runner_kl_excess": "runner: arithmetic × {}",
 }
 """How a check that failed is told, with its figure."""
 PASSED = "passed"
@@ -57,19 +62,23 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2g}"
 
 
-def damage_part(rows: list[Row]) -> Row:
-    """A row a damage, a column a runtime."""
+def damage_part(rows: list[Row], before: Row | None) -> Row:
+    """A row a damage, a column a runtime; a cell that is not measured again stays as it was."""
     blocks = sorted({row["blocks"] for row in rows})
-    by_key = {(row["damage"], row["format"]): row for row in rows if row["blocks"] == blocks[0]}
-    formats = [kind for kind in ALL if any(kind == other for _, other in by_key)]
-    names = list(dict.fromkeys(["none", *(row.name for row in DAMAGES)]))
-    done = [row for row in by_key.values() if row["damage"] != "none"]
     asked = {(row.name, kind) for row in DAMAGES for kind in row.formats}
-    left = sorted(asked - set(by_key))
+    sound = {("none", kind) for kind in ALL}
+    found = {key: cell for key, cell in _cells(before).items() if key in asked | sound}
+    found |= {(row["damage"], row["format"]): failures(row) for row in rows if row["blocks"] == blocks[0]}
+    formats = [kind for kind in ALL if any(kind == other for _, other in found)]
+    names = list(dict.fromkeys(["none", *(row.name for row in DAMAGES)]))
+    done = {key: cell for key, cell in found.items() if key[0] != "none"}
+    whole = [cell for key, cell in found.items() if key[0] == "none"]
+    missed = [key for key, cell in done.items() if "**" in cell]
+    left = sorted(asked - set(found))
     cells = [
-        [name, *(failures(by_key[name, kind]) if (name, kind) in by_key else "" for kind in formats)]
+        [name, *(found.get((name, kind), "") for kind in formats)]
         for name in names
-        if any((name, kind) in by_key for kind in formats)
+        if any((name, kind) in found for kind in formats)
     ]
     by_format: dict[str, list[str]] = {}
     for name, kind in left:
@@ -77,19 +86,27 @@ def damage_part(rows: list[Row]) -> Row:
     return {
         "blocks": blocks[0],
         "judged": len(done),
-        "caught": sum(row["right"] for row in done),
-        "refused": sum(row["verdict"] == "refused" for row in done),
-        "sound": sum(row["damage"] == "none" for row in by_key.values()),
-        "sound_passed": sum(row["damage"] == "none" and row["right"] for row in by_key.values()),
+        "caught": len(done) - len(missed),
+        "refused": sum(cell == "refused" for cell in done.values()),
+        "sound": len(whole),
+        "sound_passed": sum(cell == PASSED for cell in whole),
         "runtimes": len(formats),
         "asked": len(asked),
-        "missed": [f"{row['damage']} ({row['format']})" for row in done if not row["right"]],
-        "left": [f"{kind}: {', '.join(found)}" for kind, found in by_format.items()],
+        "missed": [f"{name} ({kind})" for name, kind in missed],
+        "left": [f"{kind}: {', '.join(names)}" for kind, names in by_format.items()],
         "table": {"columns": ["damage", *formats], "rows": cells},
     }
 
 
-def honest_part(rows: list[Row]) -> Row:
+def _cells(part: Row | None) -> dict[tuple[str, str], str]:
+    """The filled cells of a part's table, by row and column."""
+    if part is None:
+        return {}
+    columns, rows = part["table"]["columns"][1:], part["table"]["rows"]
+    return {(row[0], column): cell for row in rows for column, cell in zip(columns, row[1:], strict=True) if cell}
+
+
+def honest_part(rows: list[Row], before: Row | None) -> Row:
     """A row a run."""
 
     def figure(pair: list[float | None]) -> str:
@@ -117,7 +134,7 @@ def honest_part(rows: list[Row]) -> Row:
     }
 
 
-def arithmetic_part(rows: list[Row]) -> Row:
+def arithmetic_part(rows: list[Row], before: Row | None) -> Row:
     """A row an artifact."""
     columns = ["what", "worst range of positions, nats a token", "may cost", "decode against prefill", "one position"]
     cells = [
@@ -130,7 +147,7 @@ def arithmetic_part(rows: list[Row]) -> Row:
     return {"blocks": rows[0]["blocks"], "table": {"columns": columns, "rows": cells}}
 
 
-def size_part(rows: list[Row]) -> Row:
+def size_part(rows: list[Row], before: Row | None) -> Row:
     """A row a format."""
     columns = ["format", "bytes of weight files", "planned", "beyond, a block", "outside the allowance"]
     cells = [
@@ -146,7 +163,7 @@ def size_part(rows: list[Row]) -> Row:
     return {"blocks": rows[0]["blocks"], "table": {"columns": columns, "rows": cells}}
 
 
-PARTS: dict[str, tuple[str, tuple[str, ...], Callable[[list[Row]], Row], str]] = {
+PARTS: dict[str, tuple[str, tuple[str, ...], Callable[[list[Row], Row | None], Row], str]] = {
     "damage": ("damages", ("format", "damage", "blocks"), damage_part, "benchmarks.gate damage OUT --blocks 2"),
     "honest": ("honest", ("run", "architecture", "text", "format"), honest_part, "benchmarks.gate.honest OUT"),
     "arithmetic": ("arithmetic", ("what", "blocks"), arithmetic_part, "benchmarks.gate arithmetic OUT"),
@@ -169,7 +186,10 @@ def main() -> None:
     for part, (file, key, make, command) in PARTS.items():
         rows = gathered(given.folders, file, key)
         if rows:
-            found[part] = {**make(rows), "made": {**pages.stamp(), "command": f"python -m {command}", **told}}
+            before = found.get(part)
+            found[part] = {**make(rows, before), "made": {**pages.stamp(), "command": f"python -m {command}", **told}}
+            if part == "damage" and before is not None:
+                found[part]["earlier"] = [*before.get("earlier", []), before["made"]]
     pages.save("gate", found)
 
 

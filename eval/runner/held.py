@@ -5,7 +5,7 @@ What is right comes from the checkpoint's own tokenizer and template, and from i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +15,13 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.text.tokenizer import Tokenizer
 from eval.accuracy import metrics
-from eval.accuracy.arithmetic import Allowance, allowance, allowed
+from eval.accuracy.arithmetic import Allowance, allowance
 from eval.measurement import Measurement
 from eval.runner.texts import CHATS, HARD, long_text
 from export.artifacts.artifact import Artifact
-from export.formats import StandardRunner
+from export.formats import StandardRunner, Without, function
+from targets.host.torch_runtime import TorchRuntime
 from targets.runners.runner import Runner, fix_of, named, open_runner, runner_of, version_of
-from targets.runtime import Runtime
 
 PROMPTS, PREFILLED, DECODED = 6, 32, 6
 LONG = 256  # tokens of one prompt, for what shows at no earlier position: a window
@@ -43,7 +43,7 @@ class Expected:
     tokenizer: Tokenizer
     texts: Sequence[str]
     prompts: Sequence[Sequence[int]]
-    weights: Runtime | None
+    weights: TorchRuntime | None
 
 
 def installed_version(artifact: Artifact) -> str | None:
@@ -98,7 +98,7 @@ def _figures(runner: Runner, told: StandardRunner, artifact: Artifact, expected:
     yield _faults("runner_token_mismatches", tokens, "texts", len(texts))
     yield from _chats(runner, told, expected.tokenizer)
     yield _faults("runner_end_faults", _end_faults(runner, expected), "tokens")
-    yield from _probabilities(runner, _allowed(artifact, told), expected)
+    yield from _probabilities(runner, told, artifact, expected)
     yield _faults(REFUSALS, _shape_faults(runner, artifact), "")
 
 
@@ -160,17 +160,12 @@ def _end_faults(runner: Runner, expected: Expected) -> Iterator[str]:
         yield "no end token is known"
 
 
-def _allowed(artifact: Artifact, told: StandardRunner) -> Allowance:
-    """What the runner's arithmetic may cost."""
-    if told.arithmetic is None:
-        return allowance(artifact)
-    return allowed(told.arithmetic, told.cache or artifact.cache)
-
-
-def _probabilities(runner: Runner, most: Allowance, expected: Expected) -> list[Measurement]:
+def _probabilities(runner: Runner, told: StandardRunner, artifact: Artifact, expected: Expected) -> list[Measurement]:
     """KL to the artifact's own weights, and how often the likeliest token is the same."""
     if expected.weights is None:
         return []
+    costs: Callable[..., Allowance] | None = None if told.allowance is None else function(told.allowance)
+    most = costs(expected.weights, expected.prompts, DECODED + 1) if costs else allowance(artifact)
     kl: list[NDArray[np.float64]] = []
     same: list[NDArray[np.float64]] = []
     for tokens in expected.prompts:
@@ -182,7 +177,8 @@ def _probabilities(runner: Runner, most: Allowance, expected: Expected) -> list[
     prefill, decode = np.array([rows[0] for rows in kl]), np.concatenate([rows[1:] for rows in kl])
     every, n = np.concatenate(kl), sum(map(len, kl))
     excess = max(prefill.mean() / most.range, decode.mean() / most.range, every.max() / most.single)
-    note = f"prefill {prefill.mean():.2g}, decode {decode.mean():.2g}, the largest {every.max():.2g}"
+    note = f"prefill {prefill.mean():.2g}, decode {decode.mean():.2g}, the largest {every.max():.2g}; "
+    note += f"{most.range:.2g} and {most.single:.2g} may be"
     agreed = float(np.concatenate(same).mean())
     return [
         Measurement("runner_kl", float(every.mean()), "nats/token", "measured", n=n, note=note),

@@ -117,8 +117,8 @@ class StandardRunner:
         name: in `--with` and reports.
         opener: of a function (Artifact, StandardRunner) -> targets.runners.runner.Runner.
         package: distribution that brings it, a row of `targets/data/tools.yaml`.
-        arithmetic: what its linears compute in; None: what the artifact says. cache: type of its KV cache; None: the
-            artifact's.
+        allowance: of a function (TorchRuntime, prompts, last) -> eval.accuracy.arithmetic.Allowance: what the program's
+            arithmetic may cost with these weights; None: what the format's may.
         begins: whether it puts in front of a text what begins one; else texts are compared without.
         continues: whether a chat's last answer can be left open; else it is compared closed.
     """
@@ -126,8 +126,7 @@ class StandardRunner:
     name: str
     opener: str
     package: str
-    arithmetic: Arithmetic | None = None
-    cache: str | None = None
+    allowance: str | None = None
     begins: Literal[True] | Without = True
     continues: Literal[True] | Without = True
 

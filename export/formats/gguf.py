@@ -6,7 +6,7 @@ from export.formats import Lowering, Record, Run, Sizes, Speed, StandardRunner, 
 
 GGUF = Record(
     name="gguf",
-    targets=("generic-arm64",),
+    targets=("generic-arm64", "snapdragon"),
     tools=("gguf",),
     optional_tools=("xllamacpp",),
     package="gguf",
@@ -17,7 +17,7 @@ GGUF = Record(
         ),
     },
     runner=StandardRunner(
-        "llama.cpp", "targets.runners.llama_cpp:open_llama_cpp", "xllamacpp", "8-bit activations", "float16"
+        "llama.cpp", "targets.runners.llama_cpp:open_llama_cpp", "xllamacpp", "eval.runner.twin:allowance"
     ),
     reader="export.gguf.readback:findings",
     ends="export.readback.ends:gguf",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bluelm.model import Decoder, KVCache
 from bluelm.weights import Weights
@@ -41,6 +42,19 @@ class TorchRuntime(RuntimeBase):
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         self.check_tokens(tokens, self._cache.length)
         return self._decoder(torch.tensor([list(tokens)]), self._cache)[0].numpy()
+
+    @contextmanager
+    def reading(self, change: Callable[[Tensor], Tensor], cache: type[KVCache]) -> Iterator[None]:
+        """Linears read `change` of their inputs, and the cache is of another kind, for as long as the context lasts."""
+        kept, self._cache = self._cache, cache(self._decoder.config, self.context)
+        linears = [module for module in self._decoder.modules() if isinstance(module, nn.Linear)]
+        hooks = [one.register_forward_pre_hook(lambda _, read: (change(read[0]),)) for one in linears]
+        try:
+            yield
+        finally:
+            self._cache = kept
+            for hook in hooks:
+                hook.remove()
 
     def blocks(self, tokens: Sequence[int]) -> np.ndarray:
         """Begin anew; the stream before the first block and behind each, float32 [layers + 1, n, hidden]."""

@@ -18,7 +18,7 @@ from targets.host.torch_runtime import TorchRuntime
 from targets.runners.genai import open_genai
 from tests.support.checkpoints.rounded import rounded
 
-RUNNER = StandardRunner("onnxruntime-genai", "", "onnxruntime-genai", "float32", "float32")
+RUNNER = StandardRunner("onnxruntime-genai", "", "onnxruntime-genai")
 TEXT = [1, *range(4, 44)]
 
 

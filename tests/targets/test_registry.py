@@ -37,6 +37,7 @@ def test_snapdragons() -> None:
     assert find("sm8550").name == "snapdragon"
     assert find("snapdragon", runtime="onnx-cpu").default_on == "cpu"
     assert find("generic-arm64").runtime == "onnx-genai"
+    assert find("snapdragon", runtime="gguf").runtime == "gguf"
     assert not find("generic-arm64").needs_ranges and find("snapdragon").needs_ranges
 
 

@@ -1,0 +1,55 @@
+"""llama.cpp's arithmetic on a CPU in torch: what it costs with this model, so what its answers may lie apart.
+
+Linears read activations rounded to int8 in blocks of 32, each with a float16 scale (ggml's `block_q8_0`: d = max|x| /
+127, q = round(x / d)), and the cache is float16. An activation that lies between two codes takes the one or the other
+with the order of a sum, and what that changes grows from block to block: two sound computations lie as far apart as
+each of them from the exact one. So the twin tells how far, not where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bluelm.model import KVCache
+from eval.accuracy import metrics
+from eval.accuracy.arithmetic import Allowance
+from targets.host.torch_runtime import TorchRuntime
+
+BLOCK, LARGEST = 32, 127
+FACTOR = 5.0  # of few positions' mean and maximum against those of others as many (benchmarks/runners.md)
+
+
+class HalfCache(KVCache):
+    """Keys and values rounded to float16."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return super().extend(layer, keys.half().float(), values.half().float())
+
+
+def to_blocks(x: Tensor) -> Tensor:
+    """x float32 [..., n] as int8 codes times a float16 scale for every 32 columns."""
+    blocks = x.reshape(*x.shape[:-1], -1, BLOCK)
+    scales = blocks.abs().amax(-1, keepdim=True) / LARGEST
+    codes = torch.round(blocks / scales.clamp_min(torch.finfo(torch.float32).tiny))
+    return (codes * scales.half().float()).reshape(x.shape)
+
+
+def allowance(weights: TorchRuntime, prompts: Sequence[Sequence[int]], last: int) -> Allowance:
+    """What such arithmetic may cost behind the last `last` tokens of each prompt, from what it costs the twin there."""
+    exact = [_answers(weights, tokens, last) for tokens in prompts]
+    with weights.reading(to_blocks, HalfCache):
+        kl = np.concatenate(
+            [metrics.kl_divergence(e, _answers(weights, t, last)) for e, t in zip(exact, prompts, strict=True)]
+        )
+    mean, largest = FACTOR * float(kl.mean()), FACTOR * float(kl.max())
+    return Allowance(mean, largest, mean)
+
+
+def _answers(runtime: TorchRuntime, tokens: Sequence[int], last: int) -> NDArray[np.float64]:
+    """Log-probabilities [last, vocab]."""
+    return metrics.log_softmax(runtime.logits(tokens)[-last:])
