@@ -19,7 +19,7 @@ from eval.accuracy.arithmetic import Allowance, allowance
 from eval.measurement import Measurement
 from eval.runner.texts import CHATS, HARD, long_text
 from export.artifacts.artifact import Artifact
-from export.formats import StandardRunner, Without, function
+from export.formats import StandardRunner, function
 from targets.host.torch_runtime import TorchRuntime
 from targets.runners.runner import Runner, fix_of, named, open_runner, runner_of, version_of
 
