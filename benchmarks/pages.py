@@ -66,23 +66,16 @@ def render(name: str) -> str:
 
 def made(part: dict[str, Any]) -> str:
     """The sentence that says when, where and of which commit a part of the results was measured."""
-    told = _told(part["made"])
-    others = [one for one in part.get("earlier", []) if _when(one) != _when(part["made"])]
-    older = "; ".join(f"those of commit {one['commit']} {one['day']}{_note(one)}" for one in others)
-    return f"Measured {told}{f', but for older rows: {older}' if older else ''}."
+    now = part["made"]
+    others = [one for one in part.get("earlier", []) if _when(one) != _when(now)]
+    older = "; ".join(f"those of commit {one['commit']} {one['day']}" for one in others)
+    note = f", {now['note']}" if "note" in now else ""
+    told = f"Measured {now['day']} ({now['machine']}), commit {now['commit']}{note}"
+    return f"{told}{f', but for older rows: {older}' if older else ''}."
 
 
 def _when(about: dict[str, Any]) -> str:
     return f"{about['day']}, {about['commit']}"
-
-
-def _told(about: dict[str, Any]) -> str:
-    where = f" ({about['machine']})" if "machine" in about else ""
-    return f"{about['day']}{where}, commit {about['commit']}{_note(about)}"
-
-
-def _note(about: dict[str, Any]) -> str:
-    return f", {about['note']}" if "note" in about else ""
 
 
 def table(part: dict[str, Any]) -> str:

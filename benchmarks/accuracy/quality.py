@@ -14,7 +14,7 @@ import argparse
 import gzip
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,13 +125,23 @@ def main() -> None:
         pages.save_rows("quality", "settings", COLUMNS, rows, names=SETTINGS, **of)
 
 
-def held_out(path: Path, tokenizer: Tokenizer, count: int) -> Tensor:
-    """int64 [windows, LENGTH]."""
-    stream: list[int] = []
+def documents(path: Path, sources: Sequence[str] = ()) -> Iterator[str]:
+    """Texts of a .jsonl or .jsonl.gz file, of those sources alone if any are named; a .txt file is one text."""
+    if path.suffix == ".txt":
+        yield path.read_text(encoding="utf-8")
+        return
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for line in file:
-            text = document(json.loads(line), str(path)).content
-            stream += [*tokenizer.encode(text, bos=True, marks=True), tokenizer.eos or 0]
+            row = json.loads(line)
+            if not sources or row["source"] in sources:
+                yield document(row, str(path)).content
+
+
+def held_out(path: Path, tokenizer: Tokenizer, count: int, sources: Sequence[str] = ()) -> Tensor:
+    """int64 [windows, LENGTH], evenly spread over a file's documents."""
+    stream: list[int] = []
+    for text in documents(path, sources):
+        stream += [*tokenizer.encode(text, bos=True, marks=True), tokenizer.eos or 0]
     windows = torch.tensor(stream[: len(stream) // LENGTH * LENGTH]).view(-1, LENGTH)
     chosen = torch.linspace(0, len(windows) - 1, min(count, len(windows))).round().long()
     return windows[chosen]
@@ -144,7 +154,7 @@ def log_probabilities(decoder: Decoder, windows: Tensor) -> Iterator[Float]:
             yield metrics.log_softmax(decoder(window[None])[0, :-1].numpy())
 
 
-def judge(reference: list[Float], candidate: Iterator[Float], windows: Tensor) -> Loss:
+def judge(reference: Iterable[Float], candidate: Iterator[Float], windows: Tensor) -> Loss:
     """The candidate's figures, window by window."""
     kl, same, worse = [], [], []
     for exact, found, window in zip(reference, candidate, windows, strict=True):

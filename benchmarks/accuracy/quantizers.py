@@ -1,20 +1,19 @@
 """Ours beside the peers: seconds, peak memory and what is lost, from the same checkpoint, tokens and evaluator.
 
     python -m benchmarks.accuracy.quantizers OUT --train corpus_train.jsonl.gz --text corpus_heldout.jsonl.gz
-                                        --peers DIR [--model FOLDER] [--only WORDS]
+                                        --peers DIR [--model FOLDER] [--sources d2l_en,wiki] [--only WORDS]
 
 DIR holds one virtual environment a peer (`--setup` makes them): llmcompressor, gptqmodel, autoround, autoawq. Every
-quantizer runs in a process of its own with two threads, 128 windows of 256 tokens of the training corpus; embedding,
-last norm and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. They
-gather in OUT/made, with figures beside them: a run may be cut in parts by `--only`, and judged apart from
-`--make-only`. What is judged is written to results/quantizers.json, part "demo" or "second" (with `--model`), and to
-the page; other rows stay where text and number of windows are the same.
+quantizer runs in a process of its own with two threads, on the same windows of the training corpus; embedding, last
+norm and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. They gather in
+OUT/made, with figures beside them: a run may be cut in parts by `--only`, and judged apart from `--make-only`. What is
+judged is written to results/quantizers.json, part "demo", or "real" with `--model` (a Hugging Face folder that
+transformers reads), and to the page; other rows stay where model, texts and windows are the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import resource
@@ -22,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +31,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks import pages
-from benchmarks.accuracy.quality import LENGTH, FloatEnds, held_out, judge, log_probabilities
+from benchmarks.accuracy.quality import FloatEnds, Loss, documents, held_out, judge, log_probabilities
 from benchmarks.interop.peer_exports import llama_folder
 from bluelm.block import block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.model import Decoder
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
-from eval.accuracy.metrics import Float
 
-WINDOWS = 128
-COLUMNS = ("setting", "quantizer", "version", "KL", "top-1", "perplexity / float", "s", "CPU s", "MiB")
 WORKERS = Path(__file__).parents[1] / "peers"
 PACKAGES = {
     "llmcompressor": ["llmcompressor==0.14.0"],
@@ -112,12 +108,15 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.open(options.model)
     tokenizer = checkpoint.tokenizer()
-    save_file({"tokens": training_windows(options.train, tokenizer)}, out / "tokens.safetensors")
-    folder = llama_folder(checkpoint, out / "llama")
-    peers = Peers(folder, out, options.peers)
+    count, length = map(int, options.calibration.split("x"))
+    sources = options.sources.split(",") if options.sources else []
+    tokens = training_windows(documents(options.train, sources), tokenizer, count, length)
+    save_file({"tokens": tokens}, out / "tokens.safetensors")
+    demo = options.model == demo_checkpoint()
+    peers = Peers(llama_folder(checkpoint, out / "llama") if demo else options.model, out, options.peers)
     for setting, (bits, group_size, symmetric) in SETTINGS.items():
         for name, how in QUANTIZERS.items():
-            if not all(word in f"{setting} {name}" for word in options.only.split(",")):
+            if not all(word in f"{setting}, {name}." for word in options.only.split(",")):
                 continue
             made = out / "made" / f"{setting}, {name}.safetensors".replace(" ", "-")
             if not made.with_suffix(".json").exists():
@@ -137,10 +136,15 @@ def main() -> None:
                 made.with_suffix(".json").write_text(json.dumps(row))
                 print(f"{setting}, {name}: {figures['seconds']:.0f} s", flush=True)
     if not options.make_only:
-        windows = held_out(options.text, tokenizer, options.windows)
-        part = "demo" if options.model == demo_checkpoint() else "second"
-        about = {"text": options.text.name, "train": options.train.name, "windows": len(windows)}
-        judge_made(out, checkpoint, windows, part, about)
+        texts = {path.name: held_out(path, tokenizer, options.windows, sources) for path in options.text}
+        about = {
+            "model": "demo" if demo else options.model.name,
+            "texts": {name: len(windows) for name, windows in texts.items()},
+            "train": options.train.name,
+            "sources": sources,
+            "calibration": f"{len(tokens)} x {length}",
+        }
+        judge_made(out, checkpoint, texts, "demo" if demo else "real", about)
 
 
 @dataclass(frozen=True)
@@ -169,9 +173,17 @@ class Peers:
         return _run(command, self.out / "log.txt")
 
 
-def judge_made(out: Path, checkpoint: Checkpoint, windows: Tensor, part: str, about: dict[str, Any]) -> None:
-    """Judge what was made and not judged yet, and write it down."""
-    reference: list[Float] = []
+def judge_made(
+    out: Path, checkpoint: Checkpoint, texts: Mapping[str, Tensor], part: str, about: dict[str, Any]
+) -> None:
+    """Judge what was made and not judged yet, and write it down.
+
+    The float model runs again for each: its answers over a real vocabulary would take gigabytes.
+    """
+    exact = Decoder.from_weights(checkpoint)
+    ends = ("KL", "top-1", "perplexity / float")
+    heads = [f"{head}, {name.partition('.')[0]}" if len(texts) > 1 else head for name in texts for head in ends]
+    columns = ("setting", "quantizer", "version", *heads, "s", "CPU s", "MiB")
     rows: list[list[str]] = []
     pairs = [(setting, name) for setting in SETTINGS for name in QUANTIZERS]
     for setting, name in pairs:
@@ -179,16 +191,22 @@ def judge_made(out: Path, checkpoint: Checkpoint, windows: Tensor, part: str, ab
         path = made.with_suffix(".json")
         if not path.exists() or "kl" in (row := json.loads(path.read_text())):
             continue
-        reference = reference or list(log_probabilities(Decoder.from_weights(checkpoint), windows))
-        weights = FloatEnds(Replaced(checkpoint, load_file(made)), checkpoint)
-        loss = judge(reference, log_probabilities(Decoder.from_weights(weights), windows), windows)
-        path.write_text(json.dumps({**row, "kl": loss.kl.value}))
-        figures = [f"{loss.kl.value:.5f} ± {loss.kl.error or 0:.5f}", f"{loss.top1.value:.4f}"]
+        rounded = Decoder.from_weights(FloatEnds(Replaced(checkpoint, load_file(made)), checkpoint))
+        losses = [
+            judge(log_probabilities(exact, windows), log_probabilities(rounded, windows), windows)
+            for windows in texts.values()
+        ]
+        path.write_text(json.dumps({**row, "kl": [loss.kl.value for loss in losses]}))
         cost = [f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", f"{row['MiB']:.0f}"]
-        rows.append([setting, name, row["version"], *figures, f"{loss.perplexity_ratio.value:.4f}", *cost])
+        rows.append([setting, name, row["version"], *(cell for loss in losses for cell in _cells(loss)), *cost])
         print(rows[-1], flush=True)
         names = [", ".join(pair) for pair in pairs]
-        pages.save_rows("quantizers", part, COLUMNS, rows, names=names, key=2, **about)
+        pages.save_rows("quantizers", part, columns, rows, names=names, key=2, **about)
+
+
+def _cells(loss: Loss) -> list[str]:
+    kl = f"{loss.kl.value:.5f} ± {loss.kl.error or 0:.5f}"
+    return [kl, f"{loss.top1.value:.4f}", f"{loss.perplexity_ratio.value:.4f}"]
 
 
 def versions(python: Path, packages: Sequence[str]) -> str:
@@ -205,12 +223,12 @@ def ours(model: Path, tokens: Path, out: Path, values: dict[str, Any]) -> None:
 
     torch.set_num_threads(2)
     checkpoint, windows = Checkpoint.open(model), load_file(tokens)["tokens"]
-    count = len(windows)
-    about = CalibrationReport("given", "", count, 0, count, LENGTH, count * LENGTH, 0, 0.0, 0.0, 0.0, 0.0, ())
+    count, length = windows.shape
+    about = CalibrationReport("given", "", count, 0, count, length, count * length, 0, 0.0, 0.0, 0.0, 0.0, ())
     folder = out.with_suffix(".ours")
     shutil.rmtree(folder, ignore_errors=True)
     begin, cpu = time.perf_counter(), time.process_time()
-    quantized = quantize(checkpoint, Samples(windows, about), Recipe.make({**values, "length": LENGTH}), folder)
+    quantized = quantize(checkpoint, Samples(windows, about), Recipe.make({**values, "length": length}), folder)
     figures = {
         "seconds": time.perf_counter() - begin,
         "cpu_seconds": time.process_time() - cpu,
@@ -226,16 +244,15 @@ def ours(model: Path, tokens: Path, out: Path, values: dict[str, Any]) -> None:
     print(json.dumps(figures))
 
 
-def training_windows(path: Path, tokenizer: Tokenizer) -> Tensor:
-    """int64 [128, 256]: windows evenly spread over the corpus, its documents laid end to end."""
+def training_windows(texts: Iterable[str], tokenizer: Tokenizer, count: int, length: int) -> Tensor:
+    """int64 [count, length]: windows evenly spread over the beginning of a corpus, its documents laid end to end."""
     stream: list[int] = []
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            stream += [*tokenizer.encode(json.loads(line)["text"], bos=True, marks=True), tokenizer.eos or 0]
-            if len(stream) > 40 * WINDOWS * LENGTH:
-                break
-    windows = torch.tensor(stream[: len(stream) // LENGTH * LENGTH]).view(-1, LENGTH)
-    return windows[torch.linspace(0, len(windows) - 1, WINDOWS).round().long()]
+    for text in texts:
+        stream += [*tokenizer.encode(text, bos=True, marks=True), tokenizer.eos or 0]
+        if len(stream) > 40 * count * length:
+            break
+    windows = torch.tensor(stream[: len(stream) // length * length]).view(-1, length)
+    return windows[torch.linspace(0, len(windows) - 1, count).round().long()]
 
 
 def setup(folder: Path) -> None:
@@ -251,7 +268,8 @@ def setup(folder: Path) -> None:
 
 def _run(command: list[str], log: Path) -> dict[str, float] | None:
     """Figures that a worker printed last, or None where it failed; what it said is appended to the log."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "GPTQMODEL_CPU_WORKERS": "2"}  # waiting is no work
+    environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     with log.open("a") as file:
         file.write(f"{command}\n{ran.stdout}\n{ran.stderr}\n")
@@ -265,12 +283,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, default=demo_checkpoint())
     parser.add_argument("--train", type=Path, help="calibration documents, .jsonl.gz")
-    parser.add_argument("--text", type=Path, help="held-out documents, .jsonl.gz")
-    parser.add_argument("--windows", type=int, default=128, help="held-out windows")
+    parser.add_argument("--text", type=Path, nargs="+", help="held-out documents, .jsonl.gz or .txt")
+    parser.add_argument("--sources", default="", help="of .jsonl.gz documents, take these alone")
+    parser.add_argument("--calibration", default="128x256", help="windows of the training corpus, and tokens in each")
+    parser.add_argument("--windows", type=int, default=128, help="windows of each held-out text")
     parser.add_argument("--peers", type=Path, default=Path("peers"), help="folder of the peers' environments")
     parser.add_argument("--setup", action="store_true", help="make the environments first")
     parser.add_argument(
-        "--only", default="", help="words, separated by commas, that setting and quantizer must contain"
+        "--only", default="", help="words, separated by commas, that `SETTING, QUANTIZER.` must contain"
     )
     parser.add_argument("--make-only", action="store_true", help="quantize, and leave judging to a later run")
     parser.add_argument("--ours", help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """Time and memory of lowering a model of BlueLM-7B's width with a few blocks, for each runtime.
 
-    python -m benchmarks.speed.wide BLOCKS OUT [runtime ...]
+    python -m benchmarks.speed.wide 1|2 OUT [runtime ...]
 
 Each runtime lowers a quantized checkpoint of random codes (4 bits in groups of 32, head and embedding 8 bits a row) in
 a process of its own. Growth is its peak resident memory less that behind its imports; the bound is the artifact's own
@@ -51,6 +51,7 @@ LIBRARIES = {
 }
 WIDE = ("runtime", "blocks", "s", "CPU s", "artifact, GB", "memory added, GB", "bound kept")
 COMPILED = ("runtime", "blocks", "s", "CPU s", "artifact, GB", "largest process, GB")
+COUNTS = (1, 2)  # of blocks
 HIDDEN, INNER, HEADS, ROWS = 4096, 11008, 32, 100096
 
 
@@ -60,13 +61,14 @@ def main(blocks: int, out: Path, runtimes: list[str]) -> None:
         write_random(source, blocks)
     wide: list[list[str]] = []
     compiled: list[list[str]] = []
+    names = [f"{runtime}, {count}" for runtime in TARGETS for count in COUNTS]
     for runtime in runtimes or TARGETS:
         place = out / f"{runtime}-{blocks}"
         if _child("--lower", [runtime, str(source), str(place)], wide):
-            pages.save_rows("runtimes", "wide", WIDE, wide, key=2)
+            pages.save_rows("runtimes", "wide", WIDE, wide, names=names, key=2)
         words = [runtime, str(place), f"{place}-compiled"]
         if record(runtime).compiled_from and place.exists() and _child("--compile", words, compiled):
-            pages.save_rows("runtimes", "compiled", COMPILED, compiled, key=2)
+            pages.save_rows("runtimes", "compiled", COMPILED, compiled, names=names, key=2)
 
 
 def _child(step: str, words: list[str], rows: list[list[str]]) -> bool:

@@ -86,9 +86,11 @@ def test_results_are_of_a_command_that_writes_them(name: str) -> None:
     own = set[str]().union(*(modules for (of, _), modules in by_part.items() if of == name))
     assert own, f"no command writes {name}.json"
     for part, made in stamps(name) if name != "speed_model" else ():
+        assert made.keys() - {"note"} == pages.stamp().keys(), f"{part}: not what a command writes of itself"
         called = re.findall(r"benchmarks(?:\.\w+)+", made["command"])
         writing = by_part.get((name, part), set()) | by_part.get((name, ""), set())
         said = " ".join(map(source_of, called))
+        assert "note" not in made or any('"--note"' in source_of(one) for one in writing), part
         assert made["command"].startswith("make ") or any(one in called or one in said for one in writing), part
 
 
@@ -155,9 +157,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pages, "RESULTS", tmp_path)
     monkeypatch.setattr(pages, "HERE", tmp_path)
     commits = iter(range(1, 100))
-    monkeypatch.setattr(
-        pages, "stamp", lambda: {"day": "2026-01-01", "commit": f"{next(commits)}", "command": "python -m benchmarks.x"}
-    )
+    about = {"day": "2026-01-01", "machine": "a", "command": "python -m benchmarks.x"}
+    monkeypatch.setattr(pages, "stamp", lambda: {**about, "commit": f"{next(commits)}"})
     return tmp_path
 
 
@@ -179,7 +180,7 @@ def test_rows_take_the_place_of_those_of_their_name_and_others_keep_their_day(ho
     ]
     part = saved(["b", "2", "newer"])
     assert [line.rpartition(", ")[2] for line in pages.table(part).splitlines()[2:]] == ["2 |", "3 |", "4 |", "3 |"]
-    assert pages.made(part).startswith("Measured 2026-01-01, commit 4, but for older rows: those of commit 2 ")
+    assert pages.made(part).startswith("Measured 2026-01-01 (a), commit 4, but for older rows: those of commit 2 ")
 
 
 def test_rows_that_the_command_cannot_make_any_more_go(home: Path) -> None:
