@@ -36,6 +36,7 @@ from export.executorch import xnnpack as executorch
 from export.gguf import export as gguf_file
 from export.litert import export as litert
 from export.lowering.ranges import calibrate
+from export.mlx import export as mlx
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
@@ -69,6 +70,7 @@ MAKERS: dict[str, Maker] = {
     "onnx-genai": lambda q, f: onnx_genai.export(q, f, context=CONTEXT, accuracy_level=4),
     "litert": lambda q, f: litert.export(q, f, context=CONTEXT, chunk=CHUNK),
     "gguf": lambda q, f: gguf_file.export(q, f, context=CONTEXT),
+    "mlx": lambda q, f: mlx.export(q, f, context=CONTEXT),
     "coreml": lambda q, f: coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
     "executorch-coreml": lambda q, f: executorch_coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
     "executorch-xnnpack": lambda q, f: executorch.export(q, f, context=CONTEXT, chunk=CHUNK),

@@ -31,6 +31,7 @@ from export.formats import record
 from export.gguf import export as gguf_file
 from export.litert import export as litert
 from export.lowering.ranges import Ranges, calibrate
+from export.mlx import export as mlx
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
@@ -113,6 +114,7 @@ class Bench:
             "onnx-genai": lambda: onnx_genai.export(source, folder, context=CONTEXT),
             "litert": lambda: litert.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "gguf": lambda: gguf_file.export(source, folder, context=CONTEXT),
+            "mlx": lambda: mlx.export(source, folder, context=CONTEXT),
             "executorch-xnnpack": lambda: executorch.export(source, folder, kv_bits=32, context=CONTEXT, chunk=CHUNK),
             "executorch-coreml": lambda: executorch_coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "coreml": lambda: coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),

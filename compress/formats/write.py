@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bluelm.block import block_of
@@ -28,13 +27,13 @@ from compress.formats.awq import describe_awq, pack_awq
 from compress.formats.compressed import describe_compressed, pack_compressed
 from compress.formats.gptq import describe_gptq, pack_gptq
 from compress.formats.plain import plain_config, write_tokenizer
+from compress.formats.shards import Shards
 from compress.methods.gptq import GptqOptions
 from compress.methods.rotate import as_quantized
 from compress.recipe import Recipe
 
 Kind = Literal["gptq", "awq", "compressed-tensors"]
 KINDS: tuple[str, ...] = get_args(Kind)
-SHARD = 4 * 2**30  # bytes of tensors a file
 WORD = 32  # bits
 
 
@@ -102,7 +101,7 @@ def write(
     # version 1 has no place for a zero point of 0, and GPTQModel loads no asymmetric one but its own
     version = 1 if all(info.symmetric for info in infos.values()) else 2
     with atomic_folder(out) as folder, (progress or Silent()).task(f"write {kind}", len(blocks) + 1) as task:
-        shards = _Shards(folder)
+        shards = Shards(folder)
         for name, tensor in _ends(quantized, checkpoint):
             shards.add({name: _half(tensor, name)})
         task.advance(note="embedding and head")
@@ -176,44 +175,3 @@ def _half(tensor: Tensor, name: str) -> Tensor:
         fix = "the model cannot be held in this format"
         raise InputError(f"{name} has values beyond float16", where=name, fix=fix)
     return half
-
-
-class _Shards:
-    """Tensors into files of at most `SHARD` bytes, with an index where there are several."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._files, self._bytes = folder, 0, 0
-        self._waiting: dict[str, Tensor] = {}
-        self._places: dict[str, int] = {}
-        self._total = 0
-
-    def add(self, tensors: Mapping[str, Tensor]) -> None:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        if self._waiting and self._bytes + size > SHARD:
-            self._flush()
-        self._waiting |= {name: tensor.contiguous() for name, tensor in tensors.items()}
-        self._bytes += size
-        self._total += size
-
-    def finish(self) -> None:
-        """Write the rest, and give the files their names."""
-        self._flush()
-        if self._files == 1:
-            self._part(0).rename(self._folder / "model.safetensors")
-            return
-        names = [f"model-{number + 1:05}-of-{self._files:05}.safetensors" for number in range(self._files)]
-        for number, name in enumerate(names):
-            self._part(number).rename(self._folder / name)
-        index = {
-            "metadata": {"total_size": self._total},
-            "weight_map": {tensor: names[number] for tensor, number in self._places.items()},
-        }
-        write_text(self._folder / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
-
-    def _part(self, number: int) -> Path:
-        return self._folder / f"part-{number}.safetensors"
-
-    def _flush(self) -> None:
-        save_file(self._waiting, self._part(self._files), metadata={"format": "pt"})
-        self._places |= dict.fromkeys(self._waiting, self._files)
-        self._files, self._bytes, self._waiting = self._files + 1, 0, {}

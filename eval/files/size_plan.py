@@ -6,6 +6,7 @@ is not, so each has an allowance a block (`export.formats.Sizes`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from bluelm.block import block_of
@@ -41,7 +42,7 @@ def planned_parts(quantized: QuantizedCheckpoint, artifact: Artifact) -> dict[st
     for name, info in quantized.linears.items():
         part = "embedding" if name == EMBED else "head" if name == HEAD else "blocks"
         parts[part] += _linear(info, layout, table=name == EMBED)
-    if quantized.config.shares_table:
+    if quantized.config.shares_table and not layout.tied:
         parts["head"] = _linear(quantized.linears[EMBED], layout)
     parts["norms and tables"] = _vectors(quantized.config, layout, artifact.context)
     return {name: round(size) for name, size in parts.items()}
@@ -63,7 +64,7 @@ def deviation(planned: int, artifact: Artifact) -> float:
 def _linear(info: LinearInfo, layout: Sizes, table: bool = False) -> float:
     rows, columns = info.shape
     groups = 1 if info.group_size == -1 else columns // info.group_size
-    stored = groups if layout.block is None else columns // layout.block
+    stored = groups if layout.block is None else columns // math.gcd(columns // groups, layout.block)
     scale = layout.row_scale if stored == 1 else layout.scale
     zeros = 0 if info.symmetric else info.bits / 8
     size = rows * columns * info.bits / 8 + rows * stored * (scale + zeros)

@@ -24,7 +24,7 @@ Numbers = Literal[8, 16, 32]
 Arithmetic = Literal["float32", "float16", "16-bit activations", "8-bit activations"]
 SpeedClass = Literal["cpu", "gpu", "npu", "ane"]
 Blocks = Literal["rewritten", "runtime", "built again", "source"]
-MODULES = ("onnx", "qnn", "coreml", "executorch", "litert", "gguf")
+MODULES = ("onnx", "qnn", "coreml", "executorch", "litert", "gguf", "mlx")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,10 @@ class Sizes:
 
     Attributes:
         scale, row_scale, vector, rope: of scales of groups, of rows, of vectors' and rope tables' numbers.
-        block: it repeats scales over blocks of so many columns.
+        block: it repeats scales over blocks of so many columns at most.
         copies: how often all but the embedding is there.
         structure: what may describe the graphs, for each block and once more.
+        tied: a head that is the embedding's table reads it there; else it is stored once more.
     """
 
     scale: float = 2
@@ -77,6 +78,7 @@ class Sizes:
     vector: float = 4
     rope: float = 4
     structure: int = 0
+    tied: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     try:
         table = read_json(artifact.folder / "tokenizer.json", MOST_TABLE_BYTES)
         settings = read_json(artifact.folder / "tokenizer_config.json")
-        yield from _table_faults(table, source)
+        yield from table_faults(table, source)
         yield from _settings_faults(settings, quantized, artifact.context)
     except InputError as error:
         yield str(error)
@@ -47,7 +47,8 @@ def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
         yield f"tokenizer.json cannot be followed: {error!r}"
 
 
-def _table_faults(table: dict[str, Any], source: Path) -> Iterator[str]:
+def table_faults(table: dict[str, Any], source: Path) -> Iterator[str]:
+    """tokenizer.json against the pieces of the tokenizer.model `source`."""
     proto = read_model(source)
     pieces = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
     normal = {text: score for text, score, kind in pieces if kind == 1}
@@ -123,9 +124,19 @@ def _mark_faults(
 
 def _settings_faults(settings: dict[str, Any], quantized: QuantizedCheckpoint, context: int) -> Iterator[str]:
     """tokenizer_config.json: the checkpoint's, but for the class, and with names for special tokens."""
-    theirs = optional_json(quantized.folder, "tokenizer_config.json")
     if settings.get("tokenizer_class") not in KINDS:
         yield f"tokenizer_config.json names the class {settings.get('tokenizer_class')!r}"
+    wanted = settings_wanted(quantized, context)
+    found = {key: value for key, value in settings.items() if key != "tokenizer_class"}
+    for key in sorted(wanted.keys() | found.keys()):
+        if found.get(key, "nothing") != wanted.get(key, "nothing"):
+            told = f"{found.get(key, 'nothing')!r} instead of {wanted.get(key, 'nothing')!r}"
+            yield f"tokenizer_config.json says {key} {told}"
+
+
+def settings_wanted(quantized: QuantizedCheckpoint, context: int) -> dict[str, Any]:
+    """tokenizer_config.json without its class: the checkpoint's, and the special tokens by name."""
+    theirs = optional_json(quantized.folder, "tokenizer_config.json")
     tokenizer = Tokenizer.from_folder(quantized.folder)
     assert isinstance(tokenizer.pieces, SentencePieces)
     texts = tokenizer.pieces.texts()
@@ -133,9 +144,4 @@ def _settings_faults(settings: dict[str, Any], quantized: QuantizedCheckpoint, c
     wanted: dict[str, Any] = {"model_max_length": context}
     for name, token in named.items():
         wanted |= {name: texts[token]} if token in texts else {}
-    wanted |= {key: value for key, value in theirs.items() if key != "tokenizer_class"}
-    found = {key: value for key, value in settings.items() if key != "tokenizer_class"}
-    for key in sorted(wanted.keys() | found.keys()):
-        if found.get(key, "nothing") != wanted.get(key, "nothing"):
-            told = f"{found.get(key, 'nothing')!r} instead of {wanted.get(key, 'nothing')!r}"
-            yield f"tokenizer_config.json says {key} {told}"
+    return wanted | {key: value for key, value in theirs.items() if key != "tokenizer_class"}

@@ -35,3 +35,12 @@ def gguf(artifact: Artifact, wanted: Set[int]) -> str | None:
     own = Tokenizer.from_folder(artifact.folder).eos
     same = wanted <= told <= wanted | {own}
     return None if same else f"model.gguf says {sorted(told)}, the checkpoint {sorted(wanted)}"
+
+
+def mlx(artifact: Artifact, wanted: Set[int]) -> str | None:
+    """generation_config.json, and config.json before it, name all of them."""
+    for name in ("config.json", "generation_config.json"):
+        told = read_json(artifact.folder / "model" / name).get("eos_token_id")
+        if {*(told if isinstance(told, list) else [told])} - {None} != wanted:
+            return f"{name} of MLX's folder says {told}, the checkpoint {sorted(wanted)}"
+    return None

@@ -104,9 +104,9 @@ def plan_run(
     quantizing = plan_quantizing(checkpoint, recipe, max_memory)
     config, limit = checkpoint.config, quantizing.limit
     size = quantizing.quantizing.size
-    if config.shares_table:  # artifacts hold it as rows to look up, and once more as the head
-        size += table_size(config, recipe)
     kind = record(runtime)
+    if config.shares_table and not (isinstance(kind.sizes, Sizes) and kind.sizes.tied):
+        size += table_size(config, recipe)  # rows to look up, and once more as the head
     row = kind.lowering
     copies = kind.sizes.copies if isinstance(kind.sizes, Sizes) else 1
     artifact = copies * size + 2 * GRAPH_BYTES * config.num_layers

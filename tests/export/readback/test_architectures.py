@@ -26,6 +26,7 @@ from export.executorch import xnnpack as executorch
 from export.gguf import export as gguf_file
 from export.litert import export as litert
 from export.lowering.ranges import calibrate
+from export.mlx import export as mlx
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
@@ -53,6 +54,7 @@ EXPORTERS: dict[str, Make] = {
     "onnx-npu": _npu,
     "onnx-genai": _steps(onnx_genai.export),
     "gguf": lambda source, folder: gguf_file.export(source, folder, context=CONTEXT),
+    "mlx": lambda source, folder: mlx.export(source, folder, context=CONTEXT),
     "litert": _steps(litert.export),
     "coreml": _steps(coreml.export),
     "coreml-float32": _steps(coreml.export, activations="float32"),

@@ -215,12 +215,13 @@ def window(feeds: Feeds, width: int) -> Feeds:
 
 
 OTHERS: tuple[Format, ...] = tuple(kind for kind in HOST_CACHED if kind not in GRAPHS)
+TABLED = tuple(kind for kind in ALL if kind not in ("gguf", "mlx"))  # hold cosines and sines
 ROWS = (
     Damage("cache", GRAPHS, files=damage.forget_cache),
     Damage("cache", COMPILED, before=damage.forget_cache),
     Damage("cache", tuple(k for k in ALL if k not in (*GRAPHS, *COMPILED)), run=damage.Forgetful),
-    Damage("frozen rope", tuple(k for k in ALL if k != "gguf"), exporting=lambda: tables(frozen)),
-    Damage("rope of the last position", tuple(k for k in ALL if k != "gguf"), exporting=lambda: tables(last_row)),
+    Damage("frozen rope", TABLED, exporting=lambda: tables(frozen)),
+    Damage("rope of the last position", TABLED, exporting=lambda: tables(last_row)),
     Damage("decode turns wrongly", GRAPHS, files=mapped_positions),
     Damage("decode turns wrongly", OTHERS, run=stepping(turned_decode)),
     Damage("decode turns wrongly", tuple(OWN_CACHE), run=lambda r: Misplaced(r, misplaced_decode)),

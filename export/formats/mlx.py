@@ -1,0 +1,35 @@
+"""MLX's folders."""
+
+from __future__ import annotations
+
+from export.formats import Lowering, Record, Run, Sizes, Speed, StandardRunner, Without
+
+MLX = Record(
+    name="mlx",
+    targets=("apple",),
+    tools=("mlx", "mlx-lm"),
+    package="mlx-lm",
+    backend="targets.apple.mlx:MlxBackend",
+    cache_widths=(16,),
+    runs={
+        "cpu": Run("targets.apple.mlx:open_mlx", "mlx-lm", "MLX's CPU kernels in place of Metal's"),
+        "gpu": Run("targets.apple.mlx:open_mlx", "mlx-lm", options=("gpu",)),
+    },
+    runner=StandardRunner("mlx-lm", "targets.runners.mlx:open_mlx_lm", "mlx-lm", "float16", "float16"),
+    reader="export.mlx.readback:findings",
+    ends="export.readback.ends:mlx",
+    arithmetic="float16",
+    block_error=0.01,
+    sizes=Sizes(scale=4, row_scale=4, block=128, vector=2, rope=0, structure=20_000, tied=True),
+    lowering=Lowering(0.5, 0.05),
+    speed=Speed("gpu", "MLX"),
+    blocks="runtime",
+    blocks_in_runs=True,
+    inside=Without("it holds weights and no graph, so it is looked at as a whole"),
+    host_cache=Without("mlx-lm's cache is as long as what it has seen"),
+    reorders=Without("MLX has no order of inputs"),
+    app=Without("an app opens the folder `model` with mlx-swift-lm; the chat app that is made here does not yet"),
+    device_program=Without("mlx-lm measures on Macs alone"),
+)
+
+RECORDS = (MLX,)

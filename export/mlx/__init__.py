@@ -1,0 +1,1 @@
+"""MLX, Apple's framework for its GPUs: the folder that mlx-lm and mlx-swift-lm open."""
