@@ -15,7 +15,7 @@ MLX = Record(
         "cpu": Run("targets.apple.mlx:open_mlx", "mlx-lm", "MLX's CPU kernels in place of Metal's"),
         "gpu": Run("targets.apple.mlx:open_mlx", "mlx-lm", options=("gpu",)),
     },
-    runner=StandardRunner("mlx-lm", "targets.runners.mlx:open_mlx_lm", "mlx-lm", "float16", "float16"),
+    runner=StandardRunner("mlx-lm", "targets.runners.mlx:open_mlx_lm", "mlx-lm"),
     reader="export.mlx.readback:findings",
     ends="export.readback.ends:mlx",
     arithmetic="float16",

@@ -19,6 +19,7 @@ from eval.runner import held
 from eval.runner.held import Expected
 from export.artifacts.artifact import Artifact
 from export.gguf import export as gguf_file
+from export.mlx import export as mlx
 from export.onnx import genai
 from targets.host.torch_runtime import TorchRuntime
 from targets.runners.runner import open_runner
@@ -28,7 +29,7 @@ from tests.support.damages.runners import KL, SEEN
 
 ENDS, CONTEXT, LONG = [2, 9], 512, 256
 TEXTS = ("The sea is wide and the sky is blue.", "你好，今天天气怎么样？", "a total number of 12 models")
-NAMES = {"gguf": "llama.cpp of xllamacpp 20", "onnx-genai": "onnxruntime-genai 0."}
+NAMES = {"gguf": "llama.cpp of xllamacpp 20", "onnx-genai": "onnxruntime-genai 0.", "mlx": "mlx-lm 0."}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     artifacts = {
         "gguf": gguf_file.export(quantized, place / "gguf", context=CONTEXT, about={"name": "small"}),
         "onnx-genai": genai.export(quantized, place / "genai", context=CONTEXT),
+        "mlx": mlx.export(quantized, place / "mlx", context=CONTEXT),
     }
     tokenizer = quantized.tokenizer()
     prompts = [tokenizer.encode(text * 3, bos=True)[:24] for text in TEXTS]
@@ -66,7 +68,7 @@ def faults(kind: str, found: Iterable[Measurement]) -> dict[str, float]:
     return {f.name: f.value for f in figures if f.name in STRUCTURE and f.value > STRUCTURE[f.name][0]}
 
 
-@pytest.mark.parametrize(("kind", "largest"), [("gguf", 3e-4), ("onnx-genai", 1e-9)])
+@pytest.mark.parametrize(("kind", "largest"), [("gguf", 3e-4), ("onnx-genai", 1e-9), ("mlx", 1e-6)])
 def test_what_was_written_is_read_as_the_checkpoint_says(kind: str, largest: float, made: Made) -> None:
     by_name = {figure.name: figure for figure in held.figures(made.artifacts[kind], made.expected, "cpu")}
     assert faults(kind, by_name.values()) == {}

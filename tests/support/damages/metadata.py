@@ -132,12 +132,6 @@ def mlx(name: str = "config", **values: Any) -> Callable[[Artifact], Artifact]:
     return edited(f"model/{name}.json", lambda table: table.update(values))
 
 
-def without_template(artifact: Artifact) -> Artifact:
-    """MLX's folder without its chat template."""
-    (artifact.folder / "model" / "chat_template.jinja").unlink()
-    return damage.again(artifact)
-
-
 ROWS = (
     Damage("tokenizer", ALL, files=damage.shift_tokenizer),
     Damage("artifact.json: another end token", ALL, files=described(eos_token_ids=[7])),
@@ -163,19 +157,10 @@ ROWS = (
     Damage("mlx: eps 1e-2", ("mlx",), files=mlx(rms_norm_eps=1e-2)),
     Damage("mlx: rope base 5 %", ("mlx",), files=mlx(rope_theta=10500.0)),
     Damage("mlx: rope by half", ("mlx",), files=mlx(rope_scaling={"rope_type": "linear", "factor": 2.0})),
-    Damage("mlx: another context", ("mlx",), files=mlx(max_position_embeddings=4096)),
     Damage("mlx: a window", ("mlx",), files=mlx(sliding_window=200)),
     Damage("mlx: the head is the embedding", ("mlx",), files=mlx(tie_word_embeddings=True)),
-    Damage("mlx: another end token", ("mlx",), files=mlx(eos_token_id=7)),
     Damage("mlx: generation's end token", ("mlx",), files=mlx("generation_config", eos_token_id=[7])),
     Damage("mlx: another begin token", ("mlx",), files=mlx(bos_token_id=5)),
-    Damage("mlx: nothing begins a text", ("mlx",), files=mlx("tokenizer", post_processor=None)),
-    Damage("mlx: no marks", ("mlx",), files=mlx("tokenizer", added_tokens=[])),
-    Damage("mlx: no template", ("mlx",), files=without_template),
-    Damage(
-        "mlx: swapped merges", ("mlx",),
-        files=edited("model/tokenizer.json", lambda table: table["model"]["merges"].reverse()),
-    ),
     Damage(
         "mlx: groups of 64", ("mlx",),
         files=edited("model/config.json", lambda table: table["quantization"].update(group_size=64)),

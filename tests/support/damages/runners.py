@@ -14,7 +14,7 @@ from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
 from export.artifacts.artifact import Artifact
 from tests.support import damage
-from tests.support.damages.metadata import attributes, decoder, edited, model
+from tests.support.damages.metadata import attributes, decoder, edited, mlx, model
 from tests.support.damages.record import Damage
 from tests.support.gguf_files import rewrite
 
@@ -67,14 +67,14 @@ def unmarked(table: dict[str, Any]) -> None:
     table["added_tokens"] = [token for token in table["added_tokens"] if token["id"] not in MARKS]
 
 
-def template(text: str | None) -> Files:
+def template(text: str | None, name: str = "chat_template.jinja") -> Files:
     """Another chat template beside the model; None: none."""
 
     def files(artifact: Artifact) -> Artifact:
-        path = artifact.folder / "chat_template.jinja"
+        path = artifact.folder / name
         if text is None:
             path.unlink()
-            kept = [file for file in artifact.files if file.path != path.name]
+            kept = [file for file in artifact.files if file.path != name]
             artifact.model_copy(update={"files": tuple(kept)}).save(artifact.folder)
             return Artifact.open(artifact.folder)
         path.write_text(text, encoding="utf-8")
@@ -131,6 +131,17 @@ SEEN: dict[str, tuple[str, str, Files]] = {
     "genai: other kv heads": ("onnx-genai", REFUSED, attributes("GroupQueryAttention", kv_num_heads=2)),
     "genai_config: a missing file": ("onnx-genai", REFUSED, decoder(filename="other.onnx")),
     "genai_config: sliding window": ("onnx-genai", REFUSED, decoder(sliding_window={"window_size": 200})),
+    "mlx: marks of a plain kind": ("mlx", TOKENS, edited("model/tokenizer.json", unmarked)),
+    "mlx: swapped merges": ("mlx", TOKENS, edited("model/tokenizer.json", swapped_merges)),
+    "mlx: nothing begins a text": ("mlx", TOKENS, mlx("tokenizer", post_processor=None)),
+    "mlx: no template": ("mlx", CHATS, template(None, "model/chat_template.jinja")),
+    "mlx: another template": ("mlx", CHATS, template(CONTENTS, "model/chat_template.jinja")),
+    "mlx: two begin tokens in chats": ("mlx", CHATS, template(f"<s><s>{TURNS}", "model/chat_template.jinja")),
+    "mlx: one end token of two": ("mlx", ENDS, mlx(eos_token_id=[2])),
+    "mlx: eps 0.1": ("mlx", KL, mlx(rms_norm_eps=0.1)),
+    "mlx: rope base 500": ("mlx", KL, mlx(rope_theta=BASE)),
+    "mlx: another context": ("mlx", REFUSED, mlx(max_position_embeddings=4096)),
+    "mlx: bits of another width": ("mlx", REFUSED, mlx(quantization={"group_size": 32, "bits": 2})),
 }  # fmt: skip
 """By name: the format, the figure, and what is done."""
 ROWS = tuple(Damage(name, (kind,), files=change) for name, (kind, _, change) in SEEN.items())
