@@ -75,6 +75,7 @@ class MlxRuntime(RuntimeBase):
         self.check_tokens(tokens, self._cache[0].offset)
         ids = self._mx.array([list(map(int, tokens))])
         logits = self._model(ids, cache=self._cache)[0].astype(self._mx.float32)
+        self._mx.eval(logits, [layer.state for layer in self._cache])  # another thread may ask next
         return np.array(logits)
 
     def blocks(self, tokens: Sequence[int]) -> np.ndarray:

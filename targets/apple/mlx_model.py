@@ -32,11 +32,11 @@ def choose(unit: str) -> None:
 
 def prepared(model: Model, unit: str) -> Model:
     """The model as it is on a GPU; on a CPU the same numbers in float32, with float16 between its blocks."""
-    if unit == "gpu":
-        return model
-    model.set_dtype(mx.float32)
-    model = dequantize_model(model)
-    model.model.layers = [_Stored(layer) for layer in model.model.layers]
+    if unit != "gpu":
+        model.set_dtype(mx.float32)
+        model = dequantize_model(model)
+        model.model.layers = [_Stored(layer) for layer in model.model.layers]
+    mx.eval(model.parameters())  # what waits to be computed belongs to this thread alone
     return model
 
 

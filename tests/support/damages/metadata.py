@@ -161,6 +161,7 @@ ROWS = (
     Damage("mlx: the head is the embedding", ("mlx",), files=mlx(tie_word_embeddings=True)),
     Damage("mlx: generation's end token", ("mlx",), files=mlx("generation_config", eos_token_id=[7])),
     Damage("mlx: another begin token", ("mlx",), files=mlx(bos_token_id=5)),
+    Damage("mlx: bits of another width", ("mlx",), files=mlx(quantization={"group_size": 32, "bits": 2})),
     Damage(
         "mlx: groups of 64", ("mlx",),
         files=edited("model/config.json", lambda table: table["quantization"].update(group_size=64)),

@@ -137,11 +137,10 @@ SEEN: dict[str, tuple[str, str, Files]] = {
     "mlx: no template": ("mlx", CHATS, template(None, "model/chat_template.jinja")),
     "mlx: another template": ("mlx", CHATS, template(CONTENTS, "model/chat_template.jinja")),
     "mlx: two begin tokens in chats": ("mlx", CHATS, template(f"<s><s>{TURNS}", "model/chat_template.jinja")),
-    "mlx: one end token of two": ("mlx", ENDS, mlx(eos_token_id=[2])),
+    "mlx: one end token of two": ("mlx", ENDS, mlx("generation_config", eos_token_id=[2])),
     "mlx: eps 0.1": ("mlx", KL, mlx(rms_norm_eps=0.1)),
     "mlx: rope base 500": ("mlx", KL, mlx(rope_theta=BASE)),
     "mlx: another context": ("mlx", REFUSED, mlx(max_position_embeddings=4096)),
-    "mlx: bits of another width": ("mlx", REFUSED, mlx(quantization={"group_size": 32, "bits": 2})),
 }  # fmt: skip
 """By name: the format, the figure, and what is done."""
 ROWS = tuple(Damage(name, (kind,), files=change) for name, (kind, _, change) in SEEN.items())
