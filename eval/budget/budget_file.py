@@ -12,13 +12,15 @@
         sizes: [{up_to: 4B, max_artifact_bytes: 2 GB}]
 
 Later ones count: what is extended, then the file's own limits, its sizes, the runtime, the target, the chip, and the
-sizes of each. `null` takes a limit away. `data/budget.schema.json` is the JSON schema.
+sizes of each. `null` takes a limit away. With CI=true `require_runner` holds, unless a file says false, for runtimes
+that have a runner. `data/budget.schema.json` is the JSON schema.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from itertools import count
@@ -30,6 +32,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from bluelm.errors import InputError
 from bluelm.system.yamlfiles import read_yaml
 from eval.budget.limits import MAPPING, NUMBER, Budget, DomainLimits, SpeedLimit
+from export import formats
 
 DEFAULT_BUDGET = Path(__file__).parents[1] / "data" / "budget.yaml"
 SCHEMA = Path(__file__).parents[1] / "data" / "budget.schema.json"
@@ -99,7 +102,18 @@ def load(path: Path, *, names: tuple[str, ...] = (), parameters: float | None = 
     if not any(value is not None for value in merged.values()):
         fix = f"write limits such as those in {DEFAULT_BUDGET}"
         raise InputError("the budget holds no limits", where=path, fix=fix)
+    if _in_ci() and any(has_runner(name) for name in names):
+        merged = {"require_runner": True} | merged
     return Budget.model_validate(merged)
+
+
+def has_runner(name: str) -> bool:
+    """Whether it is the name of a runtime whose artifacts are judged in the program that users open them with."""
+    return name in formats.names() and isinstance(formats.record(name).runner, formats.StandardRunner)
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("true", "1")
 
 
 def json_schema() -> str:

@@ -139,7 +139,11 @@ class Budget(DomainLimits):
         True
     )
     require_runner: Annotated[
-        bool, Field(description="what ships must have been judged in the program that users open it with")
+        bool,
+        Field(
+            description="what ships must have been judged in the program that users open it with; with CI=true the "
+            "default is true for runtimes that have one"
+        ),
     ] = False
     accept_not_known: Annotated[
         tuple[Known, ...] | None,

@@ -171,3 +171,18 @@ def test_a_format_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     path.write_text("accept_not_known: [onnx-cpu, onxx]\n")
     with pytest.raises(InputError, match="unknown format 'onxx'"):
         load(path)
+
+
+@pytest.mark.parametrize(("ci", "runtime", "text", "required"), [
+    ("true", "gguf", "max_mean_kl: 1", True),
+    ("true", "onnx-genai", "max_mean_kl: 1", True),
+    ("true", "litert", "max_mean_kl: 1", False),
+    ("true", "gguf", "max_mean_kl: 1\nrequire_runner: false", False),
+    ("", "gguf", "max_mean_kl: 1", False),
+    ("", "litert", "require_runner: true", True),
+])  # fmt: skip
+def test_in_ci_the_runner_of_a_runtime_that_has_one_is_required(
+    ci: str, runtime: str, text: str, required: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    assert load(write(tmp_path, text), names=(runtime, "snapdragon")).require_runner is required
