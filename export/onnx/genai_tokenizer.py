@@ -18,9 +18,11 @@ from typing import Any
 
 from bluelm.errors import TargetError
 from bluelm.system.files import write_text
+from bluelm.system.reading import MOST_TABLE_BYTES, read_json
 from bluelm.text.added_tokens import optional_json
 from bluelm.text.sentencepieces import CONTROL, SPACE, UNKNOWN, USER_DEFINED, SentencePieces, read_model
 from bluelm.text.tokenizer import Tokenizer
+from export.onnx.genai_cuts import respelled
 
 TABLE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 ROLE = "runner"
@@ -41,13 +43,18 @@ CUT = {"type": "Split", "pattern": {"Regex": RUNS}, "behavior": "Isolated", "inv
 
 
 def write_tokenizer(folder: Path, source: Path, context: int) -> dict[str, str]:
-    """Write what the tokenizer of the folder `source` lacks; path -> role of each file.
+    """Write what the tokenizer of the folder `source` lacks, or says in words that genai does not heed.
+
+    Returns:
+        Path -> role of each file.
 
     Raises:
-        TargetError: its pieces are no BPE.
+        TargetError: its pieces are no BPE, or genai has no words for how it cuts text.
         InputError: it cannot be read.
     """
-    if not (source / "tokenizer.model").is_file() or (source / TABLE).is_file():
+    if (source / TABLE).is_file():
+        return _write_cuts(folder, source)
+    if not (source / "tokenizer.model").is_file():
         return {}
     tokenizer = Tokenizer.from_folder(source)
     settings = optional_json(source, SETTINGS)
@@ -55,6 +62,17 @@ def write_tokenizer(folder: Path, source: Path, context: int) -> dict[str, str]:
     write_text(folder / TABLE, json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n")
     write_text(folder / SETTINGS, json.dumps(tokenizer_config(tokenizer, settings, context), indent=1) + "\n")
     return {TABLE: ROLE, SETTINGS: ROLE}
+
+
+def _write_cuts(folder: Path, source: Path) -> dict[str, str]:
+    """tokenizer.json with its cuts as genai heeds them; {} where it does as they are."""
+    table = read_json(source / TABLE, MOST_TABLE_BYTES)
+    cuts = respelled(table.get("pre_tokenizer"))
+    if cuts is None:
+        return {}
+    table |= {"truncation": None, "padding": None, "pre_tokenizer": cuts}
+    write_text(folder / TABLE, json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n")
+    return {TABLE: ROLE}
 
 
 def check_tokenizer(source: Path) -> None:
@@ -69,6 +87,8 @@ def check_tokenizer(source: Path) -> None:
         if kind != BPE:
             fix = "use the runtime onnx-cpu"
             raise TargetError("genai reads no SentencePiece model but BPE", where=tokenizer.source, fix=fix)
+    elif tokenizer.source.name == TABLE:
+        respelled(read_json(tokenizer.source, MOST_TABLE_BYTES).get("pre_tokenizer"))
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from bluelm.errors import InputError
 from bluelm.system.reading import MOST_TABLE_BYTES, read_json
 from bluelm.text.added_tokens import optional_json
+from bluelm.text.jsonpieces import JsonPieces
 from bluelm.text.sentencepieces import SentencePieces, read_model
 from bluelm.text.tokenizer import Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
@@ -20,7 +21,7 @@ from export.artifacts.artifact import Artifact
 
 KINDS = {"LlamaTokenizer"}  # that take SentencePiece's BPE from tokenizer.json
 BLANKS = " ▁\n"
-CUT = f"  def f(x):\n    return 'a1'\n\n \n你好，世界 {'x' * 300} é\tb  "
+CUT = f"  def f(x):\n    return 'a1'\n\n \n你好，世界 {'x' * 300} é\tb  1\n\n23 4.5\n\n\n6'll x7  "
 """A text with all that must stay together."""
 _STATES = {"version": "1.0", "truncation": None, "padding": None, "post_processor": None}
 _MODEL = {
@@ -31,10 +32,12 @@ _MODEL = {
 
 def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     """Of files that the exporter made of tokenizer.model; those that it copied are compared byte for byte."""
-    source = quantized.folder / "tokenizer.model"
+    source, theirs = (quantized.folder / name for name in ("tokenizer.model", "tokenizer.json"))
     made = [path.name for path in artifact.paths("runner")]
-    if (quantized.folder / "tokenizer.json").exists() or not source.exists():
-        yield from (f"{name} is not the checkpoint's" for name in made)
+    if theirs.exists() or not source.exists():
+        yield from (f"{name} is not the checkpoint's" for name in made if name != theirs.name)
+        if theirs.name in made:
+            yield from _cut_faults(artifact.folder / theirs.name, theirs)
         return
     try:
         table = read_json(artifact.folder / "tokenizer.json", MOST_TABLE_BYTES)
@@ -45,6 +48,21 @@ def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
         yield str(error)
     except (KeyError, TypeError, AttributeError) as error:
         yield f"tokenizer.json cannot be followed: {error!r}"
+
+
+def _cut_faults(mine: Path, theirs: Path) -> Iterator[str]:
+    """Of a tokenizer.json whose cuts are put otherwise: the tokens of Hugging Face's library, and all the rest."""
+    try:
+        found, wanted = (read_json(path, MOST_TABLE_BYTES) for path in (mine, theirs))
+        tokens, right = (JsonPieces(path).encode(CUT, trusted=False) for path in (mine, theirs))
+    except (InputError, OSError) as error:
+        yield str(error)
+        return
+    for key in sorted((found.keys() | wanted.keys()) - {"pre_tokenizer", "truncation", "padding"}):
+        if found.get(key, "nothing") != wanted.get(key, "nothing"):
+            yield f"tokenizer.json says another {key}"
+    if tokens != right:
+        yield "tokenizer.json cuts text otherwise"
 
 
 def table_faults(table: dict[str, Any], source: Path) -> Iterator[str]:
