@@ -71,6 +71,8 @@ def left_out(runner: StandardRunner) -> list[str]:
         found.append(
             f"an answer that is to be continued was compared in {runner.name} closed: {runner.continues.reason}"
         )
+    if runner.leaves_out is not None:
+        found.append(f"where {runner.name} misreads it, a text was compared without that: {runner.misreads}")
     return found
 
 
@@ -110,10 +112,16 @@ def _shape_faults(runner: Runner, artifact: Artifact) -> Iterator[str]:
 
 
 def _token_faults(runner: Runner, told: StandardRunner, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[str]:
+    def wanted(text: str) -> list[int]:
+        return tokenizer.encode(text, bos=bool(told.begins), marks=True)
+
+    less: Callable[[str, Tokenizer], str] | None = None if told.leaves_out is None else function(told.leaves_out)
     for text, found in zip(texts, runner.tokens(texts), strict=True):
-        wanted = tokenizer.encode(text, bos=bool(told.begins), marks=True)
-        if found != wanted:
-            yield f"{text[:30]!r}: {_apart(found, wanted)}"
+        if found == wanted(text):
+            continue
+        rest = text if less is None else less(text, tokenizer)
+        if rest == text or runner.tokens([rest]) != [wanted(rest)]:
+            yield f"{text[:30]!r}: {_apart(found, wanted(text))}"
 
 
 def _chats(runner: Runner, told: StandardRunner, tokenizer: Tokenizer) -> list[Measurement]:

@@ -123,6 +123,8 @@ class StandardRunner:
             arithmetic may cost with these weights; None: what the format's may.
         begins: whether it puts in front of a text what begins one; else texts are compared without.
         continues: whether a chat's last answer can be left open; else it is compared closed.
+        leaves_out: of a function (text, Tokenizer) -> text without what the program is known to read otherwise by a
+            limit of its own; texts of other tokens are compared again so. misreads: what that is, in words.
     """
 
     name: str
@@ -131,6 +133,8 @@ class StandardRunner:
     allowance: str | None = None
     begins: Literal[True] | Without = True
     continues: Literal[True] | Without = True
+    leaves_out: str | None = None
+    misreads: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,12 @@ GGUF = Record(
         ),
     },
     runner=StandardRunner(
-        "llama.cpp", "targets.runners.llama_cpp:open_llama_cpp", "xllamacpp", "eval.runner.twin:allowance"
+        "llama.cpp",
+        "targets.runners.llama_cpp:open_llama_cpp",
+        "xllamacpp",
+        "eval.runner.twin:allowance",
+        leaves_out="eval.runner.limits:for_llama_cpp",
+        misreads="it takes `</s>` for an end token where it is a piece like any other",
     ),
     reader="export.gguf.readback:findings",
     ends="export.readback.ends:gguf",
