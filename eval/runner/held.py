@@ -158,7 +158,7 @@ def _end_faults(runner: Runner, expected: Expected) -> Iterator[str]:
     own = expected.tokenizer.eos
     others = () if own is None or own in expected.config.eos_token_ids else (own,)
     ends: list[int] = [*expected.config.eos_token_ids, *others]
-    prompt = list(expected.prompts[0])
+    prompt = list(expected.prompts[-1])[: runner.context // 2]  # with room for an answer
     for token in ends:
         if not runner.answer(prompt, 2, begin=token).ended:
             yield f"it goes on behind token {token}"
