@@ -16,6 +16,7 @@ from bluelm.system.reading import read_json
 GENERATION = "generation_config.json"
 NTKMIXED_POWER = "ntkmixed_power"  # beside the factors of a `longrope` that is ntkmixed spelled out
 RopeKind = Literal["ntkmixed", "linear", "dynamic", "llama3"]
+MOST_TOKENS = 1000  # that end an answer, say
 MAX_SIZE = 2**24  # no width, row count or context is larger; keeps nonsense from allocating
 MAX_LAYERS = 4096
 CHATGLM_ROWS = 65024  # of ChatGLM2 and ChatGLM3; GLM-4 has 151552
@@ -253,6 +254,8 @@ class _Fields:
         if not isinstance(value, list):
             one = self.token(name)
             return () if one is None else (one,)
+        if len(value) > MOST_TOKENS:
+            raise self.error(f"{name} must be at most {MOST_TOKENS} token ids, found {len(value)}")
         return tuple(_Fields({name: item}, self.where).integer(name, None, 0, MAX_SIZE) for item in value)
 
 

@@ -39,20 +39,20 @@ def json_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: a line is not JSON, or holds half of a surrogate pair.
     """
-    start, number = 0, 0
+    start, number, place = 0, 0, str(file)
     while start < len(text):
         end = text.find("\n", start)
         end = len(text) if end < 0 else end
         line, start, number = text[start:end], end + 1, number + 1
         if not line.strip():
             continue
-        where = f"{file}, line {number}"
+        where = f"{place}, line {number}"
         try:
             value = parse_json(line, where)
         except InputError as error:
             problem = error.problem.replace("not readable as JSON", "not JSON")
             raise InputError(problem, where=where, fix="one JSON object a line") from None
-        if "\\ud" in line.lower():
+        if "\\" in line and "\\ud" in line.lower():
             check_unicode(json.dumps(value, ensure_ascii=False), where)
         yield where, value
 

@@ -142,7 +142,7 @@ def document(record: object, where: str) -> Document:
     Raises:
         InputError: of another; the keys that were found are named.
     """
-    if not isinstance(record, Mapping):
+    if not isinstance(record, dict | Mapping):  # the first is asked for quickly
         raise InputError("not a JSON object", where=where, fix=f"give {SHAPES}")
     if "messages" in record:
         messages = tuple(_turn(turn, where) for turn in _list(record, "messages", where))

@@ -19,6 +19,7 @@ _SHORT = re.compile(
     r"DefaultCPUAllocator|can(no|')t allocate|failed to allocate|bad_alloc|out of memory|low on memory|os error 12\b",
     re.IGNORECASE,
 )
+MOST_WORDS = 10_000  # of an error that are looked at
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -54,9 +55,14 @@ def is_shortage(error: BaseException) -> bool:
     return any(
         isinstance(one, MemoryError)
         or (isinstance(one, OSError) and one.errno == errno.ENOMEM)
-        or (not isinstance(one, ExportError) and _SHORT.search(str(one)) is not None)
+        or (not _quotes(one) and _SHORT.search(str(one)[:MOST_WORDS]) is not None)
         for one in _chain(error)
     )
+
+
+def _quotes(error: BaseException) -> bool:
+    """Whether its words are a file's: ours, and pydantic's, which may list a hundred thousand wrong values."""
+    return isinstance(error, ExportError) or hasattr(error, "error_count")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 16 << 20  # of a file of settings; the largest that are known have a fraction of it
 MOST_TABLE_BYTES = 64 << 20  # of a tokenizer or an index of tensors
-MOST_RECORD_PARTS = 200_000  # values of a file that pydantic checks: it makes an error of each that is wrong
+MOST_RECORD_PARTS = 100_000  # values of a file that pydantic checks: it makes an error of each that is wrong
 MOST_PARTS = 4 << 20  # values in one JSON file: some 250 MB in memory
 MOST_DEPTH = 64
 _MORE = 1 << 20  # that a file may have grown; room is taken for all that is asked for
@@ -143,10 +143,12 @@ def parse_json(text: str, where: object) -> Any:
             number of more than `MOST_DIGITS` digits.
     """
     try:
-        if _parts(text) > MOST_PARTS:
+        brackets = text.count("[") + text.count("{")
+        if brackets + text.count(",") > MOST_PARTS:
             raise ValueError(f"more than {MOST_PARTS} values")
-        data = json.loads(text, parse_int=_whole)
-        _check_depth(data)
+        data = _DECODER.decode(text)
+        if brackets > MOST_DEPTH:
+            _check_depth(data)
     except (ValueError, RecursionError) as error:
         reason = "too deep" if isinstance(error, RecursionError) else error
         raise InputError(f"not readable as JSON: {reason}", where=where, fix="fetch the file again") from None
@@ -193,3 +195,6 @@ def _whole(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"a whole number of {len(digits)} digits")
     return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from bluelm.errors import InputError
@@ -24,6 +24,8 @@ from export.lowering import decoder as lowered
 from export.lowering.encoding import Bits, Encoding
 from export.lowering.torch_ops import Parameters, Recorded, TorchOps
 
+Bound = Annotated[float, Field(ge=-1e30, le=1e30)]
+"""Of a range: finite, also as a float32 and widened."""
 HEADROOM = 1.5
 """Ranges are widened by this factor. Half a bit of noise costs less than the rare text that leaves a tight
 range: on the demo checkpoint the KL to float32 is 8e-6 at 1.0, 1.7e-6 at 1.1, 3e-7 at 1.25 and at 1.5, 5e-7
@@ -49,8 +51,8 @@ class Ranges(BaseModel):
     weights: str
     samples: int
     length: int
-    values: dict[str, tuple[float, float]]
-    headroom: float = HEADROOM
+    values: dict[str, tuple[Bound, Bound]]
+    headroom: Annotated[float, Field(gt=0, le=100)] = HEADROOM
     activation_bits: Bits = 16
     cache_bits: Bits = 16
 

@@ -91,6 +91,8 @@ def test_end_tokens() -> None:
     assert read(eos_token_id=[2, 5]).eos_token_ids == (2, 5)
     assert read(eos_token_id=None).eos_token_ids == ()
     assert read(pad_token_id=-1).pad_token_id is None
+    with pytest.raises(InputError, match="at most 1000 token ids, found 1001"):
+        read(eos_token_id=[2] * 1001)
 
 
 def test_the_layer_norm_is_bluelms_alone() -> None:

@@ -26,6 +26,7 @@ VALUES: dict[str, list[Any]] = {
     "size": [
         "x" * (4 << 20), Raw("[" + "0," * (1 << 20) + "0]"),
         Raw("{" + ",".join(f'"{i}":0' for i in range(1 << 17)) + "}"),
+        Raw("{" + ",".join(f'"{i}":0' for i in range(90_000)) + "}"),  # as many as a record may have
     ],
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from bluelm.errors import InputError, InterruptedRun, OutOfMemoryError
 from bluelm.system import children, memory
@@ -64,6 +65,9 @@ def test_other_errors_are_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError, match="shape"):
         guard(wrong_shape, "again")
     assert not memory.is_shortage(InputError("out of memory is a word in a file"))
+    with pytest.raises(ValidationError) as caught:  # nor does it quote a file of megabytes to search it
+        TypeAdapter(int).validate_python("out of memory")
+    assert not memory.is_shortage(caught.value)
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

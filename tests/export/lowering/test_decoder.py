@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,16 @@ def test_bad_ranges(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('{"values": 3}')
     with pytest.raises(InputError, match="not a file of activation ranges"):
         Ranges.load(tmp_path / "broken.json")
+    sound = json.loads(lowering.ranges().model_dump_json())
+    for change in (
+        {"headroom": math.nan},
+        {"headroom": 0},
+        {"values": {"x": [-1e308, 1e308]}},
+        {"values": {"x": [0, math.inf]}},
+    ):
+        (tmp_path / "broken.json").write_text(json.dumps(sound | change))
+        with pytest.raises(InputError, match=r"not a file of activation ranges: (headroom|values)"):
+            Ranges.load(tmp_path / "broken.json")
     with pytest.raises(InputError, match=r"layers\.9\.q"):
         lowering.ranges().encoding("layers.9.q")
     with pytest.raises(InputError, match="no calibration tokens"):
