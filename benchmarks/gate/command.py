@@ -22,7 +22,6 @@ from pathlib import Path
 
 from benchmarks.gate.bench import CONTEXT, Bench, Results, timed, told
 from bluelm.errors import ExportError
-from eval.accuracy.arithmetic import allowance
 from eval.files import size_plan
 from export.artifacts.artifact import Artifact, Format
 from targets import runtime as runtimes
@@ -89,9 +88,9 @@ def run_arithmetic(bench: Bench, kinds: Sequence[Format]) -> None:
 
     def add(what: str, artifact: Artifact, place: Place, runtime: Runtime) -> None:
         figures = {m.name: m for m in bench.inspector.positions(artifact, place, runtime, "")}
-        most = allowance(artifact)
+        most = bench.inspector.allowance(artifact, place)
         found = {name: figures[name].value for name in ("runtime_kl", "prefill_decode_kl", "position_kl_excess")}
-        results.add({"what": what, "blocks": artifact.model.num_layers, "limit": most and most.range, **found})
+        results.add({"what": what, "blocks": artifact.model.num_layers, "limit": most.range, **found})
 
     for artifact, place in artifacts:
         with runtimes.open_runtime(artifact.folder, place) as runtime:

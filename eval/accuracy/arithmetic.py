@@ -1,41 +1,35 @@
-"""What a format's arithmetic may cost: the KL of an artifact to its own weights in float32."""
+"""What a format's arithmetic may cost: the KL of an artifact to its own weights in float32.
+
+Where the weights are at hand, a twin (`eval/accuracy/twins.py`) tells what the arithmetic costs this very model on this
+very text, and the artifact may cost a little more. Else limits that were measured on the demo model hold.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import yaml
 
+from eval.accuracy import positions
+from eval.accuracy.positions import Allowance, PositionPlan, Rows
+from eval.accuracy.twins import Twin, rounded_blocks
 from export.artifacts.artifact import Artifact
 from export.formats import Arithmetic
-from export.onnx.reader import read_model
+from targets.host.torch_runtime import TorchRuntime
 
 EXPECTED = Path(__file__).parents[1] / "data" / "runtime_kl.yaml"
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """The most that an artifact may lie apart, in nats a token.
-
-    Attributes:
-        range: mean KL to its own weights in float32 over a range of positions.
-        single: of one answer to the same. decode: of one answer to what prefill gives there.
-    """
-
-    range: float
-    single: float
-    decode: float
-
-    def __add__(self, other: Allowance) -> Allowance:
-        return Allowance(self.range + other.range, self.single + other.single, self.decode + other.decode)
+RANGE, SINGLE = 2.0, 3.0
+"""How many times its twin's cost an artifact may cost: the worst range of positions, the worst answer. Sound artifacts
+of the demo and of SmolLM2-135M cost 0.6 to 1.2 and 0.6 to 1.4 times their twins' on every runtime."""
 
 
 def allowance(artifact: Artifact) -> Allowance:
-    """What the artifact's linears compute in, and its KV cache is rounded to, may cost."""
+    """What the artifact's linears compute in, and its KV cache is rounded to, may cost where no twin is at hand."""
     kind = artifact.record.arithmetic
-    if artifact.record.levels and _rounds_activations(artifact):
+    if artifact.record.levels and rounded_blocks(artifact):
         kind = "8-bit activations"
     return allowed(kind, artifact.cache)
 
@@ -48,11 +42,22 @@ def allowed(kind: Arithmetic, cache: str) -> Allowance:
     return found if added is None else found + Allowance(**added)
 
 
-def _rounds_activations(artifact: Artifact) -> bool:
-    """Whether a linear of an ONNX artifact has accuracy level 4."""
-    paths = artifact.paths("prefill") or artifact.paths("model")
-    nodes = (node for path in paths for node in read_model(path).graph.node)
-    return any(a.name == "accuracy_level" and a.i == 4 for node in nodes for a in node.attribute)
+def beside_twin(twin: Twin, exact: TorchRuntime, text: Sequence[int], plan: PositionPlan, own: Rows) -> Allowance:
+    """What an artifact may cost beside its twin: a small factor, and what float32 itself may.
+
+    Args:
+        exact: the artifact's weights in float32. own: its answers to the text at the plan's positions.
+    """
+    floor = allowed("float32", "float32")
+    plain, rounded = twin.pair(exact)
+    if rounded is exact:
+        return floor
+    rows = own if plain is exact else positions.reference(plain, text, [plan])[plan.pieces]
+    brief = replace(plan, prompts=(), decodes=())
+    found = positions.run(rounded, text, brief, rows)
+    cost = positions.worst(found)
+    single = SINGLE * cost.single
+    return Allowance(RANGE * cost.range, single, single) + floor
 
 
 @cache

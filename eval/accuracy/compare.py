@@ -15,12 +15,14 @@ from bluelm.rope import inverse_frequencies, rope_rows
 from bluelm.weights import Weights
 from eval.accuracy import metrics
 from eval.accuracy.metrics import Estimate
+from eval.accuracy.twins import Twin
 from export.formats import record
 from targets.runtime import Runtime
 
 EXACT = ("float", "dequantized")  # checkpoints, which torch runs in float32
 TIE = 1e-2  # top two logits closer than this: either may come first
 TWIN_KL = 1e-4  # of an artifact to its debug build: the same codes on the same kernels, compiled once more
+BESIDE_TWIN, FLOOR = 2.0, 1e-5  # a block may err so many times as its twin does, and as much as float32 does
 OUTLIER = 2.5  # against other weights than its own, a block may err this many times as much as the middle one
 
 Steps = Callable[[Sequence[int]], NDArray[np.float32]]
@@ -41,6 +43,7 @@ class Side:
         twin: logits of what `steps` runs, where that is a build of its own.
         weights: the weights in float32 where the subject is a checkpoint.
         digest: of the quantized checkpoint that it holds; empty for a float one.
+        arithmetic: the twin that rounds as it does; None where nobody knows how it rounds, or it does not.
         stand_in: what runs in place of the phone's runtime; empty where that itself runs.
     """
 
@@ -52,6 +55,7 @@ class Side:
     digest: str = ""
     twin: Steps | None = None
     stand_in: str = ""
+    arithmetic: Twin | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class BlockErrors:
-    """Relative L2 error of what each block adds to the stream, and the largest that is expected.
+    """Relative L2 error of what each block adds to the stream, and the largest that is expected of it.
 
     Attributes:
         local: each block was given the subject's own stream; else errors of earlier blocks are in it too.
@@ -86,7 +90,7 @@ class BlockErrors:
     """
 
     errors: tuple[float, ...]
-    expected: float
+    expected: tuple[float, ...]
     local: bool
     twin_kl: float = 0.0
 
@@ -98,7 +102,14 @@ class BlockErrors:
     @property
     def first_outside(self) -> int | None:
         """The first block beyond the expected range."""
-        return next((i for i, error in enumerate(self.errors) if not error <= self.expected), None)
+        pairs = enumerate(zip(self.errors, self.expected, strict=True))
+        return next((i for i, (error, limit) in pairs if not error <= limit), None)
+
+    @property
+    def excess(self) -> float:
+        """The largest error as a share of what is expected there."""
+        shares = [error / limit for error, limit in zip(self.errors, self.expected, strict=True)]
+        return max(shares, key=lambda share: share if np.isfinite(share) else np.inf)
 
 
 @dataclass(frozen=True)
@@ -166,14 +177,12 @@ def block_errors(reference: Side, subject: Side, tokens: Sequence[int]) -> Block
     if subject.steps is None:
         raise InputError(f"{subject.name} cannot show the output of its blocks")
     stream = subject.steps(tokens)  # [layers + 1, n, hidden]
+    same, kinds = reference.digest == subject.digest, (subject.kind, reference.kind)
     if reference.weights is not None:
-        same = reference.digest == subject.digest
-        kinds = (subject.kind, reference.kind)
-        found = local_errors(reference.weights, stream, reference.runtime.context, kinds, same)
+        found = local_errors(reference.weights, stream, reference.runtime.context, kinds, same, subject.arithmetic)
     elif reference.steps is not None:
         errors = _relative(stream, np.diff(reference.steps(tokens).astype(np.float64), axis=0))
-        limit = expected_error((subject.kind, reference.kind), reference.digest == subject.digest, errors)
-        found = BlockErrors(tuple(float(e) for e in errors), limit, False)
+        found = BlockErrors(tuple(errors.tolist()), _expected(_known(kinds, len(errors)), same, errors), False)
     else:
         raise InputError(f"{reference.name} cannot show the output of its blocks")
     if subject.twin is None:
@@ -183,26 +192,45 @@ def block_errors(reference: Side, subject: Side, tokens: Sequence[int]) -> Block
 
 
 def local_errors(
-    weights: Weights, stream: NDArray[np.float32], context: int, kinds: tuple[str, str], same: bool
+    weights: Weights,
+    stream: NDArray[np.float32],
+    context: int,
+    kinds: tuple[str, str],
+    same: bool,
+    twin: Twin | None = None,
 ) -> BlockErrors:
     """`block_errors` of a stream that was seen already, each block against the same block of `weights`.
 
     Args:
         stream: float32 [layers + 1, n, hidden], from position 0.
         kinds: formats, or `EXACT`. same: `weights` are the very ones that the stream was made with.
+        twin: that rounds as the stream's runtime does; None: what is known of its kind must do.
     """
     errors = _relative(stream, _added_by(weights, stream, context))
-    return BlockErrors(tuple(float(e) for e in errors), expected_error(kinds, same, errors), True)
+    known = _known(kinds, len(errors)) if twin is None else _beside(twin, weights, stream, context)
+    return BlockErrors(tuple(errors.tolist()), _expected(known, same, errors), True)
 
 
-def expected_error(kinds: tuple[str, str], same: bool, errors: NDArray[np.float64]) -> float:
-    """The largest error that is expected of a block.
+def _beside(twin: Twin, weights: Weights, stream: NDArray[np.float32], context: int) -> NDArray[np.float64]:
+    """The largest error that is expected of each block, by what its twin errs on the same input."""
+    found: list[float] = []
+    for layer in range(weights.config.num_layers):
+        x = torch.from_numpy(stream[layer : layer + 1])
+        plain, rounded = twin.block(weights, layer, x, context)
+        error = float((rounded - plain).double().norm() / (plain - x).double().norm())
+        found.append(BESIDE_TWIN * error + FLOOR)
+    return np.array(found)
 
-    Same quantized weights on both sides: what their kinds of arithmetic cost (`Record.block_error`).
-    Other weights: several times what the middle block errs.
-    """
-    known = sum(0.0 if kind in EXACT else record(kind).block_error for kind in kinds)
-    return known if same else max(known, OUTLIER * float(np.median(errors)))
+
+def _known(kinds: tuple[str, str], layers: int) -> NDArray[np.float64]:
+    """What their kinds of arithmetic cost on the demo model (`Record.block_error`)."""
+    return np.full(layers, sum(0.0 if kind in EXACT else record(kind).block_error for kind in kinds))
+
+
+def _expected(known: NDArray[np.float64], same: bool, errors: NDArray[np.float64]) -> tuple[float, ...]:
+    """The largest error that is expected of each block: what arithmetic costs; against other weights than its own
+    several times what the middle block errs."""
+    return tuple((known if same else np.maximum(known, OUTLIER * np.median(errors))).tolist())
 
 
 def _relative(stream: NDArray[np.float32], added: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.accuracy import metrics
-from eval.accuracy.arithmetic import Allowance
 from eval.measurement import Measurement
 from targets.runtime import Runtime
 
@@ -27,6 +26,23 @@ Span = tuple[int, int]
 """From a position to the one behind the last."""
 Int = NDArray[np.int64]
 Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The most that an artifact may lie apart, in nats a token.
+
+    Attributes:
+        range: mean KL to its own weights in float32 over a range of positions.
+        single: of one answer to the same. decode: of one answer to what prefill gives there.
+    """
+
+    range: float
+    single: float
+    decode: float
+
+    def __add__(self, other: Allowance) -> Allowance:
+        return Allowance(self.range + other.range, self.single + other.single, self.decode + other.decode)
 
 
 class Seeking(Protocol):
@@ -233,20 +249,37 @@ def figures(found: Found, most: Allowance | None, subject: str) -> list[Measurem
     """
     ways = {"prefill": found.prefill, "prompts": found.prompts, "decode": found.decode}
     held = [*_decode_figures(found, subject), *_coverage(found, subject)]
-    if found.prefill.kl:
-        ranges = [(way, *one) for way, costs in ways.items() for one in _ranges(costs.at, costs.kl, found.plan)]
+    with_kl = {way: costs for way, costs in ways.items() if costs.kl}  # none where there is no reference
+    ranges = [(way, *one) for way, costs in with_kl.items() for one in _ranges(costs.at, costs.kl, found.plan)]
+    if ranges:
         way, (start, stop), mean, n = max(ranges, key=lambda one: _worst(one[2]))
         note = f"to its own weights in float32; worst in {way} of positions {start} to {stop - 1}"
-        if most is not None:
-            excess = mean / most.range
-            note += f"; {excess:.2g} of the {most.range:g} that is expected at most"
-            held.append(Measurement("runtime_kl_excess", excess, "", "measured", None, n, note, subject))
         held.append(Measurement("runtime_kl", mean, "nats/token", "measured", None, n, note, subject))
         held += [
             Measurement(f"runtime_kl@{name} {a}-{b - 1}", value, "nats/token", "measured", n=count, subject=subject)
             for name, (a, b), value, count in ranges
         ]
-    return held if most is None else [*held, _worst_answer(found, ways, most, subject)]
+    if most is None:
+        return held
+    decode = found.decode
+    ranges += [("decode against prefill", *one) for one in _ranges(decode.at, decode.to_prefill, found.plan)]
+    return [*held, _worst_range(ranges, most, subject), _worst_answer(found, ways, most, subject)]
+
+
+def _worst_range(ranges: Sequence[tuple[str, Span, float, int]], most: Allowance, subject: str) -> Measurement:
+    """The range of positions that lies furthest beyond what one may cost: of answers to the artifact's own weights, and
+    of decoded ones to prefilled ones."""
+    way, (start, stop), mean, n = max(ranges, key=lambda one: _worst(one[2]))
+    note = f"{way} of positions {start} to {stop - 1}: {mean:.2g} nats a token of the {most.range:.2g} that is expected"
+    return Measurement("runtime_kl_excess", mean / most.range, "", "measured", None, n, f"{note} at most", subject)
+
+
+def worst(found: Found) -> Allowance:
+    """What prefill cost: the worst range of positions and the worst answer, which stands for decode as well."""
+    single = max(found.prefill.kl)
+    return Allowance(
+        max(mean for _, mean, _ in _ranges(found.prefill.at, found.prefill.kl, found.plan)), single, single
+    )
 
 
 def _worst_answer(found: Found, ways: Mapping[str, Costs], most: Allowance, subject: str) -> Measurement:
@@ -259,7 +292,7 @@ def _worst_answer(found: Found, ways: Mapping[str, Costs], most: Allowance, subj
         ("decode against prefill", at, kl, most.decode) for at, kl in zip(decode.at, decode.to_prefill, strict=True)
     ]
     way, at, kl, bound = max(singles, key=lambda one: _worst(one[2]) / one[3])
-    note = f"{way} at position {at}: {kl:.2g} nats of the {bound:g} that is expected at most"
+    note = f"{way} at position {at}: {kl:.2g} nats of the {bound:.2g} that is expected at most"
     return Measurement("position_kl_excess", kl / bound, "", "measured", None, len(singles), note, subject)
 
 

@@ -51,7 +51,7 @@ class Apart:
     error: float
 
 
-class _Noisy(TorchOps):
+class Noisy(TorchOps):
     """The twin with the noise of HTP's products of matrices."""
 
     def __init__(self, parameters: Parameters, epsilon: float, activations: Activations) -> None:
@@ -204,7 +204,7 @@ class _Twins:
         self._config, self._ranges, self._context = quantized.config, ranges, context
         parameters, rounded = Parameters(quantized), Rounded(ranges)
         epsilon = quantized.config.rms_norm_eps
-        self._exact, self._noisy = TorchOps(parameters, epsilon, rounded), _Noisy(parameters, epsilon, rounded)
+        self._exact, self._noisy = TorchOps(parameters, epsilon, rounded), Noisy(parameters, epsilon, rounded)
         self._mask = rounded.constant(torch.tensor([ranges.mask_value, 0.0]))[0].item()
 
     @torch.no_grad()

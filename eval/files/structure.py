@@ -110,11 +110,11 @@ def block_figures(to_float: BlockErrors | None, to_quantized: BlockErrors, subje
         Measurement(f"block_error@{layer}", error, "", "measured", note="against the float model", subject=subject)
         for layer, error in enumerate(to_float.errors if to_float else ())
     ]
-    largest = max(to_quantized.errors)
-    first = to_quantized.first_outside
+    excess, first = to_quantized.excess, to_quantized.first_outside
     where = "every block is within what the runtime costs" if first is None else f"block {first} is the first beyond"
-    note = f"{where}: {largest:.2e} of {to_quantized.expected:.2e}"
-    excess = largest / to_quantized.expected
+    shares = zip(to_quantized.errors, to_quantized.expected, strict=True)
+    error, limit = max(shares, key=lambda pair: pair[0] / pair[1] if np.isfinite(pair[0]) else np.inf)
+    note = f"{where}: {error:.2e} of {limit:.2e}"
     return [*found, Measurement("block_error_excess", excess, "", "measured", note=note, subject=subject)]
 
 

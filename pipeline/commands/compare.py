@@ -170,6 +170,7 @@ def _shipped(folders: Sequence[Path]) -> list[Path]:
 
 def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack: ExitStack) -> Side:
     from eval.accuracy.compare import Side
+    from eval.accuracy.twins import twin_of
     from eval.files.origin import origin
     from export.artifacts.artifact import Artifact
     from targets.block_outputs import BlockTwin
@@ -186,6 +187,7 @@ def _artifact(folder: Path, on: Place | None, blocks: bool, scratch: Path, stack
     subject = Side(name, artifact.format, runtime, digest=artifact.quantized_digest, stand_in=stand_in)
     if not blocks:
         return subject
+    subject = replace(subject, arithmetic=twin_of(artifact, place))
     twin = BlockTwin(artifact, place, scratch)
     stack.callback(twin.close)
     return replace(subject, steps=twin.blocks, twin=twin.logits)

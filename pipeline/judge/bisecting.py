@@ -18,15 +18,19 @@ from bluelm.weights import Weights
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from compress.methods.rotate import as_quantized
 from eval.accuracy import judge
+from eval.accuracy.arithmetic import RANGE
 from eval.accuracy.bisect import Cause, FirstFault, apart, block_values, costliest_tensor, first_apart, probe_names
 from eval.accuracy.compare import BlockErrors, local_errors, weights_steps
+from eval.accuracy.metrics import kl_of_logits
+from eval.accuracy.twins import twin_of
 from export.artifacts.artifact import Artifact, source_of
 from export.lowering.ranges import Ranges
 from export.readback import differing, listed, readable, weight_names
 from targets.block_outputs import BlockRuntime, open_blocks
+from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, open_runtime
 
-FORGETS = 1e-3  # nats a token between decoding and one prefill
+FORGETS = 1e-3  # nats a token between decoding and one prefill, and what rounding costs the artifact's twin
 DECODED = 4
 HALF = 0.5  # of an error: with so much of it, one part is held to account
 
@@ -70,7 +74,7 @@ class Bisection:
         layer = name.split(".")[2] if name.startswith("model.layers.") else None
         place = f"block {layer}" if layer is not None else "embedding" if name == EMBED else "head"
         cause, why = self._held_to_account(name, None, 0.0)
-        return FirstFault(place, name, self._answers_apart(), self._errors.expected, cause, why)
+        return FirstFault(place, name, self._answers_apart(), self._largest, cause, why)
 
     def _answers_apart(self) -> float:
         """Relative error of the logits on the artifact's own last stream (of a closed format: its weights' stream)."""
@@ -84,7 +88,7 @@ class Bisection:
     def _table(self) -> FirstFault | None:
         """The rows of the embedding."""
         rows = self.quantized.embedding()[list(self.tokens)].numpy()
-        error, limit = apart(rows, self._stream[0]), max(self._errors.expected, 1e-6)
+        error, limit = apart(rows, self._stream[0]), max(self._largest, 1e-6)
         if error <= limit:
             return None
         return FirstFault("embedding", EMBED, error, limit, *self._held_to_account(EMBED, None, 0.0))
@@ -94,7 +98,7 @@ class Bisection:
         layer = self._errors.first_outside
         if layer is None:
             return None
-        limit = self._errors.expected
+        limit = self._errors.expected[layer]
         start = self._stream[layer]
         expected = block_values(self.quantized, layer, start, self.artifact.context)
         found = first_apart(self.artifact.model, expected, self._values(layer), layer, limit)
@@ -111,7 +115,7 @@ class Bisection:
 
     def _head(self) -> FirstFault | None:
         """Last norm and head, on the artifact's own last stream; of a compiled artifact, all of it."""
-        error, limit = self._answers_apart(), max(self._errors.expected, 1e-5)
+        error, limit = self._answers_apart(), max(self._largest, 1e-5)
         if error <= limit:
             return None
         if self._shown is not self.artifact or not self.artifact.record.inside:
@@ -125,17 +129,27 @@ class Bisection:
         with open_runtime(self.artifact.folder, self.on) as runtime:
             steps = min(DECODED, len(self.tokens) - 1)
             kl, _ = judge.prefill_decode(runtime, self.tokens, steps, "")
-        if kl.value <= FORGETS:
+        limit = FORGETS + self._rounding_costs()
+        if kl.value <= limit:
             return None
         why = f"{kl.value:.2g} nats a token from a prefill of the same text: it forgets or misplaces the cache"
-        return FirstFault("decode", "keys and values", kl.value, FORGETS, "runtime", why)
+        return FirstFault("decode", "keys and values", kl.value, limit, "runtime", why)
+
+    def _rounding_costs(self) -> float:
+        """Nats a token that rounding as the artifact's runtime does may cost its own weights."""
+        twin = twin_of(self.artifact, self.on)
+        if twin is None:
+            return 0.0
+        plain, rounded = twin.pair(TorchRuntime(self.quantized, self.artifact.context))
+        return RANGE * float(kl_of_logits(plain.logits(self.tokens), rounded.logits(self.tokens)).mean())
 
     def _rounding(self) -> FirstFault | None:
         """Where rounding the weights cost more than in other blocks: the artifact is what its weights say."""
         if self.checkpoint is None:
             return None
         exact = as_quantized(self.checkpoint, self.quantized.recipe)
-        errors = local_errors(exact, self._stream, self.artifact.context, self._kinds("float"), False)
+        twin = twin_of(self.artifact, self.on)
+        errors = local_errors(exact, self._stream, self.artifact.context, self._kinds("float"), False, twin)
         layer = errors.first_outside
         if layer is None:
             return None
@@ -143,7 +157,7 @@ class Bisection:
         name, alone, together = costliest_tensor(exact, self.quantized, layer, x, context)
         why = f"the artifact computes what its weights say; rounding this one alone costs {alone:.2e} of {together:.2e}"
         tensor = f"model.layers.{layer}.{name}"
-        return FirstFault(f"block {layer}", tensor, errors.errors[layer], errors.expected, "weights", why)
+        return FirstFault(f"block {layer}", tensor, errors.errors[layer], errors.expected[layer], "weights", why)
 
     def _held_to_account(self, tensor: str, rounded: float | None, error: float) -> tuple[Cause, str]:
         """Who made a tensor's values wrong.
@@ -209,7 +223,13 @@ class Bisection:
     def _errors(self) -> BlockErrors:
         """Of blocks against the artifact's own weights."""
         weights: Weights = self.quantized
-        return local_errors(weights, self._stream, self.artifact.context, self._kinds("dequantized"), True)
+        twin = twin_of(self.artifact, self.on)
+        return local_errors(weights, self._stream, self.artifact.context, self._kinds("dequantized"), True, twin)
+
+    @property
+    def _largest(self) -> float:
+        """The largest error that is expected of any block."""
+        return max(self._errors.expected)
 
     def _kinds(self, reference: str) -> tuple[str, str]:
         return self._shown.format, reference

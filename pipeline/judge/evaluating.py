@@ -111,8 +111,7 @@ def judge_all(opened: Opened, progress: Progress) -> Report:
     no_room = None if checkpoint is None else judging.room_for_reference(checkpoint)
     context = min(subject.artifact.context for subject in subjects)
     recipe = opened.quantized.recipe if opened.quantized else None
-    coarse = bool(opened.earlier and opened.earlier.configuration.get("activation_bits") == 8)
-    inspector = Inspector(checkpoint, opened.quantized, opened.held_out, context, no_room is None, coarse)
+    inspector = Inspector(checkpoint, opened.quantized, opened.held_out, context, no_room is None)
     compared = checkpoint is not None and no_room is None
     judged = judging.judge_artifacts(inspector, subjects, progress, compared)
     figures = [*judged.figures, *judging.speed(subjects[-1], opened.held_out, progress)]

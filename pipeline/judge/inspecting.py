@@ -14,10 +14,11 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.text.tokenizer import Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.methods.rotate import as_quantized
-from eval.accuracy import positions
-from eval.accuracy.arithmetic import allowance
+from eval.accuracy import arithmetic, positions
+from eval.accuracy.arithmetic import beside_twin
 from eval.accuracy.compare import local_errors
-from eval.accuracy.positions import PositionPlan, Rows
+from eval.accuracy.positions import Allowance, PositionPlan, Rows
+from eval.accuracy.twins import Twin, twin_of
 from eval.files import structure
 from eval.files.compiled import Graphs, TwinCheck
 from eval.heldout import HeldOut
@@ -42,7 +43,6 @@ class Inspector:
         checkpoint: None: the artifacts' own weights are all that they are held against.
         quantized: None: codes and scales are not compared.
         room: whether the dequantized model may be held in memory.
-        coarse: activations have 8 bits where a format's table of what is expected means 16.
     """
 
     checkpoint: Checkpoint | None
@@ -50,9 +50,11 @@ class Inspector:
     held_out: HeldOut
     context: int
     room: bool = True
-    coarse: bool = False
     _expected: dict[PositionPlan, Rows] = field(
         default_factory=dict[PositionPlan, Rows], init=False, repr=False, compare=False
+    )
+    _allowances: list[tuple[PositionPlan, Twin, Allowance]] = field(
+        default_factory=list[tuple[PositionPlan, Twin, Allowance]], init=False, repr=False, compare=False
     )
 
     def files(self, artifact: Artifact, subject: str) -> list[Measurement]:
@@ -69,34 +71,30 @@ class Inspector:
         """Answers over the whole context, in prefill and in decode, against the artifact's own weights."""
         plan = plan_positions(artifact, on)
         found = positions.run(runtime, self._text(artifact.context), plan, self._expected.get(plan))
-        most = None if self._too_coarse(artifact) else allowance(artifact)
-        return positions.figures(found, most, subject)
+        return positions.figures(found, self.allowance(artifact, on), subject)
 
     def blocks(self, artifact: Artifact, on: Place, subject: str) -> list[Measurement]:
         """Errors of blocks; [] where showing them would take long (`bluelm-export bisect` does)."""
         if self.quantized is None or not artifact.record.blocks_in_runs or on == "arm64":
             return []
-        twins = None
+        graphs = None
         if artifact.record.blocks == "source":
             if find_source(artifact) is None:
                 return []
-            twins = TwinCheck(artifact, self.quantized, on)
-        elif self._too_coarse(artifact):
-            return []
+            graphs = TwinCheck(artifact, self.quantized, on)
         tokens = self._text(BLOCK_TOKENS)
         with (
             tempfile.TemporaryDirectory(prefix="bluelm-blocks-") as scratch,
             open_blocks(artifact, on, Path(scratch)) as runtime,
         ):
-            found = [] if twins is None else [twins.figure(cast(Graphs, runtime), subject)]
+            found = [] if graphs is None else [graphs.figure(cast(Graphs, runtime), subject)]
             stream = runtime.blocks(tokens)
-        if self._too_coarse(artifact):
-            return found
-        own = local_errors(self.quantized, stream, self.context, (artifact.format, "dequantized"), True)
+        twin = twin_of(artifact, on)
+        own = local_errors(self.quantized, stream, self.context, (artifact.format, "dequantized"), True, twin)
         to_float = None
         if self.checkpoint is not None:
             exact = as_quantized(self.checkpoint, self.quantized.recipe)
-            to_float = local_errors(exact, stream, self.context, (artifact.format, "float"), False)
+            to_float = local_errors(exact, stream, self.context, (artifact.format, "float"), False, twin)
         return [*found, *structure.block_figures(to_float, own, subject)]
 
     def runner(self, artifact: Artifact, subject: str) -> list[Measurement]:
@@ -112,15 +110,27 @@ class Inspector:
         return held.figures(artifact, expected, subject)
 
     def expect(self, subjects: Sequence[tuple[Artifact, Place]]) -> None:
-        """Work out once what the artifacts' own weights answer in float32; the model is let go behind it."""
-        plans = {plan_positions(artifact, on) for artifact, on in subjects} - set(self._expected)
+        """Work out once what the artifacts' own weights answer in float32, and what rounding as each artifact's runtime
+        does costs them; the model is let go behind it."""
         if not self.room or self.quantized is None:
             return
-        for context in {plan.context for plan in plans}:
-            runtime = TorchRuntime(self.quantized, context)
-            of_it = [plan for plan in plans if plan.context == context]
-            rows = positions.reference(runtime, self._text(context), of_it)
-            self._expected.update((plan, rows[plan.pieces]) for plan in of_it)
+        asked = [(plan_positions(artifact, on), twin_of(artifact, on)) for artifact, on in subjects]
+        missing = [(plan, twin) for plan, twin in asked if plan not in self._expected or self._cost(plan, twin) is None]
+        for context in {plan.context for plan, _ in missing}:
+            runtime, text = TorchRuntime(self.quantized, context), self._text(context)
+            here = [(plan, twin) for plan, twin in missing if plan.context == context]
+            rows = positions.reference(runtime, text, [plan for plan, _ in here])
+            for plan, twin in here:
+                self._expected[plan] = rows[plan.pieces]
+                if twin is not None and self._cost(plan, twin) is None:
+                    self._allowances.append((plan, twin, beside_twin(twin, runtime, text, plan, rows[plan.pieces])))
+
+    def _cost(self, plan: PositionPlan, twin: Twin | None) -> Allowance | None:
+        return next((cost for other, one, cost in self._allowances if (other, one) == (plan, twin)), None)
+
+    def allowance(self, artifact: Artifact, on: Place) -> Allowance:
+        """What its arithmetic may cost: beside its twin; where there is none, what is known of its kind."""
+        return self._cost(plan_positions(artifact, on), twin_of(artifact, on)) or arithmetic.allowance(artifact)
 
     @property
     def given(self) -> bool:
@@ -133,10 +143,6 @@ class Inspector:
         known = self.checkpoint or self.quantized
         assert known is not None, "there is nothing to compare artifacts with"
         return known
-
-    def _too_coarse(self, artifact: Artifact) -> bool:
-        """Whether nobody knows what the artifact's activations may cost."""
-        return self.coarse and artifact.record.lowered_as == "onnx-npu"
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

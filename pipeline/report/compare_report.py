@@ -31,12 +31,14 @@ def show(reference: str, found: Sequence[Comparison], console: Console) -> None:
 def _show_blocks(name: str, blocks: BlockErrors, console: Console) -> None:
     how = "each given the same input" if blocks.local else "errors of earlier blocks included"
     console.print(f"\n[bold]{escape(name)}[/]: error of what each block adds, {how}", highlight=False)
-    for index, error in enumerate(blocks.errors):
-        mark = "  [red]outside[/]" if not error <= blocks.expected else ""
+    for index, (error, limit) in enumerate(zip(blocks.errors, blocks.expected, strict=True)):
+        mark = f"  [red]outside[/] {limit:.2e}" if not error <= limit else ""
         console.print(f"  block {index:3d}  {error:.2e}{mark}", highlight=False)
     first = blocks.first_outside
     says = "every block lies" if first is None else f"[red]block {first} is the first that does not lie[/]"
-    console.print(f"  {says} within the expected {blocks.expected:.2e}", highlight=False)
+    console.print(
+        f"  {says} within what is expected, {min(blocks.expected):.2e} to {max(blocks.expected):.2e}", highlight=False
+    )
     if not blocks.same_twin:
         console.print(
             f"  [red]the build that shows these blocks answers otherwise than the artifact[/] (mean KL "
@@ -77,7 +79,7 @@ def plot(reference: str, found: Sequence[Comparison], path: Path) -> None:
     with drawing(path, xlabel=labels[0], ylabel=labels[1]) as axes:
         for name, blocks in shown:
             line = axes.plot(blocks.errors, marker="o", label=name)[0]
-            axes.axhline(blocks.expected, color=line.get_color(), linestyle=":", linewidth=1)
+            axes.plot(blocks.expected, color=line.get_color(), linestyle=":", linewidth=1)
         if shown:
             axes.set_yscale("log")
             axes.legend()

@@ -142,8 +142,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         ]
     no_room = judging.room_for_reference(plan.checkpoint, plan.resources.limit if plan.resources else None)
     context = min(subject.artifact.context for subject in subjects)
-    coarse = plan.request.activation_bits == 8
-    inspector = Inspector(plan.checkpoint, quantized, plan.held_out, context, no_room is None, coarse)
+    inspector = Inspector(plan.checkpoint, quantized, plan.held_out, context, no_room is None)
     judged = judging.judged(inspector, subjects, stages, progress, reference=no_room is None)
     figures = [*judged.figures]
     if plan.tasks is not None:
