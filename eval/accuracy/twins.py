@@ -21,13 +21,14 @@ from bluelm.weights import Weights
 from eval.accuracy.twin_blocks import Noisy
 from export.artifacts.artifact import Artifact, find_source
 from export.lowering import decoder as lowered
-from export.lowering.ranges import HEADROOM_8_BITS, Ranges, causal_mask
+from export.lowering.ranges import Ranges, causal_mask
 from export.lowering.torch_ops import Parameters, Plain, Rounded, TorchOps
 from export.onnx.reader import read_model
 from targets.host.rounding import ByColumns, RoundedCache, Rounding, by_token, rounding_inputs, to_half
 from targets.host.torch_runtime import LoweredRuntime, RoundingRuntime, TorchRuntime, rounded_mask
 from targets.runtime import Place, Runtime
 
+SPAN = 2.0  # of an 8-bit cache's range, to the largest value of a text: 1.25 is headroom
 MASKED = -1e4  # hides a score, and lies within float16
 
 
@@ -156,8 +157,8 @@ class _HalfParameters(Parameters):
 
 
 def _spanned(x: Tensor) -> Tensor:
-    """8 bits around zero over all that was seen, as calibrated ranges of a cache span it."""
-    scale = (x.abs().max() * HEADROOM_8_BITS / 127).clamp_min(torch.finfo(x.dtype).tiny)
+    """8 bits around zero, as calibrated ranges of a cache span it: calibration text reaches further than this one."""
+    scale = (x.abs().max() * SPAN / 127).clamp_min(torch.finfo(x.dtype).tiny)
     return torch.round(x / scale) * scale
 
 

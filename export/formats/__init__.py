@@ -51,12 +51,14 @@ class Run:
         stands_in: what this is in place of the phone's runtime, which makes its figures emulated; "": it is that
             runtime itself.
         options: more arguments of the opener.
+        weight_bytes: of memory for each weight, beside what the artifact's own bytes take.
     """
 
     opener: str
     package: str
     stands_in: str = ""
     options: tuple[Any, ...] = ()
+    weight_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

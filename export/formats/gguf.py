@@ -13,7 +13,10 @@ GGUF = Record(
     backend="targets.arm64.backends:GgufBackend",
     runs={
         "cpu": Run(
-            "targets.arm64.gguf:open_gguf", "gguf", "torch on the weights that gguf-py reads, in place of llama.cpp"
+            "targets.arm64.gguf:open_gguf",
+            "gguf",
+            "torch on the weights that gguf-py reads, in place of llama.cpp",
+            weight_bytes=4,
         ),
     },
     runner=StandardRunner(

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.system.files import atomic_folder
+from bluelm.system.memory import give_back
 from bluelm.system.progress import Progress
 from bluelm.system.reading import MOST_TABLE_BYTES, read_bytes
 from eval import heldout
@@ -133,6 +134,7 @@ def judge_artifacts(
     """`judged` without a stage around it."""
     with progress.task("find what the weights answer in float32", total=1) as task:
         inspector.expect([(subject.artifact, subject.on) for subject in subjects])
+        give_back()
         task.advance()
     with progress.task("inspect the artifacts", total=len(subjects)) as task:
         figures = []
@@ -141,6 +143,7 @@ def judge_artifacts(
             shown = inspector.blocks(subject.artifact, subject.on, subject.name)
             figures += origin(subject.artifact, subject.on).mark(shown)
             figures += inspector.runner(subject.artifact, subject.name)
+            give_back()  # blocks and whole models in float32: else they count as held to the end
             task.advance(note=subject.artifact.format)
     stop = threading.Event()
     float_model = None

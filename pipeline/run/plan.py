@@ -193,6 +193,7 @@ def make_plan(request: Request) -> Plan:
         recipe,
         request.max_memory,
         runtime=target.runtime,
+        context=context,
         chunk=min(request.chunk, context),
         watched_tokens=RANGE_WINDOWS * recipe.length if target.needs_ranges else 0,
         cpu_tokens=request.eval_tokens,

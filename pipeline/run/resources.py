@@ -86,6 +86,7 @@ def plan_run(
     max_memory: str | None,
     *,
     runtime: str,
+    context: int,
     chunk: int,
     watched_tokens: int,
     cpu_tokens: int,
@@ -94,7 +95,7 @@ def plan_run(
     """What a whole run takes: quantizing, lowering, judging.
 
     Args:
-        runtime, chunk: of the artifact.
+        runtime, context, chunk: of the artifact.
         watched_tokens: that activation ranges are taken from.
         cpu_tokens, npu_tokens: judged on the CPU, and on the NPU's simulator (0: there is none).
 
@@ -112,8 +113,9 @@ def plan_run(
     artifact = copies * size + 2 * GRAPH_BYTES * config.num_layers
     weights = sum(math.prod(shape) for shape in file_shapes(config).values())
     processes = 2 * (RUNTIMES / 2 + row.process) if npu_tokens else 0.0
-    answers = 4 * ROWS * config.vocab_size  # of the weights in float32, which the artifacts' are held against
-    judging = RUNTIMES + processes + artifact + 4 * weights + answers
+    answers = 4 * min(ROWS, context) * config.vocab_size  # of the weights in float32, which artifacts are held against
+    held = max((run.weight_bytes for run in kind.runs.values()), default=0.0) * weights
+    judging = RUNTIMES + processes + artifact + 4 * weights + held + answers
     room = psutil.virtual_memory().available if limit is None else limit
     if judging > room:  # it is then left out, and said so
         judging = RUNTIMES + artifact

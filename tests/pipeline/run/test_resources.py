@@ -96,7 +96,7 @@ def test_time_and_memory_of_the_demo_run_are_those_measured(
 ) -> None:
     monkeypatch.setattr(resources, "matmul_rate", lambda: 1.2e11)  # as on the machine where it took 223 s
     monkeypatch.setattr("compress.cost.matmul_rate", lambda: 1.2e11)
-    sizes = {"chunk": 128, "watched_tokens": 32 * 512, "cpu_tokens": 16384}
+    sizes = {"context": 512, "chunk": 128, "watched_tokens": 32 * 512, "cpu_tokens": 16384}
     npu = resources.plan_run(checkpoint, Recipe(), None, runtime="qnn-context", npu_tokens=4096, **sizes)
     assert 0.8 * 223 < npu.seconds < 1.25 * 223
     executorch = resources.plan_run(checkpoint, Recipe(), None, runtime="executorch-qnn", npu_tokens=4096, **sizes)
@@ -108,7 +108,7 @@ def test_time_and_memory_of_the_demo_run_are_those_measured(
 def test_a_table_that_is_also_the_head_ships_twice(tmp_path: Path) -> None:
     shape = {"architecture": "LlamaForCausalLM", "vocab": 32768, "layer_norm": False, "tied": True}
     model = write_checkpoint(tmp_path / "model", tokenizer=False, **shape)
-    sizes = {"chunk": 8, "watched_tokens": 0, "cpu_tokens": 64, "npu_tokens": 0}
+    sizes = {"context": 32, "chunk": 8, "watched_tokens": 0, "cpu_tokens": 64, "npu_tokens": 0}
     recipe = Recipe.make({"method": "rtn"})
     planned = resources.plan_run(Checkpoint.open(model), recipe, None, runtime="onnx-genai", **sizes).artifact
     made = genai.export(rounded(tmp_path / "q", source=model), tmp_path / "a", context=32, chunk=8)
@@ -116,7 +116,7 @@ def test_a_table_that_is_also_the_head_ships_twice(tmp_path: Path) -> None:
 
 
 def test_qualcomms_compiler_decides_the_memory_of_wide_models(checkpoint: Checkpoint) -> None:
-    sizes = {"chunk": 128, "watched_tokens": 1024, "cpu_tokens": 1024, "npu_tokens": 1024}
+    sizes = {"context": 512, "chunk": 128, "watched_tokens": 1024, "cpu_tokens": 1024, "npu_tokens": 1024}
     model, recipe = wide(checkpoint), Recipe.make({"samples": 1, "length": 8})
     model = replace(model, config=replace(model.config, num_layers=4))
     planned, twice = (
