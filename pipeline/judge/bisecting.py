@@ -22,7 +22,7 @@ from eval.accuracy.arithmetic import RANGE
 from eval.accuracy.bisect import Cause, FirstFault, apart, block_values, costliest_tensor, first_apart, probe_names
 from eval.accuracy.compare import BlockErrors, local_errors, weights_steps
 from eval.accuracy.metrics import kl_of_logits
-from eval.accuracy.twins import twin_of
+from eval.accuracy.twins import Twin, twin_of
 from export.artifacts.artifact import Artifact, source_of
 from export.lowering.ranges import Ranges
 from export.readback import differing, listed, readable, weight_names
@@ -137,10 +137,9 @@ class Bisection:
 
     def _rounding_costs(self) -> float:
         """Nats a token that rounding as the artifact's runtime does may cost its own weights."""
-        twin = twin_of(self.artifact, self.on)
-        if twin is None:
+        if self._twin is None:
             return 0.0
-        plain, rounded = twin.pair(TorchRuntime(self.quantized, self.artifact.context))
+        plain, rounded = self._twin.pair(TorchRuntime(self.quantized, self.artifact.context))
         return RANGE * float(kl_of_logits(plain.logits(self.tokens), rounded.logits(self.tokens)).mean())
 
     def _rounding(self) -> FirstFault | None:
@@ -148,8 +147,7 @@ class Bisection:
         if self.checkpoint is None:
             return None
         exact = as_quantized(self.checkpoint, self.quantized.recipe)
-        twin = twin_of(self.artifact, self.on)
-        errors = local_errors(exact, self._stream, self.artifact.context, self._kinds("float"), False, twin)
+        errors = local_errors(exact, self._stream, self.artifact.context, self._kinds("float"), False, self._twin)
         layer = errors.first_outside
         if layer is None:
             return None
@@ -223,8 +221,12 @@ class Bisection:
     def _errors(self) -> BlockErrors:
         """Of blocks against the artifact's own weights."""
         weights: Weights = self.quantized
-        twin = twin_of(self.artifact, self.on)
-        return local_errors(weights, self._stream, self.artifact.context, self._kinds("dequantized"), True, twin)
+        return local_errors(weights, self._stream, self.artifact.context, self._kinds("dequantized"), True, self._twin)
+
+    @cached_property
+    def _twin(self) -> Twin | None:
+        """What rounds as its runtime does; None where calibrated ranges decide, which are on trial here."""
+        return None if self.artifact.record.lowered_as == "onnx-npu" else twin_of(self.artifact, self.on)
 
     @property
     def _largest(self) -> float:
