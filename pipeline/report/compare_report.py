@@ -36,9 +36,8 @@ def _show_blocks(name: str, blocks: BlockErrors, console: Console) -> None:
         console.print(f"  block {index:3d}  {error:.2e}{mark}", highlight=False)
     first = blocks.first_outside
     says = "every block lies" if first is None else f"[red]block {first} is the first that does not lie[/]"
-    console.print(
-        f"  {says} within what is expected, {min(blocks.expected):.2e} to {max(blocks.expected):.2e}", highlight=False
-    )
+    limits = f"{min(blocks.expected):.2e} to {max(blocks.expected):.2e}"
+    console.print(f"  {says} within the expected {limits}", highlight=False, soft_wrap=True)
     if not blocks.same_twin:
         console.print(
             f"  [red]the build that shows these blocks answers otherwise than the artifact[/] (mean KL "
