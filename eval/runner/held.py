@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,10 @@ from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError
 from bluelm.text.tokenizer import Tokenizer
 from eval.accuracy import metrics
-from eval.accuracy.arithmetic import Allowance, allowance
+from eval.accuracy.positions import Allowance
 from eval.measurement import Measurement
 from eval.runner.texts import CHATS, HARD, long_text
+from eval.runner.twin import of_format
 from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner, function
 from targets.host.torch_runtime import TorchRuntime
@@ -172,8 +174,10 @@ def _probabilities(runner: Runner, told: StandardRunner, artifact: Artifact, exp
     """KL to the artifact's own weights, and how often the likeliest token is the same."""
     if expected.weights is None:
         return []
-    costs: Callable[..., Allowance] | None = None if told.allowance is None else function(told.allowance)
-    most = costs(expected.weights, expected.prompts, DECODED + 1) if costs else allowance(artifact)
+    costs: Callable[..., Allowance] = (
+        partial(of_format, artifact) if told.allowance is None else function(told.allowance)
+    )
+    most = costs(expected.weights, expected.prompts, DECODED + 1)
     kl: list[NDArray[np.float64]] = []
     same: list[NDArray[np.float64]] = []
     for tokens in expected.prompts:

@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluelm.model import KVCache
-from eval.accuracy import metrics
-from eval.accuracy.arithmetic import Allowance
+from eval.accuracy import arithmetic, metrics
+from eval.accuracy.positions import Allowance
+from eval.accuracy.twins import twin_of
+from export.artifacts.artifact import Artifact
 from targets.host.torch_runtime import TorchRuntime
+from targets.runtime import Runtime, natural
 
 BLOCK, LARGEST = 32, 127
 FACTOR = 5.0  # of few positions' mean and maximum against those of others as many (benchmarks/runners.md)
@@ -43,13 +46,24 @@ def allowance(weights: TorchRuntime, prompts: Sequence[Sequence[int]], last: int
     """What such arithmetic may cost behind the last `last` tokens of each prompt, from what it costs the twin there."""
     exact = [_answers(weights, tokens, last) for tokens in prompts]
     with weights.reading(to_blocks, HalfCache):
-        kl = np.concatenate(
-            [metrics.kl_divergence(e, _answers(weights, t, last)) for e, t in zip(exact, prompts, strict=True)]
-        )
+        return _beside(exact, [_answers(weights, tokens, last) for tokens in prompts])
+
+
+def of_format(artifact: Artifact, weights: TorchRuntime, prompts: Sequence[Sequence[int]], last: int) -> Allowance:
+    """The same of a program that computes as the format's own runtime does."""
+    twin = twin_of(artifact, natural(artifact.format))
+    if twin is None:
+        return arithmetic.allowance(artifact)
+    plain, rounded = ([_answers(one, tokens, last) for tokens in prompts] for one in twin.pair(weights))
+    return _beside(plain, rounded) + arithmetic.allowed("float32", "float32")
+
+
+def _beside(exact: Sequence[NDArray[np.float64]], rounded: Sequence[NDArray[np.float64]]) -> Allowance:
+    kl = np.concatenate([metrics.kl_divergence(a, b) for a, b in zip(exact, rounded, strict=True)])
     mean, largest = FACTOR * float(kl.mean()), FACTOR * float(kl.max())
     return Allowance(mean, largest, mean)
 
 
-def _answers(runtime: TorchRuntime, tokens: Sequence[int], last: int) -> NDArray[np.float64]:
+def _answers(runtime: Runtime, tokens: Sequence[int], last: int) -> NDArray[np.float64]:
     """Log-probabilities [last, vocab]."""
     return metrics.log_softmax(runtime.logits(tokens)[-last:])
