@@ -17,6 +17,7 @@ from bluelm.errors import InputError, UnavailableError
 from compress.cost import Cost, cost, matmul_rate, table_size
 from compress.recipe import Recipe, parse_size
 from eval.accuracy.positions import ROWS
+from eval.heldout import LENGTH
 from export.formats import Sizes, record
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def plan_run(
     processes = 2 * (RUNTIMES / 2 + row.process) if npu_tokens else 0.0
     answers = 4 * min(ROWS, context) * config.vocab_size  # of the weights in float32, which artifacts are held against
     held = max((run.weight_bytes for run in kind.runs.values()), default=0.0) * weights
-    judging = RUNTIMES + processes + artifact + 4 * weights + held + answers
+    windows = 4 * 4 * min(LENGTH, context) * config.vocab_size  # logits of a window: two sides', twice
+    judging = RUNTIMES + processes + 2 * artifact + 4 * weights + held + answers + windows  # runtimes repack weights
     room = psutil.virtual_memory().available if limit is None else limit
     if judging > room:  # it is then left out, and said so
         judging = RUNTIMES + artifact
