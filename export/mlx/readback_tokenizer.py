@@ -13,7 +13,7 @@ from bluelm.text.sentencepieces import SentencePieces
 from bluelm.text.tokenizer import Tokenizer, tokenizer_files
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
-from export.onnx.readback_tokenizer import settings_wanted, table_faults
+from export.tokenizer.readback import settings_wanted, table_faults
 
 CLASS = "PreTrainedTokenizerFast"
 MADE = {

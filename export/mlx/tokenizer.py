@@ -11,7 +11,7 @@ from bluelm.text.added_tokens import optional_json
 from bluelm.text.sentencepieces import SentencePieces
 from bluelm.text.tokenizer import Tokenizer, copy_own
 from compress.checkpoint.store import QuantizedCheckpoint
-from export.onnx.genai_tokenizer import SETTINGS, TABLE, tokenizer_config, tokenizer_json
+from export.tokenizer.genai import SETTINGS, TABLE, tokenizer_config, tokenizer_json
 
 CLASS = "PreTrainedTokenizerFast"
 """Takes tokenizer.json as it is; LlamaTokenizer would cut text in its own way."""

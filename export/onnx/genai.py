@@ -35,8 +35,8 @@ from export.artifacts.packing import pack
 from export.lowering.ranges import Ranges
 from export.onnx.cpu import CacheCodec, store_weight
 from export.onnx.decoder import IR_VERSION, OPSETS, WEIGHTS
-from export.onnx.genai_tokenizer import write_tokenizer
 from export.onnx.graph import OnnxGraph, WeightFile
+from export.tokenizer.genai import write_tokenizer
 
 MODEL, CONFIG = "model.onnx", "genai_config.json"
 CONTRIB = "com.microsoft"

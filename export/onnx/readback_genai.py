@@ -18,7 +18,6 @@ from export.artifacts.mobile import CACHES, KvBits
 from export.artifacts.packing import unpack
 from export.lowering.ranges import Ranges
 from export.onnx import genai as onnx_genai
-from export.onnx import readback_tokenizer
 from export.onnx.cpu import CacheCodec
 from export.onnx.decoder import IR_VERSION, OPSETS, WEIGHTS
 from export.onnx.graph import NoFile
@@ -27,6 +26,7 @@ from export.onnx.readback_constants import HEADROOM_8_BITS, around
 from export.onnx.readback_structure import structure_faults
 from export.onnx.reader import HeldWeight, OnnxFile, kind
 from export.readback import held, items
+from export.tokenizer import readback as readback_tokenizer
 
 PACKED = ("q_proj", "k_proj", "v_proj")  # rows of one matrix, in this order
 

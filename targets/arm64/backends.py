@@ -27,7 +27,7 @@ class GenaiBackend(CpuBackend):
     """One graph for onnxruntime-genai: every recipe that onnx-cpu takes."""
 
     def check_tokenizer(self, folder: Path, config: ModelConfig) -> None:
-        from export.onnx.genai_tokenizer import check_tokenizer
+        from export.tokenizer.genai import check_tokenizer
 
         check_tokenizer(folder)
 

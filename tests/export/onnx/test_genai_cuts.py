@@ -19,8 +19,8 @@ from eval.runner.texts import HARD
 from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner
 from export.onnx import genai
-from export.onnx.genai_cuts import respelled
 from export.readback import read_back
+from export.tokenizer.genai_cuts import respelled
 from targets.runners.genai import open_genai
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint

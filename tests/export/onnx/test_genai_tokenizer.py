@@ -22,8 +22,8 @@ from eval import heldout
 from eval.files.structure import ODD
 from export.artifacts.artifact import Artifact
 from export.onnx import genai as onnx_genai
-from export.onnx.genai_tokenizer import LONGEST, check_tokenizer, write_tokenizer
 from export.readback import read_back
+from export.tokenizer.genai import LONGEST, check_tokenizer, write_tokenizer
 from targets.registry import find
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import train_tokenizer

@@ -22,7 +22,7 @@ from bluelm.system.reading import MOST_TABLE_BYTES, read_json
 from bluelm.text.added_tokens import optional_json
 from bluelm.text.sentencepieces import CONTROL, SPACE, UNKNOWN, USER_DEFINED, SentencePieces, read_model
 from bluelm.text.tokenizer import Tokenizer
-from export.onnx.genai_cuts import respelled
+from export.tokenizer.genai_cuts import respelled
 
 TABLE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 ROLE = "runner"
