@@ -207,7 +207,9 @@ def local_errors(
         twin: that rounds as the stream's runtime does; None: what is known of its kind must do.
     """
     errors = _relative(stream, _added_by(weights, stream, context))
-    known = _known(kinds, len(errors)) if twin is None else _beside(twin, weights, stream, context)
+    known = _known(kinds, len(errors))
+    if twin is not None:
+        known = np.maximum(known, _beside(twin, weights, stream, context))
     return BlockErrors(tuple(errors.tolist()), _expected(known, same, errors), True)
 
 

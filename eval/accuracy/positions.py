@@ -44,6 +44,10 @@ class Allowance:
     def __add__(self, other: Allowance) -> Allowance:
         return Allowance(self.range + other.range, self.single + other.single, self.decode + other.decode)
 
+    def at_least(self, other: Allowance) -> Allowance:
+        """The larger of each."""
+        return Allowance(max(self.range, other.range), max(self.single, other.single), max(self.decode, other.decode))
+
 
 class Seeking(Protocol):
     """A runtime that can stand behind slots that nothing fills."""

@@ -39,6 +39,7 @@ from export.readback.items import vector_names
 FOLDER = "model"
 GROUPS = (32, 64, 128)
 """Columns that share a scale, as MLX has kernels for."""
+NOTE = "float16 activations"
 SHARD = 2**30  # bytes of tensors a file, which wait in memory
 
 
@@ -79,6 +80,7 @@ def export(
             chunk=context,
             kv_bits=16,
             producers={"mlx-lm": version("mlx-lm")},
+            notes=(NOTE,),
             about=about,
         )
     return Artifact.open(folder)

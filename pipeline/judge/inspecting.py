@@ -129,8 +129,11 @@ class Inspector:
         return next((cost for other, one, cost in self._allowances if (other, one) == (plan, twin)), None)
 
     def allowance(self, artifact: Artifact, on: Place) -> Allowance:
-        """What its arithmetic may cost: beside its twin; where there is none, what is known of its kind."""
-        return self._cost(plan_positions(artifact, on), twin_of(artifact, on)) or arithmetic.allowance(artifact)
+        """What its arithmetic may cost: beside its twin, and never less than its kind costs the demo model, since a
+        twin does not tell all that a vendor's arithmetic does."""
+        known = arithmetic.allowance(artifact)
+        cost = self._cost(plan_positions(artifact, on), twin_of(artifact, on))
+        return known if cost is None else cost.at_least(known)
 
     @property
     def given(self) -> bool:
