@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress
-from bluelm.system.reading import read_bytes
+from bluelm.system.reading import parse_json, read_bytes
 from bluelm.text.tokenizer import Tokenizer
 from eval.files.origin import origin
 from eval.measurement import Measurement
@@ -92,13 +94,42 @@ def _ask(
     asked: TaskSet, runtime: Runtime, tokenizer: Tokenizer, stop: set[int], name: str, path: Path, progress: Progress
 ) -> tuple[Scores, str]:
     """All questions to one model. Every answer goes into `path` at once, so that a broken-off run can go on."""
-    from lm_eval.api.model import CachingLM
-
     from eval.tasks.harness_model import HarnessModel
 
     model = HarnessModel(runtime, tokenizer, stop, name, progress)
-    kept: Any = CachingLM(model, str(path))  # behaves as an LM
-    return tasks.ask(asked, kept), model.note
+    return tasks.ask(asked, _keeping(model, path)), model.note
+
+
+def _keeping(model: Any, path: Path) -> Any:
+    """The model, its answers kept in `path` as JSON: the library's own are pickles, and a folder may be a stranger's.
+
+    It behaves as a model of the library.
+    """
+    from lm_eval.api.model import CachingLM
+    from sqlitedict import SqliteDict
+
+    class Keeping(CachingLM):
+        def __init__(self) -> None:
+            self.lm, self.cache_db = model, str(path)
+            self.dbdict = SqliteDict(str(path), autocommit=True, encode=json.dumps, decode=partial(_answer, path=path))
+            model.set_cache_hook(self.get_cache_hook())
+
+    return Keeping()
+
+
+def _answer(told: object, path: Path) -> str | float | tuple[int | float, ...]:
+    """A text, a log-likelihood (and whether it was the likeliest), or counts.
+
+    Raises:
+        InputError: anything else is kept there.
+    """
+    found = parse_json(told, path) if isinstance(told, str) else None
+    match found:
+        case str() | float():
+            return found
+        case [float(), bool()] | [int(), int(), int()]:
+            return tuple(found)
+    raise InputError("an answer that is kept cannot be read", where=path, fix="remove the file: it is asked again")
 
 
 def _harness_version() -> str:

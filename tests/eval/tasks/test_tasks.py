@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +196,28 @@ def test_answers_are_kept_when_a_run_breaks_off(loaded: TaskSet, tokenizer: Toke
     assert _ask(chosen, again, tokenizer, {2}, "a", tmp_path / "kept.sqlite", Silent()) == expected
     assert "prompts lost their front" in expected[1]
     assert again.asked <= whole.asked - 4
+
+
+class Bomb:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_answers_of_a_stranger_run_nothing(loaded: TaskSet, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    chosen = TaskSet(loaded.request, {"gsm8k": loaded.tasks["gsm8k"]}, {"gsm8k": ("gsm8k",)}, "")
+    path, mark = tmp_path / "kept.sqlite", tmp_path / "ran"
+    _ask(chosen, Scripted(tokenizer, " B", context=48), tokenizer, {2}, "a", path, Silent())
+    for planted in (sqlite3.Binary(pickle.dumps(Bomb(mark))), '{"a": 1}', "[1.0]", "no JSON"):
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE unnamed SET value = ?", (planted,))
+        with pytest.raises(InputError):
+            _ask(chosen, Scripted(tokenizer, " B", context=48), tokenizer, {2}, "a", path, Silent())
+    assert not mark.exists()
 
 
 def test_bad_requests(data: Path, tmp_path: Path) -> None:
