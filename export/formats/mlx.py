@@ -28,7 +28,7 @@ MLX = Record(
     inside=Without("it holds weights and no graph, so it is looked at as a whole"),
     host_cache=Without("mlx-lm's cache is as long as what it has seen"),
     reorders=Without("MLX has no order of inputs"),
-    app=Without("an app opens the folder `model` with mlx-swift-lm; the chat app that is made here does not yet"),
+    app="mlx",
     device_program=Without("mlx-lm measures on Macs alone"),
 )
 

@@ -130,7 +130,9 @@ def test_the_speed_of_a_tiny_model_is_not_known(ran: Ran) -> None:
 
 def test_every_place_that_an_artifact_runs_at_is_the_runtime_or_a_stand_in() -> None:
     places = {(kind.name, on): run for kind in records().values() for on, run in kind.runs.items()}
-    on_a_mac = {(kind, on) for kind in ("coreml", "executorch-coreml") for on in ("cpu", "gpu", "ane")}
+    on_a_mac = {(kind, on) for kind in ("coreml", "executorch-coreml") for on in ("cpu", "gpu", "ane")} | {
+        ("mlx", "gpu")
+    }
     itself = {(kind, "cpu") for kind in ("onnx-cpu", "onnx-genai", "executorch-xnnpack", "litert")} | on_a_mac
     assert {place for place, run in places.items() if not run.stands_in} == itself
 

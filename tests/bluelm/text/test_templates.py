@@ -222,7 +222,7 @@ HOSTILE = {
     "{{ '%1000000000d' | format(3) }}": "more than 512 MiB",
     "{{ '{:999999999}'.format(1) }}": "more than 512 MiB",
     "{{ 'a'.ljust(999999999) | center(999999999) }}": "more than 512 MiB",
-    "{% set n = namespace(t='x') %}{% for a in range(99) %}{% set n.t = n.t ~ n.t %}{% endfor %}": "more than 512 MiB",
+    "{% set n = namespace(t='x') %}{% for a in range(99) %}{% set n.t = n.t ~ n.t %}{% endfor %}": "MiB|without an",
     "{% if %}": r"line 1",
     "{% include '/etc/passwd' %}": "no loader",
     "{{ raise_exception('only\n users') }}": "takes no such chat: only users",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from compress.engine import quantize
 from compress.formats import write as writing
 from compress.formats.adopt import adopt, given_recipe
 from compress.formats.packed import PackedCheckpoint
+from compress.formats.shards import Shards
 from compress.formats.write import Kind, who_cannot_load, write
 from compress.recipe import Recipe
 from targets.host.torch_runtime import TorchRuntime
@@ -166,7 +168,7 @@ def test_transformers_reads_the_tokenizer(tmp_path: Path) -> None:
 
 def test_several_files_have_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, ours = rounded(tmp_path)
-    monkeypatch.setattr(writing, "SHARD", 100_000)
+    monkeypatch.setattr(writing, "Shards", partial(Shards, most=100_000))
     write(ours, checkpoint, tmp_path / "out", "awq")
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 1 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
