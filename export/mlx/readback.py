@@ -26,7 +26,7 @@ FOLDER = "model"
 PLACES = {"max_position_embeddings": items.CONTEXT, "rope_theta": items.ROPE, "rope_scaling": items.ROPE}
 """Items of config.json's keys; all others are the model's operations, or what it tells."""
 TELLING = ("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")
-CHANNELS = 8e-8
+ANGLE = 8e-8
 """By what an angle of MLX's, a float32, may be off for each position."""
 
 
@@ -149,7 +149,7 @@ def _turn_faults(found: Mapping[str, Any], config: ModelConfig, context: int) ->
         return [f"MLX makes no rope of config.json: {error!r}"]
     cos, sin = (table[:, :half].numpy() for table in rope_table(config, context))
     apart = np.abs(turned - np.concatenate([cos, sin], axis=-1)).max(axis=-1)
-    wrong = np.flatnonzero(~(apart <= 1e-6 + CHANNELS * np.arange(context)))
+    wrong = np.flatnonzero(~(apart <= 1e-6 + ANGLE * np.arange(context)))
     return [f"MLX turns position {wrong[0]} by other angles, {apart[wrong[0]]:.2g} apart"] if len(wrong) else []
 
 

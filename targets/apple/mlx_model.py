@@ -1,8 +1,8 @@
 """mlx-lm's own model of a folder, as it is computed on this machine.
 
-MLX's CPU kernels take float16 a hundred times slower than float32 (0.1 s a token and million weights), so there every
-weight is widened to what MLX itself reads in it, and the stream is rounded to float16 behind each block, as Metal
-stores it: values beyond float16 become infinite here as there.
+MLX's CPU kernels are some thirty times slower in float16 than in float32, so there every weight is widened to what MLX
+itself reads in it, and the stream is rounded to float16 behind each block, as Metal stores it: values beyond float16
+become infinite here as there.
 """
 
 from __future__ import annotations
