@@ -109,7 +109,7 @@ class ValuesRounded:
 def twin_of(artifact: Artifact, on: Place) -> Twin | None:
     """The twin of an artifact that runs there; None where nothing tells how it rounds."""
     record = artifact.record
-    if record.lowered_as == "onnx-npu":
+    if record.ranges == "always":
         source = artifact if record.compiled_from is None else find_source(artifact)
         return None if source is None else ValuesRounded(Ranges.load(source.path("ranges")), on == "htp")
     if record.arithmetic == "float16" and "float16 activations" in artifact.notes:
@@ -117,7 +117,7 @@ def twin_of(artifact: Artifact, on: Place) -> Twin | None:
     inputs = by_token if record.arithmetic == "8-bit activations" else None
     if record.levels and (sizes := rounded_blocks(artifact)):
         inputs = ByColumns(sizes)
-    cached = {"float16": to_half, "int8": by_token if record.name == "executorch-xnnpack" else _spanned}
+    cached = {"float16": to_half, "int8": by_token if record.ranges == "never" else _spanned}
     return InputsRounded(inputs, cached.get(artifact.cache))
 
 

@@ -122,7 +122,7 @@ def _faults(artifact: Artifact, source: Artifact | None) -> Iterator[str]:
             for dump, graph in zip(artifact.paths(role), graphs_of(source), strict=True):
                 yield from (f"given for {graph.name}: {fault}" for fault in given_faults(dump, graph))
     soc_model = chip_of(find_soc(artifact.soc or "")).soc_model
-    forms = _programs(artifact, source) if artifact.format == "executorch-qnn" else _wrappers(artifact, source)
+    forms = _programs(artifact, source) if artifact.record.delegate else _wrappers(artifact, source)
     for name, contents, faults in forms:
         yield from (f"{name}: {fault}" for fault in faults)
         if contents.compiler != artifact.given.compiler:

@@ -150,7 +150,7 @@ def _delegated(artifact: Artifact, subject: str) -> list[Measurement]:
 def not_known(artifact: Artifact, figures: Sequence[Measurement]) -> list[str]:
     """What is not checked because the format does not tell it; `figures` are the artifact's."""
     found = [figure.note for figure in figures if figure.name.startswith(NOT_KNOWN) and figure.value]
-    return [*found, *artifact.record.untold]
+    return [*found, *(artifact.record.untold or ())]
 
 
 def multiply_accumulates(config: ModelConfig, context: int) -> int:

@@ -49,7 +49,6 @@ class RuntimeFacts(BaseModel):
     """What a bundle must know of a runtime.
 
     Attributes:
-        of_one_chip: formats that it executes and that are compiled for one chip.
         engine: name of the Kotlin or Swift engine template.
         android: libraries from Maven; empty where there are none.
         no_app: why no project is made around it.
@@ -61,7 +60,6 @@ class RuntimeFacts(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    of_one_chip: tuple[str, ...] = ()
     os: Annotated[str, Field(pattern="^(android|ios|any)$")]
     engine: str
     android: tuple[Library, ...] = ()

@@ -37,7 +37,7 @@ class Without:
 
     reason: str
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> Literal[False]:
         return False
 
 
@@ -156,12 +156,13 @@ class Record:
         runs: where it runs on this machine, the natural place first.
         runner: the program that users open it with; the gate holds what that reads and answers against the checkpoint.
         runs_as_shipped: whether what ships is what runs here; else a form beside it does.
+        one_chip: it is compiled for the one chip of its target, and no other phone loads it.
         reader: function (Artifact, QuantizedCheckpoint) -> Iterator[Finding] that reads it back.
         ends: function (Artifact, end tokens) -> what a file names otherwise, or None.
         made: files that it makes of the tokenizer for its runner; its reader holds them against the checkpoint's.
         arithmetic: what its linears compute in, which says what it may cost (`eval/data/runtime_kl.yaml`).
         levels: a linear of its graph can say that it rounds activations to 8 bits.
-        encodings: its activations are rounded to scales that the file holds.
+        encodings: its activations are rounded to scales that the file holds; those of an 8-bit cache apart.
         block_error: relative L2 error of what one block adds to the stream, against the same weights in float32: the
             largest that is expected, three times what was measured on the demo (benchmarks/block_damage.md).
         sizes: what its files should take.
@@ -178,7 +179,7 @@ class Record:
         delegate: the ExecuTorch delegate that must take all of its program.
         app: row of `export/bundle/data/runtimes.yaml`: what executes it in an app.
         device_program: row of `targets/data/runners.yaml`: the runtime's own benchmark program on a phone.
-        untold: what no check here can know of it, a sentence each.
+        untold: what no check here can know of it, beside what its reader does not tell: a sentence each.
     """
 
     name: str
@@ -188,18 +189,19 @@ class Record:
     package: str
     backend: str | Without
     compiled_from: str | None = None
-    cache_widths: tuple[Numbers, ...] = (32,)
+    cache_widths: tuple[Numbers, ...]
     float_widths: tuple[Numbers, ...] = ()
-    ranges: Literal["never", "for an 8-bit cache", "always"] = "never"
+    ranges: Literal["never", "for an 8-bit cache", "always"]
     runs: Mapping[Place, Run]
     runner: StandardRunner | Without
-    runs_as_shipped: bool = True
+    runs_as_shipped: bool | Without
+    one_chip: bool | Without
     reader: str | Without
     ends: str | Without
-    made: tuple[str, ...] = ()
+    made: tuple[str, ...] | Without
     arithmetic: Arithmetic
-    levels: bool = False
-    encodings: bool = False
+    levels: bool | Without
+    encodings: bool | Without
     block_error: float
     sizes: Sizes | Without
     lowering: Lowering
@@ -212,10 +214,10 @@ class Record:
     inside: bool | Without
     host_cache: bool | Without
     reorders: bool | Without
-    delegate: str | None = None
+    delegate: str | Without
     app: str | Without
     device_program: str | Without
-    untold: tuple[str, ...] = ()
+    untold: tuple[str, ...] | Without
 
     @property
     def activation_bytes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from export.formats import Lowering, Place, Record, Run, Sizes, Speed, Without
 from export.formats.coreml import INTERPRETER, UNIT
 from export.formats.onnx import SIMULATOR
+from export.formats.reasons import ANY_CHIP, FLOATS, NO_LEVELS, NOTHING_MORE, ROUNDED_AT_RUN_TIME, TOKENIZER_AS_IT_IS
 
 _ON_MACS: tuple[Place, ...] = ("cpu", "gpu", "ane")
 _NO_ORDER = Without("its programs have no order of inputs")
@@ -18,11 +19,17 @@ XNNPACK = Record(
     package="executorch",
     backend="targets.arm64.executorch_backend:ExecutorchBackend",
     cache_widths=(32, 16, 8),
+    ranges="never",
     runs={"cpu": Run("targets.arm64.executorch:open_executorch", "executorch")},
+    runs_as_shipped=True,
+    one_chip=ANY_CHIP,
     runner=Without("TextLLMRunner is not asked here yet"),
     reader="export.executorch.readback_xnnpack:findings",
     ends="export.readback.ends:xnnpack",
+    made=TOKENIZER_AS_IT_IS,
     arithmetic="8-bit activations",
+    levels=NO_LEVELS,
+    encodings=ROUNDED_AT_RUN_TIME,
     block_error=0.04,
     sizes=Sizes(row_scale=4, structure=30_000),
     lowering=Lowering(10, 6),
@@ -33,8 +40,10 @@ XNNPACK = Record(
     inside=True,
     host_cache=_STATES,
     reorders=_NO_ORDER,
+    delegate=Without("what XNNPACK does not take runs in operators of ExecuTorch's own"),
     app="executorch",
     device_program="executorch-xnnpack",
+    untold=NOTHING_MORE,
 )
 
 COREML = Record(
@@ -44,7 +53,9 @@ COREML = Record(
     optional_tools=("xcrun",),
     package="executorch",
     backend="targets.apple.executorch:ExecutorchCoreMLBackend",
+    cache_widths=(32,),
     float_widths=(16, 32),
+    ranges="never",
     runs={
         "interpreter": Run("targets.apple.executorch:open_executorch_coreml", "bluelm-export", INTERPRETER),
         **{
@@ -52,10 +63,15 @@ COREML = Record(
             for unit in _ON_MACS
         },
     },
+    runs_as_shipped=True,
+    one_chip=ANY_CHIP,
     runner=Without("iOS apps load it through ExecuTorch, which runs it on Apple devices alone"),
     reader="export.executorch.readback_coreml:findings",
     ends=Without("the program's methods name no tokens"),
+    made=TOKENIZER_AS_IT_IS,
     arithmetic="float16",
+    levels=NO_LEVELS,
+    encodings=FLOATS,
     block_error=0.005,
     sizes=Sizes(vector=2, rope=2, structure=60_000),  # two functions of one package in the program
     lowering=Lowering(10, 18),
@@ -81,10 +97,14 @@ QNN = Record(
     cache_widths=(16, 8),
     ranges="always",
     runs={"htp": Run("targets.qualcomm.executorch:open_executorch_qnn", "executorch", SIMULATOR)},
+    runs_as_shipped=True,
+    one_chip=True,
     runner=Without("qnn_llama_runner takes programs of other methods"),
     reader="export.qnn.readback:findings",
     ends=Without("the program's methods name no tokens"),
+    made=TOKENIZER_AS_IT_IS,
     arithmetic="16-bit activations",
+    levels=NO_LEVELS,
     encodings=True,
     block_error=0.005,
     # a method's graph holds its own weights
@@ -99,6 +119,7 @@ QNN = Record(
     delegate="QnnBackend",
     app="executorch-qnn",
     device_program=Without("ExecuTorch's programs for Snapdragons take other caches"),
+    untold=NOTHING_MORE,
 )
 
 NEUROPILOT = Record(
@@ -107,11 +128,17 @@ NEUROPILOT = Record(
     tools=("executorch", "mtk_converter", "mtk_neuron"),
     package="executorch",
     backend="targets.mediatek.backend:NeuropilotBackend",
+    cache_widths=(32,),
+    ranges="never",
     runs={},
+    runs_as_shipped=True,
+    one_chip=True,
     runner=Without("only a MediaTek phone loads it"),
     reader=Without("nobody but its runtime reads it: that it answers as its own weights do speaks for them alone"),
     ends=Without("the program's methods name no tokens"),
+    made=TOKENIZER_AS_IT_IS,
     arithmetic="8-bit activations",
+    levels=NO_LEVELS,
     encodings=True,
     block_error=0.04,
     sizes=Without("how MediaTek's compiler stores weights is not known"),
@@ -122,8 +149,10 @@ NEUROPILOT = Record(
     inside=Without("nothing here runs it"),
     host_cache=Without("nothing here runs it"),
     reorders=_NO_ORDER,
+    delegate=Without("its delegate is not looked for: no such program could be made here"),
     app="executorch-neuropilot",
     device_program=Without("MediaTek's program comes with its SDK alone"),
+    untold=Without("nothing beside what it says of its reader"),
 )
 
 RECORDS = (XNNPACK, COREML, QNN, NEUROPILOT)

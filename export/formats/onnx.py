@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from export.formats import Lowering, Record, Run, Sizes, Speed, StandardRunner, Without
+from export.formats.reasons import ANY_CHIP, FLOATS, NO_LEVELS, NOT_EXECUTORCH, NOTHING_MORE, TOKENIZER_AS_IT_IS
 
 QEMU = "qemu-aarch64 on this machine"
 SIMULATOR = "Qualcomm's HTP simulator on x86"
@@ -24,11 +25,15 @@ CPU = Record(
         "cpu": Run("targets.arm64.onnx:open_cpu", "onnxruntime"),
         "arm64": Run("targets.emulator.guest:open_emulated", "onnxruntime", QEMU, ("onnx", GRAPHS)),
     },
+    runs_as_shipped=True,
+    one_chip=ANY_CHIP,
     runner=Without("plain onnxruntime loads its graphs, and no program of users knows them"),
     reader="export.onnx.readback:findings",
     ends=_NO_ENDS,
+    made=TOKENIZER_AS_IT_IS,
     arithmetic="float32",
     levels=True,
+    encodings=FLOATS,
     block_error=1e-5,
     sizes=Sizes(structure=4000),
     lowering=Lowering(0.3, 0.05),
@@ -40,8 +45,10 @@ CPU = Record(
     inside=True,
     host_cache=True,
     reorders=True,
+    delegate=NOT_EXECUTORCH,
     app="onnxruntime",
     device_program="onnx-cpu",
+    untold=NOTHING_MORE,
 )
 
 NPU = Record(
@@ -56,10 +63,14 @@ NPU = Record(
         "cpu": Run("targets.arm64.onnx:open_cpu", "onnxruntime", "CPU kernels in place of the NPU's"),
         "htp": Run("targets.qualcomm.runtime:open_htp", "onnxruntime-qnn", SIMULATOR),
     },
+    runs_as_shipped=True,
+    one_chip=ANY_CHIP,
     runner=Without("it is compiled, and no user opens it"),
     reader="export.onnx.readback:findings",
     ends=_NO_ENDS,
+    made=TOKENIZER_AS_IT_IS,
     arithmetic="16-bit activations",
+    levels=NO_LEVELS,
     encodings=True,
     block_error=0.005,
     sizes=Sizes(scale=4, row_scale=4, vector=2, rope=2, structure=4000),
@@ -72,8 +83,10 @@ NPU = Record(
     inside=True,
     host_cache=True,
     reorders=Without("its graph has no order of inputs"),
+    delegate=NOT_EXECUTORCH,
     app="onnxruntime-qnn",
     device_program=Without("what is compiled of it is measured"),
+    untold=NOTHING_MORE,
 )
 
 GENAI = Record(
@@ -89,6 +102,8 @@ GENAI = Record(
         "cpu": Run("targets.arm64.genai:open_genai", "onnxruntime-genai"),
         "arm64": Run("targets.emulator.guest:open_emulated", "onnxruntime", QEMU, ("onnx", ("model", "model"))),
     },
+    runs_as_shipped=True,
+    one_chip=ANY_CHIP,
     runner=StandardRunner(
         "onnxruntime-genai",
         "targets.runners.genai:open_genai",
@@ -103,6 +118,7 @@ GENAI = Record(
     made=("tokenizer.json", "tokenizer_config.json"),
     arithmetic="float32",
     levels=True,
+    encodings=FLOATS,
     block_error=0.02,
     sizes=Sizes(rope=2, structure=4000),
     lowering=Lowering(0.5, 0.05),
@@ -114,8 +130,10 @@ GENAI = Record(
     inside=Without("its operators are fused, so it is looked at as a whole"),
     host_cache=Without("its cache is as long as what it has seen"),
     reorders=Without("its graph has no order of inputs"),
+    delegate=NOT_EXECUTORCH,
     app="onnxruntime-genai",
     device_program="onnx-genai",
+    untold=NOTHING_MORE,
 )
 
 RECORDS = (CPU, NPU, GENAI)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from export.formats import Lowering, Record, Run, Sizes, Speed, Without
 from export.formats.onnx import SIMULATOR
+from export.formats.reasons import NO_LEVELS, NOT_EXECUTORCH, TOKENIZER_AS_IT_IS
 
 QNN_CONTEXT = Record(
     name="qnn-context",
@@ -16,11 +17,14 @@ QNN_CONTEXT = Record(
     cache_widths=(16, 8),
     ranges="always",
     runs={"htp": Run("targets.qualcomm.runtime:open_htp", "onnxruntime-qnn", SIMULATOR)},
-    runs_as_shipped=False,
+    runs_as_shipped=Without("Qualcomm's x86 simulator cannot load two graphs with shared weights"),
+    one_chip=True,
     runner=Without("no program of users loads two graphs of context binaries with a cache outside"),
     reader="export.qnn.readback:findings",
     ends=Without("the binary holds no tokens"),
+    made=TOKENIZER_AS_IT_IS,
     arithmetic="16-bit activations",
+    levels=NO_LEVELS,
     encodings=True,
     block_error=0.005,
     sizes=Sizes(scale=2, row_scale=4, vector=2, rope=2, structure=200_000),
@@ -31,6 +35,7 @@ QNN_CONTEXT = Record(
     inside=True,
     host_cache=True,
     reorders=Without("its graph has no order of inputs"),
+    delegate=NOT_EXECUTORCH,
     app="onnxruntime-qnn",
     device_program="qnn-context",
     untold=(

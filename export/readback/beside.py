@@ -27,7 +27,7 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[ite
     """Of every format."""
     yield from items.checked(MANIFEST, _manifest_faults(artifact, quantized))
     yield from items.checked(CONFIG, _config_faults(artifact.folder / CONFIG, quantized.folder / CONFIG))
-    made = {path.name for path in artifact.paths("runner")} & {*artifact.record.made}
+    made = {path.name for path in artifact.paths("runner")} & {*(artifact.record.made or ())}
     files = {*TOKENIZER_FILES, *tokenizer_files(artifact.folder), *tokenizer_files(quantized.folder)}
     for name in sorted(files - made):
         yield from items.checked(name, _tokenizer_faults(artifact.folder / name, quantized.folder / name))

@@ -256,7 +256,7 @@ def _requirements(
 
 def _only_chip(report: Report, artifact: Artifact, facts: project.RuntimeFacts) -> Soc | None:
     """The chip that the artifact was compiled for; None where any runs it."""
-    if artifact.format not in facts.of_one_chip:
+    if not artifact.record.one_chip:
         return None
     name = artifact.soc or str(report.configuration.get("soc"))
     found = next((soc for soc in table().socs if soc.answers_to(name)), None)

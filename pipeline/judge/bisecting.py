@@ -173,7 +173,7 @@ class Bisection:
     def _rounded(self, layer: int, value: str, expected: dict[str, np.ndarray]) -> float | None:
         """The error that rounding activations alone gives a value."""
         held = self._shown
-        if held.format != "onnx-npu":
+        if held.record.ranges != "always":
             return None
         ranges = Ranges.load(held.path("ranges"))
         there = block_values(self.quantized, layer, self._stream[layer], self.artifact.context, ranges)
@@ -226,7 +226,7 @@ class Bisection:
     @cached_property
     def _twin(self) -> Twin | None:
         """What rounds as its runtime does; None where calibrated ranges decide, which are on trial here."""
-        return None if self.artifact.record.lowered_as == "onnx-npu" else twin_of(self.artifact, self.on)
+        return None if self.artifact.record.ranges == "always" else twin_of(self.artifact, self.on)
 
     @property
     def _largest(self) -> float:

@@ -110,7 +110,7 @@ def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequenc
         ]
     calls = []
     for depth in (0, *depths):
-        recorded = {} if artifact.format == "qnn-context" else record(artifact, depth)[0]
+        recorded = {} if artifact.record.compiled_from else record(artifact, depth)[0]
         for graph in ("prefill", "decode") if depth == 0 else ("decode",):
             places: list[tuple[Path, str]] = []
             for path in graph_paths(artifact, graph):

@@ -23,20 +23,20 @@ PROMPT = 128  # tokens of prefill where a graph takes any number
 
 def host(name: str, artifact: Artifact, prefill: Step, decode: Step) -> CachedRuntime | GenaiRuntime:
     """The host's side of an artifact of onnxruntime's or LiteRT's formats over steps that run its graphs."""
-    kind = GenaiRuntime if artifact.format == "onnx-genai" else CachedRuntime
+    kind = CachedRuntime if artifact.record.host_cache else GenaiRuntime
     return kind(name, artifact, prefill, decode)
 
 
 def prompt_tokens(artifact: Artifact) -> int:
-    """Tokens of the prefill that is timed: a chunk, but less where one chunk may fill the context (onnx-genai)."""
-    if artifact.format == "onnx-genai":
+    """Tokens of the prefill that is timed: a chunk, but less where one chunk may fill the context."""
+    if not artifact.record.host_cache:
         return min(artifact.chunk, PROMPT, max(1, artifact.context // 2))
     return artifact.chunk
 
 
 def graph_paths(artifact: Artifact, graph: str) -> list[Path]:
-    """Files of a graph, "prefill" or "decode", one a part of the model; an onnx-genai artifact has one for both."""
-    return artifact.paths("model" if artifact.format == "onnx-genai" else graph)
+    """Files of a graph, "prefill" or "decode", one a part of the model; some formats have one for both."""
+    return artifact.paths(graph) or artifact.paths("model")
 
 
 def graph_path(artifact: Artifact, graph: str) -> Path:

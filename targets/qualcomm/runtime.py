@@ -55,7 +55,7 @@ def open_htp(artifact: Artifact) -> QnnRuntime:
         TargetError: a graph is refused.
     """
     soc = find_soc(artifact.soc or DEFAULT_SNAPDRAGON)
-    prefix = "simulator-" if artifact.format == "qnn-context" else ""
+    prefix = "" if artifact.record.runs_as_shipped else "simulator-"
     paths = {name: artifact.paths(f"{prefix}{name}") for name in GRAPHS}
     with tempfile.NamedTemporaryFile(prefix="bluelm-htp-", suffix=".log", delete=False) as log:
         # the simulator's threads hand over to each other: on several cores they take longer than on one

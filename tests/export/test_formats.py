@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,9 @@ def paths(record: Record) -> Iterator[str]:
     yield from (path for path in (record.backend, record.reader, record.ends) if isinstance(path, str))
     yield from (run.opener for run in record.runs.values())
     yield from (path for path in (record.rebuild, record.open_up) if path is not None)
+    if not isinstance(record.runner, Without):
+        yield record.runner.opener
+        yield from (path for path in (record.runner.allowance, record.runner.leaves_out) if path is not None)
 
 
 @RECORDS
@@ -47,7 +50,7 @@ def test_what_a_record_names_is_there(record: Record) -> None:
         assert load_runner(record.device_program).decode
     if record.compiled_from is not None:
         assert formats.record(record.compiled_from).lowered_as == record.compiled_from
-        assert record.blocks == "source"
+    assert (record.blocks == "source") == (record.compiled_from is not None)
     assert (record.blocks == "rewritten") == bool(record.graphs) == (record.open_up is not None)
     assert (record.blocks == "built again") == (record.rebuild is not None)
 
@@ -59,8 +62,29 @@ def test_what_a_record_lacks_has_a_reason(record: Record) -> None:
         if isinstance(value, Without):
             assert len(value.reason.split()) > 3 and value.reason[-1] != ".", field.name
         may_lack = "Without" in str(field.type)
-        assert not may_lack or value is not False, f"{field.name}: say why as `Without(reason)`"
+        assert not may_lack or value not in (False, ()), f"{field.name}: say why as `Without(reason)`"
     assert record.runs or not record.blocks
+
+
+def test_nothing_that_decides_how_strictly_a_format_is_judged_may_be_forgotten() -> None:
+    """A record without it is no record. What has a default is asked for by another field (above), or only offers."""
+    given = {field.name for field in fields(Record) if field.default is not MISSING}
+    assert given == {"optional_tools", "compiled_from", "float_widths", "graphs", "open_up", "rebuild"}
+    with pytest.raises(TypeError, match="encodings"):
+        replace_without(formats.record("onnx-npu"), "encodings")
+
+
+def replace_without(record: Record, name: str) -> Record:
+    """A record made anew with one field forgotten."""
+    return Record(**{field.name: getattr(record, field.name) for field in fields(record) if field.name != name})
+
+
+@RECORDS
+def test_doctor_asks_for_what_runs_it(record: Record) -> None:
+    known = {*record.tools, *record.optional_tools, "bluelm-export"}
+    if record.targets:
+        assert {run.package for run in record.runs.values()} <= known
+    assert isinstance(record.runner, Without) or record.runner.package in known
 
 
 @RECORDS
