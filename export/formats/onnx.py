@@ -99,7 +99,7 @@ GENAI = Record(
     cache_widths=(32, 16, 8),
     ranges="for an 8-bit cache",
     runs={
-        "cpu": Run("targets.arm64.genai:open_genai", "onnxruntime-genai"),
+        "cpu": Run("targets.arm64.genai:open_genai", "onnxruntime"),
         "arm64": Run("targets.emulator.guest:open_emulated", "onnxruntime", QEMU, ("onnx", ("model", "model"))),
     },
     runs_as_shipped=True,

@@ -16,6 +16,7 @@ import numpy as np
 
 from bluelm.errors import InputError, OutOfMemoryError, TargetError, UnavailableError
 from bluelm.text.tokenizer import Message, Tokenizer
+from eval.files.origin import origin
 from export.artifacts.artifact import MANIFEST, Artifact
 from export.bundle import folder as folders
 from export.bundle.build import Verified
@@ -45,7 +46,7 @@ class Ask:
 
 
 def answer(verified: Verified, limit_s: float | None = None) -> str:
-    """Unpack the artifact, load it in a child process, let it answer greedily.
+    """Unpack the artifact, load it in a child process, let it answer greedily; what ran it, and what it said.
 
     Args:
         limit_s: seconds that it may take; None: by its size.
@@ -73,7 +74,9 @@ def answer(verified: Verified, limit_s: float | None = None) -> str:
         limit = limit_s or (SECONDS + artifact.bytes * SECONDS_A_BYTE) * (SIMULATED if on == "htp" else 1)
         memory = MEMORY + int(artifact.bytes * MEMORY_A_BYTE)
         ask = Ask(str(place), on, int(limit * (os.cpu_count() or 1)) + 1, memory)
-        return _in_child(ask, limit, place.with_name(f"{place.name}.log"))
+        ran = origin(artifact, on)
+        by = f"emulated by {ran.by}" if ran.how == "emulated" else f"in {ran.by}"
+        return f"{by}: {_in_child(ask, limit, place.with_name(f'{place.name}.log'))!r}"
 
 
 def _place(artifact: Artifact) -> Place:

@@ -224,7 +224,7 @@ def verify_bundle(
     for note in found.notes:
         say(f"  note: {note}")
     if load:
-        say(f"  the artifact loads and answers: {answer(found, load_limit)!r}")
+        say(f"  the artifact loads and answers, {answer(found, load_limit)}")
     else:
         say("  the artifact was not run, as asked: files and signature alone were checked")
     return 0

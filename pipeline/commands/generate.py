@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bluelm.errors import InputError
 from bluelm.text.tokenizer import NO_TEMPLATE, Message, Tokenizer
+from eval.files.origin import origin
 from export.artifacts.artifact import MANIFEST, Artifact
 from pipeline.run.binding import open_run
 from pipeline.terminal import Answer, say
@@ -60,6 +61,9 @@ def answer(
             held += 1
     shown.add(text.flush())
     shown.end()
+    ran = origin(artifact, on)
+    if ran.how == "emulated":
+        say(f"(emulated by {ran.by})", error=True)
     if held == artifact.context:
         say(f"(the context of {artifact.context} tokens is full)", error=True)
 

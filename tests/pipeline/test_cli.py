@@ -254,6 +254,7 @@ def test_snapdragon_end_to_end(place: Place) -> None:
     assert all(graph["on_npu"] > 0 for graph in nodes.values())
     answer = bluelm("generate", run, "--prompt", "a", "--on", "htp", "--max-tokens", "2", cwd=place.folder)
     assert answer.returncode == 0, answer.stderr
+    assert "(emulated by Qualcomm's HTP simulator on x86, onnxruntime-qnn" in answer.stderr
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import xml.etree.ElementTree as Xml
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,20 @@ from safetensors.torch import load_file, save_file
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.system.progress import Silent
+from eval.files.origin import origin
 from eval.heldout import HeldOut
 from eval.history import History
 from eval.measurement import Measurement
 from eval.report import Report
 from export.artifacts.artifact import Artifact, Format
 from export.formats import Place, records
+from export.litert import export as litert
+from export.onnx import cpu as onnx_cpu
+from export.onnx import genai as onnx_genai
 from pipeline.judge import judging
+from targets.runtime import open_runtime
 from tests.pipeline.test_cli import QUICK, bluelm
+from tests.support.checkpoints import lowered as lowering
 from tests.support.checkpoints.shapes import tiny_checkpoint
 
 LAX = "max_perplexity_ratio: 2\nmax_mean_kl: 1\nmax_artifact_bytes: 50 MB\nmax_memory_bytes: 1 GB\nstructure: false\n"
@@ -135,6 +141,17 @@ def test_every_place_that_an_artifact_runs_at_is_the_runtime_or_a_stand_in() -> 
     }
     itself = {(kind, "cpu") for kind in ("onnx-cpu", "onnx-genai", "executorch-xnnpack", "litert")} | on_a_mac
     assert {place for place, run in places.items() if not run.stands_in} == itself
+
+
+@pytest.mark.parametrize("export", [onnx_cpu.export, onnx_genai.export, litert.export])
+def test_what_is_measured_names_the_program_that_answered(export: Callable[..., Artifact], tmp_path: Path) -> None:
+    """onnxruntime runs the graph of onnxruntime-genai, which need not be installed for it."""
+    artifact = export(lowering.quantized(), tmp_path / "a", context=lowering.CONTEXT, chunk=lowering.CHUNK)
+    found = origin(artifact, "cpu")
+    program, _, rest = found.by.partition(" on this machine, ")
+    with open_runtime(artifact.folder) as runtime:
+        assert runtime.name == f"{artifact.format} in {program}"
+    assert found.how == "measured" and rest
 
 
 @pytest.mark.parametrize(("kind", "on"), [("gguf", "cpu"), ("coreml", "interpreter"), ("onnx-npu", "cpu")])

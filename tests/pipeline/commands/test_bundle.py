@@ -9,6 +9,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -21,8 +22,10 @@ from bluelm.errors import InputError
 from bluelm.text.templates import BLUELM
 from bluelm.trust import signature
 from bluelm.trust.manifest import FolderManifest
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.bundle import build, keys
 from export.bundle.manifest import BundleManifest
+from export.gguf import export as gguf_file
 from pipeline.bundles import bundle_check
 from pipeline.cli import main
 from pipeline.commands.bundle import bundle_passed
@@ -83,8 +86,21 @@ def apk(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_is_verified_and_its_artifact_answers(apk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("verify", apk) == 0
     said = capsys.readouterr().out
-    assert "the artifact loads and answers" in said
+    assert f"the artifact loads and answers, in onnxruntime {version('onnxruntime')} on this machine" in said
     assert "development key" in said
+
+
+def test_an_answer_of_a_stand_in_is_called_one(
+    apk: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GGUF file is opened by llama.cpp, and torch answers in its place."""
+    made = gguf_file.export(QuantizedCheckpoint.open(runs / "good" / "quantized"), tmp_path / "a", context=64)
+    files = {f"artifact/{path.name}": path.read_bytes() for path in made.folder.iterdir()}
+    draft = build.verify(apk).manifest.model_copy(update={"files": {}, "container": {}})
+    build.make(draft, bundles.inputs(files), bundles.development_keys(tmp_path), tmp_path / "x")
+    assert call("verify", tmp_path / "x.apk") == 0
+    told = capsys.readouterr().out
+    assert "the artifact loads and answers, emulated by torch on the weights that gguf-py reads, in place of" in told
 
 
 def test_a_run_that_passes_makes_a_bundle_and_records_where_it_came_from(runs: Path) -> None:
