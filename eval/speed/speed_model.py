@@ -131,7 +131,7 @@ def shapes() -> Mapping[str, DecoderSizes]:
 
 @cache
 def socs() -> Mapping[str, ChipSpeed]:
-    """Chips by name (`data/soc_memory.csv`)."""
+    """Chips by name, those that published figures are of among them (`data/soc_memory.csv`)."""
     with (DATA / "soc_memory.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {
@@ -148,15 +148,20 @@ def socs() -> Mapping[str, ChipSpeed]:
 
 
 def find_soc(name: str) -> ChipSpeed:
-    """A chip by name or model, case, spaces and hyphens aside.
+    """A chip by name or model, case, spaces and hyphens aside; also one of `targets/data/socs.yaml` alone.
 
     Raises:
-        InputError: not in the table; the known ones are listed.
+        InputError: in neither table; the known ones are listed.
     """
     wanted = _plain(name)
     for soc in socs().values():
         if wanted in (_plain(soc.name), _plain(soc.model)):
             return soc
+    from targets.socs import table  # YAML, which chips of published figures do without
+
+    for row in table().socs:
+        if row.dram_gb_s is not None and wanted in map(_plain, (row.name, row.id, *row.aliases)):
+            return ChipSpeed(row.name, row.dram_gb_s, None, "the table of chips", row.id)
     known = ", ".join(socs())
     raise InputError(f"no memory bandwidth is known for {name!r}", fix=f"name one of: {known}")
 

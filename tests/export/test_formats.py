@@ -38,6 +38,11 @@ def paths(record: Record) -> Iterator[str]:
         yield from (path for path in (record.runner.allowance, record.runner.leaves_out) if path is not None)
 
 
+def test_every_module_of_records_is_read() -> None:
+    there = {path.stem for path in Path("export/formats").glob("*.py") if "\nRECORDS = " in path.read_text("utf-8")}
+    assert there == set(formats.MODULES)
+
+
 @RECORDS
 def test_what_a_record_names_is_there(record: Record) -> None:
     for path in paths(record):

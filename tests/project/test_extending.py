@@ -13,6 +13,7 @@ from eval.budget import limits
 from eval.budget.budget import judge
 from eval.budget.limits import Budget, Limit, MostBytes
 from eval.files.memory import PeakMemory
+from eval.speed.speed_model import find_soc
 from pipeline.cli import main
 from targets import socs
 from targets.registry import find
@@ -20,7 +21,7 @@ from tests.support.checkpoints.shapes import tiny_checkpoint
 
 ROW = (
     "  - {id: SM9999, name: Snapdragon 9, vendor: qualcomm, aliases: [snapdragon-9], qnn_soc_model: 99,"
-    " hexagon_arch: 85, context_binary_mib: 2048}\n"
+    " hexagon_arch: 85, dram_gb_s: 90, context_binary_mib: 2048}\n"
 )
 
 
@@ -42,11 +43,14 @@ def test_a_chip_is_one_row(one_more_chip: None, tmp_path: Path, capsys: pytest.C
     assert leaving.value.code == 0
     told = capsys.readouterr().out
     assert "on Snapdragon 9" in told and "sm9999" in told and "compiled" in told
+    assert {find_soc(name).bandwidth("npu") for name in ("SM9999", "Snapdragon 9")} == {90e9}
 
 
 def test_without_its_row_the_chip_is_refused() -> None:
     with pytest.raises(InputError, match="unknown chip 'sm9999'"):
         find("snapdragon", "sm9999")
+    with pytest.raises(InputError, match="no memory bandwidth is known for 'sm9999'"):
+        find_soc("sm9999")
 
 
 class Wider(Budget):
