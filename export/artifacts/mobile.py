@@ -61,7 +61,37 @@ def complete(
     return artifact
 
 
-def describe_steps(
+def complete_weights(
+    folder: Path,
+    kind: Format,
+    quantized: QuantizedCheckpoint,
+    roles: Mapping[str, str],
+    context: int,
+    producer: str,
+    about: Mapping[str, str] | None,
+    *,
+    notes: tuple[str, ...] = (),
+) -> Artifact:
+    """Complete a folder of weights without a graph: its program takes prompts of any length and caches float16.
+
+    Args:
+        producer: package that wrote them.
+    """
+    return complete(
+        folder,
+        kind,
+        quantized,
+        roles,
+        context=context,
+        chunk=context,
+        kv_bits=16,
+        producers={producer: version(producer)},
+        notes=notes,
+        about=about,
+    )
+
+
+def complete_steps(
     folder: Path,
     kind: Format,
     quantized: QuantizedCheckpoint,

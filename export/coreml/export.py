@@ -76,7 +76,7 @@ def export(
             save_package(build(weights, part, shape), weights.providers, metadata, temporary / name)
             weights.forget()
             check_package(temporary / name, quantized, part)
-        _describe(temporary, names, quantized, shape, activations)
+        _complete(temporary, names, quantized, shape, activations)
     return Artifact.open(folder)
 
 
@@ -134,7 +134,7 @@ def packages(artifact: Artifact) -> list[Path]:
     return [artifact.folder / Path(file.path).parent for file in artifact.files if file.role == "manifest"]
 
 
-def _describe(
+def _complete(
     folder: Path, names: list[str], quantized: QuantizedCheckpoint, shape: ProgramSizes, activations: Activations
 ) -> None:
     """Config, tokenizer and artifact.json beside the packages."""

@@ -24,7 +24,7 @@ from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress, Silent
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import MODEL, describe_steps
+from export.artifacts.mobile import MODEL, complete_steps
 from export.coreml.importing import import_coremltools
 from export.coreml.ops import MASKED, Activations, signed_codes
 from export.executorch import static
@@ -68,7 +68,7 @@ def export(
         del programs
         task.advance(note="read back")
         check_program(temporary / MODEL, quantized)
-        describe_steps(
+        complete_steps(
             temporary,
             "executorch-coreml",
             quantized,

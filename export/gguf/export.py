@@ -10,7 +10,6 @@ where BlueLM turns halves, so the rows of q and k are put in that order (whole r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import gguf
@@ -27,7 +26,7 @@ from bluelm.system.progress import Progress, Silent
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import complete
+from export.artifacts.mobile import complete_weights
 from export.gguf.names import NAMES, architecture, has_factors
 from export.gguf.tokenizer import add_tokenizer
 
@@ -55,17 +54,7 @@ def export(
     """
     with atomic_folder(folder) as temporary:
         write(quantized, temporary / MODEL, context=context, about=about, progress=progress)
-        complete(
-            temporary,
-            "gguf",
-            quantized,
-            {MODEL: "model"},
-            context=context,
-            chunk=context,
-            kv_bits=16,
-            producers={"gguf": version("gguf")},
-            about=about,
-        )
+        complete_weights(temporary, "gguf", quantized, {MODEL: "model"}, context, "gguf", about)
     return Artifact.open(folder)
 
 

@@ -13,7 +13,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,11 @@ from compress.formats.plain import plain_config
 from compress.formats.shards import Shards
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import complete
+from export.artifacts.mobile import complete_weights
+from export.mlx import FOLDER
 from export.mlx.tokenizer import write_tokenizer
 from export.readback.items import vector_names
 
-FOLDER = "model"
 GROUPS = (32, 64, 128)
 """Columns that share a scale, as MLX has kernels for."""
 NOTE = "float16 activations"
@@ -71,18 +70,7 @@ def export(
             write_text(temporary / FOLDER / name, text)
         written = write_tokenizer(quantized, temporary / FOLDER, context)
         roles |= {f"{FOLDER}/{name}": "runner" for name in (*texts, *written)}
-        complete(
-            temporary,
-            "mlx",
-            quantized,
-            roles,
-            context=context,
-            chunk=context,
-            kv_bits=16,
-            producers={"mlx-lm": version("mlx-lm")},
-            notes=(NOTE,),
-            about=about,
-        )
+        complete_weights(temporary, "mlx", quantized, roles, context, "mlx-lm", about, notes=(NOTE,))
     return Artifact.open(folder)
 
 

@@ -17,12 +17,12 @@ from bluelm.system.reading import read_json
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
+from export.mlx import FOLDER
 from export.mlx.readback_tokenizer import faults as tokenizer_faults
 from export.mlx.reader import MlxFiles, effective
 from export.readback import items
 from export.readback.items import Finding
 
-FOLDER = "model"
 PLACES = {"max_position_embeddings": items.CONTEXT, "rope_theta": items.ROPE, "rope_scaling": items.ROPE}
 """Items of config.json's keys; all others are the model's operations, or what it tells."""
 TELLING = ("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")

@@ -13,6 +13,7 @@ from bluelm.text.sentencepieces import SentencePieces
 from bluelm.text.tokenizer import Tokenizer, tokenizer_files
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
+from export.mlx import FOLDER
 from export.tokenizer.readback import settings_wanted, table_faults
 
 CLASS = "PreTrainedTokenizerFast"
@@ -28,7 +29,7 @@ MADE = {
 
 def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     """What they say otherwise, a clause each."""
-    folder, source = artifact.folder / "model", quantized.folder
+    folder, source = artifact.folder / FOLDER, quantized.folder
     if not any((source / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         return
     tokenizer = Tokenizer.from_folder(source)

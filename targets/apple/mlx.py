@@ -11,12 +11,11 @@ from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
+from export.mlx import FOLDER
 from targets.backend import LoweringJob, Uncompiled
 from targets.runtime import RuntimeBase
 from targets.socs import Soc
 from targets.tools import require
-
-FOLDER = "model"  # of the artifact, which MLX's programs open
 
 
 class MlxBackend(Uncompiled):

@@ -15,7 +15,7 @@ from bluelm.errors import TargetError
 from bluelm.system.files import atomic_folder
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import MODEL, describe_steps
+from export.artifacts.mobile import MODEL, complete_steps
 from targets.backend import LoweringJob, Uncompiled
 from targets.socs import Soc
 from targets.tools import require
@@ -54,7 +54,7 @@ class NeuropilotBackend(Uncompiled):
         }
         with atomic_folder(job.folder) as temporary:
             left = static.write(programs, partitioners, temporary / MODEL)
-            made = describe_steps(
+            made = complete_steps(
                 temporary,
                 "executorch-neuropilot",
                 job.quantized,

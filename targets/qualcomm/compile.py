@@ -77,7 +77,7 @@ def compile_contexts(
         (temporary / "simulator").mkdir()
         simulator = compile_graphs(artifact, chip, temporary / "simulator", log, task, limit_s=limit_s)
         shipped = compile_graphs(artifact, chip, temporary, log, task, share=True, limit_s=limit_s)
-        _describe(artifact, temporary, target, soc, shipped, simulator)
+        _complete(artifact, temporary, target, soc, shipped, simulator)
     return Artifact.open(folder)
 
 
@@ -210,7 +210,7 @@ def refusal_reasons(log: str) -> dict[str, str]:
     return reasons
 
 
-def _describe(artifact: Artifact, temporary: Path, target: str, soc: str, shipped: Made, simulator: Made) -> None:
+def _complete(artifact: Artifact, temporary: Path, target: str, soc: str, shipped: Made, simulator: Made) -> None:
     """Check what the compiler wrote, bring the host's files along, write artifact.json."""
     roles: dict[str, str] = {}
     graphs = {file.path: file.role for file in artifact.files if file.role in GRAPHS}

@@ -75,7 +75,7 @@ class ExecutorchQnnBackend(HtpBackend):
             dumps = [dump.rename(temporary.resolve() / SIMULATOR / dump.name) for dump in made.dumps]
             shutil.rmtree(compiled)
             made = replace(made, dumps=dumps)
-            _describe(artifact, temporary, methods, target, soc.id, made, compiler)
+            _complete(artifact, temporary, methods, target, soc.id, made, compiler)
         return Artifact.open(folder)
 
 
@@ -178,7 +178,7 @@ def _pack(graphs: list[Path], compiled: Path, path: Path, chip: str) -> list[Met
     return list(methods)
 
 
-def _describe(
+def _complete(
     artifact: Artifact, folder: Path, methods: list[Method], target: str, soc: str, made: Made, compiler: str
 ) -> None:
     """Write which methods there are, bring the host's files along, write artifact.json."""

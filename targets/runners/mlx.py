@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner
+from export.mlx import FOLDER
 from targets.runners.child import ChildRunner
 from targets.runners.messages import Load
 from targets.runners.runner import Runner, version_of
@@ -15,5 +16,5 @@ def open_mlx_lm(artifact: Artifact, runner: StandardRunner) -> Runner:
     Raises:
         TargetError: mlx-lm refuses it, or dies of it; with its words.
     """
-    load = Load(str((artifact.folder / "model").resolve()))
+    load = Load(str((artifact.folder / FOLDER).resolve()))
     return ChildRunner("targets.runners.mlx_worker", load, f"{runner.name} {version_of(runner)}")
