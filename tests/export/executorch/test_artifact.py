@@ -25,7 +25,7 @@ from export.executorch.memory import stand_in, weights_when_serialized
 from export.executorch.model import parts
 from export.executorch.partition import segments_of
 from export.executorch.reader import embedding_codes, read
-from targets.arm64.executorch import ExecutorchRuntime
+from targets.arm64.xnnpack import XnnpackRuntime
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
 from tests.export.litert.test_artifact import TEXT, mean_kl
@@ -122,7 +122,7 @@ def test_logits_agree_and_the_llm_runner_says_what_our_runner_says(block: Quanti
         while len(said) < 20 and said[-1] not in artifact.model.eos_token_ids:
             said.append(int(runtime.decode(said[-1]).argmax()))
         text = tokenizer.decode([*ids, *said])[len(tokenizer.decode(ids)) :]
-        assert cast(ExecutorchRuntime, runtime).generate(prompt, 20).strip() == text.strip()
+        assert cast(XnnpackRuntime, runtime).generate(prompt, 20).strip() == text.strip()
 
 
 def test_weights_are_held_while_their_delegate_is_written(block: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch):

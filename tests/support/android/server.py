@@ -40,7 +40,7 @@ def executorch(path: Path) -> Run:
     import torch
     from executorch.runtime import Runtime
 
-    importlib.import_module("targets.arm64.executorch_worker")  # registers the operators that the AAR holds
+    importlib.import_module("targets.arm64.xnnpack_worker")  # registers the operators that the AAR holds
 
     program = Runtime.get().load_program(path)
     methods = {}

@@ -12,17 +12,17 @@ import numpy as np
 from bluelm.errors import InputError
 from bluelm.text.tokenizer import Tokenizer
 from export.artifacts.artifact import Artifact
-from targets.arm64.executorch_messages import Generate, Generated, LoadProgram, RunTokens, Time, Timed, TokensRan
+from targets.arm64.xnnpack_messages import Generate, Generated, LoadProgram, RunTokens, Time, Timed, TokensRan
 from targets.host.child import Child
 from targets.runtime import RuntimeBase
 from targets.tools import require
 
-WORKER = "targets.arm64.executorch_worker"
+WORKER = "targets.arm64.xnnpack_worker"
 LOAD_LIMIT_S = 300.0
 STEP_LIMIT_S = 600.0
 
 
-class ExecutorchRuntime(RuntimeBase):
+class XnnpackRuntime(RuntimeBase):
     """The cache lies in the program; this side only knows how many tokens it holds."""
 
     def __init__(self, artifact: Artifact, child: Child) -> None:
@@ -83,7 +83,7 @@ class ExecutorchRuntime(RuntimeBase):
         self._child.log.unlink(missing_ok=True)
 
 
-def open_executorch(artifact: Artifact) -> ExecutorchRuntime:
+def open_xnnpack(artifact: Artifact) -> XnnpackRuntime:
     """Load the program in a child process.
 
     Raises:
@@ -94,7 +94,7 @@ def open_executorch(artifact: Artifact) -> ExecutorchRuntime:
     log = Path(tempfile.mkstemp(prefix="bluelm-executorch-", suffix=".log")[1])
     child = Child(WORKER, log)
     try:
-        return ExecutorchRuntime(artifact, child)
+        return XnnpackRuntime(artifact, child)
     except BaseException:
         child.close()
         raise

@@ -12,7 +12,7 @@ from executorch.kernels import quantized  # noqa: F401  (registers the embedding
 from executorch.runtime import Method, Program, Runtime, Verification
 
 from bluelm.errors import InputError
-from targets.arm64.executorch_messages import (
+from targets.arm64.xnnpack_messages import (
     Generate,
     Generated,
     LoadProgram,

@@ -1,4 +1,4 @@
-"""Messages between `ExecutorchRuntime` and the child process that holds ExecuTorch."""
+"""Messages between `XnnpackRuntime` and the child process that holds ExecuTorch."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from targets.legality import check_integer_kernels
 from targets.socs import Soc
 
 
-class ExecutorchBackend(Uncompiled):
+class XnnpackBackend(Uncompiled):
     """Symmetric weights: 4 bits in groups of a multiple of 32, or one scale a row."""
 
     def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
