@@ -15,19 +15,19 @@ from bluelm.system.progress import Progress, Silent
 from eval.measurement import Measurement
 from eval.speed.repeats import AT_LEAST, Repeats
 from targets.phones.phone import Bench, Phone, Thermal
-from targets.phones.runners import Figures, Runner, in_turn, read_figures
+from targets.phones.programs import DeviceProgram, Figures, in_turn, read_figures
 
 Phase = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One measured call of the runner.
+    """One measured call of the program.
 
     Attributes:
         phase: what it times. depth: tokens already in the cache. tokens: how many one step handles.
         model: local file or folder of the graph; a folder is pushed whole, and `entry` named in it.
-        values: stand-ins for further names in the runner's command line.
+        values: stand-ins for further names in the program's command line.
         further: model and entry of the model's other parts; they run one behind the other, and their times add up.
     """
 
@@ -97,7 +97,7 @@ def cool(bench: Bench, protocol: Protocol) -> tuple[Thermal, float]:
 
 def measure(
     bench: Bench,
-    runner: Runner,
+    program: DeviceProgram,
     calls: Sequence[Call],
     logs: Path,
     *,
@@ -108,15 +108,15 @@ def measure(
     """Run every call on the device, at least five times after a warm-up, and leave nothing behind there.
 
     Args:
-        logs: a folder that gets the runner's output of each run.
+        logs: a folder that gets the program's output of each run.
         note: goes into every figure's note.
 
     Raises:
-        UnavailableError: no runner, disconnected, disk full, crashed, garbage, too hot: no figure.
+        UnavailableError: no program, disconnected, disk full, crashed, garbage, too hot: no figure.
     """
     protocol = protocol or Protocol()
-    folder = f"{runner.remote_folder.rstrip('/')}/{bench.serial.replace(':', '_').replace('/', '_')}"
-    files = runner.files()
+    folder = f"{program.remote_folder.rstrip('/')}/{bench.serial.replace(':', '_').replace('/', '_')}"
+    files = program.files()
     try:
         bench.prepare(folder)
         _push_all(bench, files, folder, 0o755, progress or Silent())
@@ -124,7 +124,7 @@ def measure(
         for model in dict.fromkeys(part.model for call in calls for part in call.parts):
             _push_all(bench, [model], folder, 0o644, progress or Silent())
         for call in calls:
-            figures += _measure_call(bench, runner, call, folder, logs, protocol, note, progress or Silent())
+            figures += _measure_call(bench, program, call, folder, logs, protocol, note, progress or Silent())
         return figures
     finally:
         bench.clean(folder)
@@ -143,7 +143,7 @@ def _push_all(bench: Bench, paths: Sequence[Path], folder: str, mode: int, progr
 
 def _measure_call(
     bench: Bench,
-    runner: Runner,
+    program: DeviceProgram,
     call: Call,
     folder: str,
     logs: Path,
@@ -160,8 +160,8 @@ def _measure_call(
             told = []
             for index, part in enumerate(call.parts):
                 name = f"{call.phase}-{call.depth}-{turn}" + (f"-part{index + 1}" if call.further else "")
-                text = _run(bench, runner, part, folder, logs / f"{name}.log")
-                told.append(read_figures(runner, call.phase, text, call.tokens))
+                text = _run(bench, program, part, folder, logs / f"{name}.log")
+                told.append(read_figures(program, call.phase, text, call.tokens))
             runs.append(in_turn(told))
             task.advance()
     heat = f"thermal before: {before} (cooled {waited:.0f} s), after: {bench.thermal()}"
@@ -169,32 +169,32 @@ def _measure_call(
     return _figures(runs[1:], call, "; ".join(part for part in (parts, heat, note) if part))
 
 
-def _command(runner: Runner, call: Call, folder: str) -> tuple[list[str], dict[str, str]]:
-    """The runner's words and its environment, every stand-in filled in."""
-    template = (runner.prefill if call.phase == "prefill" else runner.decode) or runner.decode
-    binary = f"{folder}/{runner.binary.name}" if runner.binary else runner.bundle
+def _command(program: DeviceProgram, call: Call, folder: str) -> tuple[list[str], dict[str, str]]:
+    """The program's words and its environment, every stand-in filled in."""
+    template = (program.prefill if call.phase == "prefill" else program.decode) or program.decode
+    binary = f"{folder}/{program.binary.name}" if program.binary else program.bundle
     model = f"{folder}/{call.model.name}" + (f"/{call.entry}" if call.entry else "")
     values = {"folder": folder, "binary": binary, "model": model}
     values["tokenizer"] = f"{folder}/{call.model.name}/tokenizer.model"
     values |= call.values
     try:
         words = [word.format(**values) for word in shlex.split(template)]
-        return words, {name: value.format(**values) for name, value in runner.environment.items()}
+        return words, {name: value.format(**values) for name, value in program.environment.items()}
     except (KeyError, IndexError, ValueError) as error:
         fix = f"known names: {', '.join(values)}"
-        raise UnavailableError(f"the runner's command line is wrong at {error}", where=template, fix=fix) from error
+        raise UnavailableError(f"the program's command line is wrong at {error}", where=template, fix=fix) from error
 
 
-def _run(bench: Bench, runner: Runner, call: Call, folder: str, log: Path) -> str:
-    """What the runner wrote. A crash (128 + signal) or any other failure is told with its last words."""
-    words, environment = _command(runner, call, folder)
-    result = bench.run(words, folder, environment, runner.silence_limit_s)
+def _run(bench: Bench, program: DeviceProgram, call: Call, folder: str, log: Path) -> str:
+    """What the program wrote. A crash (128 + signal) or any other failure is told with its last words."""
+    words, environment = _command(program, call, folder)
+    result = bench.run(words, folder, environment, program.silence_limit_s)
     told = f"{result.stdout}\n--- stderr\n{result.stderr}\n--- exit {result.exit_code}\n"
     write_text(log, f"$ {shlex.join(words)}\n{told}")
     if result.exit_code != 0:
         said = (result.stderr.strip() or result.stdout.strip())[-300:] or "nothing"
         how = f"was killed by signal {result.exit_code - 128}" if result.exit_code > 128 else "failed"
-        problem = f"{runner.says} {how} (exit {result.exit_code}) on the device; it said: {said}"
+        problem = f"{program.says} {how} (exit {result.exit_code}) on the device; it said: {said}"
         raise UnavailableError(problem, where=log, fix="run it by hand on the device")
     return result.stdout + "\n" + result.stderr
 

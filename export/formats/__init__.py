@@ -178,7 +178,7 @@ class Record:
         reorders: its graph puts the inputs of a linear in another order, as act-order needs.
         delegate: the ExecuTorch delegate that must take all of its program.
         app: row of `export/bundle/data/runtimes.yaml`: what executes it in an app.
-        device_program: row of `targets/data/runners.yaml`: the runtime's own benchmark program on a phone.
+        device_program: row of `targets/data/device_programs.yaml`: the runtime's own benchmark program on a phone.
         untold: what no check here can know of it, beside what its reader does not tell: a sentence each.
     """
 

@@ -26,7 +26,7 @@ RunnerConfig = Annotated[
     Path | None,
     typer.Option(
         "--runner-config",
-        help="YAML file with the paths of the runtime's own program, as targets/data/runners.yaml.",
+        help="YAML file with the paths of the runtime's own program, as targets/data/device_programs.yaml.",
         show_default=False,
     ),
 ]

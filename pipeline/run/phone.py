@@ -19,7 +19,7 @@ from targets.emulator.feeds import graph_paths, perf_test_folder, prompt_tokens,
 from targets.phones import devicectl
 from targets.phones.adb import Server
 from targets.phones.phone import AndroidBench, Bench, Phone, ask
-from targets.phones.runners import Runner, load_runner
+from targets.phones.programs import DeviceProgram, load_program
 from targets.socs import Soc
 
 
@@ -29,32 +29,32 @@ class ChosenPhone:
 
     phone: Phone
     bench: Bench
-    runner: Runner
+    program: DeviceProgram
     note: str
 
 
 def choose(serial: str, runtime: str, soc: Soc, runner_config: Path | None, allow_other: bool) -> ChosenPhone:
-    """Find the phone, check its chip and the runner's files.
+    """Find the phone, check its chip and the benchmark program's files.
 
     Raises:
-        UnavailableError: no such device, or no runner. TargetError: another chip, and that was not asked for.
+        UnavailableError: no such device or program. TargetError: another chip, and that was not asked for.
     """
-    runner = load_runner(runtime, runner_config)
-    runner.files()
-    phone, bench = _open(serial, runner)
+    program = load_program(runtime, runner_config)
+    program.files()
+    phone, bench = _open(serial, program)
     note = ""
     if soc.dram_gb_s is not None:  # a target without a chip of its own runs on any
         note = device_speed.check_chip(phone, (soc.name, soc.id, *soc.aliases), allow_other=allow_other)
     device = f"{phone.model} {phone.serial}, {phone.soc}, {phone.system}"
-    return ChosenPhone(phone, bench, runner, "; ".join(part for part in (note, device) if part))
+    return ChosenPhone(phone, bench, program, "; ".join(part for part in (note, device) if part))
 
 
 def find_phone(plan: Plan) -> ChosenPhone | None:
-    """The phone that a run names, if it does; a runner's configuration is read in any case. Raises as `choose` does."""
+    """The phone that a run names, if any; the program's configuration is read in any case. Raises as `choose` does."""
     request, target = plan.request, plan.target
     if request.device is None:
         if request.runner_config is not None:
-            load_runner(target.runtime, request.runner_config)
+            load_program(target.runtime, request.runner_config)
         return None
     return choose(request.device, target.runtime, target.soc, request.runner_config, request.allow_other_soc)
 
@@ -67,42 +67,42 @@ def measure_on(
     protocol: Protocol | None = None,
     depths: Sequence[int] = (),
 ) -> list[Measurement]:
-    """Figures of the artifact on the phone; the runner's words are kept in `logs`.
+    """Figures of the artifact on the phone; the program's words are kept in `logs`.
 
     Raises:
         UnavailableError: too hot, disconnected, a crash, nothing that can be read: no figure.
     """
     with tempfile.TemporaryDirectory(prefix="bluelm-export-") as folder:
-        calls = make_calls(artifact, chosen.runner, Path(folder), depths)
+        calls = make_calls(artifact, chosen.program, Path(folder), depths)
         found = device_speed.measure(
-            chosen.bench, chosen.runner, calls, logs, protocol=protocol, note=chosen.note, progress=progress
+            chosen.bench, chosen.program, calls, logs, protocol=protocol, note=chosen.note, progress=progress
         )
     phone = chosen.phone
     device = f"{phone.model} {phone.serial}"
-    by = f"{chosen.runner.says} on {f'the Android emulator {device}' if phone.emulated else device}"
+    by = f"{chosen.program.says} on {f'the Android emulator {device}' if phone.emulated else device}"
     return Answered("emulated" if phone.emulated else "measured", by).mark(found)
 
 
-def _open(serial: str, runner: Runner) -> tuple[Phone, Bench]:
-    """The phone and a bench on it: an Apple device if the runner is an app, else over adb."""
-    if runner.bundle:
+def _open(serial: str, program: DeviceProgram) -> tuple[Phone, Bench]:
+    """The phone and a bench on it: an Apple device if the program is an app, else over adb."""
+    if program.bundle:
         found = {phone.serial: phone for phone in devicectl.phones()}
         if serial not in found:
             known = ", ".join(found) or "none"
             raise UnavailableError(f"no device {serial!r} is connected", fix=f"connected: {known}")
-        return found[serial], devicectl.AppleBench(serial, runner.bundle)
+        return found[serial], devicectl.AppleBench(serial, program.bundle)
     device = Server().device(serial)
     return ask(device), AndroidBench(device)
 
 
-def make_calls(artifact: Artifact, runner: Runner, folder: Path, depths: Sequence[int]) -> list[Call]:
+def make_calls(artifact: Artifact, program: DeviceProgram, folder: Path, depths: Sequence[int]) -> list[Call]:
     """One call for prefill and one for decode at each depth.
 
     onnxruntime_perf_test wants the graphs' inputs beside them: they are recorded here, behind real tokens, but for
-    compiled graphs. Other runners take the artifact's folder and a prompt as long as the depth.
+    compiled graphs. Other programs take the artifact's folder and a prompt as long as the depth.
     """
     values = {"decode_tokens": "32"}
-    if runner.says != "onnxruntime_perf_test":
+    if program.says != "onnxruntime_perf_test":
         prompts = {0: artifact.chunk, **{depth: depth for depth in depths}}
         return [
             Call("decode", depth, 1, artifact.folder, values={**values, "prompt": "a " * length})

@@ -1,7 +1,7 @@
-"""iPhones and iPads through Xcode's `devicectl`: list them, and run an app of the user's as the runner.
+"""iPhones and iPads through Xcode's `devicectl`: list them, and run an app of the user's as the benchmark program.
 
-iOS runs no loose binaries: the runner is an app (named by its bundle identifier) that takes the runner's
-arguments and writes what the runner writes. It also answers `--thermal-state` with the word of
+iOS runs no loose binaries: the app (named by its bundle identifier) takes that program's arguments and writes what that
+program writes. It also answers `--thermal-state` with the word of
 ProcessInfo.thermalState: nominal, fair, serious or critical.
 """
 
@@ -93,7 +93,7 @@ def parse(entry: Mapping[str, Any], table: Mapping[str, Mapping[str, Any]]) -> P
 
 
 class AppleBench:
-    """An iPhone with the runner app of the given bundle identifier installed."""
+    """An iPhone with the app of the given bundle identifier installed."""
 
     def __init__(self, serial: str, bundle: str) -> None:
         self.serial = serial

@@ -53,7 +53,7 @@ class Phone:
 
 
 class Bench(Protocol):
-    """A device that a runner can be measured on; paths below `folder` are remote."""
+    """A device that a benchmark program can run on; paths below `folder` are remote."""
 
     serial: str
 

@@ -19,7 +19,7 @@ from export.artifacts.artifact import Artifact
 from export.bundle import project
 from export.formats import Record, Without
 from targets.backend import Backend
-from targets.phones.runners import load_runner
+from targets.phones.programs import load_program
 from targets.socs import table
 from targets.tools import tools
 from tests.pipeline.test_cli import LAX, bluelm, environment
@@ -52,7 +52,7 @@ def test_what_a_record_names_is_there(record: Record) -> None:
     if not isinstance(record.app, Without):
         assert record.app in project.runtimes()
     if not isinstance(record.device_program, Without):
-        assert load_runner(record.device_program).decode
+        assert load_program(record.device_program).decode
     if record.compiled_from is not None:
         assert formats.record(record.compiled_from).lowered_as == record.compiled_from
     assert (record.blocks == "source") == (record.compiled_from is not None)

@@ -26,7 +26,7 @@ from eval.report import Report
 from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import EmbeddingTable
 from export.bundle import build, keys
-from targets.phones.runners import load_runner
+from targets.phones.programs import load_program
 from tests.support import artifact_files as artifacts
 from tests.support import reader_files as valid
 
@@ -185,7 +185,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "runner configuration": lambda: Reader(
         {"r.yaml": b"onnx-cpu: {binary: /x/perf_test, libraries: [/x/lib.so], environment: {A: b}}\n"},
         "r.yaml",
-        lambda folder: load_runner("onnx-cpu", folder / "r.yaml"),
+        lambda folder: load_program("onnx-cpu", folder / "r.yaml"),
     ),
     "report": lambda: Reader(valid.run_files(), "report.json", Report.open),
     "artifact": lambda: Reader(valid.run_files(), "artifact.json", Artifact.open),

@@ -16,7 +16,7 @@ from compress.recipe import Recipe
 from export.formats import function, record, records
 from pipeline.cli import app
 from targets.memory import APP_SHARE, GIB, check_memory, footprint
-from targets.phones.runners import load_runner
+from targets.phones.programs import load_program
 from targets.registry import find, runtimes_of
 from targets.socs import table
 from targets.tools import Tool, examine, tools
@@ -142,4 +142,4 @@ def test_the_npu_of_a_dimensity_says_that_its_sdk_is_missing():
 def test_every_runtime_that_is_measured_over_adb_has_a_runner_of_its_name():
     for kind in records().values():
         if "adb" in kind.optional_tools:
-            assert load_runner(str(kind.device_program)).decode
+            assert load_program(str(kind.device_program)).decode

@@ -14,7 +14,7 @@ import pytest
 from bluelm.errors import UnavailableError
 from eval.speed.speed_model import find_soc, socs
 from targets.phones import devicectl
-from targets.phones.runners import load_runner
+from targets.phones.programs import load_program
 from targets.socs import table
 from tests.support.phones.phone import running_phone
 
@@ -195,6 +195,6 @@ def test_no_xcode(monkeypatch, tmp_path):
 def test_an_apple_runner_is_an_app(tmp_path):
     config = tmp_path / "runners.yaml"
     config.write_text("coreml: {bundle: org.example.runner}")
-    assert load_runner("coreml", config).files() == []
+    assert load_program("coreml", config).files() == []
     with pytest.raises(UnavailableError, match="build an app"):
-        load_runner("coreml").files()
+        load_program("coreml").files()

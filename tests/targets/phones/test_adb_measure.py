@@ -14,7 +14,7 @@ from eval.budget.budget import judge
 from eval.budget.limits import Budget
 from eval.speed.device_speed import Call, Protocol, check_chip, cool, measure
 from targets.phones.phone import AndroidBench, Phone, ask
-from targets.phones.runners import Runner, load_runner, read_figures
+from targets.phones.programs import DeviceProgram, load_program, read_figures
 from tests.support.phones.phone import FakePhone
 
 # Takes its latency from the next line of `latencies` in its folder, so that repeats differ as told.
@@ -42,14 +42,14 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def make_runner(tmp_path: Path, script: str, latencies: tuple[str, ...] = LATENCIES) -> Runner:
+def make_runner(tmp_path: Path, script: str, latencies: tuple[str, ...] = LATENCIES) -> DeviceProgram:
     binary, library = tmp_path / "perf_test", tmp_path / "latencies"
     binary.write_text(script)
     library.write_text("".join(f"{x}\n" for x in latencies))
     config = tmp_path / "runners.yaml"
     own = {"onnx-cpu": {"binary": str(binary), "libraries": [str(library)]}}
     config.write_text(yaml.safe_dump(own))
-    return load_runner("onnx-cpu", config)
+    return load_program("onnx-cpu", config)
 
 
 def decode_call(model: Path, depth: int = 0) -> Call:
@@ -178,7 +178,7 @@ def test_the_chips_note_reaches_the_figures(phone, model, tmp_path):
 
 def test_no_runner_configured_says_where_to_get_it(phone, model, tmp_path):
     with pytest.raises(UnavailableError, match=r"(?s)no arm64 build.*build\.sh"):
-        measure(bench(phone), load_runner("onnx-cpu"), [decode_call(model)], tmp_path)
+        measure(bench(phone), load_program("onnx-cpu"), [decode_call(model)], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_a_bad_runner_configuration(tmp_path, text, told):
     path = tmp_path / "runners.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=told):
-        load_runner("onnx-cpu", path)
+        load_program("onnx-cpu", path)
     with pytest.raises(InputError, match="onnx-cpu"):
-        load_runner("abacus")
+        load_program("abacus")
 
 
 def test_a_command_line_that_names_an_unknown_thing(phone, model, tmp_path):
@@ -217,14 +217,14 @@ def test_what_executorchs_llama_runner_says():
     }
     rss = "RSS after finishing text generation: 1921.5 MiB (0 if unsupported)"
     text = f"I 00:00:03 stats.h:110] hello\nPyTorchObserver {json.dumps(told)}\n{rss}"
-    figures = read_figures(load_runner("executorch-xnnpack"), "decode", text, 1)
+    figures = read_figures(load_program("executorch-xnnpack"), "decode", text, 1)
     assert figures.prefill_tokens_s == pytest.approx(256)
     assert figures.decode_tokens_s == pytest.approx(50)
     assert figures.first_token_s == pytest.approx(0.26)
     assert figures.peak_bytes == 1921.5 * 2**20
     told["inference_end_ms"] = 1
     with pytest.raises(UnavailableError):
-        read_figures(load_runner("executorch-xnnpack"), "decode", f"PyTorchObserver {json.dumps(told)}", 1)
+        read_figures(load_program("executorch-xnnpack"), "decode", f"PyTorchObserver {json.dumps(told)}", 1)
 
 
 def test_what_litert_benchmark_model_says():
@@ -232,7 +232,7 @@ def test_what_litert_benchmark_model_says():
         "INFO: Inference timings in us: Init: 5685, First inference: 18535, Warmup (avg): 14462.3, "
         "Inference (avg): 14575.2\nINFO: Overall peak memory footprint (MB) via periodic monitoring: 24.5\n"
     )
-    figures = read_figures(load_runner("litert"), "prefill", text, 128)
+    figures = read_figures(load_program("litert"), "prefill", text, 128)
     assert figures.prefill_tokens_s == pytest.approx(128 / 0.0145752)
     assert figures.first_token_s == pytest.approx(0.0145752)
     assert figures.peak_bytes == pytest.approx(24.5 * 2**20)
@@ -241,4 +241,4 @@ def test_what_litert_benchmark_model_says():
 @pytest.mark.parametrize("text", ["P50 Latency: 0 s", "P50 Latency: nan", "P50 Latency: 1.2.3 s", "P50 Latency: 1e-30"])
 def test_impossible_latencies_are_no_figures(text):
     with pytest.raises(UnavailableError, match="gave no speed"):
-        read_figures(load_runner("onnx-cpu"), "decode", text, 1)
+        read_figures(load_program("onnx-cpu"), "decode", text, 1)

@@ -21,7 +21,7 @@ from export.onnx import genai as onnx_genai
 from pipeline.run.phone import make_calls
 from targets.arm64.onnx import session_step
 from targets.emulator.feeds import prompt_tokens, record
-from targets.phones.runners import load_runner
+from targets.phones.programs import load_program
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import tiny_checkpoint
 from tests.support.phones.phone import FakePhone, running_phone
@@ -163,7 +163,7 @@ def test_recorded_inputs_give_the_recorded_logits(run):
 
 def test_other_runners_get_the_folder_and_a_prompt(run, tmp_path):
     artifact = Artifact.open(run[0] / "onnx-cpu")
-    calls = make_calls(artifact, load_runner("executorch-xnnpack"), tmp_path, [300])
+    calls = make_calls(artifact, load_program("executorch-xnnpack"), tmp_path, [300])
     assert [(call.phase, call.depth) for call in calls] == [("decode", 0), ("decode", 300)]
     assert calls[1].values["prompt"].split() == ["a"] * 300
 
@@ -197,7 +197,7 @@ def test_every_part_of_a_compiled_model_is_called_with_its_binary(tmp_path):
         files=list_files(folder, roles),
     )
     artifact.save(folder)
-    calls = make_calls(Artifact.open(folder), load_runner("qnn-context"), tmp_path / "calls", [])
+    calls = make_calls(Artifact.open(folder), load_program("qnn-context"), tmp_path / "calls", [])
     assert [(call.phase, len(call.parts)) for call in calls] == [("prefill", 2), ("decode", 2)]
     for call in calls:
         for number, part in enumerate(call.parts, 1):

@@ -14,13 +14,13 @@ from bluelm.errors import InputError, UnavailableError
 from bluelm.system.reading import parse_json
 from bluelm.system.yamlfiles import read_yaml
 
-DEFAULTS = Path(__file__).parents[1] / "data" / "runners.yaml"
+DEFAULTS = Path(__file__).parents[1] / "data" / "device_programs.yaml"
 Says = Literal["onnxruntime_perf_test", "llama_main", "benchmark_model"]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one call of a runner told; None where it does not tell. Rates in tokens/s, memory in bytes."""
+    """What one call of a program reported; None where it does not report it. Rates in tokens/s, memory in bytes."""
 
     prefill_tokens_s: float | None = None
     first_token_s: float | None = None
@@ -28,7 +28,7 @@ class Figures:
     peak_bytes: float | None = None
 
 
-class Runner(BaseModel):
+class DeviceProgram(BaseModel):
     """How to call one runtime's program.
 
     In `prefill`, `decode` and `environment` these names stand for remote paths or numbers: {folder} {binary}
@@ -39,7 +39,7 @@ class Runner(BaseModel):
 
     says: Says
     binary: Path | None = None
-    bundle: str = ""  # on Apple's devices: the runner app's identifier, in place of the binary
+    bundle: str = ""  # on Apple's devices: the app's identifier, in place of the binary
     libraries: tuple[Path, ...] = ()
     remote_folder: str = "/data/local/tmp/bluelm-export"
     environment: Mapping[str, str] = {}
@@ -61,12 +61,12 @@ class Runner(BaseModel):
             raise UnavailableError(f"no arm64 build of {self.says} is configured", fix=fix)
         for path in (self.binary, *self.libraries):
             if not path.is_file():
-                raise UnavailableError("the runner's file does not exist", where=path, fix="correct its path")
+                raise UnavailableError("the program's file does not exist", where=path, fix="correct its path")
         return [self.binary, *self.libraries]
 
 
-def load_runner(name: str, path: Path | None = None) -> Runner:
-    """The runner of a runtime, defaults first, then the user's file of the same layout.
+def load_program(name: str, path: Path | None = None) -> DeviceProgram:
+    """The benchmark program of a runtime, defaults first, then the user's file of the same layout.
 
     Raises:
         InputError: unknown runtime, not YAML, an unknown key.
@@ -74,31 +74,31 @@ def load_runner(name: str, path: Path | None = None) -> Runner:
     content = _read(DEFAULTS)
     own = _read(path) if path else {}
     if name not in content:
-        raise InputError(f"no runner is known for {name!r}", fix=f"known: {', '.join(content)}")
+        raise InputError(f"no benchmark program is known for {name!r}", fix=f"known: {', '.join(content)}")
     try:
-        return Runner.model_validate({**content[name], **own.get(name, {})})
+        return DeviceProgram.model_validate({**content[name], **own.get(name, {})})
     except (ValidationError, TypeError) as error:
-        raise InputError(f"the runner's configuration is wrong: {error}", where=path, fix="correct it") from error
+        raise InputError(f"the program's configuration is wrong: {error}", where=path, fix="correct it") from error
 
 
 def _read(path: Path) -> dict:
-    content = read_yaml(path, "the runner's configuration")
+    content = read_yaml(path, "the program's configuration")
     if not isinstance(content, dict):
-        raise InputError("the runner's configuration is not a table by runtime", where=path, fix="correct it")
+        raise InputError("the program's configuration is not a table by runtime", where=path, fix="correct it")
     return content
 
 
-def read_figures(runner: Runner, phase: Literal["prefill", "decode"], text: str, tokens: int) -> Figures:
+def read_figures(program: DeviceProgram, phase: Literal["prefill", "decode"], text: str, tokens: int) -> Figures:
     """What the program said, as figures; `tokens` is how many one of its steps handled.
 
     Raises:
         UnavailableError: it did not say what it should have: no figure, never a guess.
     """
-    figures = _READERS[runner.says](text, phase, tokens)
+    figures = _READERS[program.says](text, phase, tokens)
     rates = (figures.prefill_tokens_s, figures.decode_tokens_s)
     if not any(rate is not None and 0 < rate < 1e6 for rate in rates):
         tail = "".join(c if c.isprintable() or c == "\n" else "?" for c in text[-300:]).strip() or "nothing"
-        raise UnavailableError(f"{runner.says} gave no speed; it said: {tail}", fix="run it by hand on the device")
+        raise UnavailableError(f"{program.says} gave no speed; it said: {tail}", fix="run it by hand on the device")
     return figures
 
 
