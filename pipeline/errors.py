@@ -16,11 +16,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shlex
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib.metadata import requires
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -93,7 +95,7 @@ def _guarded(command: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        extra = extra_of((error.name or "").partition(".")[0])
         if extra is None:
             raise
         fix = f"pip install 'bluelm-export[{extra}]'"
@@ -129,29 +131,29 @@ def leave(command: Callable[[], int | None]) -> NoReturn:
     raise typer.Exit(guard(command, resume=without_secrets(shlex.join(["bluelm-export", *sys.argv[1:]]))))
 
 
-_EXTRAS = {
-    "onnxruntime_qnn": "qualcomm",
-    "executorch": "executorch",
-    "coremltools": "apple",
-    "litert_torch": "litert",
-    "ai_edge_litert": "litert",
-    "pyarrow": "parquet",
-    "tokenizers": "tokenizers",
-    "mlflow": "mlflow",
-    "ray": "ray",
-    "gguf": "gguf",
-    "onnxruntime_genai": "genai",
-    "huggingface_hub": "hub",
-    "requests": "hub",
-    "modelscope_hub": "hub",
-    "cryptography": "bundle",
-    "model_signing": "bundle",
-    "OpenSSL": "bundle",
-    "rfc3161_client": "bundle",
-    "cyclonedx": "bundle",
-    "lm_eval": "tasks",
-    "datasets": "tasks",
+def extra_of(module: str) -> str | None:
+    """The extra of this project that installs a module; None where none does."""
+    wanted = _plain(_DISTRIBUTIONS.get(module, module))
+    for row in requires("bluelm-export") or ():
+        name, extra = re.match(r"[\w.-]+", row), re.search(r'extra == "([\w-]+)"', row)
+        if name and extra and _plain(name[0]) == wanted and extra[1] not in _GATHERED:
+            return extra[1]
+    return None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+_DISTRIBUTIONS = {
+    "OpenSSL": "pyOpenSSL",
+    "cyclonedx": "cyclonedx-python-lib",
+    "mlflow": "mlflow-skinny",
+    "cpuinfo": "py-cpuinfo",
+    "datasets": "lm_eval",  # which brings it
 }
+"""Of modules that are called otherwise than what installs them."""
+_GATHERED = ("all", "docs", "test")
 
 
 def crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -256,12 +256,13 @@ def training_windows(texts: Iterable[str], tokenizer: Tokenizer, count: int, len
 
 
 def setup(folder: Path) -> None:
-    """One environment a peer; torch first, so that pip does not fetch another one."""
+    """One environment a peer; torch first, in the version here, so that pip does not fetch another one."""
+    here = f"torch=={torch.__version__.partition('+')[0]}"
     for name, packages in PACKAGES.items():
         pip = [str(folder / name / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
-        subprocess.run([*pip, "torch==2.13.0"], check=True)
-        subprocess.run([*pip, "torch==2.13.0", *packages], check=True)
+        subprocess.run([*pip, here], check=True)
+        subprocess.run([*pip, here, *packages], check=True)
         if name == "gptqmodel":  # it declares a newer torch than there is for CPUs
             subprocess.run([*pip, "--no-deps", "gptqmodel==7.7.0", "optimum==2.3.0"], check=True)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
+from importlib.metadata import distribution
 from itertools import chain
 from pathlib import Path
 
@@ -12,7 +15,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline.errors import extra_of
 from targets.tools import tools
+from tests.project.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -58,6 +63,36 @@ def test_commands_that_name_a_version_name_the_pinned_one(name: str) -> None:
     files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.*"), *(ROOT / "targets" / "data").glob("*.yaml")]
     for path in files:
         assert set(re.findall(rf"\b{name}==([\d.]+\d)", path.read_text(encoding="utf-8"))) <= {pin}, path
+
+
+def test_a_module_that_is_missing_leads_to_the_extra_that_brings_it() -> None:
+    """Of all that the product imports and that an extra installs."""
+    extras = PROJECT["optional-dependencies"]
+    bring = {canonicalize_name(Requirement(row).name): extra for extra, rows in extras.items() for row in rows
+             if extra not in ("all", "docs", "test")}  # fmt: skip
+    imported = {name for layer in LAYERS for path in Path(layer).rglob("*.py") for name in top_level(path)}
+    brought: dict[str, str] = {}
+    for name, extra in bring.items():
+        files = distribution(name).files or ()
+        brought |= {file.parts[0].removesuffix(".py"): extra for file in files if file.suffix == ".py"}
+    wanted = {module: brought[module] for module in imported & brought.keys()}
+    assert {"mlx_lm", "xllamacpp", "OpenSSL", "gguf", "executorch"} <= set(wanted)
+    assert {module: extra_of(module) for module in wanted} == wanted
+    assert extra_of("torch") is None and extra_of("bluelm") is None
+
+
+def top_level(path: Path) -> Iterator[str]:
+    """Packages that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        yield from (name.partition(".")[0] for name in names)
+
+
+def test_no_program_writes_torch_s_version_again() -> None:
+    pin = str(next(one for one in DIRECT if one.name == "torch"))
+    programs = [path for folder in (*LAYERS, "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert not [path for path in programs if pin in path.read_text(encoding="utf-8")]
 
 
 def test_the_makefile_takes_torch_s_version_from_pyproject() -> None:
