@@ -2,10 +2,10 @@
 
     python -m benchmarks.faults OUT [--only SUBJECT ...] [--fault NAME ...] [--share N/M] [--most N] [--each N]
 
-A trial does one fault (`faults_kinds.py`) to one command (`faults_subjects.py`), then gives the same command again
-without any, and holds all that lies there against an undisturbed run. What is in OUT/trials-1.jsonl is not done again;
-`--share 1/2` and `--share 2/2` may run beside each other, in folders of their own. The full disk needs root, or it is
-left out.
+A trial does one fault (`benchmarks/faults/kinds.py`) to one command (`benchmarks/faults/subjects.py`), then gives the
+same command again without any, and compares all that lies there with an undisturbed run. What is in OUT/trials-1.jsonl
+is not done again; `--share 1/2` and `--share 2/2` may run beside each other, in folders of their own. The full disk
+needs root, and is skipped without.
 """
 
 from __future__ import annotations

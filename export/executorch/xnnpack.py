@@ -4,7 +4,7 @@ runners load.
     torch module -> torch.export -> all but embedding, cache and attention to XNNPACK -> .pte
 
 Codes and scales are buffers of the module and reach the file as they are; nothing is requantized. Both are read
-when their delegate is written (executorch_memory.py).
+when their delegate is written (`export/executorch/memory.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Documents: what they link to and the files that they name are there; the drawing knows the packages."""
+"""Documents and docstrings: links and the files that they name are there; the drawing knows the packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from tests.project.test_layers import LAYERS
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-FILE = re.compile(rf"`((?:{'|'.join((*LAYERS, 'tests', 'benchmarks', 'docs'))})/[\w./*-]+)`")
+SOURCES = [path for folder in (*LAYERS, "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+PLACE = rf"(?:{'|'.join((*LAYERS, 'tests', 'benchmarks', 'docs'))})/[\w./*-]+"
+FILE = re.compile(rf"`({PLACE})`")
+NAMED = re.compile(rf"\b({PLACE}\.(?:py|md|yaml|csv|json))\b")
+RUN = re.compile(r"python -m ((?:benchmarks|tests|pipeline|eval)[\w.]*\w)")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -41,6 +45,20 @@ def test_files_that_are_named_are_there(path: Path) -> None:
     for name in FILE.findall(path.read_text(encoding="utf-8")):
         if not re.search(r"\b[A-Z]{2,}\b", name.removesuffix(".md")):
             assert any(ROOT.glob(name.rstrip("/"))), f"{path.relative_to(ROOT)} names {name}"
+
+
+def test_files_that_docstrings_and_comments_name_are_there() -> None:
+    for path in SOURCES:
+        for name in NAMED.findall(path.read_text(encoding="utf-8")):
+            assert any(ROOT.glob(name)), f"{path.relative_to(ROOT)} names {name}"
+
+
+def test_modules_that_are_to_be_run_are_there() -> None:
+    for path in [*DOCUMENTS, *SOURCES]:
+        for name in set(RUN.findall(path.read_text(encoding="utf-8"))) - {"benchmarks.NAME", "benchmarks.x"}:
+            place = ROOT.joinpath(*name.split("."))
+            there = place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
+            assert there, f"{path.relative_to(ROOT)} names {name}"
 
 
 def test_the_drawing_has_the_packages_each_above_those_that_it_imports() -> None:

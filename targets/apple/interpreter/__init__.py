@@ -1,1 +1,1 @@
-"""Core ML programs, computed here in torch."""
+"""Core ML programs, computed here in NumPy."""

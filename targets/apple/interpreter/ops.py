@@ -2,7 +2,7 @@
 
 Floating values arrive and leave as float32; the interpreter rounds results to the declared type. Each
 function takes the op's arguments by parameter name and returns an array, or a list for several outputs.
-This file holds arithmetic; `coreml_shape_ops` moves elements, `coreml_constants` decompresses weights.
+This file holds arithmetic; `shape_ops` moves elements, `constants` decompresses weights.
 """
 
 from __future__ import annotations
