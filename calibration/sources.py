@@ -129,10 +129,10 @@ def _decode(file: Path, data: bytes) -> str:
         raise InputError(
             f"not text in UTF-8 (byte {error.start})",
             where=file,
-            fix="convert it, for example: iconv -f gb18030 -t utf-8; or leave binary files out",
+            fix="convert it, for example: iconv -f gb18030 -t utf-8; or omit binary files",
         ) from None
     if "\0" in text:
-        raise InputError("not text: it holds zero bytes", where=file, fix="leave binary files out")
+        raise InputError("not text: it holds zero bytes", where=file, fix="omit binary files")
     return text
 
 
@@ -168,7 +168,7 @@ def check_chats(documents: Iterable[Document], tokenizer: Tokenizer) -> None:
             try:
                 tokenizer.check_chat(found.messages, tools=found.tools)
             except InputError as error:
-                fix = error.fix or f"mend the line, or leave it out; the template is that of {error.where}"
+                fix = error.fix or f"correct the line, or remove it; the template is that of {error.where}"
                 raise InputError(error.problem, where=found.where, fix=fix) from None
 
 

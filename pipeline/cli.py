@@ -211,13 +211,13 @@ def generate(
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed, for temperatures above 0.")] = 0,
 ) -> None:
-    """Let a finished artifact answer, streamed."""
+    """Let a finished artifact answer a prompt; the text is streamed."""
 
     def work() -> int:
         from pipeline.commands.generate import answer, answer_through
 
         refuse_if(temperature == 0, context, "--seed", "the likeliest token is always taken", "add --temperature 0.7")
-        refuse_if(runner is not None, context, "--on", "the runner runs on the CPU", "leave --on or --with out")
+        refuse_if(runner is not None, context, "--on", "the runner runs on the CPU", "omit --on or --with")
         text = _standard_input() if prompt == "-" else prompt
         if runner is not None:
             answer_through(run, text, runner, chat=not raw, max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -247,7 +247,7 @@ def check(
         typer.Option(help="Write the reports with this verdict into this folder.", show_default=False),
     ] = None,
 ) -> None:
-    """Hold the figures of a finished run against a budget and an earlier run, without building or running anything."""
+    """Compare the figures of a finished run with a budget and an earlier run; nothing is built or run."""
 
     def work() -> int:
         from pipeline.commands.check import check as hold
@@ -259,7 +259,7 @@ def check(
 
 @app.command()
 def targets() -> None:
-    """List what can be built for."""
+    """List the targets, and the runtimes and chips of each."""
 
     def work() -> int:
         from pipeline.commands.listing import show_targets

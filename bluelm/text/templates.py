@@ -115,7 +115,7 @@ class ChatTemplate:
         if not messages:
             raise InputError("a chat needs at least one message")
         if continue_final_message and add_generation_prompt:
-            raise InputError("a last message is either continued or answered", fix="leave one of the two out")
+            raise InputError("a last message is either continued or answered", fix="omit one of the two")
         chat = [_normalized(message) for message in messages]
         if continue_final_message:
             chat[-1] = _open(chat[-1], self.where)

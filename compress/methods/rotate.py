@@ -150,7 +150,7 @@ def check(config: ModelConfig) -> None:
     if config.shares_table:
         raise InputError(
             "embedding and head of this model are one table, which cannot be rotated for both",
-            fix="leave out --rotate",
+            fix="omit --rotate",
         )
 
 

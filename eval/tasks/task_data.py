@@ -91,7 +91,7 @@ class LocalData:
             raise InputError(
                 f"the data of the task {config['task']} have no known local layout",
                 where=self.folder,
-                fix=f"known are {', '.join(LAYOUTS)}; leave --task-data out to fetch others from the hub",
+                fix=f"known are {', '.join(LAYOUTS)}; omit --task-data to fetch others from the hub",
             )
         asked = config.get("test_split") or config.get("validation_split")
         wanted = {str(s) for s in (asked, config.get("fewshot_split"), config.get("training_split")) if s}

@@ -65,7 +65,7 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
     artifact = find_artifact(run, report)
     format_ = choice.format or default_format(report, artifact)
     if choice.runner is not None and format_ != "ipa":
-        fix = "add --format ipa, or leave --runner out"
+        fix = "add --format ipa, or omit --runner"
         raise InputError(f"--runner would change nothing: it is for an ipa, and this is a bundle of {format_}", fix=fix)
     check_app(Tokenizer.from_folder(artifact.folder), format_)
     draft = manifest_draft(run, report, artifact, format_, choice)

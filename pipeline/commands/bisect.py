@@ -36,7 +36,7 @@ def bisect(
         Path | None, typer.Option("--json", help="Write the findings to this file.", show_default=False)
     ] = None,
 ) -> None:
-    """Name the first block and the tensor where an artifact leaves its model, and what did it: weights,
+    """Name the first block and tensor where an artifact differs from its model, and the cause: weights,
     activations or the runtime."""
 
     def work() -> int:

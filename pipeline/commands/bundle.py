@@ -74,11 +74,11 @@ def fetch(
         typer.Option(min=1, help="Seconds for the whole download; what has arrived is kept.", show_default=False),
     ] = None,
     slowest: Annotated[
-        float, typer.Option(min=0, help="Bytes a second; a slower transfer is broken off and taken up again.")
+        float, typer.Option(min=0, help="Lowest speed, in bytes a second; a slower transfer is dropped and resumed.")
     ] = 10_000,
 ) -> None:
-    """Fetch a checkpoint; every file is held to the hub's size and digest. Interrupted, the same call goes
-    on.
+    """Download a checkpoint and check every file against the hub's size and digest. After an interruption, the
+    same command resumes.
     """
 
     def work() -> int:
@@ -275,7 +275,7 @@ def bundle(
         from pipeline.bundles.bundling import bundle as make
 
         no_key = "this machine's development key signs"
-        refuse_if(key is None, context, "--certificate", no_key, "add --key FILE, or leave it out")
+        refuse_if(key is None, context, "--certificate", no_key, "add --key FILE, or omit it")
         choice = Choice(
             format=None if format_ is None else format_.value,
             out=out,

@@ -49,7 +49,7 @@ def compare(
         Path | None, typer.Option("--json", help="Write the figures there.", show_default=False)
     ] = None,
 ) -> None:
-    """Hold artifacts of any runtimes against each other: KL, top-1, greedy tokens, and block by block."""
+    """Compare artifacts of any runtimes: KL, top-1 agreement, greedy tokens, and block by block."""
 
     def work() -> int:
         refuse_if(prompts == 0, context, "--length", "no prompt is continued", "give --prompts 1 or more")

@@ -85,7 +85,7 @@ def _tools_of(target: str | None, runtime: str | None) -> tuple[set[str] | None,
 
 @emulator.command("install")
 def install_emulator() -> None:
-    """Set the arm64 userland up, once: Debian packages and the aarch64 wheels, in the user's cache."""
+    """Set up the arm64 userland once: Debian packages and the aarch64 wheels, in the user's cache."""
 
     def work() -> int:
         from targets.emulator.guest import install

@@ -55,7 +55,7 @@ def evaluate(
         typer.Option(help="Folder to write the report into. Default: the run's; none for an artifact."),
     ] = None,
 ) -> None:
-    """Judge an artifact that lies there, on held-out text and by its files, against a budget; nothing is built.
+    """Judge an existing artifact against a budget, on held-out text and by its files; nothing is built.
 
     A run's report is replaced by the new one; the old one is kept in `previous`.
     """

@@ -57,10 +57,10 @@ def measure(
     cooling_limit: CoolingLimit = 600,
     history: HistoryFile = None,
 ) -> None:
-    """Measure a finished run's speed on a phone, and hold its budget's speed limit against it.
+    """Measure a finished run's speed on a phone, and compare it with the budget's speed limit.
 
-    Pushes the artifact, runs the runtime's own program there, reads what it says, cleans up. Every figure is
-    a median with its interval; a limit is held against the lower end.
+    Pushes the artifact, runs the runtime's own benchmark program there, reads its figures, cleans up. Every figure is
+    a median with its interval; a limit is compared with the interval's lower end.
     """
 
     def work() -> int:
@@ -75,7 +75,7 @@ def measure(
         artifact = phone_artifact(run, report)
         soc = find(report.target.split()[0], artifact.soc).soc
         if allow_other_soc and soc.dram_gb_s is None:
-            fix = "leave --allow-other-soc out"
+            fix = "omit --allow-other-soc"
             raise InputError(f"--allow-other-soc would change nothing: {soc.name} stands for any chip", fix=fix)
         phone = choose(device, artifact.format, soc, runner_config, allow_other_soc)
         protocol = Protocol(repeats=repeats, hottest=hottest, cooling_limit_s=cooling_limit)
@@ -133,7 +133,8 @@ def count(
 ) -> None:
     """Count the CPU artifact's instructions a token under qemu; compare with the last accepted run.
 
-    A regression gate that no noise disturbs: exit code 3 if either count grew by more than the tolerance.
+    A regression check that no load of the machine disturbs: exit code 3 if either count grew by more than the
+    tolerance.
     """
 
     def work() -> int:

@@ -86,10 +86,10 @@ def sweep(
         typer.Option(help="Run on this Ray cluster; all machines must see the same folders. local: here."),
     ] = None,
 ) -> None:
-    """Run many variants; print a table and draw which give the least error for their size and speed.
+    """Run many variants; print a table and plot which give the least error for their size and speed.
 
-    Every other option is given to each run as it is, e.g. --model FOLDER --eval-tokens 4096. Start it again
-    to go on where it stopped. Exit code 3: no variant holds the budget.
+    Every other option is passed on to each run, e.g. --model FOLDER --eval-tokens 4096. The same command resumes an
+    interrupted sweep. Exit code 3: no variant keeps within the budget.
     """
 
     def work() -> int:
@@ -155,7 +155,7 @@ def _check_rest(rest: Sequence[str]) -> None:
     own = {"--target", "--method", "--name", "--out", "--dry-run"}
     taken = own & {word.partition("=")[0] for word in rest}
     if taken:
-        raise InputError(f"a sweep sets {', '.join(sorted(taken))} itself", fix="leave it out")
+        raise InputError(f"a sweep sets {', '.join(sorted(taken))} itself", fix="omit it")
 
 
 def grouped(variants: Iterable[Variant]) -> list[list[Variant]]:

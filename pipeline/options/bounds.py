@@ -37,8 +37,8 @@ def _checked(callback: Callable[..., Any], options: dict[str, str]) -> Callable[
 def fault(value: object) -> str:
     """What is wrong with an option's value, and what to give; "" for anything but such a number."""
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} is not a finite number; give one in digits, such as 2.5, or leave the option out."
+        return f"{value} is not a finite number; give one in digits, such as 2.5, or omit the option."
     largest = LARGEST if isinstance(value, float) else LARGEST_WHOLE
     if isinstance(value, int | float) and abs(value) > largest:
-        return f"the number is too large; give at most {int(largest)}, or leave the option out."
+        return f"the number is too large; give at most {int(largest)}, or omit the option."
     return ""

@@ -89,34 +89,34 @@ _NO_TEXT = "no calibration text is read: the codes are rounded to nearest, or th
 
 RUN: tuple[Idle[RunFacts], ...] = (
     Idle(_JUDGING, lambda f: f.place == "device", "nothing here can run this artifact: it is made, and not judged",
-         "leave it out"),
+         "omit it"),
     Idle(("--npu-tokens",), lambda f: not f.compiled, "no NPU artifact is made for this target and judged here",
-         "leave it out; --eval-tokens bounds what the CPU artifact is judged on"),
+         "omit it; --eval-tokens bounds what the CPU artifact is judged on"),
     Idle(("--allow-other-soc", "--runner-config"), lambda f: not f.phone, "no phone is measured",
-         "add --device SERIAL (bluelm-export devices), or leave it out"),
+         "add --device SERIAL (bluelm-export devices), or omit it"),
     Idle(("--run-code",), lambda f: not f.runs_code, "no task that was named runs code", "add --tasks humaneval"),
-    Idle(_WIDTHS, lambda f: _sized(f.recipe), _WIDTHS_WHY, "leave it out, or give --bits 4 or 8"),
-    Idle(("--quantize-on",), lambda f: f.given, "the codes are the checkpoint's own", "leave it out"),
-    Idle(("--activations",), lambda f: f.given or not f.recipe.reads_text, _NO_TEXT, "leave it out", refused=False),
-    Idle(_TEXT, lambda f: not f.reads_text, _NO_TEXT, "leave it out", refused=False),
+    Idle(_WIDTHS, lambda f: _sized(f.recipe), _WIDTHS_WHY, "omit it, or give --bits 4 or 8"),
+    Idle(("--quantize-on",), lambda f: f.given, "the codes are the checkpoint's own", "omit it"),
+    Idle(("--activations",), lambda f: f.given or not f.recipe.reads_text, _NO_TEXT, "omit it", refused=False),
+    Idle(_TEXT, lambda f: not f.reads_text, _NO_TEXT, "omit it", refused=False),
 )  # fmt: skip
 QUANTIZE: tuple[Idle[QuantizeFacts], ...] = (
     Idle(("--head-bits", "--embed-bits"), lambda f: f.foreign,
-         "with --format the embedding and the head are float16", "leave it out, or omit --format"),
-    Idle(_WIDTHS, lambda f: _sized(f.recipe), _WIDTHS_WHY, "leave it out, or give --bits 4 or 8"),
-    Idle(("--device", "--max-memory"), lambda f: f.given, "the codes are the checkpoint's own", "leave it out"),
-    Idle((*_TEXT, "--activations"), lambda f: f.given or not f.recipe.reads_text, _NO_TEXT, "leave it out",
+         "with --format the embedding and the head are float16", "omit it or --format"),
+    Idle(_WIDTHS, lambda f: _sized(f.recipe), _WIDTHS_WHY, "omit it, or give --bits 4 or 8"),
+    Idle(("--device", "--max-memory"), lambda f: f.given, "the codes are the checkpoint's own", "omit it"),
+    Idle((*_TEXT, "--activations"), lambda f: f.given or not f.recipe.reads_text, _NO_TEXT, "omit it",
          refused=False),
 )  # fmt: skip
 
 
 EVALUATE: tuple[Idle[EvaluateFacts], ...] = (
     Idle(("--eval", "--eval-tokens", "--npu-tokens"), lambda f: not f.reference,
-         "without a float model nothing is judged on text", "add --reference CHECKPOINT, or leave it out"),
+         "without a float model nothing is judged on text", "add --reference CHECKPOINT, or omit it"),
     Idle(("--npu-tokens",), lambda f: "npu" not in f.subjects, "nothing here runs on an NPU's simulator",
-         "leave it out; --eval-tokens bounds what is judged on a CPU"),
+         "omit it; --eval-tokens bounds what is judged on a CPU"),
     Idle(("--eval-tokens",), lambda f: "cpu" not in f.subjects, "nothing here runs on a CPU",
-         "leave it out; --npu-tokens bounds what is judged on an NPU's simulator"),
+         "omit it; --npu-tokens bounds what is judged on an NPU's simulator"),
 )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def refuse_idle(
     return tuple(warnings)
 
 
-def refuse_if(idle: bool, context: typer.Context, option: str, why: str, fix: str = "leave it out") -> None:
+def refuse_if(idle: bool, context: typer.Context, option: str, why: str, fix: str = "omit it") -> None:
     """The same for a command with one or two such options.
 
     Raises:

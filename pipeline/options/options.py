@@ -125,7 +125,7 @@ DryRun = Annotated[
 ]
 
 SharedOptions = Annotated[
-    bool, typer.Option("--shared-options", hidden=True, help="Options are those of many runs: warn, do not refuse.")
+    bool, typer.Option("--shared-options", hidden=True, help="Of many runs: warn about options without effect.")
 ]
 Version = Annotated[
     bool,

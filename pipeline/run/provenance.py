@@ -68,7 +68,7 @@ def trust_of(
         InputError: a day for certificates, where there are none; a stamp without an authority, or the reverse.
     """
     if signed_at is not None and (public_key or not chain):
-        fix = "add --certificate-chain, or leave --signed-at out"
+        fix = "add --certificate-chain, or omit --signed-at"
         raise InputError("--signed-at would change nothing: no certificate is checked", fix=fix)
     stamp = Path(signed_at) if signed_at is not None and Path(signed_at).is_file() else None
     if bool(stamp) != bool(stamp_authority):

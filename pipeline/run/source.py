@@ -106,7 +106,7 @@ def open_source(
     clash = sorted(chosen & CHOOSES_CODES)
     if clash:
         option = f"--{clash[0].replace('_', '-')}"
-        fix = f"leave {option} out, or give the float checkpoint"
+        fix = f"omit {option}, or give the float checkpoint"
         raise InputError(f"the checkpoint is quantized already, so {option} cannot be chosen", where=model, fix=fix)
     return Source(checkpoint, given_recipe(checkpoint, recipe))
 

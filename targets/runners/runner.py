@@ -117,9 +117,7 @@ def runner_of(artifact: Artifact, name: str | None = None) -> StandardRunner:
     """
     found = artifact.record.runner
     if not isinstance(found, StandardRunner):
-        raise InputError(
-            f"no program of users is run here with {artifact.format}: {found.reason}", fix="leave --with out"
-        )
+        raise InputError(f"no standard runner opens {artifact.format} here: {found.reason}", fix="omit --with")
     if name is not None and name != found.name:
         raise InputError(f"{name} does not open {artifact.format} artifacts", fix=f"use --with {found.name}")
     return found
