@@ -1,4 +1,4 @@
-"""Fuzz everything that reads foreign bytes (`tests/support/readers.py`), guided by coverage with atheris (libFuzzer).
+"""Fuzz all that reads foreign bytes (`tests/support/files/readers.py`), guided by coverage with atheris (libFuzzer).
 
     pip install atheris
     python -m benchmarks.fuzz [--inputs 100000] [--only NAME ...]
@@ -66,10 +66,10 @@ class Watch:
 
 @cache
 def instrumented() -> tuple[ModuleType, ModuleType]:
-    """atheris, and `tests.support.readers` with all that it imports instrumented."""
+    """atheris, and `tests.support.files.readers` with all that it imports instrumented."""
     atheris = importlib.import_module("atheris")  # not among the test extras: `pip install atheris`
     with atheris.instrument_imports(include=INSTRUMENTED):
-        readers = importlib.import_module("tests.support.readers")
+        readers = importlib.import_module("tests.support.files.readers")
     return atheris, readers
 
 

@@ -28,7 +28,8 @@ from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import Place, Runtime, open_runtime
 from tests.bluelm import test_architectures as formulas
-from tests.bluelm.test_compare_architectures import TOKENS, baichuan, glm, llama, qwen2
+from tests.bluelm.test_compare_architectures import TOKENS
+from tests.support.checkpoints.families import baichuan, glm, llama, qwen2
 from tests.support.checkpoints.rounded import rounded
 
 CONTEXT, CHUNK, DECODED = 64, 16, 12

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bluelm.architectures import ARCHITECTURES
@@ -22,30 +21,23 @@ from bluelm.model import Decoder
 from bluelm.rope import max_context, rope_table
 from compress.engine import quantize
 from compress.recipe import Recipe
+from tests.support.checkpoints.families import (
+    BAICHUAN,
+    CHATGLM,
+    COMMON,
+    HEADS,
+    INNER,
+    LAYERS,
+    ROWS,
+    SIZE,
+    WIDTH,
+    baichuan_tensors,
+    chatglm,
+    randomised,
+    write,
+)
 
-ROWS, WIDTH, INNER, LAYERS, HEADS, KV, SIZE = 96, 64, 96, 2, 4, 2, 16
-COMMON = {
-    "vocab_size": ROWS, "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS, "num_key_value_heads": KV, "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-}  # fmt: skip
 TOKENS = torch.arange(5, 85, 2).view(2, 20)
-
-
-def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    return folder
-
-
-def randomised(model: Any) -> Any:
-    """A transformers model with every parameter random, norms and biases too."""
-    generator = torch.Generator().manual_seed(11)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = 1 + 0.2 * noise if "norm" in name else noise * 0.2
-    return model.eval()
 
 
 def assert_logits(folder: Path, want: Tensor) -> None:
@@ -124,40 +116,6 @@ def test_a_trained_head_beside_a_tied_table_is_read_as_transformers_reads_it(tmp
     assert (got - want).abs().mean() < 0.05 * want.abs().mean(), "the head was dropped"
 
 
-def chatglm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A transformers GLM checkpoint under ChatGLM3's names: q, k and v fused, as THUDM's files have them."""
-    renamed = {
-        "transformer.embedding.word_embeddings.weight": tensors["model.embed_tokens.weight"],
-        "transformer.encoder.final_layernorm.weight": tensors["model.norm.weight"],
-        "transformer.output_layer.weight": tensors["lm_head.weight"],
-        "transformer.rotary_pos_emb.inv_freq": torch.ones(SIZE // 4),
-    }
-    for layer in range(LAYERS):
-        old, new = f"model.layers.{layer}", f"transformer.encoder.layers.{layer}"
-        for kind in ("weight", "bias"):
-            parts = [tensors[f"{old}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
-            renamed[f"{new}.self_attention.query_key_value.{kind}"] = torch.cat(parts)
-        for theirs, ours in {
-            "input_layernorm": "input_layernorm",
-            "post_attention_layernorm": "post_attention_layernorm",
-            "self_attn.o_proj": "self_attention.dense",
-            "mlp.gate_up_proj": "mlp.dense_h_to_4h",
-            "mlp.down_proj": "mlp.dense_4h_to_h",
-        }.items():
-            renamed[f"{new}.{ours}.weight"] = tensors[f"{old}.{theirs}.weight"]
-    return renamed
-
-
-CHATGLM = {
-    "architectures": ["ChatGLMModel"], "model_type": "chatglm", "padded_vocab_size": ROWS,
-    "hidden_size": WIDTH, "ffn_hidden_size": INNER, "num_layers": LAYERS, "num_attention_heads": HEADS,
-    "multi_query_attention": True, "multi_query_group_num": KV, "kv_channels": SIZE, "seq_length": 64,
-    "layernorm_epsilon": 1e-5, "add_qkv_bias": True, "add_bias_linear": False, "rmsnorm": True,
-    "post_layer_norm": True, "original_rope": True, "eos_token_id": 2, "pad_token_id": 0,
-    "apply_residual_connection_post_layernorm": False, "tie_word_embeddings": False,
-}  # fmt: skip
-
-
 def test_chatglm3_is_transformers_glm_under_other_names(tmp_path: Path) -> None:
     """GLM in transformers is the same arithmetic: neighbouring pairs turn, in half of each head."""
     import transformers
@@ -200,33 +158,6 @@ def test_a_rope_ratio_of_a_model_without_a_name_is_refused() -> None:
         ModelConfig.from_dict({**CHATGLM, "rope_ratio": 8, "_name_or_path": name})
     ModelConfig.from_dict({**CHATGLM, "rope_ratio": 1})
     assert ModelConfig.from_dict({**COMMON, "architectures": ["LlamaForCausalLM"], "rope_ratio": 8}).rope_theta == 1e4
-
-
-BAICHUAN = {
-    **COMMON, "architectures": ["BaichuanForCausalLM"], "model_type": "baichuan", "vocab_size": 125696,
-    "num_key_value_heads": None, "z_loss_weight": 0, "tie_word_embeddings": False,
-}  # fmt: skip
-
-
-def baichuan_tensors(rows: int) -> dict[str, Tensor]:
-    torch.manual_seed(5)
-    tensors = {
-        "model.embed_tokens.weight": torch.randn(rows, WIDTH) * 0.3,
-        "model.norm.weight": 1 + 0.2 * torch.randn(WIDTH),
-        "lm_head.weight": torch.randn(rows, WIDTH),
-    }
-    for layer in range(LAYERS):
-        at = f"model.layers.{layer}"
-        tensors |= {
-            f"{at}.input_layernorm.weight": 1 + 0.2 * torch.randn(WIDTH),
-            f"{at}.post_attention_layernorm.weight": 1 + 0.2 * torch.randn(WIDTH),
-            f"{at}.self_attn.W_pack.weight": torch.randn(3 * WIDTH, WIDTH) * 0.2,
-            f"{at}.self_attn.o_proj.weight": torch.randn(WIDTH, WIDTH) * 0.2,
-            f"{at}.mlp.gate_proj.weight": torch.randn(INNER, WIDTH) * 0.2,
-            f"{at}.mlp.up_proj.weight": torch.randn(INNER, WIDTH) * 0.2,
-            f"{at}.mlp.down_proj.weight": torch.randn(WIDTH, INNER) * 0.2,
-        }
-    return tensors
 
 
 def baichuan_logits(tensors: dict[str, Tensor], normalised: bool) -> Tensor:

@@ -26,53 +26,16 @@ from targets.apple.backend import open_interpreter
 from targets.host.cached_runtime import step_mask
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from tests.bluelm.test_architectures import (
-    BAICHUAN,
-    CHATGLM,
-    COMMON,
-    ROWS,
-    baichuan_tensors,
-    chatglm,
-    randomised,
-    write,
-)  # fmt: skip
+from tests.support.checkpoints.families import (
+    baichuan,
+    glm,
+    llama,
+    qwen2,
+    qwen3,
+)
 from tests.support.checkpoints.rounded import rounded
 
 TOKENS = list(range(5, 45))
-
-
-def llama(folder: Path) -> Path:
-    import transformers
-
-    randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON))).save_pretrained(folder)
-    return folder
-
-
-def qwen2(folder: Path) -> Path:
-    import transformers
-
-    config = transformers.Qwen2Config(**COMMON, tie_word_embeddings=True)
-    randomised(transformers.Qwen2ForCausalLM(config)).save_pretrained(folder)
-    return folder
-
-
-def qwen3(folder: Path) -> Path:
-    import transformers
-
-    config = transformers.Qwen3Config(**COMMON, head_dim=32)
-    randomised(transformers.Qwen3ForCausalLM(config)).save_pretrained(folder)
-    return folder
-
-
-def baichuan(folder: Path) -> Path:
-    return write(folder, {**BAICHUAN, "vocab_size": ROWS}, baichuan_tensors(ROWS))
-
-
-def glm(folder: Path) -> Path:
-    import transformers
-
-    config = transformers.GlmConfig(**COMMON, head_dim=16, attention_bias=True, pad_token_id=0, eos_token_id=2)
-    return write(folder, CHATGLM, chatglm(dict(randomised(transformers.GlmForCausalLM(config)).state_dict())))
 
 
 @pytest.fixture(scope="module", params=[llama, qwen2, qwen3, baichuan, glm], ids=lambda make: make.__name__)

@@ -23,7 +23,7 @@ from calibration.sources import read_texts
 from eval import heldout
 from eval.tasks.task_data import LocalData
 from pipeline.cli import main
-from tests.support import reader_files as valid
+from tests.support.files import reader_files as valid
 
 BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines cuts a line, and JSON does not (some escaped)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from compress.engine import quantize
 from compress.methods.loss import objective
 from compress.recipe import Recipe
 from tests.support.checkpoints.shapes import shortened
+from tests.support.quantizing import Stopping, content
 
 HELDOUT = Path(__file__).parents[2] / "eval" / "data" / "heldout.jsonl"
 METHODS = ("gptq", "awq", "rtn")
@@ -55,26 +54,6 @@ def finished(
 
 def recipe(**values: Any) -> Recipe:
     return Recipe.make({"samples": 6, "length": 48, **values})
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-class Stopping:
-    """A Progress that interrupts the run behind `steps` pieces, as a user's Ctrl-C does."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.notes = steps, list[str]()
-
-    @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Stopping]:
-        yield self
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        self.notes.append(note)
-        if len(self.notes) == self.steps:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -11,7 +11,7 @@ from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
 from calibration.sources import Document
 from eval import heldout
-from tests.export.gguf.test_bpe import write_tokenizer
+from tests.support.files.tokenizers import write_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bluelm.errors import InputError
 from eval.history import History, KeptRun, MlflowHistory, default_path, names
 from eval.measurement import Measurement
-from tests.eval.history_writers import FIGURES, PROCESSES, THREADS, make_run, write_many
+from tests.support.history_writers import FIGURES, PROCESSES, THREADS, make_run, write_many
 
 
 def test_two_hundred_concurrent_writers_lose_nothing_and_no_reader_sees_half_a_run(tmp_path):

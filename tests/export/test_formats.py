@@ -22,8 +22,8 @@ from targets.backend import Backend
 from targets.phones.programs import load_program
 from targets.socs import table
 from targets.tools import tools
-from tests.pipeline.test_cli import LAX, bluelm, environment
 from tests.support.checkpoints.shapes import tiny_checkpoint
+from tests.support.command_line import LAX, bluelm, environment
 
 RECORDS = pytest.mark.parametrize("record", formats.records().values(), ids=lambda record: record.name)
 

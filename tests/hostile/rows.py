@@ -1,4 +1,4 @@
-"""Which hostile input goes to which reader of `tests/support/readers.py`."""
+"""Which hostile input goes to which reader of `tests/support/files/readers.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hostile import binaries, files, graphs, packages, programs, tables, texts
-from tests.support.readers import READERS, Reader
+from tests.support.files.readers import READERS, Reader
 
 Put = Callable[[Path, bytes], None]
 YAML_READERS = ("recipe", "budget", "recipe of single linears", "budget of targets and sizes", "runner configuration")

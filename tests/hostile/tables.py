@@ -104,7 +104,7 @@ def _model(change: Callable[[Any], None]) -> Change:
     """The tables of a file changed, its weights where they were meant to be."""
 
     def do(valid: bytes) -> bytes:
-        from tests.export.litert.test_readback import rewritten
+        from tests.support.edits.litert import rewritten
 
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "m.tflite"
@@ -129,7 +129,7 @@ def _buffers(offset: int | None, size: int | None) -> Change:
 
     def do(valid: bytes) -> bytes:
         from export.litert.reader import LitertFile
-        from tests.export.litert.test_readback import packed
+        from tests.support.edits.litert import packed
 
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "m.tflite"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.cli import main
 from tests.support.checkpoints.shapes import tiny_checkpoint
+from tests.support.command_line import call
 
 
 @pytest.fixture
@@ -104,24 +103,13 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 }
 
 
-def call(arguments: list[str]) -> int:
-    """The exit code of `bluelm-export ARGUMENTS`, in this process."""
-    hook = sys.excepthook
-    try:
-        with pytest.raises(SystemExit) as leaving:
-            main(arguments)
-    finally:
-        sys.excepthook = hook
-    return int(leaving.value.code or 0)
-
-
 @pytest.mark.parametrize("name", BAD_MODELS)
 def test_bad_checkpoints(name: str, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spoil, told = BAD_MODELS[name]
     spoil(model)
     out = tmp_path / "dist"
     arguments = ["--target", "generic-arm64", "--model", str(model), "--out", str(out), "--samples", "4"]
-    assert call(arguments) == 2
+    assert call(*arguments) == 2
     message = capfd.readouterr().err
     assert "error:" in message
     assert "fix:" in message
@@ -166,7 +154,7 @@ def test_bad_options(
 ) -> None:
     arguments, code, told = BAD_OPTIONS[name]
     monkeypatch.chdir(tmp_path)
-    assert call(arguments) == code
+    assert call(*arguments) == code
     message = capfd.readouterr().err
     assert "Traceback" not in message
     for words in told:
@@ -175,7 +163,7 @@ def test_bad_options(
 
 
 def test_the_version(capfd: pytest.CaptureFixture[str]) -> None:
-    assert call(["--version"]) == 0
+    assert call("--version") == 0
     assert capfd.readouterr().out.startswith(f"bluelm-export {version('bluelm-export')}")
 
 
@@ -183,6 +171,6 @@ def test_three_bits_are_for_no_phone(model: Path, tmp_path: Path, capfd: pytest.
     (tmp_path / "w3.yaml").write_text("bits: 3\n")
     recipe = ["--recipe", str(tmp_path / "w3.yaml")]
     out = tmp_path / "dist"
-    assert call(["--target", "generic-arm64", "--model", str(model), "--out", str(out), *recipe]) == 2
+    assert call("--target", "generic-arm64", "--model", str(model), "--out", str(out), *recipe) == 2
     assert "choose 4 or 8 bits" in capfd.readouterr().err
     assert not out.exists()

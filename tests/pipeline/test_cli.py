@@ -27,31 +27,7 @@ from pipeline.errors import crash, guard
 from pipeline.run.plan import Request, make_plan
 from tests.packages import requires
 from tests.support.checkpoints.shapes import tiny_checkpoint
-
-LAX = """
-max_perplexity_ratio: 2
-max_mean_kl: 1
-min_top1_agreement: 0.1
-max_prefill_decode_kl: 0.001
-max_runtime_kl: 0.01 # random weights feel 8-bit activations more than trained ones
-min_decode_tokens_per_s: {at_least: 0.001, where: host}
-max_artifact_bytes: 50 MB
-max_memory_bytes: 1 GB
-"""
-QUICK = ["--samples", "4", "--length", "64", "--eval-tokens", "512", "--no-bundle"]
-
-
-def bluelm(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, env=environment(cwd))
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-c", "from pipeline.cli import main; main()", *map(str, arguments)]
-
-
-def environment(home: Path) -> dict[str, str]:
-    root = Path(__file__).parents[2]
-    return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HOME": str(home)}
+from tests.support.command_line import LAX, QUICK, bluelm, command, environment
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from pipeline.judge import judging
 from targets.runtime import open_runtime
-from tests.pipeline.test_cli import QUICK, bluelm
 from tests.support.checkpoints import lowered as lowering
 from tests.support.checkpoints.shapes import tiny_checkpoint
+from tests.support.command_line import QUICK, bluelm
 
 LAX = "max_perplexity_ratio: 2\nmax_mean_kl: 1\nmax_artifact_bytes: 50 MB\nmax_memory_bytes: 1 GB\nstructure: false\n"
 SMALL = [word for word in (*QUICK, "--npu-tokens", "512") if word != "--no-bundle"]

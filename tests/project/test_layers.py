@@ -13,8 +13,7 @@ from pathlib import Path
 import networkx
 import pytest
 
-LAYERS = ("bluelm", "calibration", "compress", "export", "targets", "eval", "pipeline")
-"""Each may import those before it."""
+from tests.support.layers import LAYERS
 
 
 @cache
@@ -65,6 +64,15 @@ def test_every_module_is_installed_with_its_package() -> None:
     assert set(told["package-data"]) <= {".".join(home.parts) for home in homes}
     for layer in LAYERS:  # type checkers of whoever installs it read our types
         assert Path(layer, "py.typed").is_file() and "py.typed" in told["package-data"][layer], layer
+
+
+def test_what_tests_share_is_no_test() -> None:
+    """It is in `tests/support/`, or in the test's own folder if that is a program (`tests/hostile`)."""
+    shared = {"packages", "slow", "support"}
+    for path in Path("tests").rglob("*.py"):
+        for name in (name for name in imported(path) if name.startswith("tests.")):
+            place = name.split(".")
+            assert place[1] in shared or (place[1] == path.parts[1] == "hostile"), f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, "tests", "benchmarks"])

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from pipeline.errors import extra_of
 from targets.tools import tools
-from tests.project.test_layers import LAYERS
+from tests.support.layers import LAYERS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from export.bundle import build, keys, manifest, payload
 from export.bundle.build import Input
+from export.bundle.manifest import Format
 from export.bundle.zip32 import BytesSource
 from tests.packages import need
 
@@ -83,3 +84,6 @@ def make(format_: manifest.Format, out: Path, signing: payload.Keys, files: dict
     if format_ == "ipa":
         need("clang-19", "lld-19")
     return build.make(draft(format_), inputs(files), signing, out)
+
+
+FORMATS: tuple[Format, ...] = ("apk", "ipa", "folder", "gradle", "xcode")

@@ -15,8 +15,8 @@ from export.onnx import genai as onnx_genai
 from targets.emulator import count as qemu_count
 from targets.emulator.guest import Guest
 from targets.runtime import open_runtime
-from tests.export.litert.test_artifact import TEXT, mean_kl
 from tests.packages import requires
+from tests.support.answers import TEXT, mean_kl
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import tiny_checkpoint
 

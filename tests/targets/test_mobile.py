@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from bluelm.config import ModelConfig
 from bluelm.errors import InputError, TargetError, UnavailableError
-from bluelm.system.files import demo_checkpoint
 from compress.recipe import Recipe
 from export.formats import function, record, records
 from pipeline.cli import app
@@ -20,19 +16,9 @@ from targets.phones.programs import load_program
 from targets.registry import find, runtimes_of
 from targets.socs import table
 from targets.tools import Tool, examine, tools
+from tests.support.checkpoints.shapes import DEMO, SEVEN
 
 RECIPE = Recipe.load("w4-g32")
-DEMO = ModelConfig.from_folder(demo_checkpoint())
-SEVEN = replace(
-    DEMO,
-    vocab_size=100096,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-)
 
 
 def test_every_chip_and_alias_finds_its_target_and_every_runtime_has_a_backend():

@@ -22,8 +22,8 @@ from compress.formats.plain import write_tokenizer as write_plain
 from compress.recipe import Recipe
 from eval.heldout import pack
 from pipeline.bundles.bundling import check_app
-from tests.export.gguf.test_bpe import write_tokenizer
 from tests.support.checkpoints.shapes import train_tokenizer, write_checkpoint
+from tests.support.files.tokenizers import write_tokenizer
 
 TEXT = "A phone's 12345 models"
 

@@ -16,8 +16,8 @@ from bluelm.text.added_tokens import MOST_CHARACTERS, MOST_TOKENS, read_added_to
 from bluelm.text.jsonpieces import MOST_GROWTH, JsonPieces, _told, same_tokens
 from bluelm.text.sentencepieces import SentencePieces, has_dummy_prefix, piece_count, read_model
 from bluelm.text.tokenizer import Message, Tokenizer
-from tests.export.gguf.test_bpe import write_tokenizer
 from tests.support.checkpoints.shapes import train_tokenizer
+from tests.support.files.tokenizers import write_tokenizer
 
 MARKED = train_tokenizer(add_dummy_prefix=True, user_defined_symbols=["[|Human|]:", "[|AI|]:", "weights"])
 

@@ -19,7 +19,7 @@ from bluelm.text.added_tokens import CHATGLM_TOKENS
 from bluelm.text.rendering import render
 from bluelm.text.templates import BLUELM, FILE, MORE
 from bluelm.text.tokenizer import Message, Tokenizer, copy_own, tokenizer_files
-from tests.export.gguf.test_bpe import write_tokenizer
+from tests.support.files.tokenizers import write_tokenizer
 
 CHATML = (
     "{% for m in messages %}{{ '<|begin|>' + m.role + '\n' + m.content | trim + eos_token + '\n' }}{% endfor %}\n"

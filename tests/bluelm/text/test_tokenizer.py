@@ -17,6 +17,7 @@ from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Message, Tokenizer
 from tests.support.checkpoints.shapes import train_tokenizer, write_checkpoint
+from tests.support.files.tokenizers import streamed
 
 DEMO = Tokenizer.from_folder(demo_checkpoint())
 HUMAN, AI = 4, 5
@@ -25,11 +26,6 @@ SPICED = st.lists(
     st.sampled_from(["[|Human|]:", "[|AI|]:", "</s>", "<s>", "<0x41>", "你好", " ", "🦄", "a", "\n"]),
     max_size=8,
 ).map("".join)
-
-
-def streamed(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
-    stream = tokenizer.stream()
-    return [*(stream.push(token) for token in tokens), stream.flush()]
 
 
 @settings(max_examples=200)

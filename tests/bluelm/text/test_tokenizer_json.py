@@ -14,7 +14,7 @@ from bluelm.errors import InputError, UnavailableError
 from bluelm.system.files import demo_checkpoint
 from bluelm.text import jsonpieces
 from bluelm.text.tokenizer import Message, Tokenizer, copy_files
-from tests.bluelm.text.test_tokenizer import streamed
+from tests.support.files.tokenizers import streamed
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bluelm.trust.hubs import FILES, REPO
-from tests.support.hub_server import Hub, serve
+from tests.support.trust.hub_server import Hub, serve
+from tests.support.trust.hubs import FILES, REPO
 
 
 @pytest.fixture(params=["huggingface", "modelscope"])

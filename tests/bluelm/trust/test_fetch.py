@@ -14,8 +14,8 @@ from bluelm.trust.fetch import fetch
 from bluelm.trust.hubs import HUBS
 from bluelm.trust.manifest import PINNED, FolderManifest, verify_folder
 from bluelm.trust.transfer import Limits
-from tests.support.hub_server import COMMIT, Hub, serve
 from tests.support.limits import HANG_S
+from tests.support.trust.hub_server import COMMIT, Hub, serve
 
 REPO = "vivo-ai/BlueLM-test"
 FILES = {

@@ -19,9 +19,9 @@ from bluelm.trust.fetch import fetch
 from bluelm.trust.hubs import HUBS
 from bluelm.trust.manifest import PINNED
 from bluelm.trust.transfer import Limits
-from tests.bluelm.trust.hubs import CONFIG, FILES, PATIENT, REPO, SHORT, WEIGHTS, endless, get, kept
-from tests.support.hub_server import COMMIT, Hub, serve
 from tests.support.limits import HANG_S
+from tests.support.trust.hub_server import COMMIT, Hub, serve
+from tests.support.trust.hubs import CONFIG, FILES, PATIENT, REPO, SHORT, WEIGHTS, endless, get, kept
 
 # --- too much
 

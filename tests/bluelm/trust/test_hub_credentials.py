@@ -14,9 +14,9 @@ from bluelm.trust.fetch import fetch
 from bluelm.trust.hubs import HUBS
 from bluelm.trust.manifest import PINNED, FolderManifest, Origin
 from bluelm.trust.transfer import Limits
-from tests.bluelm.trust.hubs import CONFIG, FILES, PATIENT, REPO, SHORT, get
-from tests.export.bundle.test_signers import call
-from tests.support.hub_server import Hub, git_sha1, serve
+from tests.support.command_line import call
+from tests.support.trust.hub_server import Hub, git_sha1, serve
+from tests.support.trust.hubs import CONFIG, FILES, PATIENT, REPO, SHORT, get
 
 SECRETS = ("s3cret", "us3r", "t0ken", "hf_own", "mirr0r")
 

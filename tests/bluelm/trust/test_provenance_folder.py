@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cryptography.hazmat.primitives import serialization
 
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
@@ -27,6 +26,7 @@ from bluelm.trust.signature import Trust
 from bluelm.trust.signature import verify_folder as verify_signature
 from export.bundle import keys
 from pipeline.run.provenance import PINNED, admit
+from tests.support.trust.certificates import key_files
 
 
 @pytest.fixture
@@ -97,14 +97,6 @@ def sign(folder: Path, where: Path, *arguments: str) -> Path:
     ]
     subprocess.run(command, check=True, capture_output=True)
     return signature
-
-
-def key_files(folder: Path) -> tuple[Path, Path]:
-    key = keys.development_key(folder / "key.pem")
-    public = folder / "key.pub"
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    public.write_bytes(key.private.public_key().public_bytes(serialization.Encoding.PEM, form))
-    return folder / "key.pem", public
 
 
 def test_a_signature_by_key(checkpoint: Path, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from bluelm.trust.manifest import FolderManifest
 from export.bundle import keys
 from pipeline.judge import evaluating
 from pipeline.run.provenance import PINNED
-from tests.bluelm.test_adapters import write_adapter
-from tests.bluelm.trust.test_provenance_folder import key_files
-from tests.export.bundle.test_signers import call
+from tests.support.checkpoints.adapters import write_adapter
 from tests.support.checkpoints.shapes import tiny_checkpoint, write_checkpoint
+from tests.support.command_line import call
+from tests.support.trust.certificates import key_files
 
 SMALL = ["--method", "rtn", "--samples", "4", "--length", "32"]
 RUN = ["--target", "generic-arm64", "--runtime", "onnx-cpu", "--eval-tokens", "256", "--context", "64", "--dry-run"]

@@ -14,9 +14,9 @@ from bluelm.errors import InputError
 from bluelm.trust.signature import Trust, verify_folder
 from bluelm.trust.timestamps import MAX_BYTES, stamped
 from export.bundle.keys import SigningKey
-from tests.bluelm.trust.test_certificates import ALWAYS, NOW, PAST, ROOT, folder, issue, sign, trusting
-from tests.export.bundle.test_signers import call
 from tests.packages import requires
+from tests.support.command_line import call
+from tests.support.trust.certificates import ALWAYS, NOW, PAST, ROOT, folder, issue, sign, trusting
 
 __all__ = ["folder"]
 pytestmark = requires("openssl")

@@ -24,8 +24,8 @@ from compress.checkpoint.store import EMBEDDING_FILE, HEAD_FILE, MANIFEST, block
 from compress.checkpoint.work import LOCK, SHA256_BYTES, Work
 from compress.engine import quantize
 from compress.recipe import Recipe
-from tests.compress.test_engine import Stopping, content
 from tests.support.checkpoints.shapes import write_checkpoint
+from tests.support.quantizing import Stopping, content
 
 
 @pytest.fixture(scope="module")

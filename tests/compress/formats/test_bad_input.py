@@ -11,11 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.bluelm.test_adapters import write_adapter
-from tests.compress.formats.test_read import V1
-from tests.pipeline.test_bad_input import call
-from tests.support.checkpoints.packed import gptq, write_packed
+from tests.support.checkpoints.adapters import write_adapter
+from tests.support.checkpoints.packed import V1, gptq, write_packed
 from tests.support.checkpoints.shapes import tiny_checkpoint
+from tests.support.command_line import call
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -134,7 +133,7 @@ def test_bad_input(name: str, command: str, tmp_path: Path, capfd: pytest.Captur
         if name == "3 bits in a recipe":  # for comparing quantizers: only formats and targets refuse
             arguments += ["--format", "gptq", "--method", "rtn"]
             told = ["3-bit"]
-    assert call(arguments) == 2
+    assert call(*arguments) == 2
     message = capfd.readouterr().err
     assert message.count("error: ") + message.count("─ Error ─") == 1, message
     assert "Traceback" not in message
@@ -156,7 +155,7 @@ def test_formats_that_cannot_be_written(
     more: list[str], told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_checkpoint(tmp_path / "tiny")
-    assert call(["quantize", str(model), str(tmp_path / "out"), *more]) == 2
+    assert call("quantize", str(model), str(tmp_path / "out"), *more) == 2
     assert told in capfd.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"]
 
@@ -165,14 +164,14 @@ def test_from_the_command_line_to_another_tools_folder_and_back(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model, out = tiny_checkpoint(tmp_path / "tiny"), tmp_path / "awq"
-    assert call(["quantize", str(model), str(out), "--format", "awq", "--method", "rtn"]) == 0
+    assert call("quantize", str(model), str(out), "--format", "awq", "--method", "rtn") == 0
     assert "(awq)" in capfd.readouterr().err
-    assert call(["quantize", str(model), str(out), "--format", "awq", "--method", "rtn"]) == 2
+    assert call("quantize", str(model), str(out), "--format", "awq", "--method", "rtn") == 2
     assert "the output exists" in capfd.readouterr().err
-    assert call(["quantize", str(out), str(tmp_path / "gptq"), "--format", "gptq"]) == 0
-    assert call(["quantize", str(out), str(tmp_path / "x"), "--bits", "8"]) == 2
+    assert call("quantize", str(out), str(tmp_path / "gptq"), "--format", "gptq") == 0
+    assert call("quantize", str(out), str(tmp_path / "x"), "--bits", "8") == 2
     assert "--bits cannot be chosen" in capfd.readouterr().err
-    assert call(["--target", "generic-arm64", "--model", str(tmp_path / "gptq"), "--dry-run"]) == 0
+    assert call("--target", "generic-arm64", "--model", str(tmp_path / "gptq"), "--dry-run") == 0
     assert "codes as given" in capfd.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["awq", "gptq", "tiny"]
 
@@ -185,10 +184,10 @@ def test_codes_outlive_a_format_that_cannot_hold_them(tmp_path: Path, capfd: pyt
     save_file(tensors, model / "model.safetensors")
     words = ["quantize", str(model), str(out), "--method", "rtn"]
     for _ in range(2):
-        assert call([*words, "--format", "gptq"]) == 2
+        assert call(*words, "--format", "gptq") == 2
         assert "lm_head.weight has values beyond float16" in capfd.readouterr().err
     codes = tmp_path / "out.codes"
     assert (codes / "quantized.json").is_file() and not out.exists()
     (codes / "notes.txt").write_text("mine")
-    assert call([*words, "--format", "gptq"]) == 2
+    assert call(*words, "--format", "gptq") == 2
     assert "did not write: notes.txt" in capfd.readouterr().err and (codes / "notes.txt").is_file()

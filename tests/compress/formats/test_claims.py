@@ -19,8 +19,7 @@ from compress.formats.adopt import adopt, given_recipe
 from compress.formats.claims import Claim, read_claims
 from compress.formats.packed import PackedCheckpoint
 from compress.recipe import Recipe
-from tests.compress.formats.test_read import AWQ, V1, V2, scheme
-from tests.support.checkpoints.packed import Drawn, awq, compressed, gptq, write_packed
+from tests.support.checkpoints.packed import AWQ, V1, V2, Drawn, awq, compressed, gptq, scheme, write_packed
 
 Pack = Callable[[Drawn], dict[str, Tensor]]
 Q = "model.layers.0.self_attn.q_proj"

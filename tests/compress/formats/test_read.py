@@ -25,25 +25,7 @@ from compress.recipe import Recipe
 from export.onnx import cpu as onnx_cpu
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from tests.support.checkpoints.packed import Drawn, awq, compressed, draw, gptq, write_packed
-
-V1 = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": False, "checkpoint_format": "gptq"}
-V2 = V1 | {"checkpoint_format": "gptq_v2"}
-AWQ = {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True}
-WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16, "symmetric": False}
-CT = {
-    "quant_method": "compressed-tensors",
-    "format": "pack-quantized",
-    "config_groups": {"group_0": {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": None}},
-    "ignore": ["lm_head"],
-}
-
-
-def scheme(**weights: Any) -> dict[str, Any]:
-    """compressed-tensors' settings with other words on the weights."""
-    group = {"targets": ["Linear"], "weights": WEIGHTS | weights, "input_activations": None}
-    return CT | {"config_groups": {"group_0": group}}
-
+from tests.support.checkpoints.packed import AWQ, CT, V1, V2, Drawn, awq, compressed, draw, gptq, scheme, write_packed
 
 Pack = Callable[[Drawn], dict[str, Tensor]]
 LAYOUTS: dict[str, tuple[Pack, dict[str, Any] | None, dict[str, Any]]] = {

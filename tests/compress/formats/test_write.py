@@ -24,8 +24,7 @@ from compress.formats.shards import Shards
 from compress.formats.write import Kind, who_cannot_load, write
 from compress.recipe import Recipe
 from targets.host.torch_runtime import TorchRuntime
-from tests.compress.formats.test_read import CT, V1, V2
-from tests.support.checkpoints.packed import compressed, gptq, write_packed
+from tests.support.checkpoints.packed import CT, V1, V2, compressed, gptq, write_packed
 from tests.support.checkpoints.shapes import write_checkpoint
 
 TOKENS = [1, 20, 30, 40, 50, 60, 70]
@@ -192,7 +191,7 @@ def test_what_a_format_cannot_hold(kind: Kind, recipe: dict[str, Any], shape: An
 
 
 def test_an_adapter_is_in_what_is_written(tmp_path: Path) -> None:
-    from tests.bluelm.test_adapters import CONFIG, write_adapter
+    from tests.support.checkpoints.adapters import CONFIG, write_adapter
 
     base = Checkpoint.open(write_checkpoint(tmp_path / "base"))
     write_adapter(tmp_path / "a", lora_alpha=40)

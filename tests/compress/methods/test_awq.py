@@ -23,6 +23,7 @@ from compress.methods.grid import choose_grid
 from compress.methods.probe import Probe
 from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe, Widths
+from tests.support.checkpoints.blocks import random_block, small_config
 from tests.support.checkpoints.shapes import LINEARS, shortened
 
 W4 = Widths(4, 32, True)
@@ -30,30 +31,6 @@ QKV = Stage("attention_norm", ("self_attn.q_proj", "self_attn.k_proj", "self_att
 OUT = Stage("mixed", ("self_attn.o_proj",))
 GATE_UP = Stage("mlp_norm", ("mlp.gate_proj", "mlp.up_proj"))
 DOWN = Stage("gated", ("mlp.down_proj",))
-
-
-def small_config(kv_heads: int, architecture: str = "LlamaForCausalLM") -> ModelConfig:
-    fields: dict[str, Any] = {
-        "architectures": [architecture],
-        "vocab_size": 64,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": kv_heads,
-        "max_position_embeddings": 64,
-    }
-    return ModelConfig.from_dict(fields)
-
-
-def random_block(config: ModelConfig) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: 1 + 0.1 * torch.randn(shape, generator=generator)
-        if name.endswith("layernorm.weight")
-        else torch.randn(shape, generator=generator) / 8
-        for name, shape in block_of(config).shapes.items()
-    }
 
 
 def run(config: ModelConfig, tensors: dict[str, Tensor], hidden: Tensor) -> Tensor:

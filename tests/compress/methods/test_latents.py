@@ -10,7 +10,7 @@ from calibration.walk import Streams
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.methods.refine import Refined, _Latent, refine, relative_error
 from compress.methods.rtn import round_to_nearest
-from tests.compress.methods.test_awq import random_block, small_config
+from tests.support.checkpoints.blocks import random_block, small_config
 from tests.support.checkpoints.shapes import LINEARS
 
 

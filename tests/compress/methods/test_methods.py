@@ -28,8 +28,8 @@ from eval.report import Report
 from pipeline.cli import main
 from pipeline.run.identity import slug, unusual
 from pipeline.run.plan import recipe_in_words
-from tests.pipeline.test_cli import LAX, QUICK
 from tests.support.checkpoints.shapes import tiny_checkpoint
+from tests.support.command_line import LAX, QUICK
 from tests.support.toy_method import ENTRY
 
 ROOT = Path(__file__).parents[3]

@@ -27,9 +27,8 @@ from eval.budget.limits import Budget
 from pipeline.judge.inspecting import Inspector
 from pipeline.run.given import check_foresees
 from targets.host.torch_runtime import TorchRuntime
-from tests.compress.formats.test_read import V1
-from tests.pipeline.test_bad_input import call
-from tests.support.checkpoints.packed import gptq, write_packed
+from tests.support.checkpoints.packed import V1, gptq, write_packed
+from tests.support.command_line import call
 
 
 def gptq_folder(folder: Path, *, symmetric: bool = True, bits: int = 4, misread: bool = False) -> Path:
@@ -88,7 +87,7 @@ def test_a_checkpoint_is_tried_before_anything_is_built(tmp_path: Path, capfd: p
     run = tmp_path / "run"
     arguments = ["--target", "generic-arm64", "--model", str(tmp_path / "m"), "--out", str(run), "--context", "128",
                  "--chunk", "32"]  # fmt: skip
-    assert call(arguments) == 2
+    assert call(*arguments) == 2
     said = " ".join(capfd.readouterr().err.split())
     assert "predicts text no better than guessing" in said and "unigram guess" in said
     assert not list(run.rglob("artifact.json")) and not list(run.rglob("quantized.json"))

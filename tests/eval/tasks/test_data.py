@@ -11,7 +11,7 @@ import pytest
 
 from bluelm.errors import InputError
 from eval.tasks.task_data import LocalData
-from tests.support import task_files
+from tests.support.files import task_files
 
 CMMLU = {
     "task": "cmmlu_arts",

@@ -26,9 +26,9 @@ from eval.tasks.tasks import TaskRequest, TaskSet
 from pipeline.judge.judging_tasks import _ask
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import RuntimeBase
-from tests.pipeline.test_bad_input import call
-from tests.support import task_files
 from tests.support.checkpoints.shapes import tiny_checkpoint
+from tests.support.command_line import call
+from tests.support.files import task_files
 
 SUBJECTS = {"agronomy": "BBAD", "anatomy": "B"}
 
@@ -238,7 +238,7 @@ def test_a_run_asks_tasks_and_shows_them(
     quick = ["--samples", "4", "--length", "64", "--eval-tokens", "512", "--no-bundle", "--name", "run"]
     arguments = ["--target", "generic-arm64", "--model", "model", "--budget", "lax.yaml", *quick]
     chosen = ["--tasks", "cmmlu_agronomy", "gsm8k", "--task-data", str(data), "--task-limit", "2", "--task-shots", "1"]
-    assert call([*arguments, *chosen]) == 0
+    assert call(*arguments, *chosen) == 0
     told = capfd.readouterr()
     assert "Tasks (± one standard error)" in told.out
     assert "cmmlu_agronomy, CPU artifact" in told.out
@@ -252,7 +252,7 @@ def test_a_run_asks_tasks_and_shows_them(
     page = (tmp_path / "dist" / "run" / "report.html").read_text()
     assert "<h2>Tasks</h2>" in page
     assert "| cmmlu\\_agronomy" in (tmp_path / "dist" / "run" / "summary.md").read_text().replace("_a", "\\_a")
-    assert call([*arguments, *chosen]) == 0
+    assert call(*arguments, *chosen) == 0
     assert "tasks: unchanged" in capfd.readouterr().err
-    assert call([*arguments, "--task-limit", "2"]) == 2
+    assert call(*arguments, "--task-limit", "2") == 2
     assert "--tasks" in capfd.readouterr().err

@@ -14,8 +14,8 @@ from export.bundle.android.apk import RESERVE
 from export.bundle.build import Input
 from export.bundle.manifest import Format
 from export.bundle.zip32 import BytesSource
-from tests.export.bundle.test_signers import FORMATS
 from tests.support import bundles
+from tests.support.bundles import FORMATS
 
 COLLIDE = (
     ("artifact/Weights.bin",),

@@ -9,10 +9,10 @@ import pytest
 
 from export.bundle import keys, payload
 from export.bundle.manifest import Format, Signing
-from pipeline.cli import main
 from tests.support import bundles
+from tests.support.bundles import FORMATS
+from tests.support.command_line import call
 
-FORMATS: tuple[Format, ...] = ("apk", "ipa", "folder", "gradle", "xcode")
 Lie = Callable[[Signing, str], Signing]
 LIES: dict[str, Lie] = {
     "none": lambda own, vendor: own,
@@ -20,13 +20,6 @@ LIES: dict[str, Lie] = {
     "as the package's": lambda own, vendor: own.model_copy(update={"package_certificate_sha256": vendor}),
     "the vendor's name": lambda own, vendor: own.model_copy(update={"subject": "CN=vendor", "development_key": False}),
 }
-
-
-def call(*words: object) -> int:
-    """Exit code of a command line."""
-    with pytest.raises(SystemExit) as left:
-        main([str(word) for word in words])
-    return int(left.value.code or 0)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

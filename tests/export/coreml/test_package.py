@@ -21,7 +21,7 @@ from export.coreml.importing import import_coremltools
 from export.coreml.package import Package, ValueType, read_blob, unpack_bits
 from targets.apple.interpreter.interpreter import Interpreter
 from targets.apple.interpreter.ops import OPS, Arguments
-from tests.targets.apple.test_ops import save
+from tests.support.files.coreml_cases import save
 
 ct = import_coremltools()
 

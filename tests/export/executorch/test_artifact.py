@@ -28,7 +28,7 @@ from export.executorch.reader import embedding_codes, read
 from targets.arm64.xnnpack import XnnpackRuntime
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
-from tests.export.litert.test_artifact import TEXT, mean_kl
+from tests.support.answers import TEXT, mean_kl
 from tests.support.checkpoints.rounded import linear_names, rounded
 from tests.support.checkpoints.shapes import tiny_checkpoint
 

@@ -25,10 +25,9 @@ from targets.apple.executorch import open_executorch_coreml
 from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import open_runtime
-from tests.export.litert.test_artifact import mean_kl
+from tests.support.answers import mean_kl
 from tests.support.checkpoints.rounded import Damaged, rounded
-from tests.support.checkpoints.shapes import LINEARS, tiny_checkpoint
-from tests.targets.test_mobile import SEVEN
+from tests.support.checkpoints.shapes import LINEARS, SEVEN, tiny_checkpoint
 
 CONTEXT, CHUNK = 32, 8
 TOKENS = np.random.default_rng(3).integers(5, 6000, 21).tolist()

@@ -21,10 +21,10 @@ from export.gguf.tokenizer import check_tokenizer
 from export.readback import differing
 from export.readback.items import TELLS
 from pipeline.run.provenance import about
-from tests.export.gguf.test_bpe import ROWS, write_tokenizer
 from tests.support.checkpoints.rounded import rounded
 from tests.support.damage import again
-from tests.support.gguf_files import rewrite
+from tests.support.files.gguf_files import rewrite
+from tests.support.files.tokenizers import ROWS, write_tokenizer
 
 TOLD = {"name": "small", "license": "apache-2.0"}
 

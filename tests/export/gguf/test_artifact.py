@@ -33,7 +33,7 @@ from targets.arm64.backends import GgufBackend
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
 from targets.socs import find_soc
-from tests.export.litert.test_artifact import TEXT
+from tests.support.answers import TEXT
 from tests.support.checkpoints.rounded import rounded
 
 

@@ -17,7 +17,7 @@ from export.gguf import export as gguf_file
 from export.gguf.readback_keys import Value
 from export.gguf.readback_keys import differing as gguf_differing
 from export.readback import differing, read_back
-from tests.bluelm.test_compare_architectures import glm
+from tests.support.checkpoints.families import glm
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint
 

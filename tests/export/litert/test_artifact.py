@@ -18,14 +18,8 @@ from export.litert.file import LitertModel, pack
 from export.litert.reader import read
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
+from tests.support.answers import TEXT, mean_kl
 from tests.support.checkpoints.rounded import linear_names, rounded
-
-TEXT = [1, 400, 23, 871, 5000, 77, 78, 79, 1204, 9, 2333, 640, 3, 18, 5500, 41]
-
-
-def mean_kl(reference: np.ndarray, other: np.ndarray) -> float:
-    p, q = (torch.from_numpy(logits).double().log_softmax(-1) for logits in (reference, other))
-    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from export.onnx import cpu as onnx_cpu
 from export.onnx import npu as onnx_npu
 from targets.host.torch_runtime import TorchRuntime, TwinRuntime
 from targets.runtime import Runtime, open_runtime
-from tests.export.onnx.onnx_reading import Weight, cpu_weights, npu_weights, structure
 from tests.support.checkpoints import lowered as lowering
+from tests.support.files.onnx_reading import Weight, cpu_weights, npu_weights, structure
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 SYMMETRIC, RECIPES = sorted(lowering.SYMMETRIC), sorted(lowering.RECIPES)

@@ -19,8 +19,8 @@ from export.readback import differing
 from targets.host.torch_runtime import TorchRuntime
 from targets.registry import find
 from targets.runtime import open_runtime
-from tests.bluelm.test_compare_architectures import glm
-from tests.export.litert.test_artifact import TEXT, mean_kl
+from tests.support.answers import TEXT, mean_kl
+from tests.support.checkpoints.families import glm
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.rounded import rounded as small
 

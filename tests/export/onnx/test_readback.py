@@ -30,9 +30,8 @@ from export.onnx import npu as onnx_npu
 from export.onnx import readback as onnx_reader
 from export.onnx.readback_constants import around, span
 from export.readback import items
-from tests.compress.formats.test_read import V1
 from tests.support.checkpoints import lowered as lowering
-from tests.support.checkpoints.packed import gptq, write_packed
+from tests.support.checkpoints.packed import V1, gptq, write_packed
 from tests.support.damage import again
 from tests.support.damages.onnx_edits import (
     Edit,

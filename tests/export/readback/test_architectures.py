@@ -31,8 +31,8 @@ from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
 from export.readback import read_back
-from tests.bluelm.test_compare_architectures import baichuan, glm, llama, qwen2, qwen3
 from tests.support.checkpoints import lowered as lowering
+from tests.support.checkpoints.families import baichuan, glm, llama, qwen2, qwen3
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import write_checkpoint
 

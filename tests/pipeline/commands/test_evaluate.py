@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from eval.report import Report
-from tests.export.bundle.test_signers import call
-from tests.pipeline.test_cli import LAX, QUICK, bluelm
 from tests.support.checkpoints.shapes import tiny_checkpoint
+from tests.support.command_line import LAX, QUICK, bluelm, call
 
 TEXT = ["--eval-tokens", "512"]
 

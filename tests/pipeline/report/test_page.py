@@ -9,7 +9,7 @@ import pytest
 
 from eval.report import Report
 from pipeline.report.page import files, render, size, write_page
-from tests.pipeline.report.browser import lay_out, picture
+from tests.support.browser import lay_out, picture
 from tests.support.reports import example
 
 

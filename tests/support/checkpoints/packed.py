@@ -145,3 +145,29 @@ def write_packed(
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
     return drawn
+
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True}
+
+
+WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16, "symmetric": False}
+
+
+CT = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": None}},
+    "ignore": ["lm_head"],
+}
+
+
+def scheme(**weights: Any) -> dict[str, Any]:
+    """compressed-tensors' settings with other words on the weights."""
+    group = {"targets": ["Linear"], "weights": WEIGHTS | weights, "input_activations": None}
+    return CT | {"config_groups": {"group_0": group}}
+
+
+V1 = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": False, "checkpoint_format": "gptq"}
+
+
+V2 = V1 | {"checkpoint_format": "gptq_v2"}

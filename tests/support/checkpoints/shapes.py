@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -183,3 +184,18 @@ def train_tokenizer(**options: Any) -> bytes:
         | options,
     )
     return model.getvalue()
+
+
+DEMO = ModelConfig.from_folder(demo_checkpoint())
+
+
+SEVEN = replace(
+    DEMO,
+    vocab_size=100096,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+)

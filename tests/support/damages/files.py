@@ -13,11 +13,9 @@ from export.artifacts.artifact import Artifact, Format
 from export.coreml.export import packages
 from export.coreml.package import Package
 from export.executorch.reader import read_program
-from tests.export.coreml import test_readback as coreml
-from tests.export.executorch import test_readback_xnnpack as xnnpack
-from tests.export.litert import test_readback as litert
 from tests.support import damage
 from tests.support.damages.record import Damage
+from tests.support.edits import coreml, litert, xnnpack
 
 Files = Callable[[Artifact], Artifact]
 

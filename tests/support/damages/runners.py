@@ -16,7 +16,7 @@ from export.artifacts.artifact import Artifact
 from tests.support import damage
 from tests.support.damages.metadata import attributes, decoder, edited, mlx, model
 from tests.support.damages.record import Damage
-from tests.support.gguf_files import rewrite
+from tests.support.files.gguf_files import rewrite
 
 Files = Callable[[Artifact], Artifact]
 TOKENS, CHATS, ENDS = "runner_token_mismatches", "runner_chat_mismatches", "runner_end_faults"

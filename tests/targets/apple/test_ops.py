@@ -16,22 +16,7 @@ from export.coreml.importing import import_coremltools
 from export.coreml.package import Package
 from targets.apple.interpreter.interpreter import Interpreter
 from targets.apple.interpreter.ops import OPS, Arguments
-from tests.targets.apple.coreml_cases import INTS, SHAPES, cases
-
-
-def save(program: Any, path: Path) -> Path:
-    """A MIL program as a package, with nothing optimized away."""
-    ct = import_coremltools()
-    model = ct.convert(
-        program,
-        convert_to="mlprogram",
-        minimum_deployment_target=ct.target.iOS18,
-        compute_precision=ct.precision.FLOAT32,
-        skip_model_load=True,
-        pass_pipeline=ct.PassPipeline.EMPTY,
-    )
-    model.save(str(path))
-    return path
+from tests.support.files.coreml_cases import INTS, SHAPES, cases, save
 
 
 @pytest.fixture(scope="module")

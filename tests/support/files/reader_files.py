@@ -1,4 +1,4 @@
-"""Small valid files of every kind that the tool reads, and the code that reads them: for `tests/support/readers.py`."""
+"""Small valid files of every kind that the tool reads, and the code that reads them, for `readers.py`."""
 
 from __future__ import annotations
 

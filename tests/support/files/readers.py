@@ -27,8 +27,8 @@ from export.artifacts.artifact import Artifact
 from export.artifacts.embedding import EmbeddingTable
 from export.bundle import build, keys
 from targets.phones.programs import load_program
-from tests.support import artifact_files as artifacts
-from tests.support import reader_files as valid
+from tests.support.files import artifact_files as artifacts
+from tests.support.files import reader_files as valid
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 from bluelm.trust.fetch import Fetched, fetch
 from bluelm.trust.hubs import HUBS
 from bluelm.trust.transfer import Limits
-from tests.support.hub_server import Hub
 from tests.support.limits import HANG_S
+from tests.support.trust.hub_server import Hub
 
 REPO = "vivo-ai/BlueLM-test"
 CONFIG = b'{"model_type": "BlueLM"}'

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from export.coreml.importing import import_coremltools
 
 T = dict[str, Tensor]
 RNG = np.random.default_rng(7)
@@ -372,3 +375,18 @@ def _quantized(t: T) -> Tensor:
 def _dequantized(t: T) -> Tensor:
     scale, zero = (torch.from_numpy(a).float().view(1, 4, 1, 1) for a in (SCALES, ZEROS))
     return (_quantized(t).float() - zero) * scale
+
+
+def save(program: Any, path: Path) -> Path:
+    """A MIL program as a package, with nothing optimized away."""
+    ct = import_coremltools()
+    model = ct.convert(
+        program,
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT32,
+        skip_model_load=True,
+        pass_pipeline=ct.PassPipeline.EMPTY,
+    )
+    model.save(str(path))
+    return path
