@@ -1,9 +1,9 @@
 """The table of architectures: how each differs from a plain Llama, as names and switches.
 
-A row says how config.json's fields and the tensors are called, and which of few differences there are.
-Reading turns them all into one decoder: fused tensors are cut, a normalised head is normalised once, rotary
-pairs that lie side by side are put half a head apart, and a part of a head that does not turn gets the
-frequency 0. Only biases of q, k and v, and norms of q and k, remain as something that runtimes must know.
+A row says what the fields of config.json and the tensors are called, and which of a few differences apply. On reading,
+all become one decoder: fused tensors are split, a normalised head is normalised once, rotary pairs that are neighbours
+are moved half a head apart, and dimensions of a head that do not rotate get the frequency 0. Only biases of q, k and v,
+and norms of q and k, remain for runtimes to know about.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class Branch:
 
     @property
     def mixes(self) -> bool:
-        """Whether tokens see each other in it: then it is dear to compute twice."""
+        """Whether tokens see each other in it: then computing it twice is expensive."""
         return any(isinstance(step, Attend) for step in self.steps)
 
     @property
@@ -178,7 +178,7 @@ class Block:
     """Steps in the order in which they are computed; every value is made once, and before it is read.
 
     Raises:
-        ValueError: they hang together otherwise than is said here and in `Branch`.
+        ValueError: a value is made twice or read too early, or the branches are not as `Branch` says.
     """
 
     steps: tuple[Step, ...]

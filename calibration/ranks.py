@@ -1,7 +1,7 @@
 """The processes of a distributed run, on one machine or several, and how they exchange data.
 
-Started by torchrun, which gives each its rank; alone, every call below is for free. Sums are added up in the
-order of the ranks, never as a tree or a ring, so that the result does not depend on how many there are.
+Started by torchrun, which gives each process its rank; in a single process every call below costs nothing. Sums are
+added in the order of the ranks, never as a tree or a ring, so that the result does not depend on how many there are.
 """
 
 from __future__ import annotations

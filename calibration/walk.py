@@ -1,8 +1,8 @@
-"""Walking the decoder block by block over the calibration samples, and watching what its linears read.
+"""Walking the decoder block by block over the calibration samples, and observing what its linears read.
 
-One block's weights and the residual streams of all samples are held, nothing else. There may be two streams:
-the quantized model's, which the statistics come from, and the float model's, which tells where it should be.
-Several processes share the samples out among them; sums come out the same to the bit however many there are.
+One block's weights and the residual streams of all samples are held, nothing else. There may be two streams: the
+quantized model's, which the statistics come from, and the float model's, which is the target. Several processes share
+the samples; sums are the same to the bit however many there are.
 """
 
 from __future__ import annotations
@@ -340,8 +340,8 @@ def _read_by(stage: Stage, branch: Branch, streams: Streams, block: DecoderBlock
 def _room(branch: Branch, streams: Streams) -> Tensor | None:
     """Where what a branch's writer reads is kept until the writer has its codes, [n, T, width].
 
-    What tokens have mixed is dear to make again, and kept as the stream is; the rest is kept in float32, and made
-    again (None) where RAM is too dear for it.
+    The outcome of attention is expensive to compute again, and kept as the stream is; the rest is kept in float32, or
+    computed again (None) where RAM is too small for it.
     """
     shelf, (samples, length, _), width = streams.shelf, streams.hidden.shape, branch.writer.columns
     if branch.mixes:

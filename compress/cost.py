@@ -1,9 +1,9 @@
 """What quantizing will take on this machine: memory, disk, seconds. Estimates, from shapes alone.
 
-Memory is the sum of what the engine holds at its three fullest moments: while the embedding is read; in the last stage
-of a block (copies of its weights; the Hessian of the widest layer, its factor, and the same turned round, or what
-some of its rows are solved with); at the head. Seconds are those of the matrix products at the rate that this machine
-shows, of the scale search and of loops over the columns. What choosing codes takes is asked of the recipe's method.
+Memory is the largest of three sums: while the embedding is read; in the last stage of a block (copies of its weights;
+the Hessian of the widest layer, its factor, and the same reversed, or what some of its rows are solved with); at the
+head. Seconds are those of the matrix products at the rate measured on this machine, of the scale search and of the
+loops over columns. The recipe's method says what choosing codes takes.
 """
 
 from __future__ import annotations

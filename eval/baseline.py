@@ -1,7 +1,7 @@
 """Compares a run with an earlier one: what got worse beyond its error.
 
-Where both were judged on the same tokens of the same text, the differences are taken document by document: what is
-hard in the text falls out, and a small regression shows that the errors of either run would hide.
+Where both were judged on the same tokens of the same text, the differences are taken document by document: how hard a
+document is cancels out, and a regression shows that is too small for the errors of either run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads settings from untrusted JSON files within bounds; for YAML see `bluelm/system/yamlfiles.py`.
 
-A file is opened only if it is a regular one (a pipe would block for ever), read up to a size, and its content may be
-neither deep nor endless: numbers of thousands of digits, brackets in brackets and aliases that multiply are refused
-where they stand, so that nothing behind has to ask again.
+Only a regular file is opened (a pipe would block for ever), and only up to a size. Its content may be neither too deep
+nor too large: numbers of thousands of digits, deep nesting and aliases that multiply are refused on reading, so that
+later code need not check again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Contents are data: marks (`<|im_end|>`, `</s>`) in what a user, a tool or a document says end no turn.
+"""Contents are data: special tokens (`<|im_end|>`, `</s>`) written by a user, a tool or a document do not end a turn.
 
-Before a template renders, every mark in its contents is put between two signs of private use; behind it the text falls
-into parts, and the parts between signs are spelled out in ordinary pieces. A chat without such marks is not touched.
+Before a template renders, every special token in its contents is put between two private-use characters; the rendered
+text is then split at these, and what was between them is encoded as ordinary pieces. A chat without special tokens in
+its contents is not touched.
 """
 
 from __future__ import annotations

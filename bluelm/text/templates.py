@@ -1,10 +1,10 @@
 """The chat template of a checkpoint: `read_template(folder, …)` gives a `ChatTemplate`, Jinja source as files have it.
 
-`ChatTemplate.render(messages, tools=…, documents=…)` gives the chat's text (run by `bluelm.text.rendering`, in a
-bounded sandbox), `.select(tools)` the source that this takes: what a runner that renders by itself is given.
-`Tokenizer.template` (None where there is none: then chats are completed as text) and `Tokenizer.chat` are what the
-rest of the tool uses; `write_template` lays BlueLM's own, which its checkpoints do not carry, beside a copied tokenizer
-as chat_template.jinja.
+`ChatTemplate.render(messages, tools=…, documents=…)` gives the chat's text; `bluelm.text.rendering` runs it in a
+bounded sandbox. `.select(tools)` gives the source that is used for them, for a runner that renders by itself. The rest
+of the tool uses `Tokenizer.template` (None where there is none: then chats are completed as text) and `Tokenizer.chat`.
+`write_template` writes BlueLM's own template, which its checkpoints do not carry, as chat_template.jinja beside a
+copied tokenizer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The tokenizer of a checkpoint folder, and its chats: `Tokenizer.chat` renders the checkpoint's own template.
 
-Text is data unless it is said to be trusted. A user's text that contains `[|AI|]:` or `</s>` literally is
-spelled out in ordinary pieces: it reads the same, but cannot end a turn or speak for somebody else.
-`encode(..., marks=True)` is for text that carries the template already; marks then count as in transformers.
-A checkpoint without a template that is not a BlueLM has none: `template` is None, and its chats are plain text.
+Text is data unless it is marked as trusted. A user's text that contains `[|AI|]:` or `</s>` literally is encoded as
+ordinary pieces: it reads the same, but cannot end a turn or speak for somebody else. `encode(..., marks=True)` is for
+text that a template has rendered already; special tokens then count as in transformers. A checkpoint that has no
+template and is no BlueLM has `template` None, and its chats are plain text.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Addresses of servers, whose credentials (user:password@, ?token=) go to that server and into nothing that is kept or
-shown."""
+"""Addresses of servers. Their credentials (user:password@, ?token=) are sent to that server only, and neither stored
+nor shown.
+"""
 
 from __future__ import annotations
 

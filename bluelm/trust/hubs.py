@@ -1,5 +1,7 @@
-"""Lists and downloads from Hugging Face, ModelScope and their mirrors. Their own clients say where they are and who is
-logged in; they bound neither what a server sends nor how long it takes, so bytes come through `transfer`.
+"""Lists and downloads from Hugging Face, ModelScope and their mirrors.
+
+The hubs' own clients say where a hub is and who is logged in. They bound neither how much a server sends nor how long
+it takes, so the bytes come through `transfer`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Bytes from a server, bounded in size by what was promised and in time by `Limits`; a broken transfer goes on where it
-stopped.
+"""Bytes from a server, bounded in size by what was promised and in time by `Limits`; a broken transfer is resumed.
 
-A thread talks to the server and the caller waits for what it has. So also a name that does not resolve, or a header
-that comes letter by letter, ends in time.
+A thread talks to the server while the caller waits, so that a name that does not resolve, or a header that arrives
+letter by letter, also ends in time.
 """
 
 from __future__ import annotations

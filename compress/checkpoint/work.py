@@ -1,8 +1,8 @@
-"""The folder of an unfinished run, `<out>.partial`: its pieces, and the activations that it goes on from.
+"""The folder of an unfinished run, `<out>.partial`: its pieces, and the activations from which it continues.
 
-Everything in it belongs to one fingerprint. A piece is there whole or not at all, and beside it the SHA-256 of what was
-written, which is compared when the piece is used: what is damaged is made again, the rest is kept whatever happens. The
-streams in front of the next block are kept as well, so that a run that goes on computes no finished block again.
+Everything in it belongs to one fingerprint. A piece is either complete or absent, and beside it lies the SHA-256 of
+what was written, which is checked when the piece is used: a damaged one is made again, the others are kept. The streams
+before the next block are kept as well, so that a resumed run computes no finished block again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a quantized checkpoint's settings claim about each linear, to compare with its tensors.
 
-The tensors are read by their shapes; the settings say which widths, groups, zero points and order of inputs they
-should have. Where the two disagree one of them is of another checkpoint, and loaders of the field differ in which
-they believe.
+Tensors are read by their shapes; the settings say which widths, groups, zero points and order of inputs they should
+have. Where the two disagree, one of them belongs to another checkpoint, and the loaders in use differ in which they
+believe.
 """
 
 from __future__ import annotations

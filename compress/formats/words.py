@@ -1,6 +1,6 @@
 """Codes in 32-bit words, as quantized Hugging Face checkpoints hold them: the first code in the lowest bits.
 
-In memory that is little-endian bytes of codes, the first in the low half: what `compress.checkpoint.packing` has.
+In memory these are little-endian bytes of codes with the first in the low half, as in `compress.checkpoint.packing`.
 """
 
 from __future__ import annotations

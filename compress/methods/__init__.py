@@ -1,7 +1,7 @@
 """The methods of choosing codes, by the names that `--method` and recipes take.
 
-An entry holds what can be told without loading anything. The method itself (`compress/methods/protocol.py`) is a module
-of its own, imported when it is asked for: no other part of the product tells one method from another.
+An entry holds what can be told without importing the method. The method itself (`compress/methods/protocol.py`) is a
+module of its own, imported when it is needed; no other part of the product knows one method from another.
 """
 
 from __future__ import annotations

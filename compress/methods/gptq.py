@@ -185,7 +185,7 @@ class GptqOptions(Options):
     Attributes:
         damping: first share of the Hessian's mean diagonal that is added to it.
         act_order: the columns of the most excited inputs are rounded first; groups stay in place.
-        sweeps: times that codes and scales are gone over once more, each moved to where it is best with all others
+        sweeps: times that codes and scales are visited once more, each moved to where it is best with all others
             as they are (below 8 bits).
         correction: how far o_proj and down_proj make up for errors that earlier layers left in the stream: 0 not at
             all (plain GPTQ, one forward pass less), 1 as far as least squares goes.

@@ -1,11 +1,11 @@
-"""What a block's attention and MLP answer on a few of the calibration samples, with other weights in them.
+"""The output of a block's attention and MLP on a few calibration samples, with other weights in them.
 
 AWQ judges the scales of the linears that read a norm by the output of the module around them (Lin et al., 2023, arXiv
-2306.00978): what an error in q costs depends on the keys, one in gate on up and down. A linear that is followed by
-the residual sum, o_proj or down_proj, is its own judge: its error needs the Hessian alone.
+2306.00978): the effect of an error in q depends on the keys, that of one in gate on up and down. A linear that is
+followed by the residual sum, o_proj or down_proj, needs no module: the Hessian alone gives its error.
 
-The output is added to the stream, and what follows reads that through an RMSNorm: a token's squared error counts as a
-share of its stream, else the few tokens with huge activations would be all that is searched for.
+The output is added to the stream, and what follows reads that through an RMSNorm: a token's squared error is divided by
+the size of its stream, else the few tokens with huge activations would dominate the search.
 """
 
 from __future__ import annotations

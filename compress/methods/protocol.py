@@ -1,5 +1,6 @@
-"""What a method of choosing codes is: its options, what it asks calibration for, what it folds into neighbours, how it
-chooses the codes of linears that read the same inputs, and what that takes."""
+"""The interface of a method of choosing codes: its options, the statistics that it needs from calibration, what it
+folds into neighbours, how it chooses the codes of linears that read the same inputs, and what that takes.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Learned rounding: codes and scales of one block, trained so that the block answers as the float model does.
+"""Learned rounding: codes and scales of one block, trained so that the block's output is the float model's.
 
-GPTQ solves one linear at a time for the squared error of its own output. Here all linears of a block are moved
-together, for a few hundred steps, towards what the float model's stream is behind the block; the stream in front is
-the quantized model's, so that errors of earlier blocks are made up for as well. Codes are trained through their
-rounding by the straight-through estimator, in the spirit of AdaRound (Nagel et al., 2020, arXiv 2004.10568) and
-auto-round's SignRound (Cheng et al., 2023, arXiv 2309.05516), but from GPTQ's codes on, and with Adam.
+GPTQ solves one linear at a time for the squared error of its own output. Here all linears of a block are trained
+together for a few hundred steps, with the float model's stream behind the block as the target; the stream before the
+block is the quantized model's, so that errors of earlier blocks are compensated as well. Codes are trained through
+their rounding by the straight-through estimator, in the spirit of AdaRound (Nagel et al., 2020, arXiv 2004.10568) and
+auto-round's SignRound (Cheng et al., 2023, arXiv 2309.05516), but starting from GPTQ's codes, and with Adam.
 
 What follows a block reads it through an RMSNorm, which divides each token by its own size. The loss does so too,
-else the few tokens with huge activations would be all that is trained for.
+else the few tokens with huge activations would dominate training.
 
-Training is noisy, and GPTQ's codes are good: what it came to is kept only where it is better, over tokens spread
-over the whole calibration set.
+Training is noisy, and GPTQ's codes are good: the result is kept only where it is better, on tokens spread over the
+whole calibration set.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a format's arithmetic may cost: the KL of an artifact to its own weights in float32.
 
-Where the weights are at hand, a twin (`eval/accuracy/twins.py`) tells what the arithmetic costs this very model on this
-very text, and the artifact may cost a little more. Else limits that were measured on the demo model hold.
+Where the weights are available, a twin (`eval/accuracy/twins.py`) measures what the arithmetic costs this very model on
+this very text, and the artifact may cost a little more. Otherwise limits measured on the demo model apply.
 """
 
 from __future__ import annotations

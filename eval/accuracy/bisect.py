@@ -1,9 +1,10 @@
 """Finds where an artifact differs from its model: the first block, the tensor in it, and the cause.
 
-Every block is given the artifact's own stream, so a block answers for itself alone. In the first that errs by more than
-its runtime may cost, the values of the lowered decoder are compared one after another: the first that is apart names
-the tensor. Who did it: the weights, where codes or scales are not the checkpoint's or rounding them cost so much; the
-activations, where rounding them as the artifact does gives the same error in torch; else the runtime.
+Every block gets the artifact's own stream as input, so that errors of earlier blocks do not count. In the first block
+whose error exceeds what its runtime may cost, the values of the lowered decoder are compared one after another: the
+first that differs names the tensor. The cause is: the weights, where codes or scales are not the checkpoint's or
+rounding them costs that much; the activations, where rounding them as the artifact does gives the same error in torch;
+else the runtime.
 """
 
 from __future__ import annotations

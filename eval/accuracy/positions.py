@@ -1,8 +1,8 @@
 """Accuracy over the whole context: by position, in prefill and in decode.
 
-One text fills the context. A runtime takes it in chunks, as prompts that end beside a chunk's edge, and one token at a
-time from places spread over it; every answer is held against the same row of one reference. Where a context is longer
-than a runtime is given time for, its beginning and its end are taken, the end behind empty slots.
+One text fills the context. A runtime takes it in chunks, as prompts that end near the edge of a chunk, and one token at
+a time from places spread over it; every answer is compared with the same row of one reference. Where the context is too
+long for a runtime's share of time, its beginning and its end are taken, the end behind empty slots.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Whether a model that came quantized predicts text at all.
+"""Whether a checkpoint that came quantized predicts text at all.
 
-Its own codes are what its artifacts are held against, so that codes misread on the way in would be misread in both,
-and agree. What does not depend on reading them right: a language model foresees text better than somebody who knows
-nothing but how often each token comes.
+Its artifacts are compared with its own codes, so codes that were misread on the way in would be misread on both sides,
+and agree. One check does not depend on reading them right: a language model predicts text better than the frequencies
+of single tokens do.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Compiled graphs on the simulator: each block and the head compared with its twin in torch.
 
 Every block of a debug build gives its output, keys and values; its twin (`export/lowering/torch_ops.py`, every
-activation rounded as the graph says) is given the very stream that went into it, so each block answers for itself
-alone. How far the two may be apart is not a constant: a second twin, whose products of matrices carry the noise of
-HTP's float16 arithmetic, tells what such noise does to this block on this input, and what was found is divided by
-that. The inputs are random tokens over random caches: they excite every slot and position, and a whole chunk of them
-every column of every matrix. A single token does not: of its columns behind a gate most are near zero, and what they
-do wrong drowns in the noise. So decode is held against prefill besides, on rows of the same chunk. The simulator
-answers both with the same bits, where a column that counts next to nothing turns thousands of them.
+activation rounded as the graph says) gets the same stream as input, so each block is judged by itself. How far the two
+may be apart is not a constant: a second twin, whose matrix products carry the noise of HTP's float16 arithmetic, shows
+what such noise does to this block on this input, and the difference that was found is divided by that.
+
+The inputs are random tokens over random caches: they excite every slot and position, and a whole chunk of them every
+column of every matrix. A single token does not: most of its columns behind a gate are near zero, and their errors drown
+in the noise. So decode is also compared with prefill, on rows of the same chunk. The simulator answers both with the
+same bits, while even a column that hardly matters changes thousands of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What an artifact's arithmetic should cost on this model and text: a twin in torch that rounds as its runtime does.
 
-A twin gives two answers of the same decoder, plain and rounded, so that only the rounding is between them. Runtimes
-that compute in float32 around linears with 8-bit inputs are told by the float decoder with those inputs rounded;
-those that round every value (float16 of Core ML, 16 bits of NPUs) by the lowered decoder, value by value. The weights
-are the quantized checkpoint's, never the artifact's: what an artifact holds otherwise is beyond its twin.
+A twin gives two answers of the same decoder, plain and rounded, so that only the rounding differs. Runtimes that
+compute in float32 around linears with 8-bit inputs are modelled by the float decoder with those inputs rounded; those
+that round every value (float16 of Core ML, 16 bits of NPUs) by the lowered decoder, value by value. The weights are the
+quantized checkpoint's, never the artifact's: wrong weights of an artifact do not change its twin.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Expected bytes of an artifact, from the quantized checkpoint: a layer left unquantized shows as a difference.
 
-Every format adds what describes its graphs; beside a model's weights that is next to nothing, beside a small model's it
-is not, so each has an allowance a block (`export.formats.Sizes`).
+Every format adds a description of its graphs. It is negligible beside a large model's weights but not beside a small
+model's, so each format has an allowance for each block (`export.formats.Sizes`).
 """
 
 from __future__ import annotations

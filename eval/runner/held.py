@@ -1,4 +1,4 @@
-"""Holds an artifact's standard runner against the checkpoint: tokens, chats, probabilities, end tokens.
+"""Compares an artifact's standard runner with the checkpoint: tokens, chats, probabilities, end tokens.
 
 What is right comes from the checkpoint's own tokenizer and template, and from its quantized weights in float32.
 """

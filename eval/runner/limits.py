@@ -1,4 +1,4 @@
-"""What programs are known to read otherwise than the checkpoint by a limit of their own, taken out of a text."""
+"""Removes from a text what a program is known to tokenize otherwise than the checkpoint, by a limit of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts and chats on which a runner's tokenizer and template are held against the checkpoint's.
+"""Texts and chats on which a runner's tokenizer and template are compared with the checkpoint's.
 
 All are in Unicode's composed form: llama.cpp does not compose what a user typed in parts.
 """

@@ -1,9 +1,9 @@
-"""llama.cpp's arithmetic on a CPU in torch: what it costs with this model, so what its answers may lie apart.
+"""llama.cpp's arithmetic on a CPU, in torch: what it costs with this model, and so how far its answers may differ.
 
 Linears read activations rounded to int8 in blocks of 32, each with a float16 scale (ggml's `block_q8_0`: d = max|x| /
-127, q = round(x / d)), and the cache is float16. An activation that lies between two codes takes the one or the other
-with the order of a sum, and what that changes grows from block to block: two sound computations lie as far apart as
-each of them from the exact one. So the twin tells how far, not where.
+127, q = round(x / d)), and the cache is float16. An activation between two codes is rounded to one or the other
+depending on the order of a sum, and the effect grows from block to block: two sound computations differ as much from
+each other as each does from the exact one. So the twin says how far answers may differ, not which they are.
 """
 
 from __future__ import annotations

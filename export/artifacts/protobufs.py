@@ -1,8 +1,8 @@
-"""Protobufs that somebody else wrote, held to bounds before protobuf makes objects of them.
+"""Protobufs from untrusted files, checked against bounds before protobuf makes objects of them.
 
 Two bytes of a file can be an empty message of 270 bytes in memory, so that a file of 20 MB takes gigabytes. The wire
-format is gone over once (https://protobuf.dev/programming-guides/encoding/): messages and fields are counted, lengths
-are looked at; what they mean is protobuf's to say.
+format is scanned once (https://protobuf.dev/programming-guides/encoding/): messages and fields are counted and lengths
+are checked; protobuf itself interprets them.
 """
 
 from __future__ import annotations

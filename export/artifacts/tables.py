@@ -1,8 +1,8 @@
-"""Flatbuffers that somebody else wrote, read by the Python classes of their schema within bounds.
+"""Flatbuffers from untrusted files, read by the Python classes of their schema within bounds.
 
-Many references may lead to one table, and a table's vectors to one another's: the square of what a file holds is
-visited, which flatbuffers' Verifier in C++ bounds, and its Python does not
-(https://flatbuffers.dev/languages/cpp/#access-of-untrusted-buffers). Here each visit is counted, in all and by place.
+Many references may point to one table, and the vectors of tables to each other's tables: then the square of what a file
+holds is visited. Flatbuffers' Verifier in C++ bounds that, its Python does not
+(https://flatbuffers.dev/languages/cpp/#access-of-untrusted-buffers). Here every visit is counted, in all and by place.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Importing coremltools in a second and a half instead of six.
 
 On import, coremltools imports every framework whose models it can convert: scikit-learn, TensorFlow, XGBoost,
-ExecuTorch, torchao, transformers. Our programs are built operation by operation, and ExecuTorch hands over programs of
-its own dialect, so none of them is asked for anything; but together they take three quarters of the time.
+ExecuTorch, torchao, transformers. Our programs are built operation by operation, and ExecuTorch passes programs of its
+own dialect, so none of them is needed; together they take three quarters of the time.
 """
 
 from __future__ import annotations

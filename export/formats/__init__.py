@@ -1,8 +1,8 @@
-"""Every format of an artifact: one record with all that any part of the product has to know of it.
+"""Every format of an artifact: one record with everything that any part of the product needs to know about it.
 
-Each part looks a format up here and keeps no table of its own, so that one that is forgotten somewhere cannot be judged
-less strictly. What a format does not have is written out as `Without` a reason. Functions of higher layers stand here
-by import path ("package.module:name") and are imported when they are called.
+Each part looks a format up here and keeps no table of its own, so that a format cannot be forgotten somewhere and
+judged less strictly there. What a format does not have is written as `Without` a reason. Functions of higher layers are
+named by import path ("package.module:name") and imported when they are called.
 """
 
 from __future__ import annotations

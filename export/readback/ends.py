@@ -1,4 +1,4 @@
-"""End tokens that files of some formats name: where they differ from the checkpoint's, or None."""
+"""End tokens that files of some formats name: how they differ from the checkpoint's, or None."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def xnnpack(artifact: Artifact, wanted: Set[int]) -> str | None:
 
 
 def gguf(artifact: Artifact, wanted: Set[int]) -> str | None:
-    """The file names all of them, and none but the tokenizer's own besides."""
+    """The file names all of them, and no others but the tokenizer's own."""
     from export.gguf.reader import GgufFile
 
     keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]

@@ -25,7 +25,7 @@ MASK = "mask value"
 ENCODINGS = "activation encodings"
 """Scales and zero points of activations, or of an int8 cache; of formats that round them."""
 GRAPH = "operations"
-"""That the program computes this model: its operations, how they hang together, and nothing besides."""
+"""That the program computes this model: its operations, how they are connected, and nothing else."""
 TELLS = "metadata"
 """What the file itself tells a runner: sizes, special tokens, the tokenizer's tables, how to sample."""
 

@@ -1,11 +1,11 @@
 """tokenizer.json and tokenizer_config.json: what onnxruntime-genai reads in place of a SentencePiece tokenizer.model.
 
 Its tokenizer (onnxruntime-extensions, `KernelBpeTokenizer::SpmTokenize`) merges as Hugging Face's library does, but
-heeds neither normalizer nor post-processor. Without a pattern of its own it cuts text as Llama 3 does, and behind one
-that never matches it cuts every run of more than 100 pieces. So the pattern here cuts where a run of blanks begins:
-no piece goes on over that. It repeats nothing without bound, for std::regex takes stack for every repetition, and so
-a run of more than `LONGEST` bytes is cut. Characters that no other piece holds never merge, so text may be cut there:
-they are added tokens, and runs become short.
+ignores normalizer and post-processor. Without a pattern of its own it splits text as Llama 3 does, and with one that
+never matches it splits every run of more than 100 pieces. So the pattern here splits where a run of blanks begins,
+which no piece crosses. It has no unbounded repetition, since std::regex takes stack for every one, and so a run of more
+than `LONGEST` bytes is split. Characters that are part of no other piece never merge, so text may be split there: they
+are added tokens, which makes runs short.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Cuts of a byte-level tokenizer.json in the words that onnxruntime-genai heeds.
+"""Pre-tokenizers of a byte-level tokenizer.json, rewritten as onnxruntime-genai applies them.
 
-Of a sequence it follows the parts that split by a pattern, and no other; a last ByteLevel part counts where it stands
-alone. So digits one by one, and ByteLevel's own pattern, are put as such parts.
+Of a sequence it applies only the parts that split by a pattern; a last ByteLevel part counts only where it is alone.
+So single digits, and ByteLevel's own pattern, are written as such parts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Refuses options that would have no effect in the run that was asked for, before any work.
+"""Refuses options that would have no effect in the requested run, before any work.
 
-An option that is silently dropped leaves its user with a wrong belief about the result. Each command has a table of
-when its options change nothing; what no table names always has an effect, or is refused where its value is read.
+An option that is silently ignored leaves its user with a wrong idea of the result. Each command has a table of when its
+options change nothing; an option in no table always has an effect, or is refused where its value is read.
 """
 
 from __future__ import annotations

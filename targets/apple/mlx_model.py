@@ -1,8 +1,8 @@
 """mlx-lm's own model of a folder, as it is computed on this machine.
 
-MLX's CPU kernels are some thirty times slower in float16 than in float32, so there every weight is widened to what MLX
-itself reads in it, and the stream is rounded to float16 behind each block, as Metal stores it: values beyond float16
-become infinite here as there.
+MLX's CPU kernels are some thirty times slower in float16 than in float32, so there every weight is widened to float32
+as MLX reads it, and the stream is rounded to float16 behind each block, as Metal stores it: values beyond float16
+become infinite on both.
 """
 
 from __future__ import annotations

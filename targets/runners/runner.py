@@ -1,6 +1,6 @@
 """The interface of a standard runner: the program that users open an artifact with.
 
-It is none of ours: it reads tokenizer, template, model and end tokens from the artifact's own files.
+It is not ours: it reads tokenizer, template, model and end tokens from the artifact's own files.
 """
 
 from __future__ import annotations
