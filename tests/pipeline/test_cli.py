@@ -277,6 +277,7 @@ def test_what_a_machine_refuses_is_no_internal_error(error: Exception, capsys: p
     assert "fix:" in capsys.readouterr().err
 
 
+@pytest.mark.linux  # /dev/full
 def test_a_log_that_finds_the_disk_full_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     handler = logging.FileHandler("/dev/full")
     log = logging.getLogger("bluelm_export")

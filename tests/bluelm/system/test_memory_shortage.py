@@ -81,6 +81,7 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert memory.free() > machine / 2
 
 
+@pytest.mark.linux  # elsewhere psutil does not tell how much data a process has
 def test_a_limit_of_the_shell_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = psutil.Process().memory_info()
     limits = {resource.RLIMIT_AS: (resource.RLIM_INFINITY,) * 2, resource.RLIMIT_DATA: (resource.RLIM_INFINITY,) * 2}

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from targets.phones.adb import Server
 from tests.support.phones.adb_server import SERIAL
 
@@ -93,7 +95,9 @@ def furnish(root: Path) -> None:
 
 @contextmanager
 def running_phone(root: Path) -> Iterator[FakePhone]:
-    """Start the server process; end it behind the block."""
+    """Start the server process; end it behind the block. Its shell is this machine's, with its /proc."""
+    if sys.platform != "linux":
+        pytest.skip("the phone's commands need Linux")
     furnish(root)
     script = Path(__file__).parent / "adb_server.py"
     with subprocess.Popen([sys.executable, str(script), str(root)], stdout=subprocess.PIPE, text=True) as process:
