@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -16,11 +16,21 @@ from export.formats import function
 from targets.runtime import Place, Runtime, open_runtime
 
 
+@runtime_checkable
 class BlockRuntime(Runtime, Protocol):
     """A `Runtime` that shows its blocks."""
 
     def blocks(self, tokens: list[int]) -> np.ndarray:
         """The stream before the first block and behind each, float32 [layers + 1, n, hidden]; begins anew."""
+        ...
+
+
+@runtime_checkable
+class ValueRuntime(BlockRuntime, Protocol):
+    """One that shows values inside its blocks as well."""
+
+    def values(self, tokens: Sequence[int], names: Collection[str]) -> dict[str, np.ndarray]:
+        """Values by name, as `export/lowering/decoder.py` calls them; begins anew."""
         ...
 
 
@@ -51,7 +61,7 @@ class BlockTwin:
 
 
 def open_blocks(artifact: Artifact, on: Place, scratch: Path, values: Sequence[str] = ()) -> BlockRuntime:
-    """A runtime with `blocks`; one whose graphs were opened up here may have `values` too (`CachedRuntime.values`).
+    """A runtime that shows its blocks; a `ValueRuntime` where its graphs are opened up here.
 
     ONNX and LiteRT graphs are given block outputs in a debug build below `scratch`. What the Core ML interpreter runs
     and what torch runs (GGUF) needs none. An XNNPACK program is built once more around the weights that it holds. What
@@ -68,10 +78,10 @@ def open_blocks(artifact: Artifact, on: Place, scratch: Path, values: Sequence[s
     if artifact.record.blocks == "rewritten":
         artifact = debug_build(artifact, scratch / f"{artifact.format}-debug", values)
     runtime = open_runtime(artifact.folder, on)
-    if not hasattr(runtime, "blocks"):
+    if not isinstance(runtime, BlockRuntime):
         runtime.close()
         raise InputError(f"a {artifact.format} artifact cannot show its blocks", where=artifact.folder)
-    return cast(BlockRuntime, runtime)
+    return runtime
 
 
 def xnnpack_debug(artifact: Artifact, quantized: QuantizedCheckpoint, folder: Path) -> Artifact:

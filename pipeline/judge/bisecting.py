@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from eval.accuracy.twins import Twin, twin_of
 from export.artifacts.artifact import Artifact, source_of
 from export.lowering.ranges import Ranges
 from export.readback import differing, listed, readable, weight_names
-from targets.block_outputs import BlockRuntime, open_blocks
+from targets.block_outputs import ValueRuntime, open_blocks
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Place, open_runtime
 
@@ -203,10 +202,9 @@ class Bisection:
         layers = range(self.artifact.model.num_layers)
         names = [name for layer in layers for name in probe_names(self.artifact.model, layer)]
         with ExitStack() as stack:
-            runtime: BlockRuntime = stack.enter_context(open_blocks(self.artifact, self.on, self.scratch, names))
+            runtime = stack.enter_context(open_blocks(self.artifact, self.on, self.scratch, names))
             stream = runtime.blocks(list(self.tokens))
-            shown: Any = runtime
-            values = shown.values(list(self.tokens), names) if hasattr(runtime, "values") else {}
+            values = runtime.values(list(self.tokens), names) if isinstance(runtime, ValueRuntime) else {}
         return stream, values
 
     @property
