@@ -1,7 +1,8 @@
 """Results of benchmarks as files, and the pages that are made of them.
 
-A command writes `results/NAME.json`, and `NAME.md` is `pages/NAME.md.jinja` filled in with it. `results/cited.yaml`
-lists what the README and docs/ say of results. `python -m benchmarks.pages` renders every page again.
+A command of the package PART writes `results/PART/NAME.json`, and `PART/NAME.md` is `pages/PART/NAME.md.jinja` filled
+in with it; without PART where the command has a folder to itself or none. `results/cited.yaml` lists what the README
+and docs/ say of results. `python -m benchmarks.pages` renders every page again.
 """
 
 from __future__ import annotations
@@ -27,12 +28,33 @@ RESULTS, PAGES = HERE / "results", HERE / "pages"
 
 def names() -> list[str]:
     """Every page that is rendered."""
-    return sorted(path.name.removesuffix(".md.jinja") for path in PAGES.glob("*.md.jinja"))
+    return sorted(path.name.removesuffix(".md.jinja") for path in PAGES.rglob("*.md.jinja"))
+
+
+def template(name: str) -> Path:
+    """Of a page."""
+    return PAGES / _part(name) / f"{name}.md.jinja"
+
+
+def results_file(name: str) -> Path:
+    """What a benchmark's command writes."""
+    return RESULTS / _part(name) / f"{name}.json"
+
+
+def page_file(name: str) -> Path:
+    """The rendered page."""
+    return HERE / _part(name) / f"{name}.md"
+
+
+def _part(name: str) -> Path:
+    """Folder of a benchmark's files within `pages`; those without a page are not in any."""
+    found = next(PAGES.rglob(f"{name}.md.jinja"), PAGES / name)
+    return found.parent.relative_to(PAGES)
 
 
 def results(name: str) -> dict[str, Any]:
     """What a benchmark's command wrote."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(results_file(name).read_text(encoding="utf-8"))
 
 
 def source(place: str) -> dict[str, Any]:
@@ -40,7 +62,7 @@ def source(place: str) -> dict[str, Any]:
 
     A part with a table has its cells under `cells`, by the row's first two cells and the column.
     """
-    path = HERE.parent / place if "/" in place else RESULTS / f"{place}.json"
+    path = HERE.parent / place if "/" in place else results_file(place)
     text = path.read_text(encoding="utf-8")
     found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     return {str(key).replace("-", "_"): _with_cells(value) for key, value in found.items()}
@@ -61,7 +83,7 @@ def render(name: str) -> str:
     )  # fmt: skip
     environment.filters["of"] = lambda value, form: format(value, form)
     environment.globals |= {"table": table, "made": made, "results": results}
-    return environment.get_template(f"{name}.md.jinja").render(results(name))
+    return environment.get_template(template(name).relative_to(PAGES).as_posix()).render(results(name))
 
 
 def made(part: dict[str, Any]) -> str:
@@ -95,9 +117,11 @@ def table(part: dict[str, Any]) -> str:
 
 def save(name: str, found: dict[str, Any]) -> None:
     """Write a benchmark's results, and its page where it has one."""
-    write_text(RESULTS / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    results_file(name).parent.mkdir(parents=True, exist_ok=True)
+    write_text(results_file(name), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     if name in names():
-        write_text(HERE / f"{name}.md", render(name))
+        page_file(name).parent.mkdir(parents=True, exist_ok=True)
+        write_text(page_file(name), render(name))
 
 
 def save_rows(
@@ -120,7 +144,7 @@ def save_rows(
         names: of every row that the command can make, in the page's order; others go. None: as they came.
         about: what holds for all rows, e.g. a text's name; fields of the part.
     """
-    parts = results(name) if (RESULTS / f"{name}.json").is_file() else {}
+    parts = results(name) if results_file(name).is_file() else {}
     before = parts.get(part, {})
     same = bool(before) and before["table"]["columns"] == [*columns] and before.items() >= about.items()
     kept = {row_name(row, key): (row, stamped) for row, stamped in _stamped(before)} if same else {}
@@ -170,4 +194,4 @@ def _module() -> str:
 
 if __name__ == "__main__":
     for page in names():
-        write_text(HERE / f"{page}.md", render(page))
+        write_text(page_file(page), render(page))

@@ -5,7 +5,8 @@
 The demo checkpoint, or its first N blocks, 4 bits in groups of 32, is lowered as it is and with block 3 (or the last)
 damaged; then `compare --blocks` holds both against the sound checkpoint, as a user would call it. The sound checkpoint
 lies beside the artifact, but for formats that are compiled: what shows their blocks is built from the source beside
-them, so that is damaged too. Writes results/block_damage.json and the page; rows that are not measured again stay.
+them, so that is damaged too. Writes results/accuracy/block_damage.json and the page; rows that are not measured again
+stay.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How often confidence bounds hold: documents drawn from a known population (`tests/eval/budget/test_coverage.py`).
 
-`python -m benchmarks.accuracy.coverage` writes results/coverage.json and the page.
+`python -m benchmarks.accuracy.coverage` writes results/accuracy/coverage.json and the page.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m benchmarks.accuracy.npu_accuracy OUT [--tokens 1500] [method ...]
 
-The demo checkpoint, default recipe of each method, bundled held-out text: mean KL divergences in nats a token. A run
-on the simulator takes about 6 s of one core for 128 tokens. Writes results/npu_accuracy.json and the page; methods and
-numbers of tokens that are not run again keep their rows.
+The demo checkpoint, default recipe of each method, bundled held-out text: mean KL divergences in nats a token. A run on
+the simulator takes about 6 s of one core for 128 tokens. Writes results/accuracy/npu_accuracy.json and the page;
+methods and numbers of tokens that are not run again keep their rows.
 """
 
 from __future__ import annotations

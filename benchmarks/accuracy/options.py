@@ -6,8 +6,8 @@ On the demo checkpoint, and on the same function with planted outlier channels: 
 weights are multiplied by c from 20 to 50, and the columns behind them divided by it. Calibration: the bundled set, 32
 windows of 256 tokens. KL to the float model on held-out windows of 256 tokens, of the dequantized weights in the float
 decoder; "a16", "a8": through the twin of the NPU artifact, with calibrated activations of 16 and 8 bits and a cache of
-16 bits. Everything is quantized, head and embedding too. Writes the part "options" of results/quantizers.json and the
-page; rows that are not run again stay where text and number of windows are the same.
+16 bits. Everything is quantized, head and embedding too. Writes the part "options" of results/accuracy/quantizers.json
+and the page; rows that are not run again stay where text and number of windows are the same.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python -m benchmarks.accuracy.quality --text FILE.jsonl[.gz] [--windows 128] [--only NAME]
 
-Calibrates with the bundled set, 128 windows of 256 tokens. Held-out documents are laid end to end, each as
-`<s> text </s>`, and cut into windows of 256 tokens; `--windows` of them are taken, evenly spread. Errors are standard
-errors over windows. Writes results/quality.json and the page; settings that are not run again keep their rows where
-text and number of windows are the same.
+Calibrates with the bundled set, 128 windows of 256 tokens. Held-out documents are laid end to end, each as `<s> text
+</s>`, and cut into windows of 256 tokens; `--windows` of them are taken, evenly spread. Errors are standard errors over
+windows. Writes results/accuracy/quality.json and the page; settings that are not run again keep their rows where text
+and number of windows are the same.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ DIR holds one virtual environment a peer (`--setup` makes them): llmcompressor, 
 quantizer runs in a process of its own with two threads, on the same windows of the training corpus; embedding, last
 norm and lm_head stay float. The dequantized weights are judged by one float32 decoder on held-out text. They gather in
 OUT/made, with figures beside them: a run may be cut in parts by `--only`, and judged apart from `--make-only`. What is
-judged is written to results/quantizers.json, part "demo", or "real" with `--model` (a Hugging Face folder that
+judged is written to results/accuracy/quantizers.json, part "demo", or "real" with `--model` (a Hugging Face folder that
 transformers reads), and to the page; other rows stay where model, texts and windows are the same.
 """
 

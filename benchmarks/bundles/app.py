@@ -5,7 +5,7 @@
 The app is compiled and runs on this machine's Java (`tests/support/android/kotlin_app.py`). A BUNDLE is a folder that
 `bluelm-export bundle --format folder` made; without one, the first two blocks of the demo model are lowered to every
 FORMAT that the app has an engine for, as in `tests/export/bundle/test_app.py`. `--kotlinc` names another compiler.
-Writes results/app.json.
+Writes results/bundles/app.json.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The artifact is random bytes: several files, one of them (of 3 GB) larger than one APK may be. Every step runs in a
 process of its own, so that its peak memory is its own; `sync` belongs to every time. Copying and packing take turns.
-Writes results/bundle.json and the page; other sizes keep their rows.
+Writes results/bundles/bundle.json and the page; other sizes keep their rows.
 """
 
 from __future__ import annotations

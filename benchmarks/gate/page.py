@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--note", metavar="WORDS", help="when and at which commits rows were measured")
     given = parser.parse_args()
     told = {"note": given.note} if given.note else {}
-    found = pages.results("gate") if (pages.RESULTS / "gate.json").is_file() else {}
+    found = pages.results("gate") if pages.results_file("gate").is_file() else {}
     for part, (file, key, make, command) in PARTS.items():
         rows = gathered(given.folders, file, key)
         if rows:

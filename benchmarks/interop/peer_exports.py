@@ -10,11 +10,11 @@
 A round is a process with two threads that holds both and decodes with them in turn, 32 tokens each, so that what else
 the machine does meets both alike, and each finds its own weights in the cache and no waiting threads of the other; its
 ratio is that of the median steps. Who is opened first changes from round to round. Written are the medians of all
-rounds, to the part "peers" of results/runtimes.json, and the page; pairs that are not run again stay. A process of the
-scheduler's idle class keeps each core awake, as idle=poll would: in a virtual machine a core that halts takes 50 us to
-wake, a fifth of a step of the demo model, and how often it halts hangs on microseconds.
+rounds, to the part "peers" of results/speed/runtimes.json, and the page; pairs that are not run again stay. A process
+of the scheduler's idle class keeps each core awake, as idle=poll would: in a virtual machine a core that halts takes 50
+us to wake, a fifth of a step of the demo model, and how often it halts depends on microseconds.
 `--count` counts the instructions of arm64 code under qemu instead, of the pair of onnxruntime-genai: the part "builder"
-of results/instructions.json.
+of results/speed/instructions.json.
 `--peer-path` is a folder with what the builder wants besides: `pip install --target DIR --no-deps onnx_ir`.
 """
 

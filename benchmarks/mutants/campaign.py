@@ -184,7 +184,7 @@ def equivalent(name: str) -> dict[str, str]:
 def keep(found: dict[str, Any]) -> None:
     """Into the results, in place of what they held of that module."""
     made = pages.stamp()
-    before = pages.results("mutants")["modules"] if (pages.RESULTS / "mutants.json").is_file() else []
+    before = pages.results("mutants")["modules"] if pages.results_file("mutants").is_file() else []
     others = [row for row in before if row["module"] != found["module"]]
     rows = sorted([*others, {**found, "day": made["day"], "commit": made["commit"]}], key=lambda row: row["module"])
     known = [(name, *one) for name in TESTS for one in equivalent(name).items()]

@@ -4,7 +4,7 @@
     python -m benchmarks.speed.coreml memory BLOCKS WORK [FORMAT ...]  lowers so many blocks of 4096 x 11008
 
 FORMAT: coreml, parts (coreml in programs of at most 550 MB; memory alone) or executorch-coreml. Writes the part
-"demo" or "memory" of results/coreml.json, and the page; rows that are not measured again stay.
+"demo" or "memory" of results/speed/coreml.json, and the page; rows that are not measured again stay.
 """
 
 from __future__ import annotations

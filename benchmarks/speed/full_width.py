@@ -6,7 +6,7 @@
 
 `make` writes a checkpoint in bfloat16, a shard a block, without a tokenizer. `run` quantizes it in this process on
 random tokens and prints, behind every stage of every block, its seconds (wall and CPU) and the peak memory of the
-process so far, beside what it holds now. At the end it writes its rows of results/full_width.json, and the page.
+process so far, beside what it holds now. At the end it writes its rows of results/speed/full_width.json, and the page.
 A run that was cut off goes on; what it tells then is that of the process that goes on.
 """
 

@@ -1,7 +1,7 @@
 """Instructions a token under qemu: repeats, and what a change of the artifact does to them.
 
 `python -m benchmarks.speed.instructions WORK` quantizes the demo checkpoint into the folder WORK (round to nearest, 4
-bit), exports it twice and counts. Writes results/instructions.json and the page.
+bit), exports it twice and counts. Writes results/speed/instructions.json and the page.
 """
 
 from __future__ import annotations

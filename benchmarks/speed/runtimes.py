@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.runtimes OUT [--busy] [runtime ...]
 
-The reference is the dequantized torch model. Writes the parts "demo" and "speed" of results/runtimes.json and the page;
-runtimes that are not named keep their rows. With `--busy`, on a machine with other work, "speed" stays.
+The reference is the dequantized torch model. Writes the parts "demo" and "speed" of results/speed/runtimes.json and the
+page; runtimes that are not named keep their rows. With `--busy`, on a machine with other work, "speed" stays.
 `benchmarks/interop/peer_exports.py` runs the runtimes' own exporters beside ours.
 """
 

@@ -1,6 +1,6 @@
 """Fits the speed estimate and writes how far off it is: `python -m benchmarks.speed.speed_model`.
 
-Writes eval/data/speed_coefficients.json, benchmarks/results/speed_model.json and benchmarks/speed_model.md.
+Writes eval/data/speed_coefficients.json, benchmarks/results/speed/speed_model.json and benchmarks/speed/speed_model.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Each runtime lowers a quantized checkpoint of random codes (4 bits in groups of 32, head and embedding 8 bits a row) in
 a process of its own. Growth is its peak resident memory less that behind its imports; the bound is the artifact's own
 size plus 2 GB. What a vendor's compiler makes of it is another table: seconds, and the peak of the largest process.
-Writes the parts "wide" and "compiled" of results/runtimes.json, and the page; rows that are not run again stay.
+Writes the parts "wide" and "compiled" of results/speed/runtimes.json, and the page; rows that are not run again stay.
 """
 
 from __future__ import annotations

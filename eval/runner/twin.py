@@ -24,7 +24,7 @@ from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import Runtime, natural
 
 BLOCK, LARGEST = 32, 127
-FACTOR = 5.0  # of few positions' mean and maximum against those of others as many (benchmarks/runners.md)
+FACTOR = 5.0  # of few positions' mean and maximum against those of others as many (benchmarks/interop/runners.md)
 
 
 class HalfCache(KVCache):

@@ -90,7 +90,7 @@ class Lowering:
     Attributes:
         whole, block: seconds, and for each block; what wider blocks add is worked out from the artifact's bytes.
         memory: bytes that a vendor's compiler takes for a byte of weights, at most for a part of `part` bytes
-            (benchmarks/runtimes.md).
+            (benchmarks/speed/runtimes.md).
         process: bytes that each of the two simulators takes more.
     """
 
@@ -164,7 +164,7 @@ class Record:
         levels: a linear of its graph can say that it rounds activations to 8 bits.
         encodings: its activations are rounded to scales that the file holds; those of an 8-bit cache apart.
         block_error: relative L2 error of what one block adds to the stream, against the same weights in float32: the
-            largest that is expected, three times what was measured on the demo (benchmarks/block_damage.md).
+            largest that is expected, three times what was measured on the demo (benchmarks/accuracy/block_damage.md).
         sizes: what its files should take.
         lowering: what making it takes.
         speed: whose published figures speak for it.

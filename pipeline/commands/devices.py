@@ -163,7 +163,7 @@ def show_estimates(
         say(line)
     if any(row[5] == NOT_KNOWN for row in rows):
         say(f"\n{NOT_KNOWN}: nothing is published of models below {SMALLEST / 1e9:g} B parameters")
-    say("\nFrom published figures of other models; error on rows left out: benchmarks/speed_model.md")
+    say("\nFrom published figures of other models; error on rows left out: benchmarks/speed/speed_model.md")
     return 0
 
 

@@ -31,7 +31,7 @@ from targets.socs import Soc
 from targets.tools import require
 
 METHODS = ("prefill", "decode")
-LOWERING = 25  # bytes of memory for a byte of weights: coremltools holds many copies (benchmarks/coreml.md)
+LOWERING = 25  # bytes of memory for a byte of weights: coremltools holds many copies (benchmarks/speed/coreml.md)
 
 
 class Functions(Protocol):

@@ -33,7 +33,7 @@ def plain(text: str) -> str:
 
 @pytest.mark.parametrize("name", pages.names())
 def test_a_page_is_what_its_results_make(name: str) -> None:
-    assert (pages.HERE / f"{name}.md").read_text(encoding="utf-8") == pages.render(name)
+    assert pages.page_file(name).read_text(encoding="utf-8") == pages.render(name)
 
 
 def stamps(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -69,10 +69,10 @@ def writers() -> dict[tuple[str, str], set[str]]:
 
 
 def test_every_page_is_made_of_results_that_say_when_and_of_which_commit() -> None:
-    written = {path.stem for path in pages.HERE.glob("*.md")}
+    written = {path.stem for path in pages.HERE.rglob("*.md")}
     assert written == set(pages.names())
     for name in set(pages.names()) - {"speed_model"}:  # that one is the same whenever it is fitted
-        text = plain((pages.HERE / f"{name}.md").read_text(encoding="utf-8"))
+        text = plain(pages.page_file(name).read_text(encoding="utf-8"))
         for part, made in stamps(name):
             assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["day"]), name
             assert re.fullmatch(r"[0-9a-f]{7,}", made["commit"]), name
@@ -80,7 +80,7 @@ def test_every_page_is_made_of_results_that_say_when_and_of_which_commit() -> No
             assert made.get("note", "") in text
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in pages.RESULTS.glob("*.json")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in pages.RESULTS.rglob("*.json")))
 def test_results_are_of_a_command_that_writes_them(name: str) -> None:
     by_part = writers()
     own = set[str]().union(*(modules for (of, _), modules in by_part.items() if of == name))
@@ -97,7 +97,7 @@ def test_results_are_of_a_command_that_writes_them(name: str) -> None:
 @pytest.mark.parametrize("name", pages.names())
 def test_no_figure_stands_in_a_page_s_own_words(name: str) -> None:
     """Numbers with a unit come from the results; limits and options are listed as settings."""
-    text = (pages.PAGES / f"{name}.md.jinja").read_text(encoding="utf-8")
+    text = pages.template(name).read_text(encoding="utf-8")
     words = re.sub(r"{[{%].*?[}%]}|`[^`]*`", " ", text, flags=re.DOTALL)
     found = {plain(figure) for figure in FIGURE.findall(words)}
     assert found <= set(CITED["settings"].get(name, [])), found
@@ -138,7 +138,7 @@ def test_a_paragraph_that_names_a_page_has_no_figures_of_its_own() -> None:
     for path in DOCUMENTS:
         name, says = known(path)
         for paragraph in re.split(r"\n\s*\n|\n(?=- )", path.read_text(encoding="utf-8")):
-            if re.search(r"benchmarks/\w+\.md", paragraph):
+            if re.search(r"benchmarks/[\w/]+\.md", paragraph):
                 left = set(NUMBER.findall(re.sub(r"`[^`]*`", "", paragraph))) - set(NUMBER.findall(" ".join(says)))
                 assert not left, f"{name}: {left} in: {plain(paragraph)[:100]}"
 
@@ -147,7 +147,7 @@ def test_results_are_strict_json() -> None:
     def refuse(constant: str) -> float:
         raise AssertionError(constant)
 
-    for path in pages.RESULTS.glob("*.json"):
+    for path in pages.RESULTS.rglob("*.json"):
         json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
@@ -208,14 +208,14 @@ def test_parts_beside_the_one_that_is_saved_stay(home: Path) -> None:
 
 def test_a_command_makes_its_page_again(home: Path) -> None:
     """All of it but the stamp: these draws are the same on every machine."""
-    before = json.loads((ROOT / "benchmarks" / "results" / "coverage.json").read_text(encoding="utf-8"))
+    before = json.loads((ROOT / "benchmarks" / "results" / "accuracy" / "coverage.json").read_text(encoding="utf-8"))
     coverage.main()
     assert {**pages.results("coverage")["simulation"], "made": 0} == {**before["simulation"], "made": 0}
-    assert (home / "coverage.md").read_text(encoding="utf-8") == pages.render("coverage")
+    assert pages.page_file("coverage").read_text(encoding="utf-8") == pages.render("coverage")
 
 
 def test_no_setting_is_listed_that_nobody_speaks_of() -> None:
     for name, settings in CITED["settings"].items():
-        path = ROOT / name if name.endswith(".md") else pages.PAGES / f"{name}.md.jinja"
+        path = ROOT / name if name.endswith(".md") else pages.template(name)
         spoken = set(NUMBER.findall(path.read_text(encoding="utf-8")))
         assert set(NUMBER.findall(" | ".join(settings))) <= spoken, name

@@ -75,11 +75,11 @@ def test_what_tests_share_is_no_test() -> None:
             assert place[1] in shared or (place[1] == path.parts[1] == "hostile"), f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("kind", [*LAYERS, "tests", "benchmarks"])
+@pytest.mark.parametrize("kind", [*LAYERS, "tests", "benchmarks", "docs"])
 def test_no_folder_is_a_heap_and_no_file_a_book(kind: str) -> None:
-    """At most 15 modules beside each other, of at most 400 lines."""
-    files = [path for path in Path(kind).rglob("*.py") if "peers" not in path.parts]
-    beside = Counter(path.parent for path in files)
+    """At most 15 files beside each other, and modules of at most 400 lines."""
+    there = [path for path in Path(kind).rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    beside = Counter(path.parent for path in there)
     assert not {str(folder): count for folder, count in beside.items() if count > 15}
-    lengths = {str(path): path.read_text(encoding="utf-8").count("\n") for path in files}
+    lengths = {str(path): path.read_text(encoding="utf-8").count("\n") for path in there if path.suffix == ".py"}
     assert not {path: lines for path, lines in lengths.items() if lines > 400}

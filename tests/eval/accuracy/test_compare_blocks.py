@@ -104,7 +104,7 @@ def test_a_damaged_block_is_named_on_every_runtime(
 
 def test_a_damaged_block_is_named_in_an_executorch_program(tmp_path: Path) -> None:
     """One lowering, of a tiny model and with its blocks shown: what `open_blocks` builds around the weights that it
-    reads from a program. The demo's six blocks take minutes (benchmarks/block_damage.md has them)."""
+    reads from a program. The demo's six blocks take minutes (benchmarks/accuracy/block_damage.md has them)."""
     q = rounded(tmp_path / "q", source=tiny_checkpoint(tmp_path / "tiny"))
     hurt = Damaged.of(q, 1)
     made = executorch.export(hurt, tmp_path / "pte", context=32, chunk=16, debug=True)

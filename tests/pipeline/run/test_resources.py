@@ -80,7 +80,7 @@ def wide(checkpoint: Checkpoint) -> Checkpoint:
 def test_the_memory_is_that_measured_at_full_width(checkpoint: Checkpoint) -> None:
     recipe = Recipe.make({"group_size": 128, "sweeps": 1, "samples": 8, "length": 512})
     planned = cost(wide(checkpoint), recipe, on_disk=False, rate=1e11).memory
-    assert planned / 1e9 == pytest.approx(4.16, rel=0.1)  # benchmarks/full_width.md
+    assert planned / 1e9 == pytest.approx(4.16, rel=0.1)  # benchmarks/speed/full_width.md
 
 
 def test_sweeps_take_memory_for_the_systems_of_many_groups(checkpoint: Checkpoint) -> None:
@@ -126,7 +126,7 @@ def test_qualcomms_compiler_decides_the_memory_of_wide_models(checkpoint: Checkp
     with pytest.raises(InputError, match=r"compiling for qnn-context take about 11\.94 GB: more than --max-memory 8"):
         resources.plan_run(model, recipe, "8GB", runtime="qnn-context", **sizes)
     assert planned.artifact is not None and twice.artifact is not None
-    for found, measured in ((planned, 11.26e9), (twice, 6.37e9)):  # in the compiler (benchmarks/runtimes.md)
+    for found, measured in ((planned, 11.26e9), (twice, 6.37e9)):  # in the compiler (benchmarks/speed/runtimes.md)
         assert measured < found.memory < measured + 1.2e9
     assert 1.9 < twice.artifact / planned.artifact <= 2
 
