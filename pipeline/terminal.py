@@ -44,7 +44,7 @@ def console(*, error: bool = False) -> Console:
 
 
 class _Warnings(logging.Handler):
-    """Warnings of the log, shown: errors are told by whoever meets them."""
+    """Shows warnings of the log; errors are reported where they occur."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno == logging.WARNING:

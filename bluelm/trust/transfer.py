@@ -318,7 +318,7 @@ class _Talk:
 
 
 def _get(http: Any, url: str, headers: Mapping[str, str], limits: Limits) -> Callable[[], Any]:
-    """A GET that follows nobody and reads nothing before it is asked to."""
+    """A GET that follows no redirect and reads nothing before it is asked to."""
 
     def get() -> Any:
         with http.Session() as session:

@@ -45,7 +45,7 @@ def read_tables(read: Callable[[], Read], size: int, blocks: int | None = None) 
 
 @contextmanager
 def _counted(most_tables: int, most_bytes: int) -> Iterator[None]:
-    """The classes make a `Table` of each that they come to; in this thread these are counted."""
+    """The schema's classes make a `Table` for each one that they visit; in this thread these are counted."""
     thread, left, places = threading.get_ident(), [most_tables, most_bytes], Counter[int]()
 
     def visit(kind: int, count: int) -> None:

@@ -64,7 +64,7 @@ def make(
         The file or folder that was written.
 
     Raises:
-        InputError: something lies there that is no bundle of ours as it was written; names that collide.
+        InputError: the place is taken by something other than an intact bundle of ours; names that collide.
         TargetError, UnavailableError: see the formats.
     """
     options = options or Options()

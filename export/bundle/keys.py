@@ -109,7 +109,7 @@ def is_development(certificate: x509.Certificate) -> bool:
 
 
 def is_self_signed(certificate: x509.Certificate) -> bool:
-    """Whether nobody but its maker vouches for the certificate, so that its name is what he wrote."""
+    """Whether the certificate is self-signed, so that nobody else confirms its name."""
     return certificate.subject == certificate.issuer
 
 

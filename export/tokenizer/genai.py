@@ -43,7 +43,7 @@ CUT = {"type": "Split", "pattern": {"Regex": RUNS}, "behavior": "Isolated", "inv
 
 
 def write_tokenizer(folder: Path, source: Path, context: int) -> dict[str, str]:
-    """Write what the tokenizer of the folder `source` lacks, or says in words that genai does not heed.
+    """Write what the tokenizer in the folder `source` lacks, or says in a form that genai ignores.
 
     Returns:
         Path -> role of each file.
@@ -65,7 +65,7 @@ def write_tokenizer(folder: Path, source: Path, context: int) -> dict[str, str]:
 
 
 def _write_cuts(folder: Path, source: Path) -> dict[str, str]:
-    """tokenizer.json with its cuts as genai heeds them; {} where it does as they are."""
+    """tokenizer.json with pre-tokenizers that genai applies; {} where it applies those that are there."""
     table = read_json(source / TABLE, MOST_TABLE_BYTES)
     cuts = respelled(table.get("pre_tokenizer"))
     if cuts is None:

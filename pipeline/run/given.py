@@ -20,7 +20,7 @@ LARGEST = 8 << 30  # bytes of the float32 model: running a larger one takes long
 
 
 def check_foresees(checkpoint: Checkpoint, held_out: HeldOut, rows: int, progress: Progress) -> None:
-    """Make sure that a checkpoint, as it was read, foresees text better than a guess; large ones are let through.
+    """Make sure that a checkpoint, as it was read, predicts text better than guessing; very large ones are not checked.
 
     Args:
         rows: of the vocabulary.

@@ -28,7 +28,7 @@ TAIL = 500
 
 
 def install() -> Path:
-    """Set the arm64 userland up, once; its root.
+    """Set up the arm64 userland once; its root.
 
     Raises:
         UnavailableError: no qemu, not a Debian-like host, or no network.
@@ -91,7 +91,7 @@ class Guest:
         return self._exactly(size)
 
     def _exactly(self, count: int) -> bytes:
-        """So many bytes of its answer; one that was stopped is told of."""
+        """Read so many bytes of its answer; a stopped process is reported."""
         pipe, found = piped(self._process.stdout), bytearray()
         while len(found) < count:
             while not select.select([pipe], [], [], HEARTBEAT_S)[0]:

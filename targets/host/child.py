@@ -123,7 +123,7 @@ class Child:
         return "\n".join(line for line in text.splitlines()[-lines:] if line.strip())
 
     def _answers(self, limit_s: float) -> bool:
-        """Wait for an answer; a child that was stopped is told of."""
+        """Wait for an answer; a stopped child is reported."""
         end = time.monotonic() + limit_s
         while True:
             left = end - time.monotonic()
