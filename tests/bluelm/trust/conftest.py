@@ -1,8 +1,9 @@
-"""A hub of each kind, for every test that asks for one."""
+"""A hub of each kind, and a folder to sign, for every test that asks for one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,11 @@ def files() -> dict[str, bytes]:
 def hub(files: dict[str, bytes]) -> Iterator[Hub]:
     with serve(Hub(REPO, files)) as running:
         yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One that can be signed."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    return tmp_path / "model"

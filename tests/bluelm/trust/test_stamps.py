@@ -16,9 +16,8 @@ from bluelm.trust.timestamps import MAX_BYTES, stamped
 from export.bundle.keys import SigningKey
 from tests.packages import requires
 from tests.support.command_line import call
-from tests.support.trust.certificates import ALWAYS, NOW, PAST, ROOT, folder, issue, sign, trusting
+from tests.support.trust.certificates import ALWAYS, NOW, PAST, ROOT, issue, sign, trusting
 
-__all__ = ["folder"]
 pytestmark = requires("openssl")
 AUTHORITY = issue("time", authority=True, valid=ALWAYS)
 CONFIG = """[tsa]

@@ -7,7 +7,6 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,11 +17,7 @@ from export.bundle import keys
 from export.bundle.keys import SigningKey
 
 NOW = datetime.now(UTC)
-
-
 YEARS = timedelta(days=365)
-
-
 ALWAYS, PAST, FUTURE = (NOW - 3 * YEARS, NOW + YEARS), (NOW - 2 * YEARS, NOW - YEARS), (NOW + YEARS, NOW + 2 * YEARS)
 
 
@@ -52,13 +47,6 @@ def issue(
     if purpose is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
     return SigningKey(private, builder.sign(issuer.private if issuer else private, hashes.SHA256()))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    return tmp_path / "model"
 
 
 def sign(folder: Path, signer: SigningKey, *chain: SigningKey) -> Path:
