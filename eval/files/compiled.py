@@ -21,7 +21,7 @@ from targets.qualcomm.backend import chip_of
 from targets.qualcomm.border import binary_of, border_faults, onnx_border, wrapper_faults
 from targets.qualcomm.compile import GIVEN, binary_contents, graphs_of
 from targets.qualcomm.given import faults as given_faults
-from targets.qualcomm.messages import BinaryContents, GraphBorder
+from targets.qualcomm.messages import SHARING, BinaryContents, GraphBorder
 from targets.runtime import Place, open_runtime
 from targets.socs import find_soc
 
@@ -122,6 +122,7 @@ def _faults(artifact: Artifact, source: Artifact | None) -> Iterator[str]:
             for dump, graph in zip(artifact.paths(role), graphs_of(source), strict=True):
                 yield from (f"given for {graph.name}: {fault}" for fault in given_faults(dump, graph))
     soc_model = chip_of(find_soc(artifact.soc or "")).soc_model
+    yield from option_faults(artifact.given.settings, soc_model)
     forms = _programs(artifact, source) if artifact.record.delegate else _wrappers(artifact, source)
     for name, contents, faults in forms:
         yield from (f"{name}: {fault}" for fault in faults)
@@ -129,6 +130,18 @@ def _faults(artifact: Artifact, source: Artifact | None) -> Iterator[str]:
             yield f"{name} is by {contents.compiler}, and artifact.json says {artifact.given.compiler}"
         if contents.soc_model != soc_model:
             yield f"{name} is for chip {contents.soc_model} instead of {soc_model}"
+
+
+def option_faults(settings: Mapping[str, Mapping[str, str]], soc_model: int) -> Iterator[str]:
+    """Options of the form that ships and of the one that ran: the same, but for the sharing of weights."""
+    ships = settings.get("shipped", {})
+    for form, told in settings.items():
+        extra = SHARING if form == "shipped" and len(settings) > 1 else {}
+        wanted = {key: value for key, value in ships.items() if key not in SHARING} | extra
+        apart = sorted(key for key in told.keys() | wanted.keys() if told.get(key) != wanted.get(key))
+        yield from (f"the {form} form was compiled with {key} {told.get(key, 'unset')}" for key in apart)
+    if ships.get("soc_model") != str(soc_model):
+        yield f"what ships was compiled for chip {ships.get('soc_model', 'unknown')} instead of {soc_model}"
 
 
 def _wrappers(artifact: Artifact, source: Artifact | None) -> Iterator[tuple[str, BinaryContents, list[str]]]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SHARING = {"enable_htp_weight_sharing": "1", "ep.share_ep_contexts": "1"}
+"""Settings of the form that ships alone: both graphs in one binary, which holds the weights once."""
+
 
 @dataclass(frozen=True)
 class Chip:

@@ -20,6 +20,7 @@ from targets.arm64.ort_errors import ORT_ERRORS
 from targets.host.child import serve
 from targets.qualcomm import system as qnn_system
 from targets.qualcomm.messages import (
+    SHARING,
     BinaryContents,
     Chip,
     Compile,
@@ -55,8 +56,8 @@ def _compile(message: Compile) -> Compiled:
     settings = {"ep.context_enable": "1", "ep.context_embed_mode": "0"}
     provider = {"htp_graph_finalization_optimization_mode": "3"}  # takes longest, gives the best graph
     if message.share:
-        provider["enable_htp_weight_sharing"] = "1"
-        settings["ep.share_ep_contexts"] = "1"
+        provider |= {key: value for key, value in SHARING.items() if not key.startswith("ep.")}
+        settings |= {key: value for key, value in SHARING.items() if key.startswith("ep.")}
     told = _chosen(message.chip) | provider | settings
     settings |= {"ep.context_file_path": message.target, "session.record_ep_graph_assignment_info": "1"}
     if message.share and message.last:

@@ -26,6 +26,7 @@ from targets.block_outputs import open_blocks
 from targets.qualcomm.border import binary_of, onnx_border
 from targets.qualcomm.compile import binary_contents
 from targets.qualcomm.given import faults as given_faults
+from targets.qualcomm.messages import SHARING
 from targets.registry import find
 from tests.packages import requires
 from tests.support import damage
@@ -137,6 +138,54 @@ def test_damaged_metadata_is_named(hurt: hurts.Change, told: str, contexts: Arti
     hurt(damaged)
     figure = compiled.mismatches(hurts.relisted(damaged), "npu")
     assert figure.value > 0 and told in figure.note
+
+
+OPTIONS = {"soc_model": "57", "htp_graph_finalization_optimization_mode": "3"}
+
+
+@pytest.mark.parametrize(
+    ("form", "key", "value", "told"),
+    [
+        ("shipped", "soc_model", "57", []),
+        ("shipped", "htp_graph_finalization_optimization_mode", "1",
+         ["the simulator form was compiled with htp_graph_finalization_optimization_mode 3"]),
+        ("simulator", "htp_arch", "73", ["the simulator form was compiled with htp_arch 73"]),
+        ("shipped", "enable_htp_weight_sharing", "0",
+         ["the shipped form was compiled with enable_htp_weight_sharing 0"]),
+        ("simulator", "ep.share_ep_contexts", "1", ["the simulator form was compiled with ep.share_ep_contexts 1"]),
+        ("shipped", "soc_model", "69",
+         ["the simulator form was compiled with soc_model 57", "what ships was compiled for chip 69 instead of 57"]),
+    ],
+)  # fmt: skip
+def test_what_ships_and_what_ran_were_compiled_alike(form: str, key: str, value: str, told: list[str]) -> None:
+    """But for the sharing of weights."""
+    settings = {"shipped": OPTIONS | SHARING, "simulator": dict(OPTIONS)}
+    settings[form][key] = value
+    assert list(compiled.option_faults(settings, 57)) == told
+    assert not list(compiled.option_faults({"shipped": OPTIONS}, 57))  # an ExecuTorch program: what ships is what runs
+    assert list(compiled.option_faults({}, 57)) == ["what ships was compiled for chip unknown instead of 57"]
+
+
+@requires("libatomic1")
+def test_other_options_of_what_ships_fail_the_artifact(contexts: Artifact) -> None:
+    assert contexts.given is not None
+    settings = {form: dict(told) for form, told in contexts.given.settings.items()}
+    settings["shipped"]["htp_graph_finalization_optimization_mode"] = "1"
+    other = contexts.model_copy(update={"given": contexts.given.model_copy(update={"settings": settings})})
+    figure = compiled.mismatches(other, "npu")
+    assert (figure.value, "htp_graph_finalization_optimization_mode 3" in figure.note) == (1, True)
+
+
+@requires("libatomic1")
+@pytest.mark.parametrize("role", ["simulator-given", "simulator-given-shipped"])
+def test_both_forms_were_given_the_onnx_graphs(role: str, contexts: Artifact, tmp_path: Path) -> None:
+    hurt = copied(contexts, tmp_path / "run")
+    for path in hurt.paths(role)[1:]:
+        graph = json.loads(path.read_text())
+        graph["graph"]["nodes"]["layers.0.shares.exact"]["type"] = "Sigmoid"
+        path.write_text(json.dumps(graph))
+    figure = compiled.mismatches(hurts.relisted(hurt), "npu")
+    assert (figure.value, "given for decode.onnx" in figure.note) == (1, True)
 
 
 @requires("libatomic1")
