@@ -114,7 +114,7 @@ def test_the_readme_shows_the_main_run_s_table() -> None:
     assert [row for row in shown if row[0] != "..."] == pages.results("main_run")["rows"]
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def known(path: Path) -> tuple[str, list[str]]:

@@ -96,6 +96,20 @@ CASES = [
 ]
 
 
+def refusal(model: str, width: str, kind: str) -> str | None:
+    """What an exporter says of what its format cannot hold; None where it must write it."""
+    narrow = kind in ("litert", "executorch-xnnpack")
+    if kind == "mlx" and model == "glm":
+        return "no Llama turns 8 of 16 dimensions"
+    if model == "inner_172" and kind in ("gguf", "mlx"):
+        return "172"
+    if width == "w8-g32" and narrow:
+        return "no groups for 8-bit weights"
+    if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "gguf", "mlx")):
+        return "zero points"
+    return None
+
+
 def first_block(folder: Path) -> Path:
     """The checkpoint without its other blocks, in its own names."""
     path, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
@@ -120,10 +134,12 @@ def source(model: str, width: str, slow: bool) -> QuantizedCheckpoint:
 def test_a_sound_artifact_has_no_fault(model: str, width: str, kind: str, tmp_path: Path) -> None:
     held = source(model, width, kind in SLOW)
     assert held.config == Checkpoint.open(held.folder.parent / "float").config
-    try:
-        artifact = EXPORTERS[kind](held, tmp_path / "a")
-    except TargetError as error:  # the format cannot hold it, and says so
-        pytest.skip(str(error))
+    refused = refusal(model, width, kind)
+    if refused is not None:
+        with pytest.raises(TargetError, match=refused):
+            EXPORTERS[kind](held, tmp_path / "a")
+        return
+    artifact = EXPORTERS[kind](held, tmp_path / "a")
     found = read_back(artifact, held)
     assert not [str(finding) for finding in found.wrong]
     assert not found.sentences
