@@ -143,6 +143,18 @@ def test_a_paragraph_that_names_a_page_has_no_figures_of_its_own() -> None:
                 assert not left, f"{name}: {left} in: {plain(paragraph)[:100]}"
 
 
+def test_the_gate_and_the_mutants_reach_what_was_asked() -> None:
+    """Every damage is caught, every honest run passes, nearly every small fault is seen: overall and in each module."""
+    gate, modules = pages.results("gate"), pages.results("mutants")["modules"]
+    damage, honest = gate["damage"], gate["honest"]
+    assert damage["judged"] == damage["caught"] >= 150 and not damage["missed"]
+    assert damage["sound"] == damage["sound_passed"] == damage["runtimes"]
+    assert honest["judged"] == honest["passed"] >= 40 and honest["architectures"] >= 3
+    assert len(honest["table"]["rows"]) == honest["judged"]
+    assert sum(row["killed"] for row in modules) >= 0.95 * sum(row["tried"] for row in modules) > 0
+    assert not [row["module"] for row in modules if row["killed"] < 0.95 * row["tried"]]
+
+
 def test_results_are_strict_json() -> None:
     def refuse(constant: str) -> float:
         raise AssertionError(constant)
