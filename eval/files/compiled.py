@@ -27,8 +27,9 @@ from targets.socs import find_soc
 
 MISMATCHES, EXCESS = "compiled_mismatches", "twin_block_excess"
 LIMIT = 6.0
-"""Of `twin_blocks.Apart.ratio`. Sound graphs lie below it (4.0 at most, SmolLM2-135M's: benchmarks/htp_trials.md); with
-the codes of any column of any matrix drawn anew a small model's lie above (tests/eval/files/test_compiled.py)."""
+"""Of `twin_blocks.Apart.ratio`. Sound graphs lie below it (4.0 at most, SmolLM2-135M's:
+benchmarks/accuracy/htp_trials.md); with the codes of any column drawn anew those of a small model lie above it
+(tests/eval/files/test_compiled.py)."""
 
 
 class Graphs(Protocol):

@@ -16,8 +16,7 @@ from compress.formats.claims import Claim, read_claims
 from compress.formats.compressed import CompressedTensors, compressed_layout, describe_compressed, pack_compressed
 from compress.formats.gptq import Gptq, describe_gptq, gptq_layout, pack_gptq
 from compress.formats.layout import Layout, MatrixShape
-from tests.compress.formats.test_read import AWQ, V1, V2, scheme
-from tests.support.checkpoints.packed import Drawn, awq, compressed, draw, gptq
+from tests.support.checkpoints.packed import AWQ, V1, V2, Drawn, awq, compressed, draw, gptq, scheme
 
 SHAPE = MatrixShape(16, 48)
 FOUND = {"qweight": (6, 16), "scales": (3, 16), "weight_packed": (16, 6), "weight_scale": (16, 3)}

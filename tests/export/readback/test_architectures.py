@@ -18,7 +18,7 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import TargetError
 from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
-from eval.files import size_plan
+from eval.files import compiled, size_plan
 from export.artifacts.artifact import Artifact
 from export.coreml import export as coreml
 from export.executorch import coreml as executorch_coreml
@@ -30,7 +30,9 @@ from export.mlx import export as mlx
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
-from export.readback import read_back
+from export.readback import items, read_back
+from targets.registry import find
+from tests.packages import requires
 from tests.support.checkpoints import lowered as lowering
 from tests.support.checkpoints.families import baichuan, glm, llama, qwen2, qwen3
 from tests.support.checkpoints.rounded import rounded
@@ -146,3 +148,23 @@ def test_a_sound_artifact_has_no_fault(model: str, width: str, kind: str, tmp_pa
     parts = size_plan.planned_parts(held, artifact)
     if parts is not None:
         assert size_plan.deviation(sum(parts.values()), artifact) < 0.05  # so narrow, tensors' alignment counts
+
+
+COMPILED = {
+    "qnn-context": [name for name in MODELS if name != "inner_172"],  # HTP takes no row of 172
+    "executorch-qnn": ["qwen3", "glm", "tied"],  # packs the same compiler's binaries: where blocks differ most
+}
+
+
+@requires("libatomic1")
+@pytest.mark.parametrize(("model", "runtime"), [(name, kind) for kind, names in COMPILED.items() for name in names])
+def test_a_sound_compiled_artifact_has_no_fault(model: str, runtime: str, tmp_path: Path) -> None:
+    """One block through Qualcomm's compiler."""
+    held = source(model, "w8-row", True)
+    graphs = _npu(held, tmp_path / "npu")
+    artifact = find("snapdragon", runtime=runtime).compile(graphs, tmp_path / "compiled")
+    assert not compiled.mismatches(artifact, "npu").note
+    found = read_back(artifact, held)
+    assert not [str(finding) for finding in found.wrong]
+    told = {finding.item for finding in found.untold}
+    assert told >= {*items.linear_names(held), *items.vector_names(held), items.ROPE, items.GRAPH}
