@@ -35,7 +35,7 @@ class Awq:
     marker: str = "qweight"
 
     def shapes(self, shape: MatrixShape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        groups = found.get("scales", (1,))[0] if found.get("scales") else 1
+        groups = found["scales"][0] if found.get("scales") else 1
         group_of(groups, shape.columns)
         words = shape.rows * BITS // 32
         return {

@@ -47,7 +47,7 @@ class CompressedTensors:
     def shapes(self, shape: MatrixShape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         words = found["weight_packed"][1] if len(found["weight_packed"]) == 2 else 0
         bits = width_of(words, shape.columns)
-        groups = found.get("weight_scale", (0, 1))[-1] if found.get("weight_scale") else 1
+        groups = found["weight_scale"][-1] if found.get("weight_scale") else 1
         group_of(groups, shape.columns)
         optional = {
             "weight_zero_point": (shape.rows * bits // 32, groups),

@@ -48,7 +48,7 @@ class Gptq:
     def shapes(self, shape: MatrixShape, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         words = found["qweight"][0] if found["qweight"] else 0
         bits = width_of(words, shape.columns)
-        groups = found.get("scales", (1,))[0] if found.get("scales") else 1
+        groups = found["scales"][0] if found.get("scales") else 1
         group_of(groups, shape.columns)
         wanted = {
             "qweight": (words, shape.rows),

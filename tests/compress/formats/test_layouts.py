@@ -70,8 +70,8 @@ def test_groups_that_do_not_fill_a_row_are_refused(layout: Layout) -> None:
 
 @pytest.mark.parametrize(("layout", "name"), [(Gptq(""), "qweight"), (CompressedTensors(), "weight_packed")])
 def test_codes_of_another_width_are_refused(layout: Layout, name: str) -> None:
-    for found in ((), (9, 9)):
-        with pytest.raises(InputError, match="bits; 4 and 8 can be read"):
+    for found, bits in (((), 0), ((9, 9), 6)):
+        with pytest.raises(InputError, match=f"codes have {bits} bits; 4 and 8 can be read"):
             layout.shapes(SHAPE, FOUND | {name: found})
 
 
@@ -193,3 +193,84 @@ def test_what_is_written_says_what_it_holds() -> None:
     for layout, described in ((compressed_layout, describe_compressed(mixed)), (gptq_layout, told)):
         claims = read_claims(described, "")
         assert layout(described, "") and [claims.of(name).bits for name in mixed] == [4, 4, 8]
+
+
+def read(layout: Layout, parts: dict[str, torch.Tensor], linear: Drawn, **claimed: Any) -> OrderedWeight:
+    """What the layout makes of the tensors: the drawn values, every code and zero point as it was."""
+    found = layout.read(MatrixShape(*linear.codes.shape), parts, Claim(**claimed))
+    assert torch.equal(found.dequantize(), linear.values)
+    return found
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptq_reads_zero_points_of_either_version(bits: int) -> None:
+    linear, symmetric = draw(16, 48, bits=bits), draw(16, 48, bits=bits, symmetric=True)
+    for version in (1, 2):
+        read(Gptq("", version), gptq(linear, version=version), linear)
+        for named in (1, 2):  # some tools wrote one version under the other's name
+            read(Gptq("", named), gptq(symmetric, version=version), symmetric, symmetric=True)
+    parts = gptq(symmetric) | {"qzeros": torch.zeros((3, 16 * bits // 32), dtype=torch.int32)}
+    with pytest.raises(InputError, match="stored as 0: 1 in the format gptq and 0 in gptq_v2"):
+        Gptq("", 1).read(SHAPE, parts, Claim(symmetric=True))
+    with pytest.raises(InputError, match=f"stored as .* to .*: .* a symmetric grid has {2 ** (bits - 1)}"):
+        Gptq("", 1).read(SHAPE, gptq(linear), Claim(symmetric=True))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptqmodel_s_borrows_are_given_back(bits: int) -> None:
+    """It subtracts 1 from each field of a word at once; fields of 0 borrow from their neighbours."""
+    linear = draw(16, 48, bits=bits, lowest_zero=0)
+    linear.zeros[:, 0], linear.zeros[0] = 0, 2**bits - 1
+    stored = gptq(linear, version=2)
+    fields = sum(1 << shift for shift in range(0, 32, bits))
+    whole = [[(int(word) - fields) % 2**32 for word in row] for row in stored["qzeros"].tolist()]
+    signed = [[word - 2**32 if word >= 2**31 else word for word in row] for row in whole]
+    parts = stored | {"qzeros": torch.tensor(signed, dtype=torch.int32)}
+    read(Gptq("", 1, borrows=True), parts, linear)
+    with pytest.raises(InputError, match=f"stored as -1, which readers of this version take for {2**bits} or for 0"):
+        Gptq("", 1).read(SHAPE, parts)
+
+
+def test_the_order_of_gptq_s_inputs_is_what_is_said() -> None:
+    plain, scattered = draw(16, 48), draw(16, 48, scattered=True)
+    assert read(Gptq(""), gptq(plain, g_idx=False), plain, ordered=False).order is None
+    assert read(Gptq(""), gptq(plain), plain, ordered=True).order is None  # groups in place
+    assert read(Gptq(""), gptq(scattered), scattered, ordered=True).order is not None
+    assert read(Gptq(""), gptq(scattered), scattered).order is not None  # nothing said
+    with pytest.raises(InputError, match="desc_act is false, but g_idx scatters"):
+        Gptq("").read(SHAPE, gptq(scattered), Claim(ordered=False))
+    with pytest.raises(InputError, match="desc_act is true, but there is no g_idx"):
+        Gptq("").read(SHAPE, gptq(plain, g_idx=False), Claim(ordered=True))
+    with pytest.raises(InputError, match="desc_act is true, but g_idx is all zeros"):
+        Gptq("").read(SHAPE, gptq(plain) | {"g_idx": torch.zeros(48, dtype=torch.int32)}, Claim(ordered=True))
+    row = draw(16, 48, group=48)
+    assert read(Gptq(""), gptq(row, g_idx=False), row, ordered=True).order is None  # one group has no order
+
+
+def test_awq_reads_its_own_order_of_fields() -> None:
+    linear, symmetric = draw(16, 48, lowest_zero=0), draw(16, 48, symmetric=True)
+    read(Awq(), awq(linear), linear)
+    read(Awq(), awq(symmetric), symmetric, symmetric=True)
+    with pytest.raises(InputError, match="the settings say symmetric, but its zero points are"):
+        Awq().read(SHAPE, awq(linear), Claim(symmetric=True))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_compressed_tensors_are_what_the_settings_say(bits: int) -> None:
+    linear, symmetric = draw(16, 48, bits=bits, lowest_zero=0), draw(16, 48, bits=bits, symmetric=True)
+    scattered, row = draw(16, 48, bits=bits, scattered=True), draw(16, 48, bits=bits, group=48)
+    layout = CompressedTensors()
+    read(layout, compressed(linear), linear, symmetric=False)
+    read(layout, compressed(symmetric, symmetric=True), symmetric, symmetric=True)
+    read(layout, compressed(symmetric, symmetric=True), symmetric)
+    read(layout, compressed(symmetric), symmetric, symmetric=True)
+    assert read(layout, compressed(scattered), scattered, ordered=True).order is not None
+    read(layout, compressed(row), row, ordered=True)  # one group has no order
+    for linear_, parts, claim, said in (
+        (linear, compressed(linear), Claim(symmetric=True), "the settings say symmetric"),
+        (symmetric, compressed(symmetric, symmetric=True), Claim(symmetric=False), "no weight_zero_point"),
+        (linear, compressed(linear), Claim(ordered=True), "no weight_g_idx"),
+        (linear, compressed(linear) | {"weight_shape": torch.tensor([48, 16])}, Claim(), r"says \[48, 16\]"),
+    ):
+        with pytest.raises(InputError, match=said):
+            layout.read(MatrixShape(*linear_.codes.shape), parts, claim)
