@@ -1,4 +1,4 @@
-"""Fuzz all that reads foreign bytes (`tests/support/files/readers.py`), guided by coverage with atheris (libFuzzer).
+"""Fuzz all that reads foreign bytes (`tests/support/readers`), guided by coverage with atheris (libFuzzer).
 
     pip install atheris
     python -m benchmarks.fuzz [--inputs 100000] [--only NAME ...]
@@ -48,9 +48,12 @@ class Watch:
         if not self.armed:
             return
         if event == "open" and isinstance(arguments[0], str | bytes) and self._writes(arguments):
-            self._check(os.fsdecode(arguments[0]))
-        elif event in ("os.mkdir", "os.rename", "os.symlink", "os.link", "os.truncate"):
-            self._check(os.fsdecode(str(arguments[1 if event in ("os.rename", "os.symlink", "os.link") else 0])))
+            self._check(Path(os.fsdecode(arguments[0])).resolve())
+        elif event in ("os.rename", "os.symlink", "os.link"):  # takes the place of a link, not of what it leads to
+            name = Path(os.fsdecode(str(arguments[1])))
+            self._check(name.parent.resolve() / name.name)
+        elif event in ("os.mkdir", "os.truncate"):
+            self._check(Path(os.fsdecode(str(arguments[0]))).resolve())
 
     @staticmethod
     def _writes(arguments: tuple[object, ...]) -> bool:
@@ -58,18 +61,17 @@ class Watch:
         written = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         return bool(written) or (isinstance(mode, str) and any(letter in mode for letter in "wax+"))
 
-    def _check(self, name: str) -> None:
-        path = Path(name).resolve()
-        if not path.is_relative_to(self.folder) and name != "/dev/null":
+    def _check(self, path: Path) -> None:
+        if not path.is_relative_to(self.folder) and path != Path("/dev/null"):
             self.found.append(str(path))
 
 
 @cache
 def instrumented() -> tuple[ModuleType, ModuleType]:
-    """atheris, and `tests.support.files.readers` with all that it imports instrumented."""
+    """atheris, and `tests.support.readers` with all that it imports instrumented."""
     atheris = importlib.import_module("atheris")  # not among the test extras: `pip install atheris`
     with atheris.instrument_imports(include=INSTRUMENTED):
-        readers = importlib.import_module("tests.support.files.readers")
+        readers = importlib.import_module("tests.support.readers")
     return atheris, readers
 
 

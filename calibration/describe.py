@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bluelm.text.tokenizer import Tokenizer
 
 LEAST_SHARE = 0.05  # a language below this share of the set, or of the vocabulary, counts as missing
 PIECES_LOOKED_AT = 4096
+MOST_FOREIGN = 0.1  # of a text, in another language
 
 HAN = re.compile(r"[㐀-䶿一-鿿豈-﫿\U00020000-\U0003ffff]")
 LATIN = re.compile(r"[A-Za-z]")
@@ -60,6 +61,38 @@ def model_languages(tokenizer: Tokenizer) -> tuple[str, ...]:
     scripts = (("Chinese", HAN), ("English", LATIN))
     return tuple(
         name for name, script in scripts if sum(map(bool, map(script.search, pieces))) >= LEAST_SHARE * len(pieces)
+    )
+
+
+def left_out(texts: Sequence[str], languages: tuple[str, ...]) -> dict[str, list[int]]:
+    """Texts of a set of ours with more than a word of a language that a model was not made for.
+
+    Args:
+        languages: of the model; none known: nothing is left out.
+
+    Returns:
+        language -> indices of its texts.
+    """
+    found: dict[str, list[int]] = {}
+    foreign = {"Chinese", "English"} - set(languages) if languages else set[str]()
+    for index, text in enumerate(texts if foreign else ()):
+        part = shares([text])
+        for language, share in (("Chinese", part.chinese), ("English", part.english)):
+            if share > MOST_FOREIGN and language in foreign:
+                found.setdefault(language, []).append(index)
+    return found
+
+
+def without(name: str, languages: Iterable[str]) -> str:
+    """What a set is called from which these languages were left out."""
+    return " ".join([name, *(f"without {language}" for language in sorted(languages))])
+
+
+def note(what: str, languages: Iterable[str]) -> tuple[str, ...]:
+    """What a user should know of it."""
+    return tuple(
+        f"{what} is the bundled one without its {language} text: the model's vocabulary holds hardly any {language}"
+        for language in sorted(languages)
     )
 
 

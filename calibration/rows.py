@@ -9,25 +9,11 @@ from typing import Any
 
 from bluelm.errors import InputError, UnavailableError
 from bluelm.system.reading import parse_json
+from bluelm.text.unicode import whole_characters
 
 MOST_TEXT = 384 * 2**20  # bytes of text in one file; a packed file may hold thousands of times its own size
 BATCH_BYTES = 2**24  # of a parquet file read at a time, and 16 rows at least
 BATCH_ROWS = (16, 4096)
-
-
-def check_unicode(text: str, where: object) -> str:
-    """The text itself.
-
-    Raises:
-        InputError: it holds half of a surrogate pair, which JSON's escapes can spell and no encoding can write.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = f"U+{ord(text[error.start]):04X}"
-        fix = "write the character itself in UTF-8, or both halves of its pair"
-        raise InputError(f"{found} is half a character (an unpaired surrogate)", where=where, fix=fix) from None
-    return text
 
 
 def json_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
@@ -53,7 +39,7 @@ def json_rows(text: str, file: Path) -> Iterator[tuple[str, Any]]:
             problem = error.problem.replace("not readable as JSON", "not JSON")
             raise InputError(problem, where=where, fix="one JSON object a line") from None
         if "\\" in line and "\\ud" in line.lower():
-            check_unicode(json.dumps(value, ensure_ascii=False), where)
+            whole_characters(json.dumps(value, ensure_ascii=False), where)
         yield where, value
 
 

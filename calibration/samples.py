@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from bluelm.text.tokenizer import NO_TEMPLATE, Tokenizer
-from calibration.describe import model_languages, shares, warnings
+from calibration.describe import left_out, model_languages, note, shares, warnings, without
 from calibration.sources import Document, TextSet, check_chats, read_texts
 
 PASSAGE = 8  # longer texts are cut into so many characters a token of the window: windows come from many
@@ -24,7 +24,7 @@ class CalibrationReport:
     """What a model was calibrated with.
 
     Attributes:
-        name: "bundled", or the paths that were given.
+        name: "bundled", which of its languages were left out, or the paths that were given.
         sha256: over the bytes of the set's files.
         documents: how many were used, whole or in part; empty: how many were left out for having no text.
         windows, length, tokens: windows, tokens in each, and both multiplied.
@@ -75,6 +75,8 @@ class _Passage:
 def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int, length: int, seed: int) -> Samples:
     """At most `count` windows of `length` tokens from files, or from the bundled set for None.
 
+    Of the bundled set, text is left out in a language that the model was not made for.
+
     Passages are shuffled by the seed and laid end to end; every window begins as a model's input does, mostly with
     bos. A set too small for `count` windows gives fewer, one too small for a single window a shorter one; the report
     warns of both.
@@ -84,7 +86,9 @@ def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int,
     """
     if count < 1 or length < 2:
         raise InputError(f"cannot make {count} windows of {length} tokens", fix="at least 1 window of 2 tokens")
-    texts = read_texts(paths)
+    texts, notes = read_texts(paths), tuple[str, ...]()
+    if paths is None:
+        texts, notes = _fitting(texts, model_languages(tokenizer))
     check_chats(texts.documents, tokenizer)
     used = _passages(texts, tokenizer, count * length, length, seed)
     windows = _windows([token for passage in used for token in passage.tokens], count, length, tokenizer.front)
@@ -94,8 +98,16 @@ def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int,
             where=texts.name,
             fix=f"give at least a window of {length} tokens",
         )
-    report = _report(texts, used, windows, count, length, seed, tokenizer)
+    report = _report(texts, used, windows, count, length, seed, tokenizer, notes)
     return Samples(torch.tensor(windows, dtype=torch.int64), report)
+
+
+def _fitting(texts: TextSet, languages: tuple[str, ...]) -> tuple[TextSet, tuple[str, ...]]:
+    """The bundled set without the languages that the model was not made for, and what to tell of it."""
+    foreign = left_out([document.content for document in texts.documents], languages)
+    gone = {index for found in foreign.values() for index in found}
+    kept = tuple(document for index, document in enumerate(texts.documents) if index not in gone)
+    return replace(texts, name=without(texts.name, foreign), documents=kept), note("the calibration text", foreign)
 
 
 def _passages(texts: TextSet, tokenizer: Tokenizer, wanted: int, length: int, seed: int) -> list[_Passage]:
@@ -152,10 +164,11 @@ def _report(
     length: int,
     seed: int,
     tokenizer: Tokenizer,
+    notes: tuple[str, ...],
 ) -> CalibrationReport:
     found = shares(passage.text for passage in used)
     chat = sum(len(p.tokens) for p in used if p.chat) / sum(len(p.tokens) for p in used)
-    lines = warnings(found, chat, model_languages(tokenizer))
+    lines = [*notes, *warnings(found, chat, model_languages(tokenizer))]
     if chat and tokenizer.template is None:
         lines.append(f"{NO_TEMPLATE}: so are the calibration set's conversations")
         chat = 0.0

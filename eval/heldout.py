@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bluelm.errors import InputError
 from bluelm.system.files import sha256
 from bluelm.text.tokenizer import Tokenizer
+from calibration.describe import left_out, model_languages, note, without
 from calibration.rows import json_rows
 from calibration.sources import Document, check_chats, document, read_texts
 
@@ -42,9 +43,10 @@ class HeldOut:
     """Windows in an order whose every beginning holds the domains in their shares of the whole.
 
     Attributes:
-        source: the files' names. digest: SHA-256 over their bytes. length: most tokens of a window.
+        source: the files' names. digest: SHA-256 over their bytes, or over the documents that were taken of the
+            bundled set. length: most tokens of a window.
         judged: tokens that count, by domain. documents: how many there are, by domain.
-        texts: the documents, chats as their contents.
+        texts: the documents, chats as their contents. notes: what a user should know of the choice.
     """
 
     windows: tuple[Window, ...]
@@ -52,6 +54,7 @@ class HeldOut:
     digest: str
     length: int
     texts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def judged(self) -> Mapping[str, int]:
@@ -86,14 +89,15 @@ def domains(windows: Sequence[Window]) -> dict[int, str]:
 def load(paths: Sequence[Path], tokenizer: Tokenizer, *, length: int = LENGTH, seed: int = 0) -> HeldOut:
     """The bundled set, or the user's texts, as windows of at most `length` tokens.
 
-    Documents of a domain follow one another until a window is full; the last, shorter one is kept if it
-    holds at least half of the length (or is the only one).
+    Of the bundled set, documents are left out in a language that the model was not made for. Documents of a domain
+    follow one another until a window is full; the last, shorter one is kept if it holds at least half of the length
+    (or is the only one).
 
     Raises:
         InputError: a file that is missing or cannot be read, a chat that the template refuses, or texts of fewer
             than two tokens.
     """
-    texts, source, digest = _read(paths)
+    texts, source, digest, notes = _read(paths, tokenizer)
     generator = np.random.default_rng(seed)
     by_domain: dict[str, list[Window]] = {}
     first = 0
@@ -105,21 +109,34 @@ def load(paths: Sequence[Path], tokenizer: Tokenizer, *, length: int = LENGTH, s
     if not windows:
         raise InputError("the text to judge on is too short", where=source, fix="give some sentences")
     contents = tuple(text for found in texts.values() for one in found for text in one.texts)
-    return HeldOut(tuple(windows), source, digest, length, contents)
+    return HeldOut(tuple(windows), source, digest, length, contents, notes)
 
 
-def _read(paths: Sequence[Path]) -> tuple[dict[str, list[Document]], str, str]:
-    """Documents by domain, the source's name, and the digest of its bytes."""
-    domains: dict[str, list[Document]] = {}
+def _read(paths: Sequence[Path], tokenizer: Tokenizer) -> tuple[dict[str, list[Document]], str, str, tuple[str, ...]]:
+    """Documents by domain, the source's name, its digest, and what to tell of it."""
     if not paths:
-        for where, record in json_rows(BUNDLED.read_text(encoding="utf-8"), BUNDLED):
-            domains.setdefault(record["domain"], []).append(document(record, where))
-        return domains, "bundled", sha256(BUNDLED)
+        return _bundled(model_languages(tokenizer))
+    domains: dict[str, list[Document]] = {}
     texts = [read_texts([path]) for path in paths]
     for path, found in zip(paths, texts, strict=True):
         domains.setdefault(path.stem, []).extend(found.documents)
     digest = hashlib.sha256("".join(found.sha256 for found in texts).encode()).hexdigest()
-    return domains, ", ".join(str(path) for path in paths), digest
+    return domains, ", ".join(str(path) for path in paths), digest, ()
+
+
+def _bundled(languages: tuple[str, ...]) -> tuple[dict[str, list[Document]], str, str, tuple[str, ...]]:
+    rows = list(json_rows(BUNDLED.read_text(encoding="utf-8"), BUNDLED))
+    documents = [document(record, where) for where, record in rows]
+    foreign = left_out([found.content for found in documents], languages)
+    gone = {index for found in foreign.values() for index in found}
+    domains: dict[str, list[Document]] = {}
+    for index, ((_, record), found) in enumerate(zip(rows, documents, strict=True)):
+        if index not in gone:
+            domains.setdefault(record["domain"], []).append(found)
+    digest = sha256(BUNDLED)
+    if gone:
+        digest = hashlib.sha256(f"{digest} {sorted(gone)}".encode()).hexdigest()
+    return domains, without("bundled", foreign), digest, note("the text to judge on", foreign)
 
 
 def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, length: int, first: int = 0) -> list[Window]:

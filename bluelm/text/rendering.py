@@ -24,6 +24,7 @@ from typing import Any
 
 from bluelm.errors import InputError
 from bluelm.system.children import killed, name_of
+from bluelm.text.unicode import whole_characters
 
 WAIT_S = 60.0  # of the clock, where the machine is busy; what a template may use is processor time, in the sandbox
 LEAST_OUTPUT, GROWTH = 1 << 20, 8  # characters; a template may repeat what it is given so often
@@ -43,7 +44,8 @@ def render(source: str, variables: Mapping[str, Any], where: object = None, now:
         now: what `strftime_now` tells.
 
     Raises:
-        InputError: the template raises, is not Jinja, or needs more time, memory or output than it may.
+        InputError: the template raises, is not Jinja, writes half of a character, or needs more time, memory or
+            output than it may.
     """
     given = json.dumps({"template": source, "variables": variables})
     most = LEAST_OUTPUT + GROWTH * len(given)
@@ -53,7 +55,7 @@ def render(source: str, variables: Mapping[str, Any], where: object = None, now:
         raise InputError(f"the chat template takes no such chat: {found['refused']}", where=where)
     if "error" in found:
         raise InputError(f"the chat template fails: {found['error']}", where=where, fix=FIX)
-    return found["text"]
+    return whole_characters(found["text"], where)
 
 
 @lru_cache(maxsize=1)

@@ -72,7 +72,7 @@ class HarnessModel(TemplateLM):
         """Keep answers in a file; what an earlier, broken-off run kept there counts as well."""
         super().set_cache_hook(cache_hook)
         if cache_hook.dbdict is not None:
-            self.prompts, self.cut, self.full = cache_hook.dbdict.get(COUNTS, (0, 0, 0))
+            self.prompts, self.cut, self.full = cache_hook.dbdict.counts(COUNTS)
 
     def _keep(self, kind: str, arguments: tuple[Any, ...], answer: Any) -> None:
         self.cache_hook.add_partial(kind, arguments, answer)

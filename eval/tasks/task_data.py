@@ -115,9 +115,17 @@ class LocalData:
         paths = next(_candidates(self.folder, layout, split, subject), [])
         rows: Rows = []
         for path in paths:
-            self.files[str(path.relative_to(self.folder))] = sha256(path)
+            self.files[str(path.relative_to(self.folder))] = _digest(path)
             rows += [_checked(row, layout, path, number) for number, row in enumerate(_read(path, layout), start=1)]
         return rows
+
+
+def _digest(path: Path) -> str:
+    size = path.stat().st_size
+    if size > MOST_TEXT:
+        problem = f"the task's data have {size} bytes, more than {MOST_TEXT >> 20} MiB"
+        raise InputError(problem, where=path, fix="fetch the file again")
+    return sha256(path)
 
 
 def _candidates(folder: Path, layout: DataFiles, split: str, subject: str) -> Iterator[list[Path]]:
@@ -139,13 +147,13 @@ def _read(path: Path, layout: DataFiles) -> Rows:
         text = data.decode("utf-8-sig")
         if ".jsonl" in path.name:
             return [row for _, row in json_rows(text, path)]
-        lines = list(csv.reader(io.StringIO(text)))
+        lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise InputError(f"the task's data cannot be read: {error}", where=path, fix="fetch the file again") from error
     heading = list(layout.headless)
     if lines and (not heading or [cell.strip().lower() for cell in lines[0]] == [h.lower() for h in heading]):
         heading, lines = [cell.strip() for cell in lines[0]], lines[1:]
-    return [dict(zip(heading, line, strict=False)) for line in lines if line]
+    return [dict(zip(heading, line, strict=False)) for line in lines]
 
 
 def _unpacked(path: Path) -> bytes:

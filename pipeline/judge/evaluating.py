@@ -94,9 +94,9 @@ def open_all(asked: Asked) -> Opened:
     target = _target(asked, earlier, artifact)
     context = min(subject.artifact.context for subject in subjects)
     held_out = heldout.load(asked.eval_texts, known.tokenizer(), length=min(heldout.LENGTH, context))
-    warnings = ()
+    warnings = held_out.notes
     if reference is None:
-        warnings = ("no float checkpoint is named: accuracy is not measured; add --reference CHECKPOINT",)
+        warnings += ("no float checkpoint is named: accuracy is not measured; add --reference CHECKPOINT",)
     budget = _budget(asked, earlier, target, artifact, reference)
     if reference is not None:
         check_text(

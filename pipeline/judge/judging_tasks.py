@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,13 @@ from bluelm.checkpoint import Checkpoint
 from bluelm.errors import InputError
 from bluelm.system.files import atomic_folder
 from bluelm.system.progress import Progress
-from bluelm.system.reading import parse_json, read_bytes
+from bluelm.system.reading import read_bytes
 from bluelm.text.tokenizer import Tokenizer
 from eval.files.origin import origin
 from eval.measurement import Measurement
 from eval.report import tool_versions
 from eval.tasks import tasks
+from eval.tasks.answers import Answers
 from eval.tasks.tasks import Scores, TaskSet
 from pipeline.judge.judging import Subject
 from pipeline.run import layout
@@ -65,7 +64,7 @@ def _clear(answers: Path) -> None:
     Raises:
         InputError: something else lies among them.
     """
-    ours = {*answers.glob("*.sqlite*")}
+    ours = {*answers.glob("*.jsonl")}
     foreign = sorted(path.name for path in set(answers.iterdir()) - ours)
     if foreign:
         problem = f"among the answers lies what no run of ours wrote: {', '.join(foreign[:3])}"
@@ -82,10 +81,10 @@ def _ask_both(
     expected = None
     if checkpoint is not None:
         with TorchRuntime(checkpoint, subject.artifact.context) as runtime:
-            path = answers / "float.sqlite"
+            path = answers / "float.jsonl"
             expected, _ = _ask(asked, runtime, tokenizer, stop, "the float model", path, progress)
     with open_runtime(subject.artifact.folder, on=subject.on) as runtime:
-        name, path = f"the {subject.name.upper()} artifact", answers / f"{subject.name}.sqlite"
+        name, path = f"the {subject.name.upper()} artifact", answers / f"{subject.name}.jsonl"
         scores, note = _ask(asked, runtime, tokenizer, stop, name, path, progress)
     return origin(subject.artifact, subject.on).mark(tasks.compare(asked, expected, scores, subject.name, note))
 
@@ -97,39 +96,23 @@ def _ask(
     from eval.tasks.harness_model import HarnessModel
 
     model = HarnessModel(runtime, tokenizer, stop, name, progress)
-    return tasks.ask(asked, _keeping(model, path)), model.note
+    with Answers(path) as kept:
+        return tasks.ask(asked, _keeping(model, kept)), model.note
 
 
-def _keeping(model: Any, path: Path) -> Any:
-    """The model, its answers kept in `path` as JSON: the library's own are pickles, and a folder may be a stranger's.
+def _keeping(model: Any, kept: Answers) -> Any:
+    """The model behind the library's cache, with answers kept as ours: the library's own are pickles.
 
     It behaves as a model of the library.
     """
     from lm_eval.api.model import CachingLM
-    from sqlitedict import SqliteDict
 
     class Keeping(CachingLM):
         def __init__(self) -> None:
-            self.lm, self.cache_db = model, str(path)
-            self.dbdict = SqliteDict(str(path), autocommit=True, encode=json.dumps, decode=partial(_answer, path=path))
+            self.lm, self.cache_db, self.dbdict = model, str(kept.path), kept
             model.set_cache_hook(self.get_cache_hook())
 
     return Keeping()
-
-
-def _answer(told: object, path: Path) -> str | float | tuple[int | float, ...]:
-    """A text, a log-likelihood (and whether it was the likeliest), or counts.
-
-    Raises:
-        InputError: anything else is kept there.
-    """
-    found = parse_json(told, path) if isinstance(told, str) else None
-    match found:
-        case str() | float():
-            return found
-        case [float(), bool()] | [int(), int(), int()]:
-            return tuple(found)
-    raise InputError("an answer that is kept cannot be read", where=path, fix="remove the file: it is asked again")
 
 
 def _harness_version() -> str:

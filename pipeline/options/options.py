@@ -208,7 +208,7 @@ Calibration = Annotated[
     list[Path] | None,
     typer.Option(
         help=".txt, .jsonl (text, prompt/response, messages) or .parquet files; several may follow. "
-        "Default: a bundled Chinese and English set.",
+        "Default: a bundled set in Chinese and English, as far as they are the model's languages.",
         rich_help_panel=TEXT,
     ),
 ]
@@ -265,7 +265,8 @@ EvalText = Annotated[
     typer.Option(
         "--eval",
         metavar="PATH",
-        help="Text to judge on, in the formats of --calibration. Default: a bundled held-out set.",
+        help="Text to judge on, in the formats of --calibration. Default: a bundled held-out set, as far as it is in "
+        "the model's languages.",
         rich_help_panel=JUDGE,
     ),
 ]

@@ -122,7 +122,8 @@ class Plan:
         """What the user should know before believing the result."""
         both = {p.resolve() for p in self.request.calibration} & {p.resolve() for p in self.request.eval_texts}
         leak = (f"judged on text that it was calibrated with: {', '.join(sorted(p.name for p in both))}",)
-        return self.source.warnings + self.samples.report.warnings + (leak if both else ()) + self.idle
+        text = self.samples.report.warnings + self.held_out.notes
+        return self.source.warnings + text + (leak if both else ()) + self.idle
 
     @property
     def title(self) -> str:

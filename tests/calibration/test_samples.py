@@ -13,9 +13,10 @@ import torch
 from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
-from calibration.describe import model_languages, shares, warnings
+from calibration.describe import left_out, model_languages, shares, warnings
 from calibration.samples import load_samples
 from calibration.sources import BUNDLED
+from tests.support.checkpoints.words import write_tokenizer
 
 HELDOUT = Path(__file__).parents[2] / "eval" / "data" / "heldout.jsonl"
 ENGLISH = "The quick brown fox jumps over the lazy dog and runs into the forest.\n"
@@ -143,6 +144,27 @@ def test_missing_language_and_template_are_warned_of(tmp_path: Path, tokenizer: 
     assert "chat template" in english.warnings[1]
     chinese = load_samples(text_file(tmp_path, CHINESE * 40), tokenizer, 2, 64, 0).report
     assert "English" in chinese.warnings[0]
+
+
+def test_the_bundled_set_is_the_models_languages(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A model whose vocabulary has no Chinese is calibrated with none, and is told so; the user's own text is his."""
+    write_tokenizer(tmp_path, ENGLISH)
+    english = Tokenizer.from_folder(tmp_path)
+    assert model_languages(english) == ("English",)
+    ours = load_samples(None, english, 16, 64, 0).report
+    assert ours.chinese < 0.01 < 0.8 < ours.english and ours.name == "bundled without Chinese"
+    assert "without its Chinese text: the model's vocabulary holds hardly any Chinese" in ours.warnings[0]
+    users = load_samples(text_file(tmp_path, CHINESE * 40), english, 2, 64, 0).report
+    assert users.chinese > 0.9 and not any("bundled" in line for line in users.warnings)
+    both = load_samples(None, tokenizer, 64, 64, 0).report
+    assert both.name == "bundled" and both.chinese > 0.2 and both.warnings == ()
+
+
+def test_texts_of_another_language_are_left_out() -> None:
+    texts = [ENGLISH, CHINESE, CODE, f"# {CHINESE}{CODE}" * 3, "1234"]
+    assert left_out(texts, ("English",)) == {"Chinese": [1, 3]}
+    assert left_out(texts, ("Chinese",))["English"][0] == 0 and 1 not in left_out(texts, ("Chinese",))["English"]
+    assert left_out(texts, ("Chinese", "English")) == left_out(texts, ()) == {}
 
 
 def test_model_without_chinese_is_not_asked_for_it() -> None:

@@ -9,8 +9,10 @@ import pytest
 from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
+from calibration.describe import shares
 from calibration.sources import Document
 from eval import heldout
+from tests.support.checkpoints import words
 from tests.support.files.tokenizers import write_tokenizer
 
 
@@ -34,6 +36,15 @@ def test_bundled_windows_fit_and_begin_as_texts_do(bundled: heldout.HeldOut, tok
 def test_bundled_set_is_large_enough_and_has_every_domain(bundled: heldout.HeldOut) -> None:
     assert set(bundled.judged) == {"zh", "en", "code", "math"}
     assert sum(bundled.judged.values()) > 20_000
+
+
+def test_the_bundled_text_is_the_models_languages(tmp_path: Path, bundled: heldout.HeldOut) -> None:
+    words.write_tokenizer(tmp_path, "The quick brown fox jumps over the lazy dog.")
+    found = heldout.load([], Tokenizer.from_folder(tmp_path))
+    assert set(found.judged) == {"en", "code", "math"} and found.source == "bundled without Chinese"
+    assert shares(found.texts).chinese < 0.01 and len(found.texts) > 200
+    assert "the text to judge on is the bundled one without its Chinese text" in found.notes[0]
+    assert found.digest != bundled.digest and bundled.notes == () and bundled.source == "bundled"
 
 
 def test_every_beginning_has_the_domains_in_their_shares(bundled: heldout.HeldOut) -> None:

@@ -26,8 +26,8 @@ from typing import Any, NoReturn
 from benchmarks.fuzz import Watch
 from pipeline.errors import guard
 from tests.hostile.rows import FEW, SLOW, Put, Row
-from tests.support.files import readers
-from tests.support.files.readers import READERS, Reader
+from tests.support import readers
+from tests.support.readers import READERS, Reader
 
 SECONDS, WALL_S, MEMORY_MB = 2, 120, 500  # a second, and another for machines that are slow or at work
 CLEAR = (0, 2, 4, 5)

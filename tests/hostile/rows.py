@@ -1,4 +1,4 @@
-"""Which hostile input goes to which reader of `tests/support/files/readers.py`."""
+"""Which hostile input goes to which reader of `tests/support/readers`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.hostile import binaries, files, graphs, packages, programs, tables, texts
-from tests.support.files.readers import READERS, Reader
+from tests.hostile import binaries, certificates, files, graphs, packages, programs, records, tables, texts
+from tests.support.readers import READERS, Reader
 
 Put = Callable[[Path, bytes], None]
 YAML_READERS = ("recipe", "budget", "recipe of single linears", "budget of targets and sizes", "runner configuration")
+JINJA: dict[str, binaries.Change] = {name: lambda valid, data=data: data for name, data in texts.JINJA.items()}
+IN_A_CONFIG = {name: texts.in_a_config(data) for name, data in texts.JINJA.items()}
 FORMATS: dict[str, dict[str, binaries.Change]] = {
     "safetensors": binaries.SAFETENSORS,
     "GPTQ tensors": binaries.SAFETENSORS,
@@ -20,6 +22,21 @@ FORMATS: dict[str, dict[str, binaries.Change]] = {
     "adapter tensors": binaries.SAFETENSORS,
     "embedding": binaries.SAFETENSORS,
     "quantized tensors": binaries.SAFETENSORS,
+    "chat template": JINJA,
+    "another chat template": JINJA,
+    "chat template of the config": IN_A_CONFIG,
+    "named chat templates": IN_A_CONFIG,
+    "task data csv": records.CSV,
+    "task data without heading": records.CSV,
+    "task data jsonl": binaries.JSONL,
+    "task data gz": records.GZIPPED,
+    "task data parquet": binaries.PARQUET,
+    "answers to tasks": binaries.JSONL,
+    "stage record": records.RECORDS,
+    "trusted certificates": certificates.PEM,
+    "certificates of a stamp's authority": certificates.PEM,
+    "time stamp": certificates.DER,
+    "signature by certificates": certificates.SIGNATURES,
     "torch file": binaries.PICKLES,
     "folder with a torch file": binaries.PICKLES,
     "calibration parquet": binaries.PARQUET,

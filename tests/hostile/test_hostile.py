@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.rows import FORMATS
-from tests.support.files.readers import READERS
+from tests.support.readers import READERS
 
 ROOT = Path(__file__).parents[2]
 MOST = 2  # values of a family

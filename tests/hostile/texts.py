@@ -1,10 +1,12 @@
-"""Hostile JSON and YAML: values that a parser takes and nothing behind it expects."""
+"""Hostile JSON, YAML and Jinja: what a parser takes and nothing behind it expects."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from tests.support.readers.templates import HOSTILE
 
 DIGITS = "9" * 5000
 DEEP = 100_000
@@ -106,3 +108,33 @@ YAML: dict[str, bytes] = {
     "a device": b"extends: /dev/zero",
     "another place": b"extends: ../../../../etc/passwd",
 }  # fmt: skip
+
+MORE_JINJA = {
+    "roles that are none": "{{ messages[0].no.such.role }}",
+    "text that shouts": "{{ '"
+    + SHOUT.replace("\n", "\\n").replace("\r", "\\r")
+    + "' }}{{ raise_exception('\\x1b[2J') }}",
+    "an error that shouts": "{{ raise_exception('\\n::error::owned') }}",
+    "marks of the template": "{{ '{{' }}{{ '{%' }}",
+    "a sort of a product": "{{ range(9999) | map('string') | join | list | sort | length }}",
+    "filters in filters": "{{ 'x'" + " | upper" * 5000 + " }}",
+    "blocks in blocks": "{% if true %}" * 500 + "{% endif %}" * 500,
+    "names without end": "{{ " + "a" * (1 << 20) + " }}",
+    "half a pair": "{{ '\\ud800' }}",
+}
+JINJA: dict[str, bytes] = {
+    **{source[:60]: source.encode() for source in HOSTILE},
+    **{name: source.encode() for name, source in MORE_JINJA.items()},
+}
+
+
+def in_a_config(source: bytes) -> Callable[[bytes], bytes]:
+    """The template in tokenizer_config.json, in place of the one or of the named ones."""
+
+    def change(valid: bytes) -> bytes:
+        document = json.loads(valid)
+        told, text = document["chat_template"], source.decode()
+        document["chat_template"] = text if isinstance(told, str) else [{**row, "template": text} for row in told]
+        return json.dumps(document).encode()
+
+    return change

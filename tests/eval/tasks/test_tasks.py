@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from bluelm.system.progress import Silent
 from bluelm.text.tokenizer import Tokenizer
 from eval.report import Report
 from eval.tasks import tasks
+from eval.tasks.answers import Answers
 from eval.tasks.harness_model import HarnessModel
 from eval.tasks.tasks import TaskRequest, TaskSet
 from pipeline.judge.judging_tasks import _ask
@@ -190,10 +189,10 @@ def test_answers_are_kept_when_a_run_breaks_off(loaded: TaskSet, tokenizer: Toke
     chosen = TaskSet(loaded.request, {"gsm8k": loaded.tasks["gsm8k"], "cmmlu_agronomy": loaded.tasks["cmmlu_agronomy"]},
                      {"gsm8k": ("gsm8k",), "cmmlu_agronomy": ("cmmlu_agronomy",)}, "")  # fmt: skip
     whole, again = Scripted(tokenizer, " B", context=48), Scripted(tokenizer, " B", context=48)
-    expected = _ask(chosen, whole, tokenizer, {2}, "a", tmp_path / "whole.sqlite", Silent())
+    expected = _ask(chosen, whole, tokenizer, {2}, "a", tmp_path / "whole.jsonl", Silent())
     with pytest.raises(KeyboardInterrupt):
-        _ask(chosen, Breaks(tokenizer, " B", context=48), tokenizer, {2}, "a", tmp_path / "kept.sqlite", Silent())
-    assert _ask(chosen, again, tokenizer, {2}, "a", tmp_path / "kept.sqlite", Silent()) == expected
+        _ask(chosen, Breaks(tokenizer, " B", context=48), tokenizer, {2}, "a", tmp_path / "kept.jsonl", Silent())
+    assert _ask(chosen, again, tokenizer, {2}, "a", tmp_path / "kept.jsonl", Silent()) == expected
     assert "prompts lost their front" in expected[1]
     assert again.asked <= whole.asked - 4
 
@@ -210,14 +209,28 @@ class Bomb:
 
 def test_answers_of_a_stranger_run_nothing(loaded: TaskSet, tokenizer: Tokenizer, tmp_path: Path) -> None:
     chosen = TaskSet(loaded.request, {"gsm8k": loaded.tasks["gsm8k"]}, {"gsm8k": ("gsm8k",)}, "")
-    path, mark = tmp_path / "kept.sqlite", tmp_path / "ran"
+    path, mark = tmp_path / "kept.jsonl", tmp_path / "ran"
     _ask(chosen, Scripted(tokenizer, " B", context=48), tokenizer, {2}, "a", path, Silent())
-    for planted in (sqlite3.Binary(pickle.dumps(Bomb(mark))), '{"a": 1}', "[1.0]", "no JSON"):
-        with closing(sqlite3.connect(path)) as database, database:
-            database.execute("UPDATE unnamed SET value = ?", (planted,))
+    for planted in (pickle.dumps(Bomb(mark)), b'["a", {"a": 1}]', b'["a", [1.0]]', b"no JSON", b'{"a": "b"}', b"\xff"):
+        path.write_bytes(planted + b"\n")
         with pytest.raises(InputError):
             _ask(chosen, Scripted(tokenizer, " B", context=48), tokenizer, {2}, "a", path, Silent())
     assert not mark.exists()
+
+
+def test_an_answer_that_a_kill_tore_is_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    with Answers(path) as kept:
+        kept["a"], kept["b"], kept["c"] = "中文\n\u2028", (-1.5, True), (1, 2, 3)
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        with Answers(path) as kept:
+            assert len(kept) == whole[:cut].count(b"\n")
+            kept["d"] = 0.5
+        with Answers(path) as kept:
+            assert kept["d"] == 0.5 and ("a" not in kept or kept["a"] == "中文\n\u2028")
+            assert "c" not in kept and ("b" not in kept or kept["b"] == (-1.5, True))
 
 
 def test_bad_requests(data: Path, tmp_path: Path) -> None:

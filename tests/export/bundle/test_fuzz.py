@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import ExportError
-from tests.support.files import readers
-from tests.support.files.readers import LONG_TO_MAKE, READERS
+from tests.support import readers
 from tests.support.limits import HANG_S
+from tests.support.readers import LONG_TO_MAKE, READERS
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "25"))  # a reader
 JSON = st.recursive(

@@ -1,4 +1,4 @@
-"""Small artifacts of the phone formats, whole, and how they are read back: for `tests/support/files/readers.py`."""
+"""Small artifacts of the phone formats, whole, and how they are read back: for `tests/support/readers`."""
 
 from __future__ import annotations
 

@@ -1,18 +1,10 @@
-"""Everything that reads foreign bytes, each with a small valid input to mutate: for fuzzing, here and in benchmarks.
-
-A reader gets a folder in which one file was changed. It may accept it, or raise an ExportError; anything else is a
-fault. `allowed` decides.
-"""
+"""The readers of weights, settings, artifacts, bundles and reports."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
-from bluelm.errors import ExportError
 from bluelm.trust.manifest import FolderManifest
 from bluelm.trust.safety import check_folder
 from bluelm.trust.signature import Trust
@@ -29,45 +21,7 @@ from export.bundle import build, keys
 from targets.phones.programs import load_program
 from tests.support.files import artifact_files as artifacts
 from tests.support.files import reader_files as valid
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A way in: valid files by name, which of them is mutated, and the code that reads the folder.
-
-    `exact`: what is signed, so that nothing but the valid input may be accepted.
-    """
-
-    files: Mapping[str, bytes]
-    target: str
-    read: Callable[[Path], object]
-    exact: bool = False
-
-    @property
-    def seed(self) -> bytes:
-        return self.files[self.target]
-
-    def write(self, folder: Path) -> None:
-        """The valid files into a folder."""
-        for name, data in self.files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
-
-
-def allowed(reader: Reader, folder: Path, data: bytes) -> bool:
-    """Read the folder with `data` as the target; True when it was accepted, False when it was refused.
-
-    Raises:
-        whatever a faulty reader lets through.
-    """
-    (folder / reader.target).write_bytes(data)
-    try:
-        reader.read(folder)
-    except ExportError:
-        return False
-    if reader.exact and data != reader.seed:
-        raise AssertionError("a changed bundle was accepted")
-    return True
+from tests.support.readers.reader import Reader
 
 
 def _signed(target: str) -> Reader:
@@ -224,11 +178,3 @@ READERS: dict[str, Callable[[], Reader]] = {
     "runner executable": lambda: Reader(valid.app_files(), "A.app/BundleRunner", valid.read_app),
     "runner Info.plist": lambda: Reader(valid.app_files(), "A.app/Info.plist", valid.read_app),
 }
-
-
-def fresh(reader: Reader, folder: Path) -> Path:
-    """An empty folder with the reader's valid files."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    reader.write(folder)
-    return folder
