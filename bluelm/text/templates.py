@@ -9,6 +9,7 @@ copied tokenizer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,7 +18,7 @@ from typing import Any
 
 from bluelm.errors import InputError
 from bluelm.system.files import member, write_text
-from bluelm.system.reading import read_bytes
+from bluelm.system.reading import check_regular, read_bytes
 from bluelm.text.added_tokens import token_text
 from bluelm.text.rendering import THEN, render
 
@@ -167,7 +168,7 @@ def read_template(
     Raises:
         InputError: a template that is no text, or too long.
     """
-    files = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
+    files = {DEFAULT: folder / FILE} if os.path.lexists(folder / FILE) else {}
     files |= {path.stem: path for path in template_files(folder) if path.parent.name == MORE}
     if files:
         sources = {name: _text(path) for name, path in files.items()}
@@ -180,15 +181,15 @@ def read_template(
 
 
 def template_files(folder: Path) -> list[Path]:
-    """chat_template.jinja and those of additional_chat_templates that are there.
+    """chat_template.jinja and those of additional_chat_templates that are there, whatever they are.
 
     Raises:
-        InputError: there are more than anybody has.
+        InputError: there are more than anybody has, or one is a folder, a pipe or a device.
     """
-    found = [path for path in (folder / FILE, *sorted((folder / MORE).glob("*.jinja"))) if path.is_file()]
+    found = [path for path in (folder / FILE, *sorted((folder / MORE).glob("*.jinja"))) if os.path.lexists(path)]
     if len(found) > MOST_TEMPLATES:
         raise InputError(f"{len(found)} chat templates: more than {MOST_TEMPLATES}", where=folder / MORE)
-    return [member(folder, path.relative_to(folder).as_posix()) for path in found]
+    return [member(folder, check_regular(path).relative_to(folder).as_posix()) for path in found]
 
 
 def write_template(template: ChatTemplate | None, folder: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +149,7 @@ def _read(path: Path, layout: DataFiles) -> Rows:
         if ".jsonl" in path.name:
             return [row for _, row in json_rows(text, path)]
         lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
-    except (OSError, EOFError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise InputError(f"the task's data cannot be read: {error}", where=path, fix="fetch the file again") from error
     heading = list(layout.headless)
     if lines and (not heading or [cell.strip().lower() for cell in lines[0]] == [h.lower() for h in heading]):

@@ -14,13 +14,15 @@ from bluelm.errors import ExportError
 class Reader:
     """A way in: valid files by name, which of them is mutated, and the code that reads the folder.
 
-    `exact`: what is signed, so that nothing but the valid input may be accepted.
+    `exact`: what is signed, so that nothing but the valid input may be accepted. `mends`: a note of our own, which
+    counts as missing where it cannot be read, and is written anew.
     """
 
     files: Mapping[str, bytes]
     target: str
     read: Callable[[Path], object]
     exact: bool = False
+    mends: bool = False
 
     @property
     def seed(self) -> bytes:

@@ -46,7 +46,7 @@ def _stage_files() -> Mapping[str, bytes]:
 
 
 def _stage_reader(name: str) -> Callable[[], Reader]:
-    return lambda: Reader(_stage_files(), f"{RECORDS}/{name}", _stage)
+    return lambda: Reader(_stage_files(), f"{RECORDS}/{name}", _stage, mends=True)
 
 
 def _unfinished(folder: Path) -> None:
@@ -91,9 +91,13 @@ READERS: dict[str, Callable[[], Reader]] = {
         {f"{RECORDS}/settings": json.dumps(dict(INPUTS)).encode()},
         f"{RECORDS}/settings",
         lambda folder: check_settings(folder, INPUTS, overwrite=False),
+        mends=True,
     ),
     "inputs of an unfinished run": lambda: Reader(
-        {"q.partial/inputs.json": json.dumps(dict(INPUTS)).encode()}, "q.partial/inputs.json", _unfinished
+        {"q.partial/inputs.json": json.dumps(dict(INPUTS)).encode(), "q.partial/block-000.safetensors": b""},
+        "q.partial/inputs.json",
+        _unfinished,
+        mends=True,
     ),
     "answers to tasks": lambda: Reader({"float.jsonl": ANSWERS}, "float.jsonl", _answers),
     "task data csv": _data(
