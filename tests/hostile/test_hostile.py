@@ -35,5 +35,5 @@ def test_hostile_input_ends_in_words(reader: str, judged: dict[str, dict[str, ob
     families = [name for name in judged if name.startswith(f"{reader}: ")]
     assert {name: judged[name]["faults"] for name in families if judged[name]["faults"]} == {}
     assert all(judged[name]["inputs"] for name in families)
-    assert judged[f"{reader}: files"]["refused"], "nothing is refused"
+    assert judged[f"{reader}: files"]["refused"] or READERS[reader]().mends, "nothing is refused"
     assert reader not in FORMATS or judged[f"{reader}: its format"]["refused"]
