@@ -64,36 +64,40 @@ def model_languages(tokenizer: Tokenizer) -> tuple[str, ...]:
     )
 
 
-def left_out(texts: Sequence[str], languages: tuple[str, ...]) -> dict[str, list[int]]:
-    """Texts of a set of ours with more than a word of a language that a model was not made for.
+@dataclass(frozen=True)
+class Chosen:
+    """What a model takes of a bundled set.
+
+    Attributes:
+        kept: indices of its texts. name: what the set is called now. notes: what a user should know of it.
+    """
+
+    kept: tuple[int, ...]
+    name: str
+    notes: tuple[str, ...]
+
+
+def in_languages(texts: Sequence[str], languages: tuple[str, ...], what: str) -> Chosen:
+    """The texts of a bundled set without those of which more than `MOST_FOREIGN` is in another language.
 
     Args:
-        languages: of the model; none known: nothing is left out.
-
-    Returns:
-        language -> indices of its texts.
+        languages: that the model was made for; none known: every text is kept.
+        what: the set, as a sentence's subject.
     """
-    found: dict[str, list[int]] = {}
     foreign = {"Chinese", "English"} - set(languages) if languages else set[str]()
-    for index, text in enumerate(texts if foreign else ()):
-        part = shares([text])
-        for language, share in (("Chinese", part.chinese), ("English", part.english)):
-            if share > MOST_FOREIGN and language in foreign:
-                found.setdefault(language, []).append(index)
-    return found
-
-
-def without(name: str, languages: Iterable[str]) -> str:
-    """What a set is called from which these languages were left out."""
-    return " ".join([name, *(f"without {language}" for language in sorted(languages))])
-
-
-def note(what: str, languages: Iterable[str]) -> tuple[str, ...]:
-    """What a user should know of it."""
-    return tuple(
+    kept, gone = list[int](), set[str]()
+    for index, text in enumerate(texts):
+        part = shares([text]) if foreign else Shares(0, 0, 0)
+        held = {"Chinese": part.chinese, "English": part.english}
+        found = {language for language in foreign if held[language] > MOST_FOREIGN}
+        gone |= found
+        kept += [] if found else [index]
+    name = " ".join(["bundled", *(f"without {language}" for language in sorted(gone))])
+    notes = tuple(
         f"{what} is the bundled one without its {language} text: the model's vocabulary holds hardly any {language}"
-        for language in sorted(languages)
+        for language in sorted(gone)
     )
+    return Chosen(tuple(kept), name, notes)
 
 
 def warnings(found: Shares, chat: float, languages: tuple[str, ...]) -> list[str]:

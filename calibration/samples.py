@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bluelm.errors import InputError
 from bluelm.text.tokenizer import NO_TEMPLATE, Tokenizer
-from calibration.describe import left_out, model_languages, note, shares, warnings, without
+from calibration.describe import in_languages, model_languages, shares, warnings
 from calibration.sources import Document, TextSet, check_chats, read_texts
 
 PASSAGE = 8  # longer texts are cut into so many characters a token of the window: windows come from many
@@ -88,7 +88,9 @@ def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int,
         raise InputError(f"cannot make {count} windows of {length} tokens", fix="at least 1 window of 2 tokens")
     texts, notes = read_texts(paths), tuple[str, ...]()
     if paths is None:
-        texts, notes = _fitting(texts, model_languages(tokenizer))
+        chosen = in_languages([d.content for d in texts.documents], model_languages(tokenizer), "the calibration text")
+        texts = replace(texts, name=chosen.name, documents=tuple(texts.documents[i] for i in chosen.kept))
+        notes = chosen.notes
     check_chats(texts.documents, tokenizer)
     used = _passages(texts, tokenizer, count * length, length, seed)
     windows = _windows([token for passage in used for token in passage.tokens], count, length, tokenizer.front)
@@ -100,14 +102,6 @@ def load_samples(paths: Sequence[Path] | None, tokenizer: Tokenizer, count: int,
         )
     report = _report(texts, used, windows, count, length, seed, tokenizer, notes)
     return Samples(torch.tensor(windows, dtype=torch.int64), report)
-
-
-def _fitting(texts: TextSet, languages: tuple[str, ...]) -> tuple[TextSet, tuple[str, ...]]:
-    """The bundled set without the languages that the model was not made for, and what to tell of it."""
-    foreign = left_out([document.content for document in texts.documents], languages)
-    gone = {index for found in foreign.values() for index in found}
-    kept = tuple(document for index, document in enumerate(texts.documents) if index not in gone)
-    return replace(texts, name=without(texts.name, foreign), documents=kept), note("the calibration text", foreign)
 
 
 def _passages(texts: TextSet, tokenizer: Tokenizer, wanted: int, length: int, seed: int) -> list[_Passage]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bluelm.errors import InputError
 from bluelm.system.files import sha256
 from bluelm.text.tokenizer import Tokenizer
-from calibration.describe import left_out, model_languages, note, without
+from calibration.describe import in_languages, model_languages
 from calibration.rows import json_rows
 from calibration.sources import Document, check_chats, document, read_texts
 
@@ -127,16 +127,14 @@ def _read(paths: Sequence[Path], tokenizer: Tokenizer) -> tuple[dict[str, list[D
 def _bundled(languages: tuple[str, ...]) -> tuple[dict[str, list[Document]], str, str, tuple[str, ...]]:
     rows = list(json_rows(BUNDLED.read_text(encoding="utf-8"), BUNDLED))
     documents = [document(record, where) for where, record in rows]
-    foreign = left_out([found.content for found in documents], languages)
-    gone = {index for found in foreign.values() for index in found}
+    chosen = in_languages([found.content for found in documents], languages, "the text to judge on")
     domains: dict[str, list[Document]] = {}
-    for index, ((_, record), found) in enumerate(zip(rows, documents, strict=True)):
-        if index not in gone:
-            domains.setdefault(record["domain"], []).append(found)
+    for index in chosen.kept:
+        domains.setdefault(rows[index][1]["domain"], []).append(documents[index])
     digest = sha256(BUNDLED)
-    if gone:
-        digest = hashlib.sha256(f"{digest} {sorted(gone)}".encode()).hexdigest()
-    return domains, without("bundled", foreign), digest, note("the text to judge on", foreign)
+    if len(chosen.kept) < len(rows):
+        digest = hashlib.sha256(f"{digest} {chosen.kept}".encode()).hexdigest()
+    return domains, chosen.name, digest, chosen.notes
 
 
 def pack(documents: Sequence[Document], domain: str, tokenizer: Tokenizer, length: int, first: int = 0) -> list[Window]:

@@ -16,6 +16,7 @@ from calibration.rows import MOST_TEXT
 
 Answer = str | float | tuple[int | float, ...]
 """A text, a log-likelihood (and whether it was the likeliest), or counts."""
+BEGUN = b'["'  # a line, and what a kill may leave of one
 FIX = "remove the file: its questions are asked again"
 
 
@@ -75,6 +76,8 @@ class Answers:
         """Bytes of whole lines."""
         data = read_bytes(self.path, MOST_TEXT, "the file of kept answers")
         whole = data.rfind(b"\n") + 1
+        if data[whole:][:2] not in (b"", BEGUN[:1], BEGUN):  # nothing is cut off that is no line of ours
+            raise InputError("a line that is none of an answer's ends the file", where=self.path, fix=FIX)
         for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
             question, answer = _entry(line, f"{self.path}, line {number}")
             self._found[question] = answer

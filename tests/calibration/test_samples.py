@@ -13,7 +13,7 @@ import torch
 from bluelm.errors import InputError
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
-from calibration.describe import left_out, model_languages, shares, warnings
+from calibration.describe import in_languages, model_languages, shares, warnings
 from calibration.samples import load_samples
 from calibration.sources import BUNDLED
 from tests.support.checkpoints.words import write_tokenizer
@@ -162,9 +162,12 @@ def test_the_bundled_set_is_the_models_languages(tmp_path: Path, tokenizer: Toke
 
 def test_texts_of_another_language_are_left_out() -> None:
     texts = [ENGLISH, CHINESE, CODE, f"# {CHINESE}{CODE}" * 3, "1234"]
-    assert left_out(texts, ("English",)) == {"Chinese": [1, 3]}
-    assert left_out(texts, ("Chinese",))["English"][0] == 0 and 1 not in left_out(texts, ("Chinese",))["English"]
-    assert left_out(texts, ("Chinese", "English")) == left_out(texts, ()) == {}
+
+    def kept(*languages: str) -> tuple[int, ...]:
+        return in_languages(texts, languages, "it").kept
+
+    assert kept("English") == (0, 2, 4) and kept("Chinese") == (1, 2, 3, 4)
+    assert kept("Chinese", "English") == kept() == (0, 1, 2, 3, 4)
 
 
 def test_model_without_chinese_is_not_asked_for_it() -> None:

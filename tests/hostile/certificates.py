@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 import struct
 from collections.abc import Callable
 from typing import Any
 
 from tests.hostile.binaries import Change
-from tests.hostile.texts import DEEP, SHOUT
+from tests.hostile.texts import DEEP, SHOUT, json_changed
 from tests.support.trust import certificates
 
 BEGIN, END = b"-----BEGIN CERTIFICATE-----\n", b"-----END CERTIFICATE-----\n"
@@ -60,7 +59,6 @@ def _flipped(valid: bytes, part: int) -> bytes:
     return valid[:at] + bytes([valid[at] ^ 4]) + valid[at + 1 :]
 
 
-DER = ASN1
 PEM: dict[str, Change] = {
     **{name: _content(change) for name, change in ASN1.items()},
     "ten thousand times": lambda valid: valid * 10_000,
@@ -68,29 +66,18 @@ PEM: dict[str, Change] = {
     "a signer's in an authority's place": lambda valid: certificates.issue("root").certificate_pem,
     "an expired one": lambda valid: certificates.issue("root", authority=True, valid=certificates.PAST).certificate_pem,
     "no end of the armour": lambda valid: valid.replace(END, b""),
-    "twenty million marks": lambda valid: BEGIN * (1 << 19),
+    "half a million marks": lambda valid: BEGIN * (1 << 19),
     "text in front": lambda valid: SHOUT.encode() + b"\n" + valid,
     "another kind": lambda valid: valid.replace(b"CERTIFICATE", b"PRIVATE KEY"),
     "headers": lambda valid: valid.replace(BEGIN, BEGIN + b"Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n"),
 }
 
 
-def _signature(change: Callable[[dict[str, Any]], Any]) -> Change:
-    """The bundle's JSON changed."""
-
-    def do(valid: bytes) -> bytes:
-        document = json.loads(valid)
-        change(document)
-        return json.dumps(document).encode()
-
-    return do
-
-
 def _chain(change: Callable[[list[dict[str, str]]], Any]) -> Change:
     def do(document: dict[str, Any]) -> None:
         change(document["verificationMaterial"]["x509CertificateChain"]["certificates"])
 
-    return _signature(do)
+    return json_changed(do)
 
 
 SIGNATURES: dict[str, Change] = {
@@ -102,8 +89,8 @@ SIGNATURES: dict[str, Change] = {
     "a certificate of sequences": _chain(
         lambda chain: chain[0].update(rawBytes=base64.b64encode(_nested(10_000)).decode())
     ),
-    "two signatures": _signature(lambda told: told["dsseEnvelope"]["signatures"].extend([{"sig": "AA=="}] * 2)),
-    "no signature": _signature(lambda told: told["dsseEnvelope"]["signatures"].clear()),
-    "another kind of payload": _signature(lambda told: told["dsseEnvelope"].update(payloadType="text/plain")),
-    "an empty payload": _signature(lambda told: told["dsseEnvelope"].update(payload="")),
+    "two signatures": json_changed(lambda told: told["dsseEnvelope"]["signatures"].extend([{"sig": "AA=="}] * 2)),
+    "no signature": json_changed(lambda told: told["dsseEnvelope"]["signatures"].clear()),
+    "another kind of payload": json_changed(lambda told: told["dsseEnvelope"].update(payloadType="text/plain")),
+    "an empty payload": json_changed(lambda told: told["dsseEnvelope"].update(payload="")),
 }

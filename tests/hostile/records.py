@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from tests.hostile.binaries import JSONL, Change
-from tests.hostile.texts import SHOUT
+from tests.hostile.texts import SHOUT, json_changed
 
 ROW = b'0,"anatomy?",a,b,c,d,A\n'
 
@@ -59,17 +57,8 @@ GZIPPED: dict[str, Change] = {
 }
 
 
-def _record(change: Callable[[dict[str, Any]], Any]) -> Change:
-    def do(valid: bytes) -> bytes:
-        document = json.loads(valid)
-        change(document)
-        return json.dumps(document).encode()
-
-    return do
-
-
 def _file(name: str, entry: Any) -> Change:
-    return _record(lambda document: document["files"].update({name: entry}))
+    return json_changed(lambda document: document["files"].update({name: entry}))
 
 
 RECORDS: dict[str, Change] = {
@@ -78,11 +67,11 @@ RECORDS: dict[str, Change] = {
     "a name that shouts": _file(SHOUT, [1, "x"]),
     "a size that is none": _file("a.txt", [-1, "x"]),
     "a digest that is none": _file("a.txt", [5, None]),
-    "no files": _record(lambda document: document.update(files={})),
-    "another fingerprint": _record(lambda document: document.update(fingerprint="0" * 64)),
-    "inputs that shout": _record(lambda document: document.update(inputs={SHOUT: SHOUT}, fingerprint="0")),
-    "no fingerprint": _record(lambda document: document.pop("fingerprint")),
-    "a hundred thousand files": _record(
+    "no files": json_changed(lambda document: document.update(files={})),
+    "another fingerprint": json_changed(lambda document: document.update(fingerprint="0" * 64)),
+    "inputs that shout": json_changed(lambda document: document.update(inputs={SHOUT: SHOUT}, fingerprint="0")),
+    "no fingerprint": json_changed(lambda document: document.pop("fingerprint")),
+    "a hundred thousand files": json_changed(
         lambda document: document["files"].update({f"f{i}": [1, "x"] for i in range(100_000)})
     ),
 }

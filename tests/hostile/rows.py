@@ -35,7 +35,7 @@ FORMATS: dict[str, dict[str, binaries.Change]] = {
     "stage record": records.RECORDS,
     "trusted certificates": certificates.PEM,
     "certificates of a stamp's authority": certificates.PEM,
-    "time stamp": certificates.DER,
+    "time stamp": certificates.ASN1,
     "signature by certificates": certificates.SIGNATURES,
     "torch file": binaries.PICKLES,
     "folder with a torch file": binaries.PICKLES,

@@ -128,6 +128,17 @@ JINJA: dict[str, bytes] = {
 }
 
 
+def json_changed(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    """The valid document after a change of it."""
+
+    def do(valid: bytes) -> bytes:
+        document = json.loads(valid)
+        change(document)
+        return json.dumps(document).encode()
+
+    return do
+
+
 def in_a_config(source: bytes) -> Callable[[bytes], bytes]:
     """The template in tokenizer_config.json, in place of the one or of the named ones."""
 

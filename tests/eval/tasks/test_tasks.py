@@ -233,6 +233,15 @@ def test_an_answer_that_a_kill_tore_is_asked_again(tmp_path: Path) -> None:
             assert "c" not in kept and ("b" not in kept or kept["b"] == (-1.5, True))
 
 
+def test_nothing_is_cut_off_that_is_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    for notes in (b"my notes", b'["a", "4"]\nmy notes'):
+        path.write_bytes(notes)
+        with pytest.raises(InputError, match="none of an answer's"):
+            Answers(path)
+        assert path.read_bytes() == notes
+
+
 def test_bad_requests(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--run-code"):
         tasks.load(TaskRequest(("humaneval",), data))
