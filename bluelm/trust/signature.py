@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 MAX_BYTES = 64 << 20
+MOST_CERTIFICATES = 16  # in a chain; each is parsed before any of it is trusted
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,11 @@ def _by_certificates(library: Any, trust: Trust, at: datetime | None, where: obj
     class Verifier(library.Verifier):
         def _verify_certificates(self, verification_material: Any, log_fingerprints: bool = False) -> Any:
             told = verification_material.x509_certificate_chain
-            chain = [x509.load_der_x509_certificate(each.raw_bytes) for each in (told.certificates if told else ())]
+            given = told.certificates if told else ()
+            if len(given) > MOST_CERTIFICATES:
+                problem = f"the signature holds {len(given)} certificates, more than {MOST_CERTIFICATES}"
+                raise InputError(problem, where=where, fix="take the folder from where it was signed")
+            chain = [x509.load_der_x509_certificate(each.raw_bytes) for each in given]
             return certificates.trusted_key(chain, self._store, at, where)
 
     return Verifier(list(trust.certificates))

@@ -20,6 +20,7 @@ from calibration.rows import MOST_TEXT, json_rows, parquet_rows
 
 Rows = list[dict[str, Any]]
 LETTERS = "ABCD"
+MOST_UNPACKED = 64 * 2**20  # bytes of a .gz, a thousand times as large as the file at most
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ def _read(path: Path, layout: DataFiles) -> Rows:
 def _unpacked(path: Path) -> bytes:
     """A .gz file's content, which may be thousands of times as large as the file."""
     with open_regular(path) as file, gzip.open(file) as packed:
-        data = packed.read(MOST_TEXT + 1)
-    if len(data) > MOST_TEXT:
-        raise ValueError(f"it unpacks to more than {MOST_TEXT >> 20} MiB")
+        data = packed.read(MOST_UNPACKED + 1)
+    if len(data) > MOST_UNPACKED:
+        raise ValueError(f"it unpacks to more than {MOST_UNPACKED >> 20} MiB")
     return data
 
 

@@ -107,7 +107,7 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes, told: str) -> N
 
 
 def test_a_packed_file_is_not_unpacked_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.tasks.task_data.MOST_TEXT", 100_000)
+    monkeypatch.setattr("eval.tasks.task_data.MOST_UNPACKED", 100_000)
     task_files.humaneval(tmp_path / "HumanEval.jsonl.gz")
     assert LocalData(tmp_path).splits(HUMANEVAL)["test"]
     (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(b" " * 100_001))
