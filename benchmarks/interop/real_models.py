@@ -16,6 +16,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from benchmarks import pages
 from eval.report import Report
@@ -46,7 +47,8 @@ def float_answer(model: Path) -> str:
     """Greedy, by transformers, in the model's own template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    network: Any = AutoModelForCausalLM.from_pretrained(model)
     chat = [{"role": "user", "content": QUESTION}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     found = network.generate(**prompt, max_new_tokens=TOKENS, do_sample=False)
