@@ -1,12 +1,16 @@
 """Makes results/faults.json and faults.md of what `benchmarks.faults` left in its folders.
 
 python -m benchmarks.faults.page OUT [OUT ...]
+
+Faults at random, bits in each kept file and kills of children alone are parts of their own: one that the folders hold
+no trials of stays as it was.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,11 @@ from benchmarks.gate.bench import Results
 Row = dict[str, Any]
 COMMAND = "python -m benchmarks.faults OUT; python -m benchmarks.faults.page OUT"
 KEY = ("subject", "fault", "number")
+PARTS = {"faults": [name for name in FAULTS if name not in (*EACH, CHILD)], "each": [*EACH], "children": [CHILD]}
 
 
-def summed(rows: list[Row]) -> Row:
-    """Counts, and a table: a row a fault, a column a command."""
+def summed(rows: list[Row], names: Sequence[str] = tuple(FAULTS)) -> Row:
+    """Counts, and a table: a row a fault of these names, a column a command."""
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     hit = [row for row in rows if row["result"] != "not hit"]
     counts = Counter((row["fault"], row["subject"], row["result"]) for row in hit)
@@ -58,7 +63,7 @@ def summed(rows: list[Row]) -> Row:
         ],
         "table": {
             "columns": ["fault", *subjects],
-            "rows": [[name, *(cell(name, subject) for subject in subjects)] for name in FAULTS],
+            "rows": [[name, *(cell(name, subject) for subject in subjects)] for name in names],
         },
     }
 
@@ -67,8 +72,13 @@ def main() -> None:
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
     paths = [path for name in sys.argv[1:] for path in sorted(Path(name).glob("trials-*.jsonl"))]
-    found = summed([row for path in paths for row in Results(path, KEY)])
-    pages.save("faults", {"faults": {**found, "made": {**pages.stamp(), "command": COMMAND}}})
+    rows = [row for path in paths for row in Results(path, KEY)]
+    found = pages.results("faults") if pages.results_file("faults").is_file() else {}
+    for part, names in PARTS.items():
+        of_part = [row for row in rows if row["fault"] in names]
+        if of_part:
+            found[part] = {**summed(of_part, names), "made": {**pages.stamp(), "command": COMMAND}}
+    pages.save("faults", found)
 
 
 if __name__ == "__main__":
