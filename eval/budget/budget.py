@@ -30,6 +30,7 @@ from eval.budget.limits import (
     SpeedLimit,
     bound,
 )
+from eval.budget.remedies import remedy
 from eval.measurement import How, Measurement
 
 Outcome = Literal["passed", "failed", "undecided"]
@@ -175,7 +176,13 @@ def judge(
         checks.append(replace(_failed(RUNNER, artifacts[0], "", 0, None, ""), note="not judged in its runner"))
     if budget.accept_not_known is not None:
         checks += [_known(s, figures, budget.accept_not_known, budget.accept) for s in artifacts]
-    return Verdict(tuple(checks))
+    return Verdict(tuple(_with_remedy(check, figures) for check in checks))
+
+
+def _with_remedy(check: Check, figures: Mapping[tuple[str, str], Measurement]) -> Check:
+    if check.outcome != "failed" or check.value is None or check.note:
+        return check
+    return replace(check, note=remedy(check.name, check.limit, check.subject, figures))
 
 
 def _sample(figure: Measurement | None, samples: Mapping[str, Sample]) -> Sample | None:

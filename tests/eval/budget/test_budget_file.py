@@ -109,7 +109,7 @@ def test_targets_and_sizes_are_laid_over(
 ) -> None:
     budget = load(write(tmp_path, LAYERED), names=names, parameters=parameters)
     assert (budget.max_mean_kl, budget.max_p99_kl, budget.max_artifact_bytes) == (kl, p99, size)
-    assert budget.max_perplexity_ratio == 1.02  # the default's
+    assert budget.confidence == 0.95  # the default's
     speed = budget.min_decode_tokens_per_s
     assert speed is not None
     assert speed.accept == ("measured", "estimated")  # a part of a mapping leaves the rest
@@ -186,3 +186,22 @@ def test_in_ci_the_runner_of_a_runtime_that_has_one_is_required(
 ) -> None:
     monkeypatch.setenv("CI", ci)
     assert load(write(tmp_path, text), names=(runtime, "snapdragon")).require_runner is required
+
+
+@pytest.mark.parametrize(
+    ("parameters", "ratio", "kl", "top1", "speed"),
+    [
+        (8e6, 1.02, 0.01, 0.95, False),  # nothing is known of models this small: as of the largest
+        (134_515_008, 1.25, 0.2, 0.8, False),
+        (1.1e9, 1.04, 0.04, 0.9, True),
+        (7e9, 1.03, 0.035, 0.915, True),
+        (13e9, 1.02, 0.01, 0.95, True),
+        (None, 1.02, 0.01, 0.95, True),
+    ],
+)
+def test_the_default_budget_asks_what_models_of_that_size_can_do(
+    parameters: float | None, ratio: float, kl: float, top1: float, speed: bool
+) -> None:
+    budget = load(DEFAULT_BUDGET, parameters=parameters)
+    assert (budget.max_perplexity_ratio, budget.max_mean_kl, budget.min_top1_agreement) == (ratio, kl, top1)
+    assert (budget.min_decode_tokens_per_s is not None) == speed
