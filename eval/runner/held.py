@@ -17,6 +17,7 @@ from bluelm.errors import InputError, TargetError
 from bluelm.text.tokenizer import Tokenizer
 from eval.accuracy import metrics
 from eval.accuracy.positions import Allowance
+from eval.files.origin import origin
 from eval.measurement import Measurement
 from eval.runner.texts import CHATS, HARD, long_text
 from eval.runner.twin import of_format
@@ -24,6 +25,7 @@ from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner, function
 from targets.host.torch_runtime import TorchRuntime
 from targets.runners.runner import Runner, fix_of, named, open_runner, runner_of, version_of
+from targets.runtime import natural
 
 PROMPTS, PREFILLED, DECODED = 6, 32, 6
 LONG = 256  # tokens of one prompt, for what shows at no earlier position: a window
@@ -75,6 +77,11 @@ def left_out(runner: StandardRunner) -> list[str]:
         )
     if runner.leaves_out is not None:
         found.append(f"where {runner.name} misreads it, a text was compared without that: {runner.misreads}")
+    if not runner.probabilities:
+        reason = runner.probabilities.reason
+        found.append(f"probabilities are not {runner.name}'s but the runtime's on the same file: {reason}")
+    if not runner.ends_at_once:
+        found.append(f"an answer that ends at once goes on in {runner.name}: {runner.ends_at_once.reason}")
     return found
 
 
@@ -93,7 +100,7 @@ def figures(artifact: Artifact, expected: Expected, subject: str) -> list[Measur
             found += _figures(runner, told, artifact, expected)
     except TargetError as error:
         found = [Measurement(REFUSALS, 1, "", "measured", note=error.problem), *found]
-    return [replace(figure, subject=subject, by=name) for figure in found]
+    return [replace(figure, subject=subject, by=figure.by or name) for figure in found]
 
 
 def _figures(runner: Runner, told: StandardRunner, artifact: Artifact, expected: Expected) -> Iterator[Measurement]:
@@ -103,7 +110,7 @@ def _figures(runner: Runner, told: StandardRunner, artifact: Artifact, expected:
     yield from _chats(runner, told, expected.tokenizer)
     yield _faults("runner_end_faults", _end_faults(runner, expected), "tokens")
     yield from _probabilities(runner, told, artifact, expected)
-    yield _faults(REFUSALS, _shape_faults(runner, artifact), "")
+    yield _faults(REFUSALS, [*_shape_faults(runner, artifact), *_answer_faults(runner, told, expected)], "")
 
 
 def _shape_faults(runner: Runner, artifact: Artifact) -> Iterator[str]:
@@ -111,6 +118,18 @@ def _shape_faults(runner: Runner, artifact: Artifact) -> Iterator[str]:
         yield f"it takes the model to be made for {runner.context} tokens, not {artifact.context}"
     if runner.vocab_size != artifact.model.vocab_size:
         yield f"it knows {runner.vocab_size} tokens, not {artifact.model.vocab_size}"
+
+
+def _answer_faults(runner: Runner, told: StandardRunner, expected: Expected) -> Iterator[str]:
+    """What a program that tells no probabilities says otherwise than its file's; behind a short and a long text."""
+    if told.probabilities or not expected.prompts:
+        return
+    for pick in (min, max):
+        text = expected.tokenizer.decode(pick(expected.prompts, key=len))
+        try:
+            runner.answer(runner.tokens([text])[0][: runner.context - 1], DECODED)
+        except (InputError, TargetError) as error:
+            yield error.problem
 
 
 def _token_faults(runner: Runner, told: StandardRunner, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[str]:
@@ -192,10 +211,11 @@ def _probabilities(runner: Runner, told: StandardRunner, artifact: Artifact, exp
     note = f"prefill {prefill.mean():.2g}, decode {decode.mean():.2g}, the largest {every.max():.2g}; "
     note += f"{most.range:.2g} and {most.single:.2g} may be"
     agreed = float(np.concatenate(same).mean())
+    by = "" if told.probabilities else origin(artifact, natural(artifact.format)).by
     return [
-        Measurement("runner_kl", float(every.mean()), "nats/token", "measured", n=n, note=note),
-        Measurement("runner_kl_excess", float(excess), "", "measured", n=n, note=note),
-        Measurement("runner_top1_agreement", agreed, "", "measured", n=n),
+        Measurement("runner_kl", float(every.mean()), "nats/token", "measured", n=n, note=note, by=by),
+        Measurement("runner_kl_excess", float(excess), "", "measured", n=n, note=note, by=by),
+        Measurement("runner_top1_agreement", agreed, "", "measured", n=n, by=by),
     ]
 
 

@@ -22,6 +22,7 @@ from export.onnx.reader import HeldWeight
 from export.readback import items
 from export.readback.held import faults
 from export.readback.trail import OtherProgramError, Trail
+from export.tokenizer import readback_llm_runner as readback_tokenizer
 
 if TYPE_CHECKING:
     from executorch.exir._serialize._program import PTEFile
@@ -39,7 +40,8 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[ite
     from export.executorch.reader import read_program
 
     file = read_program(artifact.path("model"), quantized.config.num_layers)
-    yield from items.checked(items.TELLS, _tell_faults(file, artifact, quantized))
+    tells = [*_tell_faults(file, artifact, quantized), *readback_tokenizer.faults(artifact, quantized)]
+    yield from items.checked(items.TELLS, tells)
     walk = Walk(artifact, quantized)
     try:
         walk.program(file)
@@ -59,7 +61,7 @@ def _tell_faults(file: PTEFile, artifact: Artifact, quantized: QuantizedCheckpoi
     bos = -1 if config.bos_token_id is None else config.bos_token_id
     wanted: dict[str, list[Any]] = {
         "get_vocab_size": [config.vocab_size],
-        "get_max_seq_len": [context],
+        "get_max_seq_len": [artifact.chunk],
         "get_max_context_len": [context],
         "get_bos_id": [bos],
         "get_eos_ids": list(config.eos_token_ids),

@@ -35,6 +35,7 @@ from export.artifacts.mobile import KvBits, complete
 from export.executorch.memory import shared_weights, stand_in, weights_when_serialized
 from export.executorch.model import ExecutorchDecoder, parts
 from export.executorch.partition import SegmentPartitioner
+from export.tokenizer.llm_runner import write_tokenizer
 
 MODEL = "model.pte"
 
@@ -49,7 +50,7 @@ def export(
     debug: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Write the artifact `folder`: model.pte and the tokenizer's files.
+    """Write the artifact `folder`: model.pte and the tokenizer's files, also as TextLLMRunner reads them.
 
     Args:
         context: tokens that the cache holds.
@@ -58,7 +59,7 @@ def export(
         kv_bits: width of the cache's numbers.
 
     Raises:
-        TargetError: XNNPACK has no kernel for a weight; says which.
+        TargetError: XNNPACK has no kernel for a weight, or TextLLMRunner cannot read the tokenizer; says which.
     """
     with atomic_folder(folder) as temporary:
         write(
@@ -74,7 +75,7 @@ def export(
             temporary,
             "executorch-xnnpack",
             quantized,
-            {MODEL: "model"},
+            {MODEL: "model"} | write_tokenizer(temporary, quantized.folder, context),
             context=context,
             chunk=chunk,
             kv_bits=kv_bits,
@@ -104,7 +105,7 @@ def write(
                 program,
                 partitioner=[SegmentPartitioner()],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
-                constant_methods=metadata(quantized.config, context),
+                constant_methods=metadata(quantized.config, context, chunk),
             )
         del program
         task.advance(note="memory plan")
@@ -117,12 +118,12 @@ def write(
             edge.to_executorch(settings).write_to_file(file)
 
 
-def metadata(config: ModelConfig, context: int) -> dict[str, object]:
-    """What ExecuTorch's LLM runners ask a program, as methods without inputs."""
+def metadata(config: ModelConfig, context: int, chunk: int) -> dict[str, object]:
+    """What ExecuTorch's LLM runners ask a program, as methods without inputs; `get_max_seq_len` is a step's most."""
     ends = list(config.eos_token_ids)
     return {
         "get_vocab_size": config.vocab_size,
-        "get_max_seq_len": context,
+        "get_max_seq_len": chunk,
         "get_max_context_len": context,
         "get_bos_id": config.bos_token_id if config.bos_token_id is not None else -1,
         "get_eos_ids": ends,

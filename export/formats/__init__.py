@@ -120,23 +120,29 @@ class StandardRunner:
     Attributes:
         name: in `--with` and reports.
         opener: of a function (Artifact, StandardRunner) -> targets.runners.runner.Runner.
-        package: distribution that brings it, a row of `targets/data/tools.yaml`.
+        package: distribution that brings it, a row of `targets/data/tools.yaml`. needs: others that it does not bring.
         allowance: of a function (TorchRuntime, prompts, last) -> eval.accuracy.arithmetic.Allowance: what the program's
             arithmetic may cost with these weights; None: what the format's may.
         begins: whether it puts in front of a text what begins one; else texts are compared without.
         continues: whether a chat's last answer can be left open; else it is compared closed.
         leaves_out: of a function (text, Tokenizer) -> text without what the program is known to read otherwise by a
             limit of its own; texts of other tokens are compared again so. misreads: what that is, in words.
+        probabilities: whether it tells any; else the format's own runtime does, on the same file, and what the program
+            says must be likeliest there.
+        ends_at_once: whether an answer may end with its first token; else it must with its second.
     """
 
     name: str
     opener: str
     package: str
     allowance: str | None = None
+    needs: tuple[str, ...] = ()
     begins: Literal[True] | Without = True
     continues: Literal[True] | Without = True
     leaves_out: str | None = None
     misreads: str = ""
+    probabilities: Literal[True] | Without = True
+    ends_at_once: Literal[True] | Without = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.formats import Lowering, Place, Record, Run, Sizes, Speed, Without
+from export.formats import Lowering, Place, Record, Run, Sizes, Speed, StandardRunner, Without
 from export.formats.coreml import INTERPRETER, UNIT
 from export.formats.onnx import SIMULATOR
 from export.formats.reasons import ANY_CHIP, FLOATS, NO_LEVELS, NOTHING_MORE, ROUNDED_AT_RUN_TIME, TOKENIZER_AS_IT_IS
@@ -15,7 +15,7 @@ XNNPACK = Record(
     name="executorch-xnnpack",
     targets=("snapdragon", "dimensity", "generic-arm64", "apple"),
     tools=("torch", "executorch"),
-    optional_tools=("adb",),
+    optional_tools=("transformers", "adb"),
     package="executorch",
     backend="targets.arm64.xnnpack_backend:XnnpackBackend",
     cache_widths=(32, 16, 8),
@@ -23,10 +23,17 @@ XNNPACK = Record(
     runs={"cpu": Run("targets.arm64.xnnpack:open_xnnpack", "executorch")},
     runs_as_shipped=True,
     one_chip=ANY_CHIP,
-    runner=Without("TextLLMRunner is not asked here yet"),
+    runner=StandardRunner(
+        "TextLLMRunner",
+        "targets.runners.text_llm_runner:open_text_llm_runner",
+        "executorch",
+        needs=("transformers",),
+        probabilities=Without("it gives text alone"),
+        ends_at_once=Without("it looks for an end token from the second token of an answer on"),
+    ),
     reader="export.executorch.readback_xnnpack:findings",
     ends="export.readback.ends:xnnpack",
-    made=TOKENIZER_AS_IT_IS,
+    made=("tokenizer.json", "tokenizer_config.json"),
     arithmetic="8-bit activations",
     levels=NO_LEVELS,
     encodings=ROUNDED_AT_RUN_TIME,

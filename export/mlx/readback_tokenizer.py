@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from bluelm.errors import InputError
 from bluelm.system.reading import MOST_TABLE_BYTES, read_json
@@ -14,7 +13,7 @@ from bluelm.text.tokenizer import Tokenizer, tokenizer_files
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.mlx import FOLDER
-from export.tokenizer.readback import settings_wanted, table_faults
+from export.tokenizer.readback import begin_faults, differing, settings_wanted, table_faults
 
 CLASS = "PreTrainedTokenizerFast"
 MADE = {
@@ -36,18 +35,18 @@ def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     try:
         if isinstance(tokenizer.pieces, SentencePieces):
             table = read_json(folder / "tokenizer.json", MOST_TABLE_BYTES)
-            yield from _begin_faults(table, tokenizer)
+            yield from begin_faults(table, tokenizer)
             yield from table_faults({**table, "post_processor": None}, tokenizer.source)
             wanted = settings_wanted(quantized, artifact.context)
         else:
             yield from _copied(folder, source, "tokenizer.json")
             wanted = optional_json(source, "tokenizer_config.json")
         wanted = {key: value for key, value in wanted.items() if key != "auto_map"} | {"tokenizer_class": CLASS}
-        yield from _differing("tokenizer_config.json", read_json(folder / "tokenizer_config.json"), wanted)
+        yield from differing("tokenizer_config.json", read_json(folder / "tokenizer_config.json"), wanted)
         config = quantized.config
         ids = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
         ids |= {"eos_token_id": list(config.eos_token_ids)}
-        yield from _differing("generation_config.json", read_json(folder / "generation_config.json"), ids)
+        yield from differing("generation_config.json", read_json(folder / "generation_config.json"), ids)
     except InputError as error:
         yield str(error)
     except (KeyError, TypeError, AttributeError) as error:
@@ -58,26 +57,7 @@ def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
         yield from _copied(folder, artifact.folder, name)  # that one is held against the checkpoint's
 
 
-def _begin_faults(table: dict[str, Any], tokenizer: Tokenizer) -> Iterator[str]:
-    """What the library puts in front of a text."""
-    told = table.get("post_processor") or {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}
-    front: list[int] = []
-    for step in told["single"]:
-        if "SpecialToken" not in step:
-            break
-        front += told["special_tokens"][step["SpecialToken"]["id"]]["ids"]
-    if told["type"] != "TemplateProcessing" or front != list(tokenizer.front) or "Sequence" not in told["single"][-1]:
-        yield f"tokenizer.json begins a text with {front} instead of {list(tokenizer.front)}"
-
-
 def _copied(folder: Path, source: Path, name: str) -> Iterator[str]:
     theirs = (source / name).read_bytes() if (source / name).is_file() else None
     if (found := (folder / name).read_bytes() if (folder / name).is_file() else None) != theirs:
         yield f"{name} is missing" if found is None else f"{name} is not the checkpoint's"
-
-
-def _differing(name: str, found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    for key in sorted(wanted.keys() | found.keys()):
-        mine, theirs = found.get(key, "nothing"), wanted.get(key, "nothing")
-        if mine != theirs:
-            yield f"{name} says {key} {mine!r} instead of {theirs!r}"

@@ -11,7 +11,8 @@ from bluelm.text.added_tokens import optional_json
 from bluelm.text.sentencepieces import SentencePieces
 from bluelm.text.tokenizer import Tokenizer, copy_own
 from compress.checkpoint.store import QuantizedCheckpoint
-from export.tokenizer.genai import SETTINGS, TABLE, tokenizer_config, tokenizer_json
+from export.tokenizer.genai import CUT
+from export.tokenizer.table import SETTINGS, TABLE, beginning, tokenizer_config, tokenizer_json
 
 CLASS = "PreTrainedTokenizerFast"
 """Takes tokenizer.json as it is; LlamaTokenizer would cut text in its own way."""
@@ -32,7 +33,7 @@ def write_tokenizer(quantized: QuantizedCheckpoint, folder: Path, context: int) 
     if isinstance(tokenizer.pieces, SentencePieces):
         for name in ("tokenizer.model", "added_tokens.json", "special_tokens_map.json"):
             (folder / name).unlink(missing_ok=True)
-        table = tokenizer_json(tokenizer) | {"post_processor": _begins(tokenizer)}
+        table = tokenizer_json(tokenizer, CUT) | {"post_processor": beginning(tokenizer)}
         _write(folder / TABLE, table)
         _write(folder / SETTINGS, tokenizer_config(tokenizer, optional_json(source, SETTINGS), context))
     settings = optional_json(folder, SETTINGS)
@@ -48,22 +49,6 @@ def write_tokenizer(quantized: QuantizedCheckpoint, folder: Path, context: int) 
     return sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name not in before
     )
-
-
-def _begins(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """What stands in front of a text, as the library's TemplateProcessing."""
-    if not tokenizer.front:
-        return None
-    texts = {token: tokenizer.pieces.text(token) for token in tokenizer.front}
-    front = [{"SpecialToken": {"id": texts[token], "type_id": 0}} for token in tokenizer.front]
-    pair = [{"Sequence": {"id": name, "type_id": kind}} for name, kind in (("A", 0), ("B", 1))]
-    tokens = {text: {"id": text, "ids": [token], "tokens": [text]} for token, text in texts.items()}
-    return {
-        "type": "TemplateProcessing",
-        "single": [*front, pair[0]],
-        "pair": [*front, *pair],
-        "special_tokens": tokens,
-    }
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -11,25 +11,18 @@ are added tokens, which makes runs short.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from bluelm.errors import TargetError
 from bluelm.system.files import write_text
 from bluelm.system.reading import MOST_TABLE_BYTES, read_json
 from bluelm.text.added_tokens import optional_json
-from bluelm.text.sentencepieces import CONTROL, SPACE, UNKNOWN, USER_DEFINED, SentencePieces, read_model
+from bluelm.text.sentencepieces import SPACE, SentencePieces
 from bluelm.text.tokenizer import Tokenizer
 from export.tokenizer.genai_cuts import respelled
+from export.tokenizer.table import ROLE, SETTINGS, TABLE, check_pieces, tokenizer_config, tokenizer_json
 
-TABLE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-ROLE = "runner"
-"""Of files that are made for the standard runner and that the checkpoint does not bring."""
 LONGEST, BLANKS, SPACES = 500, 256, 63  # most bytes of a run; blanks in front of one; more of them as `SPACE`
 CLASS = "LlamaTokenizer"  # its word for SentencePiece's BPE; it refuses names that it does not know
-NORMAL, BPE = 1, 2  # ModelProto.SentencePiece.Type, ModelProto.TrainerSpec.ModelType
 _REST = "[\\u0080-\\u00BF]{0,3}"  # of a character, where bytes are matched
 _MORE = rf"{SPACE}(?:{SPACE}|\n){{0,{SPACES}}}"
 RUNS = "|".join((
@@ -57,10 +50,10 @@ def write_tokenizer(folder: Path, source: Path, context: int) -> dict[str, str]:
     if not (source / "tokenizer.model").is_file():
         return {}
     tokenizer = Tokenizer.from_folder(source)
-    settings = optional_json(source, SETTINGS)
-    table = tokenizer_json(tokenizer)
+    settings = tokenizer_config(tokenizer, optional_json(source, SETTINGS), context) | {"tokenizer_class": CLASS}
+    table = tokenizer_json(tokenizer, CUT)
     write_text(folder / TABLE, json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n")
-    write_text(folder / SETTINGS, json.dumps(tokenizer_config(tokenizer, settings, context), indent=1) + "\n")
+    write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
     return {TABLE: ROLE, SETTINGS: ROLE}
 
 
@@ -83,87 +76,6 @@ def check_tokenizer(source: Path) -> None:
     """
     tokenizer = Tokenizer.from_folder(source)
     if isinstance(tokenizer.pieces, SentencePieces):
-        kind = read_model(tokenizer.source).trainer_spec.model_type
-        if kind != BPE:
-            fix = "use the runtime onnx-cpu"
-            raise TargetError("genai reads no SentencePiece model but BPE", where=tokenizer.source, fix=fix)
+        check_pieces(tokenizer.source)
     elif tokenizer.source.name == TABLE:
         respelled(read_json(tokenizer.source, MOST_TABLE_BYTES).get("pre_tokenizer"))
-
-
-def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The same pieces for Hugging Face's library, and for genai.
-
-    Raises:
-        TargetError: they are no BPE.
-    """
-    check_tokenizer(tokenizer.source.parent)
-    assert isinstance(tokenizer.pieces, SentencePieces)
-    proto = read_model(tokenizer.source)
-    prefix = proto.normalizer_spec.add_dummy_prefix
-    marks = {i: (p.piece, p.type == CONTROL) for i, p in enumerate(proto.pieces) if p.type in (CONTROL, USER_DEFINED)}
-    marks |= {i: (text, False) for i, text in tokenizer.pieces.added().items()}
-    if not prefix:  # it would put one in front of every part
-        marks |= {i: (text, False) for i, text in unmerged(proto).items()}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added(i, text, special) for i, (text, special) in sorted(marks.items())],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            *([{"type": "Prepend", "prepend": SPACE}] if prefix else []),
-            {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        ]},
-        "pre_tokenizer": CUT,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-            {"type": "ByteFallback"},
-            {"type": "Fuse"},
-            *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
-        ]},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": next((p.piece for p in proto.pieces if p.type == UNKNOWN), None),
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": {piece.piece: index for index, piece in enumerate(proto.pieces)},
-            "merges": merges(proto),
-        },
-    }  # fmt: skip
-
-
-def tokenizer_config(tokenizer: Tokenizer, settings: Mapping[str, Any], context: int) -> dict[str, Any]:
-    """The checkpoint's own settings, a class that genai knows, and the special tokens by name."""
-    named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
-    texts = tokenizer.pieces.texts() if isinstance(tokenizer.pieces, SentencePieces) else {}
-    own = {name: texts[token] for name, token in named.items() if token in texts and name not in settings}
-    return {**own, "model_max_length": context, **settings, "tokenizer_class": CLASS}
-
-
-def merges(proto: Any) -> list[str]:
-    """Every pair of pieces that makes a piece, "left right", the best score first."""
-    ids = {piece.piece: index for index, piece in enumerate(proto.pieces) if piece.type == NORMAL}
-    found: list[tuple[float, int, int, str]] = []
-    for text, index in ids.items():
-        for cut in range(1, len(text)):
-            left, right = text[:cut], text[cut:]
-            if left in ids and right in ids:
-                found.append((-proto.pieces[index].score, ids[left], ids[right], f"{left} {right}"))
-    return [pair for *_, pair in sorted(found)]
-
-
-def unmerged(proto: Any) -> dict[int, str]:
-    """Pieces of one character that no other piece holds, by id: nothing ever merges with them."""
-    plain = [(index, piece.piece) for index, piece in enumerate(proto.pieces) if piece.type == NORMAL]
-    holders = Counter(character for _, text in plain for character in set(text))
-    return {index: text for index, text in plain if len(text) == 1 and text != SPACE and holders[text] == 1}
-
-
-def _added(index: int, text: str, special: bool) -> dict[str, Any]:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": index, "content": text, **plain, "special": special}

@@ -65,8 +65,12 @@ def _cut_faults(mine: Path, theirs: Path) -> Iterator[str]:
         yield "tokenizer.json cuts text otherwise"
 
 
-def table_faults(table: dict[str, Any], source: Path) -> Iterator[str]:
-    """tokenizer.json against the pieces of the tokenizer.model `source`."""
+def table_faults(table: dict[str, Any], source: Path, *, whole: bool = False) -> Iterator[str]:
+    """tokenizer.json against the pieces of the tokenizer.model `source`.
+
+    Args:
+        whole: for ExecuTorch's reader: a text is not cut, and tokens are decoded one by one.
+    """
     proto = read_model(source)
     pieces = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
     normal = {text: score for text, score, kind in pieces if kind == 1}
@@ -87,18 +91,39 @@ def table_faults(table: dict[str, Any], source: Path) -> Iterator[str]:
         scores = [normal[a + b] for a, b in pairs]
         if any(first < second for first, second in itertools.pairwise(scores)):
             yield "tokenizer.json has its merges in another order"
-    yield from _mark_faults(table["added_tokens"], pieces, source.parent, prefix)
+    yield from _mark_faults(table["added_tokens"], pieces, source.parent, prefix or whole)
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     put = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
     if table["normalizer"] != {"type": "Sequence", "normalizers": [*put, space]}:
         yield "tokenizer.json treats spaces otherwise"
-    if not _cuts_before_blanks(table["pre_tokenizer"]):
+    uncut = table["pre_tokenizer"] is None if whole else _cuts_before_blanks(table["pre_tokenizer"])
+    if not uncut:
         yield "tokenizer.json cuts text before it merges"
     steps = table["decoder"]["decoders"]
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix and not whole else []
     if steps != [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]:
         yield "tokenizer.json writes text otherwise"
+
+
+def begin_faults(table: dict[str, Any], tokenizer: Tokenizer) -> Iterator[str]:
+    """What the library puts in front of a text."""
+    told = table.get("post_processor") or {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}
+    front: list[int] = []
+    for step in told["single"]:
+        if "SpecialToken" not in step:
+            break
+        front += told["special_tokens"][step["SpecialToken"]["id"]]["ids"]
+    if told["type"] != "TemplateProcessing" or front != list(tokenizer.front) or "Sequence" not in told["single"][-1]:
+        yield f"tokenizer.json begins a text with {front} instead of {list(tokenizer.front)}"
+
+
+def differing(name: str, found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    """Keys of a file that have other values."""
+    for key in sorted(wanted.keys() | found.keys()):
+        mine, theirs = found.get(key, "nothing"), wanted.get(key, "nothing")
+        if mine != theirs:
+            yield f"{name} says {key} {mine!r} instead of {theirs!r}"
 
 
 def _cuts_before_blanks(cut: dict[str, Any]) -> bool:
@@ -144,12 +169,8 @@ def _settings_faults(settings: dict[str, Any], quantized: QuantizedCheckpoint, c
     """tokenizer_config.json: the checkpoint's, but for the class, and with names for special tokens."""
     if settings.get("tokenizer_class") not in KINDS:
         yield f"tokenizer_config.json names the class {settings.get('tokenizer_class')!r}"
-    wanted = settings_wanted(quantized, context)
     found = {key: value for key, value in settings.items() if key != "tokenizer_class"}
-    for key in sorted(wanted.keys() | found.keys()):
-        if found.get(key, "nothing") != wanted.get(key, "nothing"):
-            told = f"{found.get(key, 'nothing')!r} instead of {wanted.get(key, 'nothing')!r}"
-            yield f"tokenizer_config.json says {key} {told}"
+    yield from differing("tokenizer_config.json", found, settings_wanted(quantized, context))
 
 
 def settings_wanted(quantized: QuantizedCheckpoint, context: int) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from bluelm.errors import InputError
-from bluelm.text.tokenizer import Tokenizer
 from export.artifacts.artifact import Artifact
-from targets.arm64.xnnpack_messages import Generate, Generated, LoadProgram, RunTokens, Time, Timed, TokensRan
+from targets.arm64.xnnpack_messages import LoadProgram, RunTokens, Time, Timed, TokensRan
 from targets.host.child import Child
 from targets.runtime import RuntimeBase
 from targets.tools import require
@@ -62,16 +61,6 @@ class XnnpackRuntime(RuntimeBase):
             steps.append(ran)
             self._held += len(part)
         return steps
-
-    def generate(self, prompt: str, count: int) -> str:
-        """Greedy text by ExecuTorch's own `TextLLMRunner` on a fresh load of the program: what an app
-        would see."""
-        tokenizer = Tokenizer.from_folder(self._artifact.folder)
-        program, vocabulary = (str(path.resolve()) for path in (self._artifact.path("model"), tokenizer.source))
-        bos = int(tokenizer.bos is not None and tokenizer.front == (tokenizer.bos,))
-        message = Generate(program, vocabulary, prompt, count, bos)
-        said: Generated = self._child.call(message, STEP_LIMIT_S)
-        return "".join(said.pieces)
 
     def decode_seconds(self, start: int, count: int) -> tuple[float, ...]:
         """Seconds of each of `count` decoded tokens, the pipe to the child not counted."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bluelm.config import ModelConfig
 from bluelm.errors import TargetError
 from compress.recipe import Recipe
@@ -19,6 +21,11 @@ class XnnpackBackend(Uncompiled):
         check_integer_kernels("XNNPACK", recipe)
         if recipe.embed_bits != 8:
             raise TargetError("ExecuTorch artifacts hold the embedding in 8 bits", fix="use --embed-bits 8")
+
+    def check_tokenizer(self, folder: Path, config: ModelConfig) -> None:
+        from export.tokenizer.llm_runner import check_tokenizer
+
+        check_tokenizer(folder)
 
     def lower(self, job: LoweringJob) -> Artifact:
         from export.executorch import xnnpack as executorch

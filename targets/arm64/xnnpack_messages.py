@@ -17,10 +17,9 @@ class LoadProgram:
 
 @dataclass(frozen=True)
 class ProgramLoaded:
-    """Methods of the program and the delegates that it needs."""
+    """Methods of the program."""
 
     methods: tuple[str, ...]
-    backends: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,25 +39,6 @@ class TokensRan:
 
 
 @dataclass(frozen=True)
-class Generate:
-    """Greedy generation by ExecuTorch's own `TextLLMRunner`: `prompt` is text, for the tokenizer at
-    `tokenizer`; `bos`: how many bos tokens stand in front of it, 0 or 1."""
-
-    path: str
-    tokenizer: str
-    prompt: str
-    count: int
-    bos: int
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What the runner said, piece by piece."""
-
-    pieces: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Time:
     """Decode `count` tokens from position `start`; seconds of each, as seen in the child."""
 
@@ -71,4 +51,4 @@ class Timed:
     seconds: tuple[float, ...]
 
 
-Message = LoadProgram | RunTokens | Generate | Time
+Message = LoadProgram | RunTokens | Time

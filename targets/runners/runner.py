@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bluelm.errors import InputError
 from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner, function
-from targets.tools import examine, require, tools
+from targets.tools import FoundTool, examine, require, tools
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Runner(Protocol):
 
 
 def version_of(runner: StandardRunner) -> str | None:
-    """The installed version of what brings the program; None where it is not installed."""
-    found = next(examine(tool) for tool in tools() if tool.name == runner.package)
-    return None if found.state == "missing" else found.found
+    """The installed version of what brings the program; None where that or what it needs is not installed."""
+    found = _parts(runner)
+    return None if any(part.state == "missing" for part in found) else found[0].found
 
 
 def named(runner: StandardRunner) -> str:
@@ -106,7 +106,14 @@ def named(runner: StandardRunner) -> str:
 
 def fix_of(runner: StandardRunner) -> str:
     """How to get the program."""
-    return next(tool.fix for tool in tools() if tool.name == runner.package)
+    found = _parts(runner)
+    return next((part.tool.fix for part in found if part.state == "missing"), found[0].tool.fix)
+
+
+def _parts(runner: StandardRunner) -> list[FoundTool]:
+    """What brings the program, and then what that needs."""
+    rows = {tool.name: tool for tool in tools()}
+    return [examine(rows[name]) for name in (runner.package, *runner.needs)]
 
 
 def runner_of(artifact: Artifact, name: str | None = None) -> StandardRunner:
@@ -131,6 +138,6 @@ def open_runner(artifact: Artifact, name: str | None = None) -> Runner:
         TargetError: it refuses the artifact.
     """
     found = runner_of(artifact, name)
-    require(found.package)
+    require(found.package, *found.needs)
     opened: Callable[[Artifact, StandardRunner], Runner] = function(found.opener)
     return opened(artifact, found)

@@ -89,7 +89,7 @@ def test_doctor_asks_for_what_runs_it(record: Record) -> None:
     known = {*record.tools, *record.optional_tools, "bluelm-export"}
     if record.targets:
         assert {run.package for run in record.runs.values()} <= known
-    assert isinstance(record.runner, Without) or record.runner.package in known
+    assert isinstance(record.runner, Without) or {record.runner.package, *record.runner.needs} <= known
 
 
 @RECORDS

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+from executorch.exir._serialize._program import PTEFile
+from executorch.exir.schema import Double
 from gguf import GGUFReader
 from onnx import numpy_helper
 
@@ -14,8 +16,10 @@ from bluelm.config import ModelConfig
 from bluelm.rope import rope_table
 from export.artifacts.artifact import Artifact
 from tests.support import damage
+from tests.support.damages.files import in_program
 from tests.support.damages.metadata import attributes, decoder, edited, mlx, model
 from tests.support.damages.record import Damage
+from tests.support.edits import xnnpack
 from tests.support.files.gguf_files import rewrite
 
 Files = Callable[[Artifact], Artifact]
@@ -26,6 +30,7 @@ CONTENTS = "{% for m in messages %}{{ m.content }}{% endfor %}"
 TURNS = "{% for m in messages %}[|Human|]:{{ m.content }}[|AI|]:{% endfor %}"
 BASE = 500.0  # of rope
 GGML = "tokenizer.ggml."
+PTE = "executorch-xnnpack"
 
 
 def gguf(**values: Any) -> Files:
@@ -96,6 +101,11 @@ def turned(artifact: Artifact) -> Artifact:
     return damage.again(artifact)
 
 
+def fewer_ends(file: PTEFile) -> None:
+    """`get_eos_ids` without its last one."""
+    xnnpack.plan(file, "get_eos_ids").outputs.pop()
+
+
 SEEN: dict[str, tuple[str, str, Files]] = {
     "gguf: marks of a plain kind": ("gguf", TOKENS, gguf(tokenizer__ggml__token_type=plain_marks)),
     "gguf: swapped scores": ("gguf", TOKENS, gguf(tokenizer__ggml__scores=swapped_scores)),
@@ -141,6 +151,17 @@ SEEN: dict[str, tuple[str, str, Files]] = {
     "mlx: eps 0.1": ("mlx", KL, mlx(rms_norm_eps=0.1)),
     "mlx: rope base 500": ("mlx", KL, mlx(rope_theta=BASE)),
     "mlx: another context": ("mlx", REFUSED, mlx(max_position_embeddings=4096)),
+    "pte: marks of a plain kind": (PTE, TOKENS, edited("tokenizer.json", unmarked)),
+    "pte: swapped merges": (PTE, TOKENS, edited("tokenizer.json", swapped_merges)),
+    "pte: nothing begins a text": (PTE, TOKENS, edited("tokenizer.json", lambda t: t.update(post_processor=None))),
+    "pte: no template": (PTE, CHATS, template(None)),
+    "pte: another template": (PTE, CHATS, template(CONTENTS)),
+    "pte: two begin tokens in chats": (PTE, CHATS, template(f"<s><s>{TURNS}")),
+    "pte: one end token of two": (PTE, ENDS, in_program(fewer_ends)),
+    "pte: another context": (PTE, REFUSED, in_program(xnnpack.answer("get_max_context_len", 4096))),
+    "pte: longer steps": (PTE, REFUSED, in_program(xnnpack.answer("get_max_seq_len", 512))),
+    "pte: no cache": (PTE, REFUSED, in_program(xnnpack.answer("use_kv_cache", False))),
+    "pte: scores times 0.3": (PTE, KL, in_program(xnnpack.argument("custom_sdpa", 7, Double(double_val=0.3)))),
 }  # fmt: skip
 """By name: the format, the figure, and what is done."""
 ROWS = tuple(Damage(name, (kind,), files=change) for name, (kind, _, change) in SEEN.items())
