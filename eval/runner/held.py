@@ -110,7 +110,7 @@ def _figures(runner: Runner, told: StandardRunner, artifact: Artifact, expected:
     yield from _chats(runner, told, expected.tokenizer)
     yield _faults("runner_end_faults", _end_faults(runner, expected), "tokens")
     yield from _probabilities(runner, told, artifact, expected)
-    yield _faults(REFUSALS, [*_shape_faults(runner, artifact), *_answer_faults(runner, told, expected)], "")
+    yield _faults(REFUSALS, [*_shape_faults(runner, artifact), *_answer_faults(runner, told, artifact, expected)], "")
 
 
 def _shape_faults(runner: Runner, artifact: Artifact) -> Iterator[str]:
@@ -120,14 +120,16 @@ def _shape_faults(runner: Runner, artifact: Artifact) -> Iterator[str]:
         yield f"it knows {runner.vocab_size} tokens, not {artifact.model.vocab_size}"
 
 
-def _answer_faults(runner: Runner, told: StandardRunner, expected: Expected) -> Iterator[str]:
+def _answer_faults(runner: Runner, told: StandardRunner, artifact: Artifact, expected: Expected) -> Iterator[str]:
     """What a program that tells no probabilities says otherwise than its file's; behind a short and a long text."""
     if told.probabilities or not expected.prompts:
         return
+    room = artifact.context - 2 * DECODED  # what was cut out of a text may take more tokens as one of its own
     for pick in (min, max):
-        text = expected.tokenizer.decode(pick(expected.prompts, key=len))
+        text = expected.tokenizer.decode(pick(expected.prompts, key=len)[:room])
+        (tokens,) = runner.tokens([text])
         try:
-            runner.answer(runner.tokens([text])[0][: runner.context - 1], DECODED)
+            runner.answer(tokens, DECODED)
         except (InputError, TargetError) as error:
             yield error.problem
 
