@@ -9,6 +9,7 @@ config.json, tokenizer.*    of the model
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class QuantizedCheckpoint:
 
     Attributes:
         info: quantized.json as it is: `checkpoint` (digest), `recipe`, `calibration` (report), `layers` (notes
-            by the weight's name), `files` (SHA-256 by name).
+            by the weight's name), `files` (SHA-256 by name), `content` (SHA-256 of all else in it).
     """
 
     folder: Path
@@ -106,11 +107,15 @@ class QuantizedCheckpoint:
         return self.manifest
 
     def verify(self) -> None:
-        """Read every byte and compare with the manifest.
+        """Read every byte and compare with the manifest, and the manifest with what it says of itself.
 
         Raises:
             InputError: a file was changed.
         """
+        if self.info.get("content") != _content(self.info):
+            raise InputError(
+                "the file was changed after it was made", where=self.folder / MANIFEST, fix="quantize again"
+            )
         for name, expected in self.info["files"].items():
             if sha256(member(self.folder, name)) != expected:
                 raise InputError(
@@ -235,4 +240,11 @@ def finish(
         "layers": layers,
         "files": {name: sha256(folder / name) for name in sorted([*pieces, *others])},
     }
+    manifest["content"] = _content(json.loads(json.dumps(manifest)))  # as it will be read
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def _content(manifest: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of all that a manifest says, but for this digest itself."""
+    rest = {key: value for key, value in manifest.items() if key != "content"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()

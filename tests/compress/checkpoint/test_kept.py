@@ -196,3 +196,18 @@ def test_folders_in_an_unfinished_run_are_not_removed_with_it(tmp_path: Path, mi
         (partial / "notes.json").rmdir()
     Work(tmp_path / "out", {"a": 1}, ALONE, overwrite=True).close()
     assert not list(partial.rglob("*.jinja"))
+
+
+def test_a_flipped_bit_anywhere_in_a_finished_manifest_is_found(
+    short: Checkpoint, samples: Samples, tmp_path: Path
+) -> None:
+    """In what it notes of layers and calibration, too, that nothing else is held against."""
+    path = quantize(short, samples, recipe(), tmp_path / "out").folder / MANIFEST
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 53):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        with pytest.raises(InputError) as caught:
+            quantize(short, samples, recipe(), tmp_path / "out")
+        assert str(tmp_path / "out") in str(caught.value)
+    path.write_bytes(whole)
+    assert quantize(short, samples, recipe(), tmp_path / "out").folder == path.parent
