@@ -112,15 +112,12 @@ class QuantizedCheckpoint:
         Raises:
             InputError: a file was changed.
         """
-        if self.info.get("content") != _content(self.info):
-            raise InputError(
-                "the file was changed after it was made", where=self.folder / MANIFEST, fix="quantize again"
-            )
-        for name, expected in self.info["files"].items():
-            if sha256(member(self.folder, name)) != expected:
-                raise InputError(
-                    "the file was changed after it was made", where=self.folder / name, fix="quantize again"
-                )
+        files = self.info["files"].items()
+        changed = [name for name, expected in files if sha256(member(self.folder, name)) != expected]
+        changed += [MANIFEST] if self.info.get("content") != _content(self.info) else []
+        if changed:
+            problem = "the file was changed after it was made"
+            raise InputError(problem, where=self.folder / changed[0], fix="quantize again")
 
     @property
     def linears(self) -> Mapping[str, LinearInfo]:
