@@ -58,7 +58,7 @@ def trial(bench: Bench, subject: Subject, whole: Whole, name: str, number: int) 
         bench.control.set()
         kept = finished(folder, subject)
         again = faulty.run(subject.words, folder)
-        found = content(folder / subject.out) if (folder / subject.out).exists() else {}
+        found = content(folder / subject.out, subject.compiled) if (folder / subject.out).exists() else {}
         now = finished(folder, subject)
         lost = sorted(path for path, inode in kept.items() if now.get(path) != inode)
         notes = [p for p in (folder / "notes.txt", folder / "dist" / "notes.txt") if p.read_text() == NOTE]

@@ -30,6 +30,7 @@ QUICK = (
 )
 TOLD = ("report.json", "report.html", "junit.xml", "summary.md", "log.txt", ".stages/report", ".stages/lock")
 """Files of a run with clocks, speeds or memory in them, as logs have; of report.json the rest is compared."""
+OF_COMPILER = ("compiled/", "judged/", "bundle/", ".stages/")  # what it wrote, and what names digests of that
 NOTE = "a file of the user's"
 
 
@@ -41,6 +42,8 @@ class Subject:
         few: it takes so long that few trials must do.
         children: some of its work is done by child processes.
         each: every file that it keeps is damaged once.
+        compiled: what a vendor's compiler writes differs from run to run (its binaries, and digests of them): that it
+            is there counts, and all figures but sizes.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Subject:
     few: bool = False
     children: bool = False
     each: bool = False
+    compiled: bool = False
 
     @property
     def is_run(self) -> bool:
@@ -67,7 +71,7 @@ def subjects() -> list[Subject]:
         run("generic-arm64", "onnx-cpu", each=True),
         run("generic-arm64", "gguf", each=True),
         run("generic-arm64", "litert", each=True),
-        run("snapdragon", "qnn-context", "--npu-tokens 256", few=True, children=True),
+        run("snapdragon", "qnn-context", "--npu-tokens 256", few=True, children=True, compiled=True),
     ]
 
 
@@ -148,7 +152,7 @@ def undisturbed(bench: Bench, subject: Subject) -> Whole:
         bench.control.set(under, kinds=kinds, clock_at=1 << 62)
         command, workers = Command(subject.words, folder), set[int]()
         ended = command.wait(lambda _, begun=command, met=workers: met.update(p.pid for p in workers_of(begun)))
-        found.append((ended, content(folder / subject.out), bench.control.seen))
+        found.append((ended, content(folder / subject.out, subject.compiled), bench.control.seen))
         clocks = bench.control.clock_seen
     (first, files, writes), (second, again, reads) = found
     assert first.code in (0, 3) and first.code == second.code, first.said
@@ -167,7 +171,7 @@ def workers_of(command: Command) -> list[psutil.Process]:
     return found
 
 
-def content(folder: Path) -> dict[str, str]:
+def content(folder: Path, compiled: bool = False) -> dict[str, str]:
     """Digests of all files by name; of a report, of what no clock decides; of a bundle, that it is whole."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -176,8 +180,8 @@ def content(folder: Path) -> dict[str, str]:
             continue
         data = path.read_bytes()
         if name == "report.json":
-            data = json.dumps(steady(json.loads(data)), sort_keys=True).encode()
-        elif name in TOLD or path.suffix == ".log":
+            data = json.dumps(steady(json.loads(data), compiled), sort_keys=True).encode()
+        elif name in TOLD or path.suffix == ".log" or (compiled and name.startswith(OF_COMPILER)):
             data = b"there"
         elif name.startswith("bundle/") and path.suffix == ".apk":
             from export.bundle import build
@@ -191,11 +195,14 @@ def content(folder: Path) -> dict[str, str]:
     return found
 
 
-def steady(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without what clocks and the machine's load decide."""
+def steady(report: dict[str, Any], compiled: bool = False) -> dict[str, Any]:
+    """A report without what clocks, the machine's load and, for `compiled`, a vendor's compiler decide."""
     kept = {key: value for key, value in report.items() if key not in ("stages", "measurements", "checks")}
     figures = [m for m in report["measurements"] if m["subject"] not in ("host", "run")]
     checks = [(check["name"], check["outcome"]) for check in report["checks"]]
+    if compiled:
+        kept = {key: kept[key] for key in ("passed", "title", "target", "configuration", "budget")}
+        figures = [m for m in figures if "bytes" not in m["name"]]
     return {**kept, "measurements": figures, "checks": checks}
 
 
