@@ -172,6 +172,8 @@ def slices(a: Arguments, sizes: tuple[int, ...]) -> tuple[Any, ...]:
     """numpy's index for begin, end, stride and their masks, as slice_by_index and slice_update take them."""
     rank = len(sizes)
     begin, end, stride = a.ints("begin"), a.ints("end"), a.ints("stride", [1] * rank)
+    if not len(begin) == len(end) == len(stride) == rank:
+        raise InputError(f"bounds of {len(begin)}, {len(end)} and {len(stride)} dimensions for one of {rank}")
     off = [False] * rank
     masks = zip(*(a.ints(f"{m}_mask", off) for m in ("begin", "end", "squeeze")), strict=True)
     index: list[Any] = []
@@ -192,7 +194,9 @@ def slice_by_index(a: Arguments) -> Result:
 @op("slice_by_size")
 def slice_by_size(a: Arguments) -> Result:
     """x[begin : begin + size]; size -1 is up to the end."""
-    bounds = zip(a.ints("begin"), a.ints("size"), a["x"].shape, strict=True)
+    bounds = list(zip(a.ints("begin"), a.ints("size"), a["x"].shape, strict=True))
+    if any(b + s > n for b, s, n in bounds):
+        raise InputError(f"a slice of {a.ints('size')} from {a.ints('begin')} on leaves {a['x'].shape}")
     return a["x"][tuple(slice(b, n if s == -1 else b + s) for b, s, n in bounds)]
 
 

@@ -113,6 +113,22 @@ def test_slices_are_those_of_coremltools_own_evaluation(drawn) -> None:
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("name", "bounds", "why"),
+    [
+        ("slice_by_size", {"begin": [0, 1], "size": [2, 3]}, "leaves"),
+        ("slice_by_index", {"begin": [0, 0], "end": [1, 1, 1]}, "dimensions"),
+        ("slice_update", {"begin": [0, 0, 0], "end": [1, 1, 1], "update": [[1]]}, "dimensions"),
+    ],
+)
+def test_a_slice_that_does_not_fit_is_an_error_and_not_a_shorter_one(
+    name: str, bounds: dict[str, Any], why: str
+) -> None:
+    arrays = {key: np.array(value) for key, value in bounds.items()}
+    with pytest.raises(InputError, match=why):
+        OPS[name](Arguments(x=np.zeros((2, 3)), **arrays))
+
+
 def test_an_index_outside_is_an_error_and_not_a_wrong_number(program) -> None:
     interpreter, _ = program
     inputs = random_inputs(0, 1.0)
