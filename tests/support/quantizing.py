@@ -12,13 +12,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 class Stopping:
-    """A Progress that interrupts the run behind `steps` pieces, as a user's Ctrl-C does."""
+    """A Progress that interrupts the run behind `steps` pieces (0: never), as a user's Ctrl-C does."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.notes = steps, list[str]()
+        self.steps, self.notes, self.tasks = steps, list[str](), list[tuple[str, int]]()
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Stopping]:
+        self.tasks.append((name, total))
         yield self
 
     def advance(self, steps: int = 1, note: str = "") -> None:

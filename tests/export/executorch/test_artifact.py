@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from functools import partial
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
-from torch.export import ExportedProgram
 
 from bluelm.errors import InputError, TargetError
 from compress.checkpoint.quantized import QuantizedTensor
@@ -21,8 +16,6 @@ from compress.methods.grid import choose_grid
 from eval.files import size_plan, structure
 from export.artifacts.artifact import Artifact
 from export.executorch import xnnpack as executorch
-from export.executorch.memory import stand_in, weights_when_serialized
-from export.executorch.model import parts
 from export.executorch.partition import segments_of
 from export.executorch.reader import embedding_codes, read
 from targets.host.torch_runtime import TorchRuntime
@@ -124,39 +117,6 @@ def test_logits_agree_and_the_programs_runner_says_what_ours_says(block: Quantiz
         assert list(runner.answer(ids, 20).tokens) == [
             token for token in said if token not in artifact.model.eos_token_ids
         ]
-
-
-def test_weights_are_held_while_their_delegate_is_written(block: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch):
-    names = linear_names(block)[:2]
-    weights = {name: parts(block.linear(name)) for name in names}
-    kept = {name: {f"{name}.{part}": stand_in(tensor) for part, tensor in weights[name].items()} for name in names}
-    for buffer, zeros in (item for held in kept.values() for item in held.items()):
-        owner, _, part = buffer.rpartition(".")
-        assert (zeros.shape, zeros.dtype) == (weights[owner][part].shape, weights[owner][part].dtype)
-        assert not zeros.any()
-    seen: list[str] = []
-
-    def serialize(program: ExportedProgram, _specs: list[object]) -> None:
-        for buffer, held in program.state_dict.items():
-            owner, _, part = buffer.rpartition(".")
-            assert torch.equal(held, weights[owner][part])
-            seen.append(buffer)
-
-    monkeypatch.setattr(XnnpackBackend, "preprocess", staticmethod(serialize))
-    programs = [cast(ExportedProgram, SimpleNamespace(state_dict=dict(kept[name]))) for name in names]
-    sources = {name: partial(weights.__getitem__, name) for name in names}
-    with weights_when_serialized(sources):
-        for name, program in zip(names, programs, strict=True):
-            XnnpackBackend.preprocess(program, [])
-            assert all(held is kept[name][buffer] for buffer, held in program.state_dict.items())
-        with pytest.raises(RuntimeError, match="two delegates"):
-            XnnpackBackend.preprocess(programs[0], [])
-    assert seen == [buffer for name in names for buffer in kept[name]]
-    with pytest.raises(RuntimeError, match="no delegate"), weights_when_serialized(sources):
-        XnnpackBackend.preprocess(programs[0], [])
-    del programs[0].state_dict[f"{names[0]}.scales"]
-    with pytest.raises(RuntimeError, match="without its scales"), weights_when_serialized(sources):
-        XnnpackBackend.preprocess(programs[0], [])
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,16 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError, TargetError
+from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from compress.methods.grid import choose_grid
 from export.artifacts.artifact import Artifact
+from export.artifacts.embedding import EmbeddingTable
 from export.litert import export as litert
 from export.litert.file import LitertModel, pack
 from export.litert.reader import read
+from export.lowering.ranges import Ranges
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
 from tests.support.answers import TEXT, mean_kl
+from tests.support.checkpoints import lowered as lowering
 from tests.support.checkpoints.rounded import linear_names, rounded
+from tests.support.quantizing import Stopping
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +95,47 @@ def test_what_litert_cannot_hold_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(TargetError, match="zero points"):
         litert.export(asymmetric, tmp_path / "a", context=16, chunk=4)
     assert not (tmp_path / "a").exists()
+
+
+def test_weights_that_litert_has_no_kernel_for_are_refused():
+    values = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+
+    def weight(bits: int, group: int, symmetric: bool = True) -> QuantizedTensor:
+        return choose_grid(values, bits, group, symmetric).nearest(values)
+
+    exact = weight(4, 32)
+    for sound in (exact, weight(8, -1), weight(4, -1), replace(weight(4, -1), scales=weight(4, -1).scales.float())):
+        litert.check_weight(sound, "layer")
+    for bad, why in (
+        (weight(4, 32, symmetric=False), "no zero points"),
+        (weight(8, 32), "no groups for 8-bit"),
+        (replace(exact, scales=exact.scales * 1.001), "bfloat16 scales"),
+    ):
+        with pytest.raises(TargetError, match=why) as error:
+            litert.check_weight(bad, "layer")
+        assert error.value.where == "layer"
+
+
+def test_both_signatures_are_told_of_and_ranges_lie_beside_an_8_bit_cache(tmp_path):
+    quantized, told = lowering.quantized(tokenizer=False), Stopping(0)
+    ranges = lowering.ranges(tokenizer=False)
+    made = {
+        bits: litert.export(
+            quantized, tmp_path / f"{bits}", context=16, chunk=4, kv_bits=bits, ranges=ranges, progress=told
+        )
+        for bits in (8, 16)
+    }
+    assert told.notes == ["prefill", "decode"] * 2 and told.tasks == [("lower to LiteRT", 2)] * 2
+    assert Ranges.load(made[8].path("ranges")) == ranges and not made[16].paths("ranges")
+    assert made[8].mask_value == made[16].mask_value == -10000.0
+    rows = EmbeddingTable.open(made[8].path("embedding")).rows([5, 0])
+    assert np.array_equal(rows, quantized.embed().dequantize().numpy()[[5, 0]])
+    past = {"past_keys.1": [1, 2, 16, 12], "past_values.1": [1, 2, 12, 16], "mask": [1, 1, 4, 16], "positions": [4]}
+    for bits, dtype in ((8, np.int8), (16, np.float16)):
+        interpreter = Interpreter(model_path=str(made[bits].path("model")))
+        inputs = interpreter.get_signature_runner("prefill").get_input_details()
+        assert {name: inputs[name]["shape"].tolist() for name in past} == past
+        assert inputs["past_keys.1"]["dtype"] == dtype and inputs["positions"]["dtype"] == np.int32
 
 
 def test_a_damaged_file_is_bad_input(artifact: Artifact, tmp_path):

@@ -13,6 +13,7 @@ import torch
 from bluelm.errors import InputError
 from bluelm.model import Decoder
 from export.lowering import decoder as lowered
+from export.lowering.parts import Part
 from export.lowering.ranges import Ranges, calibrate
 from export.lowering.torch_ops import Parameters, TorchOps
 from targets.host.torch_runtime import TorchRuntime, TwinRuntime
@@ -27,6 +28,8 @@ from tests.support.checkpoints import lowered as lowering
         {"kv_heads": 4, "layer_norm": False, "architecture": "LlamaForCausalLM"},
         {"head_dim": 32},
         {"rope": '{"type": "ntkmixed", "factor": 16.0, "power": 0.3}'},
+        {"architecture": "Qwen2ForCausalLM", "layer_norm": False},
+        {"architecture": "Qwen3ForCausalLM", "layer_norm": False, "head_dim": 32},
     ],
     ids=str,
 )
@@ -45,6 +48,43 @@ def test_lowered_equals_model(shape: dict) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     assert new[0].keys.shape == (1, config.num_kv_heads, config.head_dim, 13)
     assert new[0].values.shape == (1, config.num_kv_heads, 13, config.head_dim)
+
+
+def test_steps_over_a_cache_answer_as_the_whole() -> None:
+    weights, tokens = lowering.checkpoint(), torch.tensor(lowering.tokens(6))
+    config, context = weights.config, 8
+    ops, rows = TorchOps(Parameters(weights, keep=True), config.rms_norm_eps), list[torch.Tensor]()
+    keys = torch.zeros(config.num_layers, 1, config.num_kv_heads, config.head_dim, context)
+    values = torch.zeros(config.num_layers, 1, config.num_kv_heads, context, config.head_dim)
+    with torch.no_grad():
+        for start, stop in ((0, 3), (3, 4), (4, 6)):
+            count = stop - start
+            seen = torch.arange(context - count) < start
+            own = torch.ones(count, count).tril() == 1
+            mask = torch.where(torch.cat([seen.expand(count, -1), own], 1), 0.0, -1e4)[None, None]
+            past = [lowered.KeysValues(k[..., :-count], v[:, :, :-count]) for k, v in zip(keys, values, strict=True)]
+            x = weights.embedding()[tokens[start:stop]].unsqueeze(0)
+            logits, new = lowered.decoder(ops, config, x, torch.arange(start, stop), mask, past, context)
+            keys[..., start:stop] = torch.stack([one.keys for one in new])
+            values[..., start:stop, :] = torch.stack([one.values for one in new])
+            rows.append(logits[0])
+        expected = Decoder.from_weights(weights)(tokens.unsqueeze(0))[0]
+    torch.testing.assert_close(torch.cat(rows), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_part_gives_its_stream_and_the_next_takes_it() -> None:
+    weights, tokens = lowering.checkpoint(), torch.tensor(lowering.tokens(5))
+    ops, mask = TorchOps(Parameters(weights), weights.config.rms_norm_eps), torch.full((5, 5), -1e4).triu(1)[None, None]
+    hidden, positions = weights.embedding()[tokens].unsqueeze(0), torch.arange(5)
+    with torch.no_grad():
+        x, (wanted, _) = hidden, lowered.decoder(ops, weights.config, hidden, positions, mask, [None, None], 8)
+        for held, count in ((Part(True, 0, 1, False), 1), (Part(False, 1, 2, False), 1), (Part(False, 2, 2, True), 0)):
+            x, new = lowered.part(ops, weights.config, held, x, positions, mask, [None] * count, 8)
+            assert len(new) == count
+        assert torch.equal(x, wanted)
+        with pytest.raises(ValueError, match="shorter"):
+            lowered.part(ops, weights.config, Part(True, 0, 2, True), hidden, positions, mask, [None], 8)
+    assert lowered.block_output(3) == "layers.3.output"
 
 
 def test_ranges_hold_what_a_step_by_step_walk_sees() -> None:
