@@ -6,6 +6,7 @@ is what the runtime's arithmetic adds. Only the first can be lowered by bits and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from eval.measurement import Measurement
@@ -31,7 +32,14 @@ def remedy(key: str, limit: float, subject: str, figures: Mapping[tuple[str, str
     parts = f"of {kl.value:.2g} nats a token the runtime's arithmetic costs {own.value:.2g}"
     if own.value > kl.value / 2:
         return f"{parts}: finer activations help (--activation-bits, --rotate, another --runtime), more bits do not"
-    aim = SAFE * (limit if key.startswith("max_mean_kl") else kl.value / 4)
+    aim = SAFE * _aim(key, limit, kl.value)
     return (
         f"{parts}, the weights the rest: more bits help (--bits auto --max-kl {aim:.1g}, --bits 8), then --refine 200"
     )
+
+
+def _aim(key: str, limit: float, kl: float) -> float:
+    """The KL at which a limit would hold, roughly: a ratio of perplexities is about the exponential of it."""
+    if key.startswith("max_mean_kl"):
+        return limit
+    return math.log(limit) if key.startswith("max_perplexity_ratio") and limit > 1 else kl / 4
