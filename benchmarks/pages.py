@@ -90,7 +90,7 @@ def made(part: dict[str, Any]) -> str:
     """The sentence that says when, where and of which commit a part of the results was measured."""
     now = part["made"]
     others = [one for one in part.get("earlier", []) if _when(one) != _when(now)]
-    older = "; ".join(f"those of commit {one['commit']} {one['day']}{_note(one)}" for one in others)
+    older = "; ".join(dict.fromkeys(f"those of commit {one['commit']} {one['day']}{_note(one)}" for one in others))
     told = f"Measured {now['day']} ({now['machine']}), commit {now['commit']}{_note(now)}"
     return f"{told}{f', but for older rows: {older}' if older else ''}."
 

@@ -1,7 +1,8 @@
 """What helps where an artifact is too far from the float model: finer weights, or finer arithmetic.
 
 Both parts are measured: the KL divergence to the float model, and that to the artifact's own weights in float32, which
-is what the runtime's arithmetic adds. Only the first can be lowered by bits and methods.
+is what the runtime's arithmetic adds (in the range of positions where it adds most). Only the first can be lowered by
+bits and methods.
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ def remedy(key: str, limit: float, subject: str, figures: Mapping[tuple[str, str
     kl, own = (figures.get((name, subject)) for name in ("mean_kl", "runtime_kl"))
     if key.partition("@")[0] not in ANSWERS or kl is None or own is None or not kl.value > 0:
         return ""
-    parts = f"of {kl.value:.2g} nats a token the runtime's arithmetic costs {own.value:.2g}"
+    parts = f"of {kl.value:.2g} nats a token the runtime's arithmetic costs {own.value:.2g} at most"
     if own.value > kl.value / 2:
         return f"{parts}: finer activations help (--activation-bits, --rotate, another --runtime), more bits do not"
     aim = SAFE * _aim(key, limit, kl.value)
-    return (
-        f"{parts}, the weights the rest: more bits help (--bits auto --max-kl {aim:.1g}, --bits 8), then --refine 200"
-    )
+    finer = f"more than 4 bits help (--bits auto --max-kl {aim:.1g}, --bits 8)"
+    return f"{parts}, the weights the rest: {finer}, and --refine 200"
 
 
 def _aim(key: str, limit: float, kl: float) -> float:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bluelm.errors import InputError, TargetError
+from bluelm.errors import InputError
 from bluelm.system.reading import read_json
 from targets.host.child import serve
 from targets.runners import messages
@@ -23,17 +22,7 @@ CERTAIN = 1e4  # added to a token's logit
 _held: dict[str, Any] = {}
 
 
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """It raises plain exceptions of its own.
-
-    Raises:
-        TargetError: it refuses; with its words.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001
-        raise TargetError(f"onnxruntime-genai refuses {what}: {error}") from None
+_told = partial(messages.refused, "onnxruntime-genai", Exception)
 
 
 def _load(message: messages.Load) -> messages.Loaded:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bluelm.errors import TargetError
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,19 @@ class Answered:
     text: str
     tokens: list[int]
     ended: bool
+
+
+@contextmanager
+def refused(program: str, kind: type[Exception], what: str) -> Iterator[None]:
+    """The program raises plain exceptions of this kind.
+
+    Raises:
+        TargetError: it refuses; with its words.
+    """
+    try:
+        yield
+    except kind as error:
+        raise TargetError(f"{program} refuses {what}: {error}") from None
 
 
 Message = Load | Tokenize | Chat | Distribute | Answer

@@ -10,9 +10,8 @@ from __future__ import annotations
 import importlib
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,7 @@ CONTEXT, STEP, VOCABULARY = "get_max_context_len", "get_max_seq_len", "get_vocab
 _held: dict[str, Any] = {}
 
 
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """It raises plain exceptions of its own.
-
-    Raises:
-        TargetError: it refuses; with its words.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        raise TargetError(f"TextLLMRunner refuses {what}: {error}") from None
+_told = partial(m.refused, "TextLLMRunner", RuntimeError)
 
 
 def _load(message: m.Load) -> m.Loaded:

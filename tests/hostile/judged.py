@@ -1,8 +1,9 @@
 """Families of hostile inputs for one reader, read in a forked process with limits; what went wrong, input by input.
 
 An input may be accepted, or end with a code of `CLEAR` and a message. A fault is any exception (a traceback), more than
-`SECONDS` of processor time or `WALL_S` of waiting, more than `MEMORY_MB` above what the process had before, a file
-written outside the folder of the reader, a message with control characters or a line that a CI system obeys.
+`SECONDS` of processor time (on slower machines more) or `WALL_S` of waiting, more than `MEMORY_MB` above what the
+process had before, a file written outside the folder of the reader, a message with control characters or a line that a
+CI system obeys.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +31,8 @@ from tests.hostile.rows import FEW, SLOW, Put, Row
 from tests.support import readers
 from tests.support.readers import READERS, Reader
 
-SECONDS, WALL_S, MEMORY_MB = 2, 120, 500  # a second, and another for machines that are slow or at work
+SECONDS, WALL_S, MEMORY_MB = 2, 120, 500  # a second, and another to spare, on a machine as fast as `WORK_S` says
+WORK_S = 0.15  # of `_work` on such a machine; slower and busier ones are given so many times as long
 CLEAR = (0, 2, 4, 5)
 HARD_MB = 3000  # behind this the process gets no memory at all
 HARD_S = 30  # behind this it is ended
@@ -168,7 +171,7 @@ def _read_one(reader: Reader, home: Path, watch: Watch) -> dict[str, Any]:
         faults.append(f"ended with {code}: {said.getvalue()[:300]!a}")
     seconds, memory = _cpu_seconds() - began, _memory("VmHWM") - before
     faults += [f"wrote {path}" for path in watch.found[:3]]
-    if seconds > SECONDS:
+    if seconds > SECONDS and seconds > SECONDS * _slowness():
         faults.append(f"took {seconds:.1f} s")
     if memory > MEMORY_MB:
         faults.append(f"took {memory} MB")
@@ -179,6 +182,15 @@ def _cpu_seconds() -> float:
     """Of this process and of children that it waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+@cache
+def _slowness() -> float:
+    """How many times as long as `WORK_S` this process takes for the same; at least 1."""
+    began, total = time.process_time(), 0
+    for number in range(2_000_000):
+        total += number * number % 7
+    return max(1.0, (time.process_time() - began) / WORK_S)
 
 
 def _nothing(value: object) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
+from tests.support.faults.faulty import HEAVY
 
 
 def call(*words: object) -> int:
@@ -40,9 +41,8 @@ max_memory_bytes: 1 GB
 QUICK = ["--samples", "4", "--length", "64", "--eval-tokens", "512", "--no-bundle"]
 
 
-HEAVY = ["torch", "onnx", "onnxruntime", "sentencepiece", "pipeline.cli", "pipeline.run.run", "pipeline.judge.judging"]
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(HEAVY)
+_FORKS.set_forkserver_preload([*HEAVY])
 
 
 def bluelm(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

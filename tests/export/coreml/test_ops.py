@@ -22,6 +22,7 @@ from export.coreml.ops import Activations, Constants, MilOps, Slots, WeightForm,
 from export.coreml.package import value_type
 from export.coreml.save import outline, save_package
 from targets.apple.interpreter.interpreter import Interpreter
+from tests.support.arrays import numbers, softmax
 from tests.support.checkpoints.shapes import config_dict
 
 EPSILON, TOKENS, SLOTS = 0.5, 3, 8
@@ -102,15 +103,6 @@ class Saved:
 
     def names(self) -> set[str]:
         return {name for step in self.interpreter.function(None).steps for name, _ in step.outputs}
-
-
-def numbers(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    powers = np.exp(x.astype(np.float64))
-    return powers / powers.sum(-1, keepdims=True)
 
 
 X, Y = numbers(1, 2, 3, 4), numbers(1, 2, 4, 5, seed=1)

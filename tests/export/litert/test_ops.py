@@ -17,6 +17,7 @@ from compress.methods.grid import choose_grid
 from export.litert.file import LitertModel
 from export.litert.ops import LitertOps, Symbol
 from export.lowering.encoding import Encoding
+from tests.support.arrays import numbers, softmax
 
 schema: Any = schema_py_generated
 Type = schema.TensorType
@@ -66,15 +67,6 @@ class Graph:
 
     def options(self) -> Any:
         return self.tables.subgraphs[0].operators[-1].builtinOptions
-
-
-def numbers(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    powers = np.exp(x.astype(np.float64))
-    return powers / powers.sum(-1, keepdims=True)
 
 
 X, Y = numbers(1, 2, 3, 4), numbers(1, 2, 4, 5, seed=1)
