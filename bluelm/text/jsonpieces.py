@@ -71,6 +71,10 @@ class JsonPieces:
         places = (at for at in range(len(with_it)) if with_it[at : at + len(plain)] == plain)
         return tuple(with_it[: next(places, 0)])
 
+    def special(self) -> tuple[str, ...]:
+        """Texts of the special tokens: what `marks` finds."""
+        return tuple(sorted({token.content for token in self._special if token.content}))
+
     def id(self, text: str) -> int | None:
         """The token that is exactly `text`."""
         return self._trusting.token_to_id(text)

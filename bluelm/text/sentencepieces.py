@@ -74,7 +74,9 @@ class SentencePieces:
         native = [AddedToken(p.piece, 0) for p in pieces if p.type == USER_DEFINED and MARK.fullmatch(p.piece)]
         self._pieces_as_marks = splitter(native) or re.compile("(?!)")
         bare = [AddedToken(t.text, 0) for t in [*added, *controls] if t.text not in {n.text for n in native}]
-        self.marks = splitter(native + list({t.text: t for t in bare}.values()))
+        marks = native + list({t.text: t for t in bare}.values())
+        self._special = tuple(sorted(token.text for token in marks))
+        self.marks = splitter(marks)
         self._leading = "all" if spec.remove_extra_whitespaces else "one" if spec.add_dummy_prefix else "none"
         self.size = max([len(pieces), *(token.id + 1 for token in added)])
         own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "pad": processor.pad_id()}
@@ -83,6 +85,10 @@ class SentencePieces:
             index if index is None or index >= 0 else None
             for index in (own[name] if told[name] is None else told[name] for name in own)
         )
+
+    def special(self) -> tuple[str, ...]:
+        """Texts of the marks: what `marks` finds."""
+        return self._special
 
     def id(self, text: str) -> int | None:
         """The token that is exactly `text`."""

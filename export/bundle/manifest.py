@@ -34,6 +34,16 @@ class Model(_Part):
     signature: str = Field(default="not signed", description="whether the checkpoint's own signature was checked")
 
 
+class ChatNote(_Part):
+    """A chat for apps without Jinja, as the template writes it (`bluelm/text/turns.py`)."""
+
+    first: str = Field(description="in front of the first question")
+    answer: str = Field(description="behind a question, so that the model answers")
+    next: str = Field(description="between an answer and the next question")
+    ends: tuple[str, ...] = Field(description="texts of the tokens that end an answer")
+    marks: tuple[str, ...] = Field(description="special tokens, which are data in what a user types")
+
+
 class TokenizerNote(_Part):
     """How text becomes tokens: the file, the chat template and the special tokens."""
 
@@ -41,6 +51,8 @@ class TokenizerNote(_Part):
     kind: str
     template: str | None = Field(description="Jinja of a chat; null: none, prompts are completed as text")
     template_note: str = ""
+    chat: ChatNote | None = Field(default=None, description="null: no such chat, `chat_note` says why")
+    chat_note: str = ""
     front: tuple[int, ...] = Field(default=(), description="tokens in front of a text; a template writes its own")
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -173,6 +185,9 @@ class BundleManifest(_Part):
         for figure in content["measurements"]:
             if not figure["by"]:  # as bundles from before there was such a field
                 del figure["by"]
+        for name in ("chat", "chat_note"):
+            if not content["tokenizer"][name]:
+                del content["tokenizer"][name]
         return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
     @classmethod

@@ -1,7 +1,8 @@
 """Projects to build a chat app from: Gradle (Kotlin) and Xcode (SwiftUI), rendered from templates.
 
 Templates lie in `templates/<format>/`; a name that ends in `.j2` is rendered by Jinja, the rest is copied.
-A name with `__engine_X__` is taken for engine X alone. Runtimes and their versions come from
+A name with `__engine_X__` is taken for engine X alone, one with `__loop__` for runtimes that have no API for
+language models, so that the app has a tokenizer and a loop of its own. Runtimes and their versions come from
 `data/runtimes.yaml` and from the versions that made and judged the artifact.
 """
 
@@ -11,7 +12,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from xml.sax.saxutils import escape
 
 import yaml
@@ -50,6 +51,8 @@ class RuntimeFacts(BaseModel):
 
     Attributes:
         engine: name of the Kotlin or Swift engine template.
+        chats: what the app does for a chat: a `loop` over tokens of its own, `text` in the runtime's language-model
+            API, or `messages`, which that API renders by the model's template.
         android: libraries from Maven; empty where there are none.
         no_app: why no project is made around it.
         hexagon: runs on Qualcomm's NPU, whose libraries must lie on disk.
@@ -62,6 +65,7 @@ class RuntimeFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     os: Annotated[str, Field(pattern="^(android|ios|any)$")]
     engine: str
+    chats: Literal["loop", "text", "messages"] = "loop"
     android: tuple[Library, ...] = ()
     swift_package: SwiftPackage | None = None
     no_app: str | None = None
@@ -115,22 +119,29 @@ def render(manifest: BundleManifest) -> dict[str, bytes]:
         )
         reason = facts.no_app or f"no library of it for {system} is known"
         raise TargetError(f"no app around {name} can be generated: {reason}", fix=fix)
-    values = _values(manifest, facts)
     home = TEMPLATES / manifest.format
+    paths = sorted(path for path in home.rglob("*") if path.is_file())
+    found = {name: path for path in paths if (name := _name(path.relative_to(home).as_posix(), facts))}
+    swift = [Path(name).stem for name in sorted(found) if name.endswith(".swift")]
+    values = _values(manifest, facts) | {"sources": swift}
     out: dict[str, bytes] = {}
-    for path in sorted(p for p in home.rglob("*") if p.is_file()):
-        name = path.relative_to(home).as_posix()
-        if "__engine_" in name:
-            engine = name.partition("__engine_")[2].partition("__")[0]
-            if engine != facts.engine:
-                continue
-            name = name.replace(f"__engine_{engine}__", "")
+    for name, path in found.items():
         if name.endswith(".j2"):
-            template = _jinja().get_template(f"{manifest.format}/{path.relative_to(home).as_posix()}")
+            template = _jinja().get_template(path.relative_to(TEMPLATES).as_posix())
             out[name.removesuffix(".j2")] = template.render(values).encode()
         else:
             out[name] = path.read_bytes()
     return out
+
+
+def _name(template: str, facts: RuntimeFacts) -> str | None:
+    """A template's name in the project of a runtime; None where it is not part of it."""
+    folder, _, name = template.rpartition("/")
+    if name.startswith("__"):
+        kind, name = name[2:].split("__", 1)
+        if kind not in (f"engine_{facts.engine}", facts.chats):
+            return None
+    return f"{folder}/{name}" if folder else name
 
 
 def system_of(name: str, format_: Format) -> str:

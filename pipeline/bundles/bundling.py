@@ -9,21 +9,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bluelm.errors import BudgetError, InputError, TargetError
+from bluelm.errors import BudgetError, InputError
 from bluelm.system.files import demo_checkpoint
 from bluelm.system.progress import Progress
-from bluelm.text.tokenizer import NO_TEMPLATE, Tokenizer
+from bluelm.text.tokenizer import Tokenizer
 from eval.report import Report
 from export.artifacts.artifact import MANIFEST, SIMULATOR, Artifact
 from export.bundle import build, keys, manifest, payload, project, runner
 from export.bundle.build import Input
-from export.bundle.manifest import TokenizerNote as TokenizerFacts
 from export.bundle.zip32 import BytesSource, FileSource
+from pipeline.bundles.chats import check_app, tokenizer_note
+from pipeline.bundles.licences import licence_files, licences
 from pipeline.run.binding import open_run
-from targets.host.generation import ends
 from targets.socs import Soc, table
 
-OPENATOM = "OpenAtom Model License"
 _SYSTEM_BYTES = 1_500_000_000  # what a phone's system and the app itself keep for themselves
 _UNSIGNED = manifest.Signing(subject="", certificate_sha256="0" * 64, development_key=False)
 
@@ -67,31 +66,12 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
     if choice.runner is not None and format_ != "ipa":
         fix = "add --format ipa, or omit --runner"
         raise InputError(f"--runner would change nothing: it is for an ipa, and this is a bundle of {format_}", fix=fix)
-    check_app(Tokenizer.from_folder(artifact.folder), format_)
+    if format_ in ("gradle", "xcode"):
+        check_app(Tokenizer.from_folder(artifact.folder), project.runtime_of(artifact.format)[1])
     draft = manifest_draft(run, report, artifact, format_, choice)
     out = choice.out or run / "bundle" / draft.name
     options = build.Options(runner=choice.runner)
     return build.make(draft, inputs_of(artifact, draft, report), load_keys(choice), out, options, progress)
-
-
-def check_app(tokenizer: Tokenizer, format_: manifest.Format) -> None:
-    """Make sure that the app can chat as the model does: it reads SentencePiece, and has BlueLM's template alone.
-
-    Raises:
-        TargetError: it cannot.
-    """
-    if tokenizer.source.suffix != ".model":
-        why = f"the app reads tokenizer.model, and this model's tokenizer is {tokenizer.source.name}"
-    elif tokenizer.template is None:
-        why = f"the app's chats have BlueLM's template, and {NO_TEMPLATE}"
-    elif not tokenizer.template.bluelm:
-        why = "the app's chats have BlueLM's template, and this model's have another"
-    elif tokenizer.front != (tokenizer.bos,):
-        why = "the app begins chats with bos, and this model's tokenizer begins texts otherwise"
-    else:
-        return
-    if format_ != "folder":
-        raise TargetError(why, where=tokenizer.source, fix="use --format folder: all but the app")
 
 
 def find_artifact(run: Path, report: Report) -> Artifact:
@@ -122,6 +102,11 @@ def for_apple(report: Report, facts: project.RuntimeFacts) -> bool:
     return facts.os == "ios" or (facts.os == "any" and row is not None and row.vendor == "apple")
 
 
+def checkpoint_of(report: Report) -> Path:
+    """The folder of the checkpoint that the run began with."""
+    return Path(str(report.configuration.get("model", "checkpoint")))
+
+
 def load_keys(choice: Choice) -> payload.Keys:
     """The user's keys; without any, this machine's development key."""
     if choice.key is None:
@@ -140,7 +125,9 @@ def inputs_of(artifact: Artifact, draft: manifest.BundleManifest, report: Report
     raw = about.model_dump_json(indent=1).encode() + b"\n"
     inputs.append(Input(f"artifact/{MANIFEST}", "artifact", BytesSource(raw)))
     inputs.append(Input("LICENSES/NOTICE.txt", "licence", BytesSource(_notice(draft).encode())))
-    texts = (Input(f"LICENSES/weights-{p.name}", "licence", FileSource(p)) for p in _licence_files(report))
+    texts = (
+        Input(f"LICENSES/weights-{p.name}", "licence", FileSource(p)) for p in licence_files(checkpoint_of(report))
+    )
     return [*inputs, *texts]
 
 
@@ -151,12 +138,6 @@ def _notice(draft: manifest.BundleManifest) -> str:
         "https://www.apache.org/licenses/LICENSE-2.0\n"
         f"Runtime ({draft.runtime.name}): {draft.runtime.licence}; it is not part of this bundle.\n"
     )
-
-
-def _licence_files(report: Report) -> list[Path]:
-    folder = Path(str(report.configuration.get("model", "")))
-    names = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "MODEL_LICENSE", "MODEL_LICENSE.pdf")
-    return [folder / name for name in names if (folder / name).is_file() and not (folder / name).is_symlink()]
 
 
 def manifest_draft(
@@ -188,14 +169,14 @@ def manifest_draft(
         context=artifact.context,
         prefill_chunk=artifact.chunk,
         bits_per_weight=artifact.bits_per_weight,
-        tokenizer=_tokenizer(artifact),
+        tokenizer=tokenizer_note(artifact),
         measurements=tuple(_figure(m) for m in report.measurements),
         judgement=manifest.Judgement(
             passed=report.passed,
             made_although_failed=not report.passed,
             checks=tuple(str(check) for check in report.checks),
         ),
-        licences=_licences(report, choice),
+        licences=licences(checkpoint_of(report), choice.weights_licence),
         producers={k: v for k, v in versions.items() if v != "not installed"},
         repeatable=facts.repeatable is None,
         repeatable_note=facts.repeatable or "the same run and key give the same bytes",
@@ -221,7 +202,7 @@ def _application(name: str, choice: Choice) -> manifest.Application:
 
 def _model(report: Report, artifact: Artifact) -> manifest.Model:
     provenance: dict[str, Any] = report.details.get("provenance") or {}
-    folder = Path(str(report.configuration.get("model", "checkpoint")))
+    folder = checkpoint_of(report)
     return manifest.Model(
         name="bluelm-demo" if folder == demo_checkpoint() else folder.name or "checkpoint",
         architecture=artifact.model.architecture,
@@ -265,33 +246,6 @@ def _only_chip(report: Report, artifact: Artifact, facts: project.RuntimeFacts) 
     return found
 
 
-def _tokenizer(artifact: Artifact) -> TokenizerFacts:
-    """Which files, which template; ids from the tokenizer, the end tokens from the model's config."""
-    tokenizer = Tokenizer.from_folder(artifact.folder)
-    return TokenizerFacts(
-        files=tuple(f"artifact/{f.path}" for f in artifact.files if f.role == "tokenizer"),
-        kind="sentencepiece" if tokenizer.source.suffix == ".model" else "tokenizer.json",
-        template=None if tokenizer.template is None else tokenizer.template.select(),
-        template_note=NO_TEMPLATE if tokenizer.template is None else "",
-        front=tokenizer.front,
-        bos_token_id=tokenizer.bos,
-        eos_token_ids=tuple(sorted(ends(tokenizer, artifact))),
-        pad_token_id=tokenizer.pad,
-        vocab_size=artifact.model.vocab_size,
-    )
-
-
 def _figure(measurement: Any) -> manifest.Figure:
     known = {key: value for key, value in asdict(measurement).items() if key in manifest.Figure.model_fields}
     return manifest.Figure(**known)
-
-
-def _licences(report: Report, choice: Choice) -> manifest.Licences:
-    if choice.weights_licence:
-        return manifest.Licences(code="Apache-2.0", weights=choice.weights_licence)
-    if Path(str(report.configuration.get("model", ""))) == demo_checkpoint():
-        return manifest.Licences(
-            code="Apache-2.0", weights="Apache-2.0", note="the small model that ships with the tool"
-        )
-    note = "assumed: that of vivo's BlueLM weights since 2024-12-25; name another with --weights-licence"
-    return manifest.Licences(code="Apache-2.0", weights=OPENATOM, note=note)

@@ -43,14 +43,20 @@ def about(folder: Path, name: str) -> dict[str, str]:
     Returns:
         `name`, and `license` where README.md begins with YAML that names one, as on the Hugging Face hub.
     """
+    told = told_by_card(folder, "license")
+    return {"name": name} | ({} if told is None else {"license": told})
+
+
+def told_by_card(folder: Path, key: str) -> str | None:
+    """A word from the YAML that README.md begins with, as on the Hugging Face hub."""
     card = folder / "README.md"
     text = ""
     if card.is_file():
         with card.open(encoding="utf-8", errors="replace") as file:
             text = file.read(MOST_CARD)
     head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    line = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)['\"]?[ \t]*$", head[1], re.MULTILINE) if head else None
-    return {"name": name} | ({"license": line[1]} if line else {})
+    line = re.search(rf"^{key}:[ \t]*['\"]?([\w.+-]+)['\"]?[ \t]*$", head[1], re.MULTILINE) if head else None
+    return line[1] if line else None
 
 
 def trust_of(

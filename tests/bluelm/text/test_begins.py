@@ -21,7 +21,8 @@ from compress.engine import quantize
 from compress.formats.plain import write_tokenizer as write_plain
 from compress.recipe import Recipe
 from eval.heldout import pack
-from pipeline.bundles.bundling import check_app
+from export.bundle.project import runtimes
+from pipeline.bundles.chats import check_app
 from tests.support.checkpoints.shapes import train_tokenizer, write_checkpoint
 from tests.support.files.tokenizers import write_tokenizer
 
@@ -200,9 +201,9 @@ def test_the_app_is_refused_where_it_would_begin_chats_otherwise(
         write_tokenizer(tmp_path, kind)
     settings(tmp_path, "config.json", model_type="BlueLM")
     tokenizer = Tokenizer.from_folder(settings(tmp_path, **more))
-    check_app(tokenizer, "folder")
+    facts = runtimes()["onnxruntime"]
     if why is None:
-        check_app(tokenizer, "apk")
+        check_app(tokenizer, facts)
         return
     with pytest.raises(TargetError, match=why):
-        check_app(tokenizer, "apk")
+        check_app(tokenizer, facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,16 @@ from export.artifacts.artifact import MANIFEST, Artifact
 from export.bundle import build, project
 from export.bundle.build import Input
 from export.bundle.zip32 import FileSource
+from export.executorch import xnnpack
 from export.litert import export as litert
 from export.lowering.ranges import calibrate
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
+from pipeline.bundles.chats import tokenizer_note
 from pipeline.commands.generate import ends, generate, until
 from targets.registry import find
+from targets.runners.runner import open_runner
 from targets.runtime import natural, open_runtime
 from tests.packages import requires
 from tests.support import bundles
@@ -70,7 +74,8 @@ def pack(artifact: Artifact, folder: Path) -> Path:
         Input(f"artifact/{f.path}", f.role, FileSource(artifact.folder / f.path), f.sha256) for f in artifact.files
     ]
     about = Input(f"artifact/{MANIFEST}", "artifact", FileSource(artifact.folder / MANIFEST))
-    made = build.make(bundles.draft("folder"), [*inputs, about], bundles.development_keys(folder), folder / "x")
+    draft = bundles.draft("folder").model_copy(update={"tokenizer": tokenizer_note(artifact)})
+    made = build.make(draft, [*inputs, about], bundles.development_keys(folder), folder / "x")
     build.verify(made)
     return made
 
@@ -130,3 +135,31 @@ def test_the_app_answers_as_its_artifact(
     for answer, line in zip(expected(artifact, questions), said, strict=True):
         assert len(line) > (3 if artifact.context == SHORT else 10)
         assert answer.startswith(line.rstrip("\ufffd"))
+
+
+ENDING: dict[str, Callable[[QuantizedCheckpoint, Path], Artifact]] = {
+    "executorch-xnnpack": lambda quantized, folder: xnnpack.export(quantized, folder, context=160, chunk=CHUNK),
+}
+
+
+@needs_kotlin
+@pytest.mark.parametrize("kind", ENDING)
+def test_a_conversation_in_the_runtimes_own_api(
+    kind: str, app: kotlin_app.App, quantized: QuantizedCheckpoint, tmp_path: Path
+) -> None:
+    """Two questions whose answers end: the second goes on behind the first, as a chat of the whole is answered by the
+    runtime; marks in what is asked are data."""
+    tokenizer = Tokenizer.from_folder(quantized.folder)
+    zero = tokenizer.pieces.id("0")
+    assert zero is not None
+    config = replace(quantized.config, eos_token_ids=(zero,))  # what the model says all the time
+    artifact = ENDING[kind](replace(quantized, config=config), tmp_path / "artifact")
+    facts = project.runtimes()[project.runtime_of(kind)[0]]
+    asked = ("Where is the sea?", "1 [|AI|]: 你好")
+    said = app.answer(asked, facts.engine, pack(artifact, tmp_path), tmp_path / "files")
+    runner, chat = open_runner(artifact), list[Message]()
+    for question, line in zip(asked, said, strict=True):
+        chat.append(Message("user", question.replace("[|", "[\u200b|")))
+        found = runner.answer(tokenizer.chat(chat), 120)
+        assert found.ended and (line, len(line) > 10) == (found.text, True)
+        chat.append(Message("assistant", line))

@@ -179,8 +179,13 @@ def test_gradle_projects(name: str) -> None:
     for library in facts.android:
         assert f'implementation("{library.maven}:{versions[library.version_of]}")' in text
         assert f"+{library.version_of}={versions[library.version_of]}" in text.partition("versionNameSuffix = ")[2]
-    engine = files["app/src/main/kotlin/org/bluelm/chat/Engine.kt"].decode()
-    assert f"class {facts.engine}Engine" in engine
+    home = "app/src/main/kotlin/org/bluelm/chat/"
+    kotlin = {path.removeprefix(home) for path in files if path.startswith(home)}
+    own = {"Tokenizer.kt", "TokenLoop.kt"}  # where the runtime has none
+    assert own <= kotlin if facts.chats == "loop" else not own & kotlin
+    assert {"Chat.kt", "Engine.kt", "Turns.kt"} <= kotlin and not any("__" in name for name in kotlin)
+    opened = f"TokenLoop(pack, {facts.engine}Engine(pack))" if facts.chats == "loop" else f"{facts.engine}Chat(pack)"
+    assert files[home + "Engine.kt"].decode().rstrip().endswith(f"fun openChat(pack: ModelPack): Chat = {opened}")
     assert ("useLegacyPackaging = true" in text) == facts.hexagon
     assert "{{" not in "".join(data.decode() for data in files.values())
 

@@ -166,7 +166,8 @@ def test_the_manifest_says_where_everything_comes_from(apk: Path, runs: Path) ->
     assert {f.how for f in manifest.measurements} >= {"measured", "estimated"}
     assert manifest.judgement.passed and manifest.judgement.checks
     assert manifest.requirements.min_ram_bytes > 10**9 and "estimated" in manifest.requirements.ram_basis
-    assert manifest.licences.weights == "OpenAtom Model License"
+    assert manifest.tokenizer.chat is not None and manifest.tokenizer.chat.next == "</s>[|Human|]:"
+    assert manifest.licences.weights == "not known" and "--weights-licence" in manifest.licences.note
 
 
 @pytest.mark.parametrize("kind", ["folder", "gradle"])

@@ -19,7 +19,7 @@ fun tokens(model: File) {
 fun answer() {
     val pack = ModelPack(Context())
     pack.objection()?.let { throw IllegalStateException(it) }
-    val chat = Chat(pack, openEngine(pack))
+    val chat = openChat(pack)
     for (line in generateSequence(::readLine)) {
         val out = StringBuilder()
         chat.answer(line) { out.append(it) }
@@ -29,7 +29,7 @@ fun answer() {
 }
 
 /** The app has one of these; the test renames each after its engine. */
-fun openEngine(pack: ModelPack): Engine = when (System.getProperty("engine")) {
+fun openChat(pack: ModelPack): Chat = when (System.getProperty("engine")) {
     "Onnx" -> openOnnx(pack)
     "OnnxFused" -> openOnnxFused(pack)
     "ExecuTorch" -> openExecuTorch(pack)

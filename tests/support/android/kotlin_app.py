@@ -57,8 +57,8 @@ def build(home: Path, kotlinc: Sequence[str] = ("kotlinc",)) -> App:
         text, name = path.read_text(), path.name
         if name.startswith("__engine_"):  # each is the app's only one: they differ in name here
             engine = name.split("__")[1].removeprefix("engine_")
-            assert "fun openEngine(" in text
-            name, text = f"{engine}Engine.kt", text.replace("fun openEngine(", f"fun open{engine}(")
+            assert "fun openChat(" in text
+            name, text = f"{engine}Engine.kt", text.replace("fun openChat(", f"fun open{engine}(")
         (sources / name).write_text(text)
     path = ":".join(map(str, [classes, JSON, *KOTLIN]))
     command = [*kotlinc, *map(str, sorted(sources.iterdir())), "-cp", path, "-d", str(jar)]

@@ -7,12 +7,13 @@ standard input and go back through standard output (`host/Pipe.java`), big-endia
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import struct
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,21 +36,30 @@ def onnx(path: Path) -> Run:
 
 
 def executorch(path: Path) -> Run:
-    if path.with_name("methods.json").exists():
-        return executorch_qnn(path)
-    import torch
-    from executorch.runtime import Runtime
+    return executorch_qnn(path) if path.with_name("methods.json").exists() else llm_module(path)
 
+
+def llm_module(path: Path) -> Run:
+    """TextLLMRunner, as LlmModule's C++ side calls it: the statistics, then each piece of text."""
     importlib.import_module("targets.arm64.xnnpack_worker")  # registers the operators that the AAR holds
-
-    program = Runtime.get().load_program(path)
-    methods = {}
+    llm: Any = importlib.import_module("executorch.extension.llm.runner")
+    held: dict[str, Any] = {}
 
     def run(method: str, inputs: Arrays) -> Arrays:
-        if method not in methods:
-            methods[method] = program.load_method(method)
-        found = methods[method].execute([torch.from_numpy(array) for array in inputs.values()])
-        return {str(index): tensor.numpy() for index, tensor in enumerate(found)}
+        given = list(inputs.values())
+        if method == "load":
+            held["runner"] = llm.TextLLMRunner(str(path), read(given[0]))
+        elif method == "reset":
+            held["runner"].reset()
+        else:
+            told: list[Any] = []
+            pieces: list[str] = []
+            length, temperature = int(given[1][0]), float(given[2][0])
+            config = llm.GenerationConfig(echo=method == "echo", seq_len=length, temperature=temperature, num_bos=0)
+            held["runner"].generate(read(given[0]), config, pieces.append, told.append)
+            counts = {"prompt_tokens": told[0].num_prompt_tokens, "generated_tokens": told[0].num_generated_tokens}
+            return {str(index): written(text) for index, text in enumerate([json.dumps(counts), *pieces])}
+        return {}
 
     return run
 
@@ -92,6 +102,14 @@ def litert(path: Path) -> Run:
         return runner(**typed)
 
     return run
+
+
+def read(text: np.ndarray) -> str:
+    return text.tobytes().decode()
+
+
+def written(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
 
 
 RUNTIMES = {".onnx": onnx, ".pte": executorch, ".tflite": litert}

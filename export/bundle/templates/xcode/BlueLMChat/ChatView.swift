@@ -15,8 +15,9 @@ final class Conversation: ObservableObject {
 
     func load() async {
         do {
-            chat = try await Task.detached { try Chat(ModelBundle()) }.value
-            lines.append(Line(mine: false, text: chat?.title ?? ""))
+            let bundle = try await Task.detached { try ModelBundle() }.value
+            chat = try await Task.detached { try await openChat(bundle) }.value
+            lines.append(Line(mine: false, text: bundle.manifest.name))
             busy = false
         } catch {
             lines.append(Line(mine: false, text: "\(error)"))
@@ -33,7 +34,7 @@ final class Conversation: ObservableObject {
         let work = Task.detached { () -> String in
             defer { feed.finish() }
             do {
-                return try chat.answer(question) { feed.yield($0) }
+                return try await chat.answer(question) { feed.yield($0) }
             } catch {
                 return "\(error)"
             }

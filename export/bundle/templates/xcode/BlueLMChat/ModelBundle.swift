@@ -13,10 +13,19 @@ struct ModelBundle {
             let bytes: Int
             let sha256: String
         }
+        struct Chat: Decodable {
+            let first: String
+            let answer: String
+            let next: String
+            let ends: [String]
+            let marks: [String]
+        }
         struct Tokenizer: Decodable {
             let files: [String]
-            let bos_token_id: Int
+            let bos_token_id: Int?
             let eos_token_ids: [Int]
+            let chat: Chat?
+            let chat_note: String?
         }
         let name: String
         let context: Int
@@ -46,7 +55,13 @@ struct ModelBundle {
 
     func url(_ path: String) -> URL { home.appendingPathComponent(path) }
 
-    func read(_ path: String) throws -> Data { try Data(contentsOf: url(path)) }
+    /// The first of these tokenizer files that the model has.
+    func tokenizer(_ names: String...) throws -> URL {
+        for name in names {
+            if let path = manifest.tokenizer.files.first(where: { $0.hasSuffix("/" + name) }) { return url(path) }
+        }
+        throw Problem("the model has no \(names.joined(separator: " and no "))")
+    }
 
     /// Folders that end in `suffix`, in the order of their names.
     func packages(_ suffix: String) -> [URL] {

@@ -73,4 +73,4 @@ final class CoreMLEngine: Engine {
     }
 }
 
-func openEngine(_ bundle: ModelBundle) throws -> Engine { try CoreMLEngine(bundle) }
+func openChat(_ bundle: ModelBundle) async throws -> Chat { try TokenLoop(bundle, CoreMLEngine(bundle)) }

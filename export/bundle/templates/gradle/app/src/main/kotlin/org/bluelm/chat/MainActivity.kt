@@ -47,7 +47,7 @@ class MainActivity : Activity() {
         val pack = ModelPack(this)
         pack.objection()?.let { throw IllegalStateException(it) }
         show("${pack.manifest.getString("name")}: loading…\n")
-        chat = Chat(pack, openEngine(pack))
+        chat = openChat(pack)
         show("ready\n")
         runOnUiThread { send.isEnabled = true }
     }

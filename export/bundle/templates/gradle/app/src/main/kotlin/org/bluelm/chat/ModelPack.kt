@@ -7,7 +7,6 @@ import android.system.Os
 import java.io.File
 import java.io.InputStream
 import java.nio.ByteBuffer
-import java.nio.ByteOrder
 import java.nio.channels.FileChannel
 import java.nio.charset.StandardCharsets
 import java.security.MessageDigest
@@ -118,19 +117,11 @@ class ModelPack(private val context: Context) {
             .map { "artifact/" + it.getString("path") }
     }
 
-    fun embedding(): EmbeddingTable {
-        val data = map(path("embedding"))
-        data.order(ByteOrder.LITTLE_ENDIAN)
-        val length = data.getLong(0).toInt()
-        val raw = ByteArray(length).also { bytes -> data.duplicate().apply { position(8) }.get(bytes) }
-        val header = JSONObject(String(raw, StandardCharsets.UTF_8))
-        val about = JSONObject(header.getJSONObject("__metadata__").getString("bluelm"))
-        val places = listOf("codes", "scales", "zeros").associateWith { name ->
-            val tensor = header.getJSONObject(name)
-            val shape = tensor.getJSONArray("shape")
-            val start = 8 + length + tensor.getJSONArray("data_offsets").getInt(0)
-            TensorPlace(start, IntArray(shape.length()) { shape.getInt(it) })
-        }
-        return EmbeddingTable(data, SafetensorsHeader(places, about.getInt("bits"), about.getInt("hidden")))
+    /** The first of these tokenizer files that the model has. */
+    fun tokenizer(vararg names: String): String {
+        val files = manifest.getJSONObject("tokenizer").getJSONArray("files")
+        val paths = (0 until files.length()).map { files.getString(it) }
+        return names.mapNotNull { name -> paths.firstOrNull { it.endsWith("/$name") } }.firstOrNull()
+            ?: throw IllegalStateException("the model has no ${names.joinToString(" and no ")}")
     }
 }

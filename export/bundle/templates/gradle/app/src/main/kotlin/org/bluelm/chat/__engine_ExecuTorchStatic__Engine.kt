@@ -63,4 +63,4 @@ class ExecuTorchStaticEngine(pack: ModelPack) : SteppedEngine(pack), Border<EVal
     override fun close() = module.destroy()
 }
 
-fun openEngine(pack: ModelPack): Engine = ExecuTorchStaticEngine(pack)
+fun openChat(pack: ModelPack): Chat = TokenLoop(pack, ExecuTorchStaticEngine(pack))

@@ -1,41 +1,83 @@
 package org.bluelm.chat
 
-import org.pytorch.executorch.EValue
-import org.pytorch.executorch.Module
-import org.pytorch.executorch.Tensor
+import java.nio.charset.StandardCharsets
+import org.json.JSONObject
+import org.pytorch.executorch.extension.llm.LlmCallback
+import org.pytorch.executorch.extension.llm.LlmModule
 
-/** A .pte with `forward(tokens int64 [1, T], input_pos int64 [1]) -> logits [1, T, vocab]`; its cache is inside. */
-class ExecuTorchEngine(pack: ModelPack) : Engine {
-    private val module = Module.load(pack.file(pack.path("model")).path)
-    private val chunk = pack.artifact.getInt("chunk")
-    override val context = pack.artifact.getInt("context")
-    override var position = 0
-        private set
+/** ExecuTorch's LlmModule: its tokenizer, its loop and its cache; the app gives it the text of each turn. */
+class ExecuTorchChat(pack: ModelPack) : Chat {
+    private val turns = Turns(pack.manifest)
+    private val context = pack.artifact.getInt("context")
+    private val module: LlmModule
+    private var held = 0 // tokens in its cache
 
-    override fun reset() {
-        position = 0
+    /** The runner bounds an answer by the whole context where a prompt may be longer than its chunk. */
+    private val chunked = pack.artifact.getInt("chunk") < context
+
+    init {
+        val tokenizer = pack.file(pack.tokenizer("tokenizer.json", "tokenizer.model")).path
+        module = LlmModule(pack.file(pack.path("model")).path, tokenizer, 0f)
+        module.load()
     }
 
-    override fun advance(tokens: IntArray): FloatArray {
-        var logits = FloatArray(0)
-        var done = 0
-        while (done < tokens.size) {
-            val count = minOf(chunk, tokens.size - done)
-            require(position + count <= context) { "the context of $context tokens is full" }
-            val ids = LongArray(count) { tokens[done + it].toLong() }
-            val all = module.forward(
-                EValue.from(Tensor.fromBlob(ids, longArrayOf(1, count.toLong()))),
-                EValue.from(Tensor.fromBlob(longArrayOf(position.toLong()), longArrayOf(1)))
-            )[0].toTensor().dataAsFloatArray
-            val vocabulary = all.size / count
-            logits = all.copyOfRange(all.size - vocabulary, all.size)
-            position += count
-            done += count
+    override fun answer(question: String, show: (String) -> Unit): String {
+        var prompt = turns.prompt(question, held == 0)
+        if (held > 0 && room(prompt) < RESERVE) {
+            forget()
+            prompt = turns.prompt(question, true)
         }
-        return logits
+        val room = room(prompt)
+        check(room > 0) { "the question does not fit into the context of $context tokens" }
+        val answer = Answer(show)
+        module.generate(prompt, if (chunked) room else context, answer, false)
+        held += answer.tokens
+        if (answer.endsAtOnce) forget()
+        return answer.speed.tell(answer.said)
     }
 
-    override fun close() = module.destroy()
+    /** Tokens that surely fit behind a prompt, whose tokens the runner counts only afterwards: at most one a byte. */
+    private fun room(prompt: String) = context - held - prompt.toByteArray(StandardCharsets.UTF_8).size - 1
+
+    private fun forget() {
+        module.resetContext()
+        held = 0
+    }
+
+    override fun close() = module.close()
+
+    /** What the runner says, without the text of the end token, which it says as well. */
+    private inner class Answer(private val show: (String) -> Unit) : LlmCallback {
+        lateinit var speed: Speed
+        var said = 0
+        var tokens = 0
+        private var ended = false
+
+        /** It does not look at its first token, and would go on behind an end there. */
+        var endsAtOnce = false
+
+        override fun onResult(result: String) {
+            if (!::speed.isInitialized) speed = Speed()
+            if (ended) {
+                endsAtOnce = true
+                module.stop()
+            } else if (result in turns.ends) {
+                ended = true
+            } else {
+                show(result)
+                said++
+            }
+        }
+
+        override fun onStats(stats: String) {
+            val counts = JSONObject(stats)
+            tokens = counts.getInt("prompt_tokens") + counts.getInt("generated_tokens")
+        }
+    }
+
+    companion object {
+        private const val RESERVE = 32
+    }
 }
 
-fun openEngine(pack: ModelPack): Engine = ExecuTorchEngine(pack)
+fun openChat(pack: ModelPack): Chat = ExecuTorchChat(pack)

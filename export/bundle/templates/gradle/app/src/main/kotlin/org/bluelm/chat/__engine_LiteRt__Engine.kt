@@ -46,4 +46,4 @@ class LiteRtEngine(pack: ModelPack) : SteppedEngine(pack), Border<Any> {
     override fun close() = interpreter.close()
 }
 
-fun openEngine(pack: ModelPack): Engine = LiteRtEngine(pack)
+fun openChat(pack: ModelPack): Chat = TokenLoop(pack, LiteRtEngine(pack))

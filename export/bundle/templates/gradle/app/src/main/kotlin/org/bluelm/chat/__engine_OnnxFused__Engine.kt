@@ -82,4 +82,4 @@ class OnnxFusedEngine(pack: ModelPack) : Engine {
     }
 }
 
-fun openEngine(pack: ModelPack): Engine = OnnxFusedEngine(pack)
+fun openChat(pack: ModelPack): Chat = TokenLoop(pack, OnnxFusedEngine(pack))

@@ -95,4 +95,4 @@ class OnnxEngine(pack: ModelPack) : SteppedEngine(pack), Border<OnnxTensor> {
     }
 }
 
-fun openEngine(pack: ModelPack): Engine = OnnxEngine(pack)
+fun openChat(pack: ModelPack): Chat = TokenLoop(pack, OnnxEngine(pack))

@@ -2,6 +2,8 @@ package org.bluelm.chat
 
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import java.nio.charset.StandardCharsets
+import org.json.JSONObject
 
 /** Rows of the quantized embedding, straight from the mapped safetensors file: (codes - zeros) * scales. */
 class EmbeddingTable(private val data: ByteBuffer, header: SafetensorsHeader) {
@@ -53,4 +55,21 @@ class TensorPlace(val start: Int, val shape: IntArray)
 class SafetensorsHeader(private val tensors: Map<String, TensorPlace>, val bits: Int, val hidden: Int) {
     fun tensor(name: String): TensorPlace =
         tensors[name] ?: throw IllegalArgumentException("the embedding file lacks $name")
+}
+
+/** The artifact's embedding, mapped into memory. */
+fun ModelPack.embedding(): EmbeddingTable {
+    val data = map(path("embedding"))
+    data.order(ByteOrder.LITTLE_ENDIAN)
+    val length = data.getLong(0).toInt()
+    val raw = ByteArray(length).also { bytes -> data.duplicate().apply { position(8) }.get(bytes) }
+    val header = JSONObject(String(raw, StandardCharsets.UTF_8))
+    val about = JSONObject(header.getJSONObject("__metadata__").getString("bluelm"))
+    val places = listOf("codes", "scales", "zeros").associateWith { name ->
+        val tensor = header.getJSONObject(name)
+        val shape = tensor.getJSONArray("shape")
+        val start = 8 + length + tensor.getJSONArray("data_offsets").getInt(0)
+        TensorPlace(start, IntArray(shape.length()) { shape.getInt(it) })
+    }
+    return EmbeddingTable(data, SafetensorsHeader(places, about.getInt("bits"), about.getInt("hidden")))
 }
