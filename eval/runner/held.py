@@ -28,6 +28,7 @@ from targets.runners.runner import Runner, fix_of, named, open_runner, runner_of
 from targets.runtime import natural
 
 PROMPTS, PREFILLED, DECODED = 6, 32, 6
+SAME_SCORE = 0.05  # nats: two builds of the same kernels
 LONG = 256  # tokens of one prompt, for what shows at no earlier position: a window
 REFUSALS = "runner_refusals"
 """The figure without which nothing was judged in a runner."""
@@ -130,8 +131,20 @@ def _answer_faults(runner: Runner, told: StandardRunner, artifact: Artifact, exp
         (tokens,) = runner.tokens([text])
         try:
             runner.answer(tokens, DECODED)
+            if told.scores:
+                yield from _score_faults(runner, told, tokens)
         except (InputError, TargetError) as error:
             yield error.problem
+
+
+def _score_faults(runner: Runner, told: StandardRunner, tokens: Sequence[int]) -> Iterator[str]:
+    """Tokens of a text that it scores otherwise than its file's runtime, whose probabilities are the weights'."""
+    prefilled = max(2, len(tokens) - DECODED)
+    rows = runner.distributions(tokens, prefilled)
+    for at, (score, row) in enumerate(zip(runner.scores(tokens, prefilled), rows, strict=False), prefilled):
+        wanted = float(row[tokens[at]])
+        if not abs(float(score) - wanted) <= SAME_SCORE:
+            yield f"{told.name} scores token {at} of {len(tokens)} {score:.4g}, its file's runtime {wanted:.4g}"
 
 
 def _token_faults(runner: Runner, told: StandardRunner, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[str]:
@@ -158,7 +171,8 @@ def _chat_faults(runner: Runner, told: StandardRunner, tokenizer: Tokenizer) -> 
     for messages in CHATS:
         goes_on = messages[-1].role == "assistant" and bool(told.continues)
         try:
-            wanted = tokenizer.chat(messages, continue_final_message=goes_on)
+            asks = True if told.asks_always else None
+            wanted = tokenizer.chat(messages, continue_final_message=goes_on, add_generation_prompt=asks)
         except InputError:
             wanted = None  # the template refuses it, so the program must
         try:

@@ -125,10 +125,11 @@ class StandardRunner:
             arithmetic may cost with these weights; None: what the format's may.
         begins: whether it puts in front of a text what begins one; else texts are compared without.
         continues: whether a chat's last answer can be left open; else it is compared closed.
+        asks_always: it asks for an answer behind any last message, also behind an answer.
         leaves_out: of a function (text, Tokenizer) -> text without what the program is known to read otherwise by a
             limit of its own; texts of other tokens are compared again so. misreads: what that is, in words.
         probabilities: whether it tells any; else the format's own runtime does, on the same file, and what the program
-            says must be likeliest there.
+            says must be likeliest there. scores: it tells those of a text's tokens, which must be the runtime's.
         ends_at_once: whether an answer may end with its first token; else it must with its second.
     """
 
@@ -139,9 +140,11 @@ class StandardRunner:
     needs: tuple[str, ...] = ()
     begins: Literal[True] | Without = True
     continues: Literal[True] | Without = True
+    asks_always: bool = False
     leaves_out: str | None = None
     misreads: str = ""
     probabilities: Literal[True] | Without = True
+    scores: bool = False
     ends_at_once: Literal[True] | Without = True
 
 

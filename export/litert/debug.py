@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +29,50 @@ def open_up(artifact: Artifact, source: Path, target: Path, values: Sequence[str
     Raises:
         InputError: a subgraph has no such stream.
     """
-    names = [block_output(layer) for layer in range(artifact.model.num_layers)]
     with source.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # the model's arrays look into it
-        model: Any = schema.ModelT.InitFromPackedBuf(data, 0)
-        stored = [buffer for buffer in model.buffers if buffer.offset > 1]
-        begin = min(buffer.offset for buffer in stored)
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    show(data, target, source, artifact.model.num_layers, values)
+
+
+def show(data: mmap.mmap, target: Path, source: Path, blocks: int, values: Sequence[str]) -> None:
+    """The same of the bytes of a .tflite in the file `source`."""
+    names = [block_output(layer) for layer in range(blocks)]
+
+    def change(model: Any) -> None:
         for signature in model.signatureDefs:
             graph = model.subgraphs[signature.subgraphIndex]
             indices = {tensor.name.decode(): index for index, tensor in enumerate(graph.tensors)}
             for name in (*names, *(wish for wish in values if wish in indices and wish not in names)):
                 if name not in indices:
                     raise InputError(f"the graph has no value {name}", where=source, fix="export it again")
-                entry = schema.TensorMapT()
-                entry.name, entry.tensorIndex = name, indices[name]
-                signature.outputs.append(entry)
-                graph.outputs = [*graph.outputs, indices[name]]
-        start = -(-len(_packed(model)) // ALIGNMENT) * ALIGNMENT
-        for buffer in stored:
-            buffer.offset += start - begin
-        with target.open("wb") as out:
-            out.write(_packed(model))
-            out.seek(start)
-            file.seek(begin)
-            shutil.copyfileobj(file, out, 2**22)
+                add_output(model, signature, name, indices[name])
+
+    rewrite(data, target, change)
+
+
+def add_output(model: Any, signature: Any, name: str, index: int) -> None:
+    """One more of a signature's and its subgraph's outputs."""
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name, index
+    signature.outputs.append(entry)
+    graph = model.subgraphs[signature.subgraphIndex]
+    graph.outputs = [*graph.outputs, index]
+
+
+def rewrite(data: mmap.mmap, target: Path, change: Callable[[Any], None]) -> None:
+    """Write a .tflite with other tables: `change` is given its `ModelT`, whose arrays look into `data`."""
+    model: Any = schema.ModelT.InitFromPackedBuf(data, 0)
+    stored = [buffer for buffer in model.buffers if buffer.offset > 1]
+    begin = min(buffer.offset for buffer in stored)
+    change(model)
+    start = -(-len(_packed(model)) // ALIGNMENT) * ALIGNMENT
+    for buffer in stored:
+        buffer.offset += start - begin
+    with target.open("wb") as out:
+        out.write(_packed(model))
+        out.seek(start)
+        data.seek(begin)
+        shutil.copyfileobj(data, out, 2**22)
 
 
 def _packed(model: Any) -> bytes:

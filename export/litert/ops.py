@@ -115,6 +115,23 @@ class LitertOps:
         shape = (*rows.shape, *table.shape[1:])
         return self._emit(Op.GATHER, [table.index, rows.index], name, shape, options, version=2)
 
+    def lookup(self, weight: str, rows: Symbol, name: str) -> Symbol:
+        """Rows int32 [T] of a quantized table with a scale a row, as float32 [T, columns]."""
+        index = self.graph.weight(weight, lambda: self._linear(weight))
+        shape = (*rows.shape, self.graph.table.tensors[index].shape[1])
+        return self._emit(Op.EMBEDDING_LOOKUP, [rows.index, index], name, shape, version=4)
+
+    def write_slice(self, whole: Symbol, part: Symbol, start: Symbol, name: str) -> Symbol:
+        """`whole` with `part` in it from `start` on, int32 [rank]."""
+        return self._emit(Op.DYNAMIC_UPDATE_SLICE, [whole.index, part.index, start.index], name, whole.shape)
+
+    def place(self, number: Symbol, rank: int, axis: int, name: str) -> Symbol:
+        """int32 [rank], zero but for `number`, int32 [1], at `axis`."""
+        unit = self._integers([int(i == axis) for i in range(rank)])
+        index = self.graph.tensor(name, (rank,), Type.INT32)
+        self.graph.operator(Op.MUL, [number.index, unit], [index], schema.MulOptionsT())
+        return Symbol(index, (rank,))
+
     def add(self, a: Symbol, b: Symbol, name: str) -> Symbol:
         return self._emit(Op.ADD, [a.index, b.index], name, _broadcast(a, b), schema.AddOptionsT())
 
@@ -176,7 +193,9 @@ class LitertOps:
         options: object = None,
         version: int = 1,
     ) -> Symbol:
-        index = self.graph.tensor(name, shape)
+        moves = operator in (Op.RESHAPE, Op.SLICE)  # of integers, too
+        dtype = self.graph.table.tensors[inputs[0]].type if moves else Type.FLOAT32
+        index = self.graph.tensor(name, shape, dtype)
         self.graph.operator(operator, inputs, [index], options, version)
         return Symbol(index, tuple(shape))
 

@@ -7,7 +7,7 @@ against the checkpoint and formulas alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,24 +24,35 @@ from export.readback.held import faults, stored, table
 from export.readback.numbers import array_fault
 
 if TYPE_CHECKING:
+    from export.litert.file import LitertModel
     from export.litert.reader import LitertFile
 
 BITS: dict[str, KvBits] = {"float32": 32, "float16": 16, "int8": 8}
 CACHED = re.compile(r"(?:past_)?(?P<kind>keys|values)\.(?P<layer>\d+)|layers\.(?P<of>\d+)\.(?P<name>keys|values)")
+Lower = Callable[["LitertModel", QuantizedCheckpoint], Iterator[str]]
+"""Puts the graphs of a checkpoint into a model."""
 FROM_CALIBRATION = "scales of an int8 cache come from ranges of activations, which do not lie beside it"
 
 
 def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """Of the program and the embedding table beside it."""
+    from export.litert import export as litert
     from export.litert.reader import LitertFile
 
     file = LitertFile(artifact.path("model"), quantized.config.num_layers)
-    told = _told(artifact, quantized)
-    for name, tensor, graph in file.constants():
-        for item, fault in _judged(file, tensor, graph, name, artifact, quantized):
-            told.setdefault(item, []).extend([fault] if fault and fault not in told.get(item, []) else [])
-    for item, found in told.items():
-        yield from items.checked(item, found)
+    bits = BITS[artifact.cache]
+
+    def lower(model: LitertModel, held: QuantizedCheckpoint) -> Iterator[str]:
+        return litert.lower(model, held, artifact.context, artifact.chunk, bits, _encodings(file))
+
+    told = graph_faults(LitertFile(file.path, quantized.config.num_layers), quantized, lower)
+    told |= {items.CONTEXT: [], items.CACHE: []}
+    for name, tensor in graph_inputs(file):
+        if name == "mask" and tensor.shape[-1] != artifact.context:
+            told[items.CONTEXT].append(f"{tensor.shape[-1]} instead of {artifact.context}")
+        if name.startswith("past_") and tensor.type != litert.CACHE_TYPES[bits]:
+            told[items.CACHE].append(f"{name} is of type {tensor.type} instead of {litert.CACHE_TYPES[bits]}")
+    yield from found_in(told, constant_faults(file, artifact.context, quantized, {EMBED}))
     yield from table(artifact, quantized)
     yield from items.equal(items.MASK, artifact.mask_value, HIDDEN_SCORE)
     if artifact.cache == "int8" and artifact.paths("ranges"):
@@ -50,26 +61,27 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[ite
         yield from items.untold(FROM_CALIBRATION, items.ENCODINGS)
 
 
-def _told(artifact: Artifact, quantized: QuantizedCheckpoint) -> dict[str, list[str]]:
-    """Faults of the tables, by item."""
-    from export.litert import export as litert
-    from export.litert.file import Outline
-    from export.litert.reader import Layouts, LitertFile
+def found_in(told: dict[str, list[str]], more: Iterable[tuple[str, str]]) -> Iterator[items.Finding]:
+    """Findings of faults by item, and of items each with what is wrong or ""."""
+    for item, fault in more:
+        told.setdefault(item, []).extend([fault] if fault and fault not in told.get(item, []) else [])
+    for item, faults_of_it in told.items():
+        yield from items.checked(item, faults_of_it[:3] if item in (items.GRAPH, items.TELLS) else faults_of_it)
 
-    file = LitertFile(artifact.path("model"), quantized.config.num_layers)
-    found: dict[str, list[str]] = {items.GRAPH: [], items.TELLS: [], items.CONTEXT: [], items.CACHE: []}
-    type_of_cache = litert.CACHE_TYPES[BITS[artifact.cache]]
-    for signature in file.model.signatureDefs:
-        tensors = file.model.subgraphs[signature.subgraphIndex].tensors
-        for one in signature.inputs:
-            name, tensor = one.name.decode(), tensors[one.tensorIndex]
-            if name == "mask" and tensor.shape[-1] != artifact.context:
-                found[items.CONTEXT].append(f"{tensor.shape[-1]} instead of {artifact.context}")
-            if name.startswith("past_") and tensor.type != type_of_cache:
-                found[items.CACHE].append(f"{name} is of type {tensor.type} instead of {type_of_cache}")
-    model, held = Outline("bluelm-export"), Layouts.of(quantized, file)
+
+def graph_faults(file: LitertFile, quantized: QuantizedCheckpoint, lower: Lower) -> dict[str, list[str]]:
+    """Differences of the tables from those that `lower` emits anew without numbers, as operations and metadata.
+
+    Args:
+        file: read for this alone: its tables are taken apart.
+    """
+    from export.litert.file import Outline
+    from export.litert.reader import Layouts
+
+    found: dict[str, list[str]] = {items.GRAPH: [], items.TELLS: []}
+    model = Outline("bluelm-export")
     try:
-        list(litert.lower(model, held, artifact.context, artifact.chunk, BITS[artifact.cache], _encodings(file)))
+        list(lower(model, Layouts.of(quantized, file)))
     except ExportError as error:  # weights that we never write
         found[items.GRAPH].append(str(error))
         return found
@@ -77,7 +89,23 @@ def _told(artifact: Artifact, quantized: QuantizedCheckpoint) -> dict[str, list[
         found[items.TELLS if path.startswith(("signature", "description", "metadata")) else items.GRAPH].append(
             f"{path}: {fault}"
         )
-    return {item: faults[:3] for item, faults in found.items()}
+    return found
+
+
+def constant_faults(
+    file: LitertFile, context: int, quantized: QuantizedCheckpoint, elsewhere: Collection[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """Items that constants are, or belong to, each with what is wrong or ""; `elsewhere`: weights that are no part."""
+    constants, weights = Constants(quantized, context), {*items.weight_names(quantized)} - {*elsewhere}
+    for name, tensor, graph in file.constants():
+        yield from _judged(file, tensor, graph, name, constants, weights, quantized)
+
+
+def graph_inputs(file: LitertFile) -> Iterator[tuple[str, Any]]:
+    """Name and tensor of every input of every signature."""
+    for signature in file.model.signatureDefs:
+        for one in signature.inputs:
+            yield one.name.decode(), file.model.subgraphs[signature.subgraphIndex].tensors[one.tensorIndex]
 
 
 def _scale_faults(file: LitertFile, ranges: Ranges) -> Iterator[str]:
@@ -132,11 +160,16 @@ def _short(value: Any) -> str:
 
 
 def _judged(
-    file: LitertFile, tensor: Any, graph: Any, name: str, artifact: Artifact, quantized: QuantizedCheckpoint
+    file: LitertFile,
+    tensor: Any,
+    graph: Any,
+    name: str,
+    constants: Constants,
+    weights: Collection[str],
+    quantized: QuantizedCheckpoint,
 ) -> Iterator[tuple[str, str]]:
     """Items that a constant is, or belongs to, each with what is wrong or ""."""
-    constants, weights = Constants(quantized, artifact.context), items.weight_names(quantized)
-    if name in weights and name != EMBED:
+    if name in weights:
         try:
             found = faults(quantized.linear(name), stored(file.weight(tensor, graph)))
         except ExportError as error:

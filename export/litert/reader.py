@@ -45,10 +45,14 @@ class LitertFile:
 
     Attributes:
         model: all but the buffers' contents.
+        data: its bytes.
     """
 
-    def __init__(self, path: Path, blocks: int | None = None) -> None:
+    def __init__(self, path: Path, blocks: int | None = None, begin: int = 0, size: int = 0) -> None:
         """Read the tables of a file that holds so many blocks at most, where that is known.
+
+        Args:
+            begin, size: of its bytes in the file `path`, where that holds more; `begin` is that of a page.
 
         Raises:
             InputError: no .tflite, or a damaged one.
@@ -56,14 +60,26 @@ class LitertFile:
         self.path = path
         try:
             with open_regular(path) as file:
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if self._data[4:8] != IDENTIFIER:
+                self.data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=begin)
+            if self.data[4:8] != IDENTIFIER:
                 raise ValueError("its first bytes are not those of one")
             read = schema.ModelT.InitFromObj
-            tables = read_tables(lambda: read(schema.Model.GetRootAs(self._data)), len(self._data), blocks)
+            tables = read_tables(lambda: read(schema.Model.GetRootAs(self.data)), len(self.data), blocks)
             self.model: Any = _complete(tables)
         except (OSError, ValueError) as error:
             raise InputError(f"not a .tflite file: {error}", where=path, fix="export it again") from None
+
+    def output(self, signature: str, name: str) -> Any:
+        """The tensor that a signature gives by this name.
+
+        Raises:
+            InputError: it gives none.
+        """
+        for entry in self.model.signatureDefs:
+            for one in entry.outputs if entry.signatureKey.decode() == signature else ():
+                if one.name.decode() == name:
+                    return self.model.subgraphs[entry.subgraphIndex].tensors[one.tensorIndex]
+        raise InputError(f"{signature} gives no {name}", where=self.path, fix="export it again")
 
     def constants(self) -> Iterator[tuple[str, Any, Any]]:
         """Name, tensor and subgraph of every constant; those that are the same bytes in both graphs once."""
@@ -83,7 +99,7 @@ class LitertFile:
     def content(self, buffer: int) -> bytes:
         """The bytes of a buffer, which lie behind the tables."""
         entry = self.model.buffers[buffer]
-        return self._data[entry.offset : entry.offset + entry.size]
+        return self.data[entry.offset : entry.offset + entry.size]
 
     def array(self, tensor: Any) -> np.ndarray | None:
         """A constant of float32, float16, int32 or int8; None where its bytes do not fit its type and shape."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, Protocol
 
 import numpy as np
 
@@ -28,6 +28,19 @@ class KeysValues(Generic[V]):
     keys: V
     values: V
 
+    def then(self, ops: Ops[V], new: KeysValues[V]) -> KeysValues[V]:
+        """These and behind them a step's own: what the step sees."""
+        keys = ops.concat([self.keys, new.keys], 3)  # [1, kv_heads, size, C]
+        return KeysValues(keys, ops.concat([self.values, new.values], 2))  # [1, kv_heads, C, size]
+
+
+class Past(Protocol[V]):
+    """What a layer has cached: `KeysValues` that a host keeps, or slots that a graph writes itself."""
+
+    def then(self, ops: Ops[V], new: KeysValues[V]) -> KeysValues[V]:
+        """All that a step sees, its own keys and values among it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Rotary(Generic[V]):
@@ -43,7 +56,7 @@ def decoder(
     x: V,
     positions: V,
     mask: V,
-    past: Sequence[KeysValues[V] | None],
+    past: Sequence[Past[V] | None],
     context: int,
 ) -> tuple[V, list[KeysValues[V]]]:
     """Hidden states to logits.
@@ -52,7 +65,7 @@ def decoder(
         x: embedded tokens [1, T, hidden], embedding LayerNorm already applied.
         positions: integer [T], below `context`.
         mask: additive [1, 1, T, slots + T].
-        past: one `KeysValues` a layer; None where nothing is cached.
+        past: one `Past` a layer; None where nothing is cached.
         context: rows of the rope tables.
 
     Returns:
@@ -68,7 +81,7 @@ def part(
     x: V,
     positions: V,
     mask: V,
-    past: Sequence[KeysValues[V] | None],
+    past: Sequence[Past[V] | None],
     context: int,
 ) -> tuple[V, list[KeysValues[V]]]:
     """`decoder` for the blocks of one part: `past` and the new `KeysValues` are those of its blocks.
@@ -105,7 +118,7 @@ def block(
     x: V,
     rotary: Rotary[V],
     mask: V,
-    past: KeysValues[V] | None,
+    past: Past[V] | None,
 ) -> tuple[V, KeysValues[V]]:
     """One decoder block: x [1, T, hidden] to its output [1, T, hidden] and the new keys and values.
 
@@ -141,7 +154,7 @@ def attention(
     inputs: Sequence[V],
     rotary: Rotary[V],
     mask: V,
-    past: KeysValues[V] | None,
+    past: Past[V] | None,
 ) -> tuple[V, KeysValues[V]]:
     """Grouped-query attention; the query heads of one key head are rows of one matrix: no key is repeated.
 
@@ -156,18 +169,15 @@ def attention(
     query = ops.scale(rope(ops, query, rotary, f"{at}.q_rope"), step.scale, f"{at}.q_scaled")
     key = ops.cached(rope(ops, key, rotary, f"{at}.k_rope"), f"{at}.keys")
     keys = ops.transpose(key, (0, 1, 3, 2))  # [1, kv_heads, size, T]
-    values = ops.cached(values, f"{at}.values")
-    new = KeysValues(keys, values)
-    if past is not None:
-        keys = ops.concat([past.keys, keys], 3)  # [1, kv_heads, size, C]
-        values = ops.concat([past.values, values], 2)  # [1, kv_heads, C, size]
-    slots, rows = keys.shape[3], heads // kv_heads * tokens
+    new = KeysValues(keys, ops.cached(values, f"{at}.values"))
+    seen = new if past is None else past.then(ops, new)
+    slots, rows = seen.keys.shape[3], heads // kv_heads * tokens
     query = ops.reshape(query, (1, kv_heads, rows, size))
-    scores = ops.matmul(query, keys, f"{at}.scores")  # [1, kv_heads, rows, C]
+    scores = ops.matmul(query, seen.keys, f"{at}.scores")  # [1, kv_heads, rows, C]
     scores = ops.reshape(scores, (1, heads, tokens, slots))
     shares = ops.masked_softmax(scores, mask, f"{at}.shares")
     shares = ops.reshape(shares, (1, kv_heads, rows, slots))
-    mixed = ops.matmul(shares, values, f"{at}.{step.makes}")  # [1, kv_heads, rows, size]
+    mixed = ops.matmul(shares, seen.values, f"{at}.{step.makes}")  # [1, kv_heads, rows, size]
     mixed = ops.transpose(ops.reshape(mixed, (1, heads, tokens, size)), (0, 2, 1, 3))  # [1, T, heads, size]
     return ops.reshape(mixed, (1, tokens, heads * size)), new
 

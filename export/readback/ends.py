@@ -44,3 +44,14 @@ def mlx(artifact: Artifact, wanted: Set[int]) -> str | None:
         if {*(told if isinstance(told, list) else [told])} - {None} != wanted:
             return f"{name} of MLX's folder says {told}, the checkpoint {sorted(wanted)}"
     return None
+
+
+def litert_lm(artifact: Artifact, wanted: Set[int]) -> str | None:
+    """The file's metadata names all of them, and no others but the tokenizer's own."""
+    from export.litert_lm.reader import LitertLmFile
+
+    told = [list(token.token_ids.ids) for token in LitertLmFile(artifact.path("model")).metadata().stop_tokens]
+    own = Tokenizer.from_folder(artifact.folder).eos
+    found = {token for ids in told for token in ids}
+    same = all(len(ids) == 1 for ids in told) and wanted <= found <= wanted | {own}
+    return None if same else f"model.litertlm says {told}, the checkpoint {sorted(wanted)}"

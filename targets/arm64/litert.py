@@ -23,14 +23,14 @@ def open_litert(artifact: Artifact) -> CachedRuntime:
     return CachedRuntime(name, artifact, *signature_steps(artifact.path("model")))
 
 
-def signature_steps(path: Path, threads: int = 2) -> tuple[Step, Step]:
-    """(prefill, decode) of a file, as functions from inputs to outputs by name."""
+def signature_steps(path: Path, threads: int = 2, names: tuple[str, str] = ("prefill", "decode")) -> tuple[Step, Step]:
+    """Two signatures of a file, as functions from inputs to outputs by name."""
     from ai_edge_litert.interpreter import Interpreter
 
     try:
         interpreter = Interpreter(model_path=str(path), num_threads=threads)
         interpreter.allocate_tensors()
-        runners = [interpreter.get_signature_runner(name) for name in ("prefill", "decode")]
+        runners = [interpreter.get_signature_runner(name) for name in names]
     except (RuntimeError, ValueError) as error:
         raise InputError(f"LiteRT cannot load the model: {error}", where=path) from None
 

@@ -65,6 +65,10 @@ class ChildRunner:
         found: m.Distributed = self._child.call(m.Distribute(list(tokens), prefilled), ASK_S)
         return found.log_probabilities
 
+    def scores(self, tokens: Sequence[int], prefilled: int) -> NDArray[np.float32]:
+        found: m.Scored = self._child.call(m.Score(list(tokens), prefilled), ASK_S)
+        return found.log_probabilities
+
     def answer(
         self, tokens: Sequence[int], most: int, *, begin: int | None = None, seed: int = 0, temperature: float = 0.0
     ) -> Continued:

@@ -72,6 +72,21 @@ class Distributed:
 
 
 @dataclass(frozen=True)
+class Score:
+    """Each token behind the first `prefilled`."""
+
+    tokens: list[int]
+    prefilled: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """float32 [n]."""
+
+    log_probabilities: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Answer:
     """Continue `tokens`; `options`: of sampling, by the program's names."""
 
@@ -101,7 +116,7 @@ def refused(program: str, kind: type[Exception], what: str) -> Iterator[None]:
         raise TargetError(f"{program} refuses {what}: {error}") from None
 
 
-Message = Load | Tokenize | Chat | Distribute | Answer
+Message = Load | Tokenize | Chat | Distribute | Score | Answer
 
 
 def handler(
@@ -110,6 +125,7 @@ def handler(
     chat: Callable[[Chat], Prompted],
     distribute: Callable[[Distribute], Distributed],
     answer: Callable[[Answer], Answered],
+    score: Callable[[Score], Scored] | None = None,
 ) -> Callable[[Message], object]:
     """What a program's child does with each message."""
 
@@ -123,6 +139,9 @@ def handler(
                 return chat(message)
             case Distribute():
                 return distribute(message)
+            case Score():
+                assert score is not None
+                return score(message)
             case Answer():
                 return answer(message)
 

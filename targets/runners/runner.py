@@ -74,6 +74,14 @@ class Runner(Protocol):
         read by itself."""
         ...
 
+    def scores(self, tokens: Sequence[int], prefilled: int) -> NDArray[np.float32]:
+        """Log-probabilities [n] of the tokens behind the first `prefilled`, by a program of `StandardRunner.scores`.
+
+        Raises:
+            InputError: it takes text, and none is read as these tokens.
+        """
+        ...
+
     def answer(self, tokens: Sequence[int], most: int, *, begin: int | None = None, seed: int = 0,
                temperature: float = 0.0) -> Continued:  # fmt: skip
         """The likeliest continuation (or a draw), at most `most` tokens, until an end token.

@@ -23,6 +23,7 @@ from bluelm.errors import InputError, TargetError
 from targets.arm64.program import load_program, methods
 from targets.host.child import serve
 from targets.runners import messages as m
+from targets.runners.spelling import spelled
 
 llm: Any = importlib.import_module("executorch.extension.llm.runner")
 library: Any = importlib.import_module("pytorch_tokenizers")
@@ -189,15 +190,7 @@ def _text(tokens: list[int]) -> str:
     """
     reader = _transformers()
     marks = set(reader.all_special_ids) | set(reader.added_tokens_decoder)
-    parts: list[list[int]] = [[]]
-    for token in tokens:
-        parts += [[token], []] if token in marks else []
-        parts[-1] += [] if token in marks else [token]
-    texts = [_decoded(part) for part in parts]
-    for found in ("".join(texts), "".join(text.removeprefix(" ") for text in texts)):
-        if _tokens(found, begins=False) == tokens:
-            return found
-    raise InputError("TextLLMRunner takes text, and no text is read as these tokens", fix="give tokens of a whole text")
+    return spelled(tokens, marks, _decoded, partial(_tokens, begins=False), "TextLLMRunner")
 
 
 def _ended(token: int) -> m.Answered:
