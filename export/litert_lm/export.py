@@ -51,7 +51,7 @@ def export(
     with atomic_folder(folder) as temporary:
         tables = temporary / "model.tflite"
         write_model(quantized, tables, context, chunk, progress)
-        tokenizer = quantized.tokenizer()
+        tokenizer = Tokenizer.from_folder(quantized.folder)
         check_tokenizer(tokenizer)
         sections = [
             Section(Kind.TFLiteModel, tables, GRAPHS),

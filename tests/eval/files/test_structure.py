@@ -19,6 +19,7 @@ from export.artifacts.artifact import Artifact, Format
 from export.coreml import export as coreml
 from export.gguf import export as gguf_file
 from export.litert import export as litert
+from export.litert_lm import export as litert_lm
 from export.mlx import export as mlx
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
@@ -39,6 +40,7 @@ EXPORTERS: dict[str, Callable[..., Artifact]] = {
     "litert": lambda q, folder: litert.export(q, folder, context=CONTEXT, chunk=CHUNK),
     "gguf": lambda q, folder: gguf_file.export(q, folder, context=CONTEXT),
     "mlx": lambda q, folder: mlx.export(q, folder, context=CONTEXT),
+    "litert-lm": lambda q, folder: litert_lm.export(q, folder, context=CONTEXT),
     "onnx-genai": lambda q, folder: onnx_genai.export(q, folder, context=CONTEXT),
     "coreml": lambda q, folder: coreml.export(q, folder, context=CONTEXT, chunk=CHUNK),
 }

@@ -20,6 +20,7 @@ from eval.runner.held import Expected
 from export.artifacts.artifact import Artifact
 from export.executorch import xnnpack as executorch
 from export.gguf import export as gguf_file
+from export.litert_lm import export as litert_lm
 from export.mlx import export as mlx
 from export.onnx import genai
 from targets.host.child import Child
@@ -34,8 +35,10 @@ ENDS, CONTEXT, LONG = [2, 9], 512, 256
 TEXTS = ("The sea is wide and the sky is blue.", "你好，今天天气怎么样？", "a total number of 12 models")
 NAMES = {
     "gguf": "llama.cpp of xllamacpp 20", "onnx-genai": "onnxruntime-genai 0.", "mlx": "mlx-lm 0.",
-    "executorch-xnnpack": "TextLLMRunner of executorch 1.",
+    "executorch-xnnpack": "TextLLMRunner of executorch 1.", "litert-lm": "LiteRT-LM of litert-lm-api 0.",
 }  # fmt: skip
+RUNTIMES = {"executorch-xnnpack": "executorch 1.", "litert-lm": "ai-edge-litert 2."}
+"""What tells probabilities where the runner does not."""
 PROBABILITIES = ("runner_kl", "runner_kl_excess", "runner_top1_agreement")
 
 
@@ -61,6 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         "onnx-genai": genai.export(quantized, place / "genai", context=CONTEXT),
         "mlx": mlx.export(quantized, place / "mlx", context=CONTEXT),
         "executorch-xnnpack": executorch.export(quantized, place / "pte", context=CONTEXT),
+        "litert-lm": litert_lm.export(quantized, place / "litertlm", context=CONTEXT),
     }
     tokenizer = quantized.tokenizer()
     prompts = [tokenizer.encode(text * 3, bos=True)[:24] for text in TEXTS]
@@ -102,13 +106,14 @@ def faults(kind: str, found: Iterable[Measurement]) -> dict[str, float]:
     """Figures beyond their limits."""
     figures = list(found)
     for figure in figures:
-        tells = "executorch 1." if kind == "executorch-xnnpack" and figure.name in PROBABILITIES else NAMES[kind]
+        tells = RUNTIMES.get(kind, NAMES[kind]) if figure.name in PROBABILITIES else NAMES[kind]
         assert figure.by.startswith(tells) and figure.how == "measured"
     return {f.name: f.value for f in figures if f.name in STRUCTURE and f.value > STRUCTURE[f.name][0]}
 
 
 @pytest.mark.parametrize(
-    ("kind", "largest"), [("gguf", 3e-4), ("onnx-genai", 1e-9), ("mlx", 1e-6), ("executorch-xnnpack", 3e-4)]
+    ("kind", "largest"),
+    [("gguf", 3e-4), ("onnx-genai", 1e-9), ("mlx", 1e-6), ("executorch-xnnpack", 3e-4), ("litert-lm", 3e-4)],
 )
 def test_what_was_written_is_read_as_the_checkpoint_says(kind: str, largest: float, made: Made) -> None:
     by_name = {figure.name: figure for figure in held.figures(made.artifacts[kind], made.expected, "cpu")}

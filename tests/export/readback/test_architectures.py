@@ -27,6 +27,7 @@ from export.executorch import coreml as executorch_coreml
 from export.executorch import xnnpack as executorch
 from export.gguf import export as gguf_file
 from export.litert import export as litert
+from export.litert_lm import export as litert_lm
 from export.lowering.ranges import calibrate
 from export.mlx import export as mlx
 from export.onnx import cpu as onnx_cpu
@@ -60,6 +61,7 @@ EXPORTERS: dict[str, Make] = {
     "gguf": lambda source, folder: gguf_file.export(source, folder, context=CONTEXT),
     "mlx": lambda source, folder: mlx.export(source, folder, context=CONTEXT),
     "litert": _steps(litert.export),
+    "litert-lm": _steps(litert_lm.export),
     "coreml": _steps(coreml.export),
     "coreml-float32": _steps(coreml.export, activations="float32"),
     "executorch-xnnpack": _steps(executorch.export),
@@ -105,11 +107,13 @@ CASES = [
 
 def refusal(model: str, width: str, kind: str) -> str | None:
     """What an exporter says of what its format cannot hold; None where it must write it."""
-    narrow = kind in ("litert", "executorch-xnnpack")
+    narrow = kind in ("litert", "litert-lm", "executorch-xnnpack")
     if kind == "mlx" and model == "glm":
         return "no Llama turns 8 of 16 dimensions"
     if model == "inner_172" and kind in ("gguf", "mlx"):
         return "172"
+    if kind == "litert-lm" and model == "glm":
+        return "begins a text with one token"
     if width == "w8-g32" and narrow:
         return "no groups for 8-bit weights"
     if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "gguf", "mlx")):
