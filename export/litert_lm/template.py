@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 
 from bluelm.errors import InputError, TargetError
+from bluelm.text.templates import DEFAULT, ChatTemplate
 from bluelm.text.tokenizer import Tokenizer
 
 BOS = "bos_token"
@@ -49,7 +50,7 @@ def names(tokens: Mapping[str, str], begun: bool) -> str:
 
 
 def check_begin(tokenizer: Tokenizer) -> None:
-    """Whether texts and chats begin as LiteRT-LM begins both: with one token or with none.
+    """Whether texts and chats begin as LiteRT-LM begins both: with one token, which it writes itself, or with none.
 
     Raises:
         TargetError: they do not.
@@ -61,11 +62,13 @@ def check_begin(tokenizer: Tokenizer) -> None:
     if not tokenizer.front or tokenizer.template is None:
         return
     begin = tokenizer.pieces.text(tokenizer.front[0])
-    chat = [{"role": "user", "content": "a"}]
+    chat, template = [{"role": "user", "content": "a"}], tokenizer.template
+    runners = ChatTemplate({DEFAULT: runner_template(tokenizer) or ""}, template.where)
     try:
-        text = tokenizer.template.render(chat, add_generation_prompt=True)
+        text = template.render(chat, add_generation_prompt=True)
+        rest = runners.render(chat, add_generation_prompt=True)
     except InputError:  # of a template that takes no such chat
         return
-    if not text.startswith(begin) or text.startswith(begin + begin) or tokenizer.template.tokens.get(BOS) != begin:
-        problem = f"LiteRT-LM begins chats as it does texts, with {begin}, and this template does not"
-        raise TargetError(problem, where=tokenizer.template.where, fix="use the runtime litert")
+    if text != begin + rest:
+        problem = f"LiteRT-LM begins chats as it does texts, with {begin}, and this template does not leave that to it"
+        raise TargetError(problem, where=template.where, fix="use the runtime litert")

@@ -43,6 +43,7 @@ def _load(message: m.Load) -> m.Loaded:
     """`path` is the file."""
     lm.set_min_log_severity(lm.LogSeverity.ERROR)
     _held.clear()
+    _constant.cache_clear()
     path = Path(message.path)
     _held.update(path=path, threads=message.threads)
     with _told("the file"):

@@ -28,8 +28,9 @@ from targets.host.torch_runtime import TorchRuntime
 from targets.runners import child as runners
 from targets.runners.runner import open_runner
 from tests.support.checkpoints.rounded import rounded
-from tests.support.checkpoints.shapes import shortened
+from tests.support.checkpoints.shapes import shortened, write_checkpoint
 from tests.support.damages.runners import KL, SEEN
+from tests.support.files.tokenizers import write_tokenizer
 
 ENDS, CONTEXT, LONG = [2, 9], 512, 256
 TEXTS = ("The sea is wide and the sky is blue.", "你好，今天天气怎么样？", "a total number of 12 models")
@@ -39,7 +40,17 @@ NAMES = {
 }  # fmt: skip
 RUNTIMES = {"executorch-xnnpack": "executorch 1.", "litert-lm": "ai-edge-litert 2."}
 """What tells probabilities where the runner does not."""
+SLOW_TO_START = {f"targets.runners.{name}_worker" for name in ("text_llm_runner", "litert_lm")}
 PROBABILITIES = ("runner_kl", "runner_kl_excess", "runner_top1_agreement")
+
+
+LLAMA = {"architecture": "LlamaForCausalLM", "layer_norm": False, "eos_token_id": 320, "max_position_embeddings": 512}
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}\n"
+    "    {%- if loop.first and message['role'] == 'system' %}<<{{ message['content'].strip() }}>>\n"
+    "    {%- else %}{{ '[' + message['role'] + ']' }}{{ message['content'] | trim }}{{ eos_token }}{% endif %}\n"
+    "{%- endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -85,11 +96,11 @@ class Shared:
 
 @pytest.fixture(scope="module", autouse=True)
 def shared() -> Iterator[None]:
-    """TextLLMRunner's process opens one artifact after another: what it imports takes seconds."""
+    """A process that imports for seconds opens one artifact after another."""
     held: dict[str, Child] = {}
 
     def child(module: str, log: Path) -> Child | Shared:
-        if module != "targets.runners.text_llm_runner_worker":
+        if module not in SLOW_TO_START:
             return Child(module, log)
         if module not in held or held[module].failed:
             held[module] = Child(module, log)
@@ -158,3 +169,19 @@ def test_it_answers_until_an_end_token(kind: str, made: Made) -> None:
         assert np.allclose(ends, wanted, atol=0.1)  # what ends an answer is as likely as it is
         assert [runner.answer(prompt, 4, begin=end).ended for end in ENDS] == [True, True]
         assert not runner.answer(prompt, 1, begin=prompt[-1]).ended
+
+
+def test_a_tokenizer_json_and_its_template_in_litert_lm(tmp_path: Path) -> None:
+    """Of Llama 3's form: contents come as parts, the begin token once, the names of tokens are not known there."""
+    source = write_checkpoint(tmp_path / "float", tokenizer=False, vocab=384, layers=1, bos_token_id=None, **LLAMA)
+    write_tokenizer(source, "llama-bpe")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": TEMPLATE}))
+    quantized = rounded(tmp_path / "quantized", source=source)
+    tokenizer = quantized.tokenizer()
+    prompts = [tokenizer.encode(text * 3, bos=True)[:60] for text in TEXTS]
+    expected = Expected(quantized.config, tokenizer, TEXTS, prompts, TorchRuntime(quantized, CONTEXT))
+    artifact = litert_lm.export(quantized, tmp_path / "a", context=128, chunk=16)
+    found = {figure.name: figure for figure in held.figures(artifact, expected, "cpu")}
+    assert faults("litert-lm", found.values()) == {}
+    assert found["runner_chat_mismatches"].n == 10 and found["runner_kl"].value < 1e-3

@@ -15,7 +15,7 @@ from export.coreml.package import Package
 from export.executorch.reader import read_program
 from tests.support import damage
 from tests.support.damages.record import Damage
-from tests.support.edits import coreml, litert, xnnpack
+from tests.support.edits import coreml, litert, litert_lm, xnnpack
 
 Files = Callable[[Artifact], Artifact]
 
@@ -53,12 +53,16 @@ SCALE, SEEN, ENDS = Double(double_val=0.3), "custom_sdpa", "get_eos_ids"
 LITERT: tuple[Format, ...] = ("litert",)
 COREML: tuple[Format, ...] = ("coreml",)
 XNNPACK: tuple[Format, ...] = ("executorch-xnnpack",)
+TFLITE: dict[str, litert.Change] = {
+    "tflite: a norm's number": litert.number(NORM, 3, lambda x: 1.02 * x),
+    "tflite: eps x10": litert.number("epsilon", 0, lambda x: 10 * x),
+    "tflite: attention scale": litert.number(FACTOR, 0, lambda x: 1.02 * x),
+    "tflite: one cosine": litert.number(COSINES, -3, lambda x: np.float32(x + 0.1)),
+    "tflite: softer softmax": litert.operator(litert.Op.SOFTMAX, 1, litert.soft),
+}
 ROWS = (
-    Damage("tflite: a norm's number", LITERT, files=in_tflite(litert.number(NORM, 3, lambda x: 1.02 * x))),
-    Damage("tflite: eps x10", LITERT, files=in_tflite(litert.number("epsilon", 0, lambda x: 10 * x))),
-    Damage("tflite: attention scale", LITERT, files=in_tflite(litert.number(FACTOR, 0, lambda x: 1.02 * x))),
-    Damage("tflite: one cosine", LITERT, files=in_tflite(litert.number(COSINES, -3, lambda x: np.float32(x + 0.1)))),
-    Damage("tflite: softer softmax", LITERT, files=in_tflite(litert.operator(litert.Op.SOFTMAX, 1, litert.soft))),
+    *(Damage(name, LITERT, files=in_tflite(change)) for name, change in TFLITE.items()),
+    *(Damage(name, ("litert-lm",), files=litert_lm.graph(change)) for name, change in TFLITE.items()),
     Damage("mlpackage: eps x10", COREML, files=in_package(coreml.immediate("final_norm_layer_norm_epsilon_0", 10))),
     Damage("mlpackage: attention scale", COREML, files=in_package(coreml.immediate("layers_1_q_scaled_y_0", 1.02))),
     Damage("mlpackage: one cosine", COREML, files=in_package(coreml.blob("rope_cos_table", 901, 0x40))),

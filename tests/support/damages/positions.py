@@ -29,7 +29,7 @@ TABLES = ("export.executorch.model", "export.executorch.static", "export.lowerin
 GRAPHS: tuple[Format, ...] = ("onnx-cpu", "onnx-npu")
 HOST_CACHED: tuple[Format, ...] = ("onnx-cpu", "onnx-npu", "litert", "executorch-coreml", *COMPILED)
 """Formats whose host keeps the cache and gives positions and mask: a graph that errs is stood for by other inputs."""
-OWN_CACHE: dict[Format, str] = {"executorch-xnnpack": "_held", "coreml": "_position"}
+OWN_CACHE: dict[Format, str] = {"executorch-xnnpack": "_held", "litert-lm": "_held", "coreml": "_position"}
 """Formats that keep the cache themselves; where their runtimes count its tokens."""
 
 
@@ -148,7 +148,7 @@ class Misplaced(RuntimeBase):
     def __init__(self, inner: Runtime, where: Callable[[int, int, int], int]) -> None:
         self._inner, self._where = inner, where
         self.name, self.vocab_size, self.context = inner.name, inner.vocab_size, inner.context
-        (self._count,) = [name for name in OWN_CACHE.values() if hasattr(inner, name)]
+        (self._count,) = {name for name in OWN_CACHE.values() if hasattr(inner, name)}
         self._chunk = int(getattr(inner, "chunk", 0)) or cast(Any, inner)._artifact.chunk
 
     def reset(self) -> None:

@@ -19,7 +19,7 @@ from tests.support import damage
 from tests.support.damages.files import in_program
 from tests.support.damages.metadata import attributes, decoder, edited, mlx, model
 from tests.support.damages.record import Damage
-from tests.support.edits import xnnpack
+from tests.support.edits import litert, litert_lm, xnnpack
 from tests.support.files.gguf_files import rewrite
 
 Files = Callable[[Artifact], Artifact]
@@ -28,9 +28,11 @@ KL, REFUSED = "runner_kl_excess", "runner_refusals"
 MARKS, SWAPPED = (4, 5), ("▁s", "ea")  # pieces of the demo: the marks of turns; two that merge in each other's turn
 CONTENTS = "{% for m in messages %}{{ m.content }}{% endfor %}"
 TURNS = "{% for m in messages %}[|Human|]:{{ m.content }}[|AI|]:{% endfor %}"
+TALK = "{% for m in messages %}[|Human|]:{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}[|AI|]:"
+PARTS = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
 BASE = 500.0  # of rope
 GGML = "tokenizer.ggml."
-PTE = "executorch-xnnpack"
+PTE, LM = "executorch-xnnpack", "litert-lm"
 
 
 def gguf(**values: Any) -> Files:
@@ -106,6 +108,29 @@ def fewer_ends(file: PTEFile) -> None:
     xnnpack.plan(file, "get_eos_ids").outputs.pop()
 
 
+def other_base(model: Any, contents: list[bytearray]) -> None:
+    """The cosines of a rope table of another base."""
+    tensor = litert.tensors(model, "rope.cos.table")[0]
+    positions, size = map(int, tensor.shape)
+    angles = np.arange(positions)[:, None] * BASE ** (-np.arange(0, size, 2) / size)[None]
+    contents[tensor.buffer][:] = np.cos(np.concatenate([angles, angles], 1)).astype(np.float32).tobytes()
+
+
+def another_signature(model: Any, contents: list[bytearray]) -> None:
+    """LiteRT-LM decodes by the name `decode`."""
+    found = next(one for one in model.signatureDefs if one.signatureKey == b"decode")
+    found.signatureKey = b"decodo"
+
+
+def begun_by_7(told: Any) -> None:
+    told.start_token.token_ids.ids[:] = [7]
+
+
+def chat_template(text: str) -> Files:
+    """In the metadata of a .litertlm."""
+    return litert_lm.told(lambda told: setattr(told, "jinja_prompt_template", text))
+
+
 SEEN: dict[str, tuple[str, str, Files]] = {
     "gguf: marks of a plain kind": ("gguf", TOKENS, gguf(tokenizer__ggml__token_type=plain_marks)),
     "gguf: swapped scores": ("gguf", TOKENS, gguf(tokenizer__ggml__scores=swapped_scores)),
@@ -162,6 +187,19 @@ SEEN: dict[str, tuple[str, str, Files]] = {
     "pte: longer steps": (PTE, REFUSED, in_program(xnnpack.answer("get_max_seq_len", 512))),
     "pte: no cache": (PTE, REFUSED, in_program(xnnpack.answer("use_kv_cache", False))),
     "pte: scores times 0.3": (PTE, KL, in_program(xnnpack.argument("custom_sdpa", 7, Double(double_val=0.3)))),
+    "lm: marks of a plain kind": (LM, TOKENS, litert_lm.table(unmarked)),
+    "lm: swapped merges": (LM, TOKENS, litert_lm.table(swapped_merges)),
+    "lm: nothing begins a text": (LM, TOKENS, litert_lm.told(lambda told: told.ClearField("start_token"))),
+    "lm: another begin token": (LM, TOKENS, litert_lm.told(begun_by_7)),
+    "lm: no template": (LM, CHATS, litert_lm.told(lambda told: told.ClearField("jinja_prompt_template"))),
+    "lm: another template": (LM, CHATS, chat_template(PARTS)),
+    "lm: a template of texts alone": (LM, CHATS, chat_template(TURNS)),
+    "lm: two begin tokens in chats": (LM, CHATS, chat_template(f"<s>{TALK}")),
+    "lm: one end token of two": (LM, ENDS, litert_lm.told(lambda told: told.stop_tokens.pop())),
+    "lm: eps 0.1": (LM, KL, litert_lm.graph(litert.number("epsilon", 0, lambda x: 0.1))),
+    "lm: rope base 500": (LM, KL, litert_lm.graph(other_base)),
+    "lm: another context": (LM, REFUSED, litert_lm.told(lambda told: setattr(told, "max_num_tokens", 256))),
+    "lm: a signature's name": (LM, REFUSED, litert_lm.graph(another_signature)),
 }  # fmt: skip
 """By name: the format, the figure, and what is done."""
 ROWS = tuple(Damage(name, (kind,), files=change) for name, (kind, _, change) in SEEN.items())
