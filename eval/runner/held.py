@@ -73,8 +73,9 @@ def left_out(runner: StandardRunner) -> list[str]:
     if not runner.begins:
         found.append(f"texts were compared in {runner.name} without what begins them: {runner.begins.reason}")
     if not runner.continues:
+        how = "closed, with an answer asked for" if runner.asks_always else "closed"
         found.append(
-            f"an answer that is to be continued was compared in {runner.name} closed: {runner.continues.reason}"
+            f"an answer that is to be continued was compared in {runner.name} {how}: {runner.continues.reason}"
         )
     if runner.leaves_out is not None:
         found.append(f"where {runner.name} misreads it, a text was compared without that: {runner.misreads}")

@@ -91,7 +91,7 @@ LITERT_LM = Record(
     host_cache=True,
     reorders=Without("LiteRT's graph has no order of inputs"),
     delegate=NOT_EXECUTORCH,
-    app=Without("the app has no engine on LiteRT-LM yet: LiteRT-LM's own apps open the file"),
+    app="litert-lm",
     device_program=Without("LiteRT-LM's benchmark on phones is not called yet"),
     untold=(
         "the prefill graph as it ships computes no logits: what ran has the shipped head behind it, and LiteRT-LM, "

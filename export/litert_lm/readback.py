@@ -135,7 +135,7 @@ def _template_faults(told: Any, tokenizer: Tokenizer) -> Iterator[str]:
             yield "it has another chat template"
         return
     held = type(template)({"default": source}, template.where)
-    begin = "".join(tokenizer.pieces.text(token) for token in tokenizer.front)
+    begin = "".join(tokenizer.pieces.text(token) or "" for token in tokenizer.front)
     for chat in CHATS:
         wanted = _rendered(template, chat)
         parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat]

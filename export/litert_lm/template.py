@@ -61,7 +61,7 @@ def check_begin(tokenizer: Tokenizer) -> None:
         raise TargetError(problem, where=tokenizer.source, fix="use the runtime litert")
     if not tokenizer.front or tokenizer.template is None:
         return
-    begin = tokenizer.pieces.text(tokenizer.front[0])
+    begin = tokenizer.pieces.text(tokenizer.front[0]) or ""
     chat, template = [{"role": "user", "content": "a"}], tokenizer.template
     runners = ChatTemplate({DEFAULT: runner_template(tokenizer) or ""}, template.where)
     try:

@@ -153,6 +153,8 @@ def test_where_nobody_judged_it_is_said(made: Made) -> None:
     assert "without what begins them" in front and "closed: its template" in closed and "blanks alone" in misread
     other, first = held.not_judged(made.artifacts["executorch-xnnpack"], [judged])
     assert "are not TextLLMRunner's but the runtime's" in other and "ends at once goes on" in first
+    closed, scores = held.not_judged(made.artifacts["litert-lm"], [judged])
+    assert "closed, with an answer asked for" in closed and "it scores tokens" in scores
 
 
 @pytest.mark.parametrize("kind", NAMES)
