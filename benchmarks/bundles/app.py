@@ -14,16 +14,22 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import pages
+from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.bundle import build, project
+from export.executorch import xnnpack as executorch
 from tests.export.bundle import test_app as app_test
 from tests.support.android import kotlin_app
 from tests.support.checkpoints.rounded import rounded
 
+EXPORTS: dict[str, Callable[[QuantizedCheckpoint, Path], Artifact]] = {
+    **app_test.EXPORTS,
+    "executorch-xnnpack": lambda q, f: executorch.export(q, f, context=app_test.CONTEXT, chunk=app_test.CHUNK),
+}
 COLUMNS = ("artifact", "blocks", "context", "engine", "Kotlin", "questions", "characters", "the app's answers")
 
 
@@ -42,7 +48,7 @@ def lowered(home: Path, formats: Sequence[str]) -> Iterator[tuple[Artifact, Path
     """Artifacts of the demo's first two blocks, and the payload of a bundle of each."""
     quantized = rounded(home / "quantized", blocks=2)
     for kind in formats:
-        artifact = app_test.EXPORTS[kind](quantized, home / kind / "artifact")
+        artifact = EXPORTS[kind](quantized, home / kind / "artifact")
         yield artifact, app_test.pack(artifact, home / kind)
 
 
@@ -56,7 +62,7 @@ def bundled(bundles: Sequence[Path]) -> Iterator[tuple[Artifact, Path]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", type=Path)
-    parser.add_argument("--only", nargs="+", default=list(app_test.EXPORTS), choices=list(app_test.EXPORTS))
+    parser.add_argument("--only", nargs="+", default=list(EXPORTS), choices=list(EXPORTS))
     parser.add_argument("--kotlinc", nargs="+", default=["kotlinc"])
     options = parser.parse_args()
     told = subprocess.run([*options.kotlinc, "-version"], capture_output=True, text=True, check=True)

@@ -41,7 +41,6 @@ class ChatNote(_Part):
     answer: str = Field(description="behind a question, so that the model answers")
     next: str = Field(description="between an answer and the next question")
     ends: tuple[str, ...] = Field(description="texts of the tokens that end an answer")
-    marks: tuple[str, ...] = Field(description="special tokens, which are data in what a user types")
 
 
 class TokenizerNote(_Part):
@@ -53,6 +52,7 @@ class TokenizerNote(_Part):
     template_note: str = ""
     chat: ChatNote | None = Field(default=None, description="null: no such chat, `chat_note` says why")
     chat_note: str = ""
+    marks: tuple[str, ...] = Field(default=(), description="special tokens, which are data in what a user types")
     front: tuple[int, ...] = Field(default=(), description="tokens in front of a text; a template writes its own")
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -185,7 +185,7 @@ class BundleManifest(_Part):
         for figure in content["measurements"]:
             if not figure["by"]:  # as bundles from before there was such a field
                 del figure["by"]
-        for name in ("chat", "chat_note"):
+        for name in ("chat", "chat_note", "marks"):
             if not content["tokenizer"][name]:
                 del content["tokenizer"][name]
         return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

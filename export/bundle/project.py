@@ -28,21 +28,33 @@ _TABLE = Path(__file__).parent / "data" / "runtimes.yaml"
 
 
 class Library(BaseModel):
-    """A dependency of the app: Maven coordinates, and which producer's version it takes."""
+    """A dependency of the app: Maven coordinates, and which producer's version it takes.
+
+    Attributes:
+        releases, layout: where its archive lies, and how it is called there, if not in Google's repository or Central.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     maven: str
     version_of: str
     licence: str
+    releases: str | None = None
+    layout: str | None = None
 
 
 class SwiftPackage(BaseModel):
-    """Where Xcode gets a runtime; each version is a branch of its own."""
+    """Where Xcode gets a library.
+
+    Attributes:
+        branch, version_of: each version is a branch of its own, and the artifact's is taken.
+        version: else this one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     url: str
-    branch: str
-    version_of: str
+    branch: str | None = None
+    version_of: str | None = None
+    version: str | None = None
     products: tuple[str, ...]
 
 
@@ -56,6 +68,7 @@ class RuntimeFacts(BaseModel):
         android: libraries from Maven; empty where there are none.
         no_app: why no project is made around it.
         hexagon: runs on Qualcomm's NPU, whose libraries must lie on disk.
+        swift_packages: libraries that Xcode fetches. xcode: the oldest that builds them.
         min_sdk, min_ios: oldest systems that the libraries take.
         pins: producers whose version a phone's runtime must have.
         implies: further versions that a producer's version brings.
@@ -67,7 +80,8 @@ class RuntimeFacts(BaseModel):
     engine: str
     chats: Literal["loop", "text", "messages"] = "loop"
     android: tuple[Library, ...] = ()
-    swift_package: SwiftPackage | None = None
+    swift_packages: tuple[SwiftPackage, ...] = ()
+    xcode: str = "16"
     no_app: str | None = None
     hexagon: bool = False
     min_sdk: int = 24
@@ -162,7 +176,7 @@ def has_app(facts: RuntimeFacts, system: str) -> bool:
     """Whether a project can be made: the app gets the runtime from a package registry or has it from its system."""
     if facts.no_app:
         return False
-    return bool(facts.android) if system == "android" else facts.swift_package is not None or facts.os == "ios"
+    return bool(facts.android) if system == "android" else bool(facts.swift_packages) or facts.os == "ios"
 
 
 @cache
@@ -182,7 +196,7 @@ def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
     """What templates may use; `dependencies` are pinned to the versions that judged the artifact, and `built_with`
     names them for `bluelm-export install`.
     """
-    versions, package = manifest.runtime.pinned, facts.swift_package
+    versions = manifest.runtime.pinned
     return {
         "app": manifest.application,
         "manifest": manifest,
@@ -191,11 +205,27 @@ def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
         "hexagon": facts.hexagon,
         "min_sdk": facts.min_sdk,
         "min_ios": manifest.requirements.min_os,
-        "dependencies": [f"{lib.maven}:{_version(lib.version_of, versions)}" for lib in facts.android],
+        "dependencies": [
+            f"{lib.maven}:{_version(lib.version_of, versions)}{'@aar' if lib.releases else ''}" for lib in facts.android
+        ],
+        "releases": [lib for lib in facts.android if lib.releases],
         "built_with": "".join(f"+{x.version_of}={_version(x.version_of, versions)}" for x in facts.android),
-        "swift": package,
-        "swift_branch": package.branch.format(version=_version(package.version_of, versions)) if package else "",
+        "packages": [_package(package, versions) for package in facts.swift_packages],
+        "xcode": facts.xcode,
     }
+
+
+def _package(package: SwiftPackage, versions: Mapping[str, str]) -> dict[str, Any]:
+    """As Xcode's project file names a package, and as people do."""
+    if package.branch is None or package.version_of is None:
+        requirement = {"kind": "exactVersion", "version": package.version}
+    else:
+        requirement = {
+            "kind": "branch",
+            "branch": package.branch.format(version=_version(package.version_of, versions)),
+        }
+    at = requirement.get("branch") or requirement.get("version")
+    return {"url": package.url, "at": at, "products": package.products, "requirement": requirement}
 
 
 def _version(name: str, versions: Mapping[str, str]) -> str:

@@ -31,6 +31,7 @@ def tokenizer_note(artifact: Artifact) -> TokenizerNote:
         template_note=NO_TEMPLATE if tokenizer.template is None else "",
         chat=chat,
         chat_note=why,
+        marks=tokenizer.pieces.special(),
         front=tokenizer.front,
         bos_token_id=tokenizer.bos,
         eos_token_ids=ended,
@@ -57,7 +58,6 @@ def chat_note(tokenizer: Tokenizer, ended: tuple[int, ...]) -> ChatNote:
         answer=turns.answer,
         next=turns.next,
         ends=tuple(text for text in texts if text),
-        marks=tokenizer.pieces.special(),
     )
 
 
@@ -67,15 +67,13 @@ def check_app(tokenizer: Tokenizer, facts: RuntimeFacts) -> None:
     Raises:
         TargetError: it cannot.
     """
-    if facts.chats == "text":
+    if facts.chats == "text" or tokenizer.template is None:
         chat_note(tokenizer, ())
     if facts.chats != "loop":
         return
     if not isinstance(tokenizer.pieces, SentencePieces):
         why = f"the app reads tokenizer.model, and this model's tokenizer is {tokenizer.source.name}"
-    elif tokenizer.template is None:
-        why = f"the app's chats have BlueLM's template, and {NO_TEMPLATE}"
-    elif not tokenizer.template.bluelm:
+    elif tokenizer.template is None or not tokenizer.template.bluelm:
         why = "the app's chats have BlueLM's template, and this model's have another"
     elif tokenizer.front != (tokenizer.bos,):
         why = "the app begins chats with bos, and this model's tokenizer begins texts otherwise"

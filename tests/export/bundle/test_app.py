@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ from tests.packages import requires
 from tests.support import bundles
 from tests.support.android import kotlin_app
 from tests.support.checkpoints.rounded import rounded
+from tests.support.files.tokenizers import ROWS, write_tokenizer
 
 PART = 2 << 20  # bytes: the head is a part of its own
 CONTEXT, SHORT, CHUNK = 61, 18, 8  # the last chunk does not fit: it is moved back over what is cached
@@ -139,6 +142,7 @@ def test_the_app_answers_as_its_artifact(
 
 ENDING: dict[str, Callable[[QuantizedCheckpoint, Path], Artifact]] = {
     "executorch-xnnpack": lambda quantized, folder: xnnpack.export(quantized, folder, context=160, chunk=CHUNK),
+    "onnx-genai": lambda quantized, folder: onnx_genai.export(quantized, folder, context=160),
 }
 
 
@@ -163,3 +167,33 @@ def test_a_conversation_in_the_runtimes_own_api(
         found = runner.answer(tokenizer.chat(chat), 120)
         assert found.ended and (line, len(line) > 10) == (found.text, True)
         chat.append(Message("assistant", line))
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|begin|>' + m.role + '\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|begin|>assistant\n' }}{% endif %}"
+)
+
+
+@needs_kotlin
+def test_the_app_of_a_model_with_a_tokenizer_json_and_a_template_of_its_own(
+    app: kotlin_app.App, tmp_path: Path
+) -> None:
+    """A Qwen2: the manifest says what its files say, and the app chats so."""
+    from tests.support.checkpoints import families
+
+    source = families.qwen2(tmp_path / "source", rows=ROWS)
+    write_tokenizer(source, "qwen2")
+    (source / "chat_template.jinja").write_text(CHATML)
+    artifact = onnx_genai.export(rounded(tmp_path / "quantized", source=source), tmp_path / "artifact", context=64)
+    about = tokenizer_note(artifact)
+    assert (about.kind, about.template, about.front) == ("tokenizer.json", CHATML, ())
+    assert about.chat is not None and about.chat.next == "<|end|>\n<|begin|>user\n"
+    assert set(about.marks) == {"<|end|>", "<|begin|>"} and "artifact/tokenizer.json" in about.files
+    (line,) = app.answer(("Tell me",), "GenAi", pack(artifact, tmp_path), tmp_path / "files")
+    tokenizer = Tokenizer.from_folder(source)
+    prompt = tokenizer.chat([Message("user", "Tell me")])
+    library: Any = importlib.import_module("onnxruntime_genai")
+    stream = library.Tokenizer(library.Model(str(artifact.folder))).create_stream()  # it drops half characters
+    found = open_runner(artifact).answer(prompt, 64 - len(prompt))
+    assert line == "".join(map(stream.decode, found.tokens)) and len(line) > 10

@@ -167,7 +167,7 @@ def test_gradle_projects(name: str) -> None:
     """Well-formed, the runtime pinned to the version that judged the artifact, one engine."""
     draft = bundles.draft("gradle")
     versions = {"onnxruntime": "1.31.1", "onnxruntime-qnn": "2.5.0", "qnn": "2.49.0"}
-    versions |= {"executorch": "1.4.1", "ai-edge-litert": "2.3.0"}
+    versions |= {"executorch": "1.4.1", "ai-edge-litert": "2.3.0", "onnxruntime-genai": "0.18.0"}
     runtime = draft.runtime.model_copy(update={"name": name, "pinned": versions})
     application = draft.application.model_copy(update={"label": "A & 'B' <\"$x\">"})
     files = project.render(draft.model_copy(update={"runtime": runtime, "application": application}))
@@ -177,15 +177,23 @@ def test_gradle_projects(name: str) -> None:
     text = files["app/build.gradle.kts"].decode()
     facts = project.runtimes()[name]
     for library in facts.android:
-        assert f'implementation("{library.maven}:{versions[library.version_of]}")' in text
+        kind = "@aar" if library.releases else ""
+        assert f'implementation("{library.maven}:{versions[library.version_of]}{kind}")' in text
         assert f"+{library.version_of}={versions[library.version_of]}" in text.partition("versionNameSuffix = ")[2]
     home = "app/src/main/kotlin/org/bluelm/chat/"
     kotlin = {path.removeprefix(home) for path in files if path.startswith(home)}
     own = {"Tokenizer.kt", "TokenLoop.kt"}  # where the runtime has none
     assert own <= kotlin if facts.chats == "loop" else not own & kotlin
-    assert {"Chat.kt", "Engine.kt", "Turns.kt"} <= kotlin and not any("__" in name for name in kotlin)
+    assert {"Chat.kt", "Engine.kt", "Marks.kt"} <= kotlin and ("Turns.kt" in kotlin) == (facts.chats == "text")
+    assert not any("__" in name for name in kotlin)
     opened = f"TokenLoop(pack, {facts.engine}Engine(pack))" if facts.chats == "loop" else f"{facts.engine}Chat(pack)"
     assert files[home + "Engine.kt"].decode().rstrip().endswith(f"fun openChat(pack: ModelPack): Chat = {opened}")
+    settings = files["settings.gradle.kts"].decode()
+    assert ("ivy(" in settings) == (name == "onnxruntime-genai")
+    if name == "onnxruntime-genai":
+        assert 'ivy("https://github.com/microsoft/onnxruntime-genai/releases/download")' in settings
+        assert 'artifact("v[revision]/[artifact]-[revision].[ext]")' in settings
+        assert 'includeModule("com.microsoft.onnxruntime", "onnxruntime-genai-android")' in settings
     assert ("useLegacyPackaging = true" in text) == facts.hexagon
     assert "{{" not in "".join(data.decode() for data in files.values())
 
@@ -211,7 +219,7 @@ def test_projects_of_runtimes_without_a_version_or_system() -> None:
         project.render(draft.model_copy(update={"runtime": llama}))
 
 
-@pytest.mark.parametrize("name", ["coreml", "executorch"])
+@pytest.mark.parametrize("name", [name for name, facts in project.runtimes().items() if project.has_app(facts, "ios")])
 def test_xcode_projects(name: str) -> None:
     """Every object of the project file that is named exists, and every Swift file is built."""
     draft = bundles.draft("xcode")
@@ -224,6 +232,14 @@ def test_xcode_projects(name: str) -> None:
     assert ids <= set(objects)
     built = {o["path"] for o in objects.values() if o.get("lastKnownFileType") == "sourcecode.swift"}
     assert built == {p.split("/")[1] for p in files if p.endswith(".swift")}
+    facts = project.runtimes()[name]
+    wanted = [o for o in objects.values() if o["isa"] == "XCRemoteSwiftPackageReference"]
+    assert [o["repositoryURL"] for o in wanted] == [package.url for package in facts.swift_packages]
+    assert all(o["requirement"]["kind"] in ("branch", "exactVersion") for o in wanted)
+    dependencies = [o for o in objects.values() if o["isa"] == "XCSwiftPackageProductDependency"]
+    assert [(objects[o["package"]]["repositoryURL"], o["productName"]) for o in dependencies] == [
+        (package.url, product) for package in facts.swift_packages for product in package.products
+    ]
     assert any(o.get("path") == "Model" and o.get("lastKnownFileType") == "folder" for o in objects.values())
 
 

@@ -31,7 +31,7 @@ fun answer() {
 /** The app has one of these; the test renames each after its engine. */
 fun openChat(pack: ModelPack): Chat = when (System.getProperty("engine")) {
     "Onnx" -> openOnnx(pack)
-    "OnnxFused" -> openOnnxFused(pack)
+    "GenAi" -> openGenAi(pack)
     "ExecuTorch" -> openExecuTorch(pack)
     "ExecuTorchStatic" -> openExecuTorchStatic(pack)
     else -> openLiteRt(pack)

@@ -54,7 +54,7 @@ def llm_module(path: Path) -> Run:
         else:
             told: list[Any] = []
             pieces: list[str] = []
-            length, temperature = int(given[1][0]), float(given[2][0])
+            length, temperature = int(given[1][0]), float(read(given[2]))
             config = llm.GenerationConfig(echo=method == "echo", seq_len=length, temperature=temperature, num_bos=0)
             held["runner"].generate(read(given[0]), config, pieces.append, told.append)
             counts = {"prompt_tokens": told[0].num_prompt_tokens, "generated_tokens": told[0].num_generated_tokens}
@@ -80,6 +80,41 @@ def executorch_qnn(path: Path) -> Run:
         feeds = dict(zip(methods[method].inputs, inputs.values(), strict=True))
         found: Arrays = child.call(Step(method, feeds), 600)
         return {key: array.view(np.float16) if array.dtype == np.int16 else array for key, array in found.items()}
+
+    return run
+
+
+def genai(path: Path) -> Run:
+    """The library as its Java classes call it; what gives nothing is nothing."""
+    og: Any = importlib.import_module("onnxruntime_genai")
+    model = og.Model(str(path))
+    tokenizer, parameters, held = og.Tokenizer(model), og.GeneratorParams(model), dict[str, Any]()
+
+    def rendered(template: np.ndarray, messages: np.ndarray) -> np.ndarray:
+        return written(tokenizer.apply_chat_template(read(messages), template_str=read(template)))
+
+    steps: dict[str, Callable[..., Any]] = {
+        "encode": lambda text: tokenizer.encode(read(text)),
+        "template": rendered,
+        "stream": lambda: held.update(stream=tokenizer.create_stream()),
+        "decode": lambda token: written(held["stream"].decode(int(token[0]))),
+        "number": lambda name, value: parameters.set_search_options(**{read(name): float(read(value))}),
+        "truth": lambda name, value: parameters.set_search_options(**{read(name): bool(value[0])}),
+        "generator": lambda: held.update(generator=og.Generator(model, parameters)),
+        "done": lambda: [held["generator"].is_done()],
+        "count": lambda: [held["generator"].token_count()],
+        "append": lambda tokens: held["generator"].append_tokens(tokens),
+        "rewind": lambda length: held["generator"].rewind_to(int(length[0])),
+        "next": lambda: held["generator"].generate_next_token(),
+        "sequence": lambda: held["generator"].get_sequence(0),
+    }
+
+    def run(method: str, inputs: Arrays) -> Arrays:
+        found = steps[method](*inputs.values())
+        if found is None:
+            return {}
+        array = np.asarray(found)
+        return {"0": array if array.dtype == np.uint8 else array.astype(np.int32)}
 
     return run
 
@@ -112,7 +147,7 @@ def written(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), np.uint8)
 
 
-RUNTIMES = {".onnx": onnx, ".pte": executorch, ".tflite": litert}
+RUNTIMES = {"": genai, ".onnx": onnx, ".pte": executorch, ".tflite": litert}
 
 
 def read_text(file: BinaryIO) -> str:

@@ -104,10 +104,10 @@ def llama(folder: Path) -> Path:
     return folder
 
 
-def qwen2(folder: Path) -> Path:
+def qwen2(folder: Path, rows: int = ROWS) -> Path:
     import transformers
 
-    config = transformers.Qwen2Config(**COMMON, tie_word_embeddings=True)
+    config = transformers.Qwen2Config(**COMMON | {"vocab_size": rows}, tie_word_embeddings=True)
     randomised(transformers.Qwen2ForCausalLM(config)).save_pretrained(folder)
     return folder
 

@@ -7,6 +7,7 @@ import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.List;
 
@@ -24,6 +25,29 @@ public final class Pipe implements AutoCloseable {
             this.shape = shape;
             this.data = data.order(ByteOrder.LITTLE_ENDIAN);
         }
+
+        public String text() {
+            byte[] raw = new byte[data.remaining()];
+            data.duplicate().get(raw);
+            return new String(raw, StandardCharsets.UTF_8);
+        }
+
+        public int[] integers() {
+            int[] out = new int[data.remaining() / 4];
+            data.asIntBuffer().get(out);
+            return out;
+        }
+    }
+
+    public static Array text(String text) {
+        byte[] raw = text.getBytes(StandardCharsets.UTF_8);
+        return new Array("", "uint8", new long[] {raw.length}, ByteBuffer.wrap(raw));
+    }
+
+    public static Array integers(int... values) {
+        ByteBuffer data = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
+        data.asIntBuffer().put(values);
+        return new Array("", "int32", new long[] {values.length}, data);
     }
 
     private final Process process;

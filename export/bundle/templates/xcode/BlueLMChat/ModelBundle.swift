@@ -18,7 +18,6 @@ struct ModelBundle {
             let answer: String
             let next: String
             let ends: [String]
-            let marks: [String]
         }
         struct Tokenizer: Decodable {
             let files: [String]
@@ -26,6 +25,8 @@ struct ModelBundle {
             let eos_token_ids: [Int]
             let chat: Chat?
             let chat_note: String?
+            let marks: [String]?
+            let template: String?
         }
         let name: String
         let context: Int

@@ -88,6 +88,12 @@ class ModelPack(private val context: Context) {
         return target
     }
 
+    /** A folder of the payload on disk, whole. */
+    fun folder(path: String): File {
+        for (name in manifest.getJSONObject("files").keys()) if (name.startsWith("$path/")) file(name)
+        return File(folder, path)
+    }
+
     /** The pieces of a file that was cut for split APKs, in order; else the file itself. */
     private fun parts(path: String, entry: JSONObject): List<InputStream> {
         val pieces = entry.getJSONArray("pieces")
