@@ -107,7 +107,8 @@ def llama(folder: Path) -> Path:
 def qwen2(folder: Path, rows: int = ROWS) -> Path:
     import transformers
 
-    config = transformers.Qwen2Config(**COMMON | {"vocab_size": rows}, tie_word_embeddings=True)
+    values: dict[str, Any] = {**COMMON, "vocab_size": rows}
+    config = transformers.Qwen2Config(**values, tie_word_embeddings=True)
     randomised(transformers.Qwen2ForCausalLM(config)).save_pretrained(folder)
     return folder
 
