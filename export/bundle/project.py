@@ -69,6 +69,7 @@ class RuntimeFacts(BaseModel):
         no_app: why no project is made around it.
         hexagon: runs on Qualcomm's NPU, whose libraries must lie on disk.
         swift_packages: libraries that Xcode fetches. xcode: the oldest that builds them.
+        kotlin, gradle: versions that build the Android project.
         min_sdk, min_ios: oldest systems that the libraries take.
         pins: producers whose version a phone's runtime must have.
         implies: further versions that a producer's version brings.
@@ -82,6 +83,8 @@ class RuntimeFacts(BaseModel):
     android: tuple[Library, ...] = ()
     swift_packages: tuple[SwiftPackage, ...] = ()
     xcode: str = "16"
+    kotlin: str = "2.1.20"
+    gradle: str = "8.11.1"
     no_app: str | None = None
     hexagon: bool = False
     min_sdk: int = 24
@@ -212,6 +215,8 @@ def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
         "built_with": "".join(f"+{x.version_of}={_version(x.version_of, versions)}" for x in facts.android),
         "packages": [_package(package, versions) for package in facts.swift_packages],
         "xcode": facts.xcode,
+        "kotlin": facts.kotlin,
+        "gradle": facts.gradle,
     }
 
 

@@ -20,6 +20,7 @@ from export.bundle.build import Input
 from export.bundle.zip32 import FileSource
 from export.executorch import xnnpack
 from export.litert import export as litert
+from export.litert_lm import export as litert_lm
 from export.lowering.ranges import calibrate
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
@@ -143,6 +144,7 @@ def test_the_app_answers_as_its_artifact(
 ENDING: dict[str, Callable[[QuantizedCheckpoint, Path], Artifact]] = {
     "executorch-xnnpack": lambda quantized, folder: xnnpack.export(quantized, folder, context=160, chunk=CHUNK),
     "onnx-genai": lambda quantized, folder: onnx_genai.export(quantized, folder, context=160),
+    "litert-lm": lambda quantized, folder: litert_lm.export(quantized, folder, context=160, chunk=CHUNK),
 }
 
 

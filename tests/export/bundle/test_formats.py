@@ -167,7 +167,12 @@ def test_gradle_projects(name: str) -> None:
     """Well-formed, the runtime pinned to the version that judged the artifact, one engine."""
     draft = bundles.draft("gradle")
     versions = {"onnxruntime": "1.31.1", "onnxruntime-qnn": "2.5.0", "qnn": "2.49.0"}
-    versions |= {"executorch": "1.4.1", "ai-edge-litert": "2.3.0", "onnxruntime-genai": "0.18.0"}
+    versions |= {
+        "executorch": "1.4.1",
+        "ai-edge-litert": "2.3.0",
+        "onnxruntime-genai": "0.18.0",
+        "litertlm-android": "0.18.0",
+    }
     runtime = draft.runtime.model_copy(update={"name": name, "pinned": versions})
     application = draft.application.model_copy(update={"label": "A & 'B' <\"$x\">"})
     files = project.render(draft.model_copy(update={"runtime": runtime, "application": application}))
@@ -188,6 +193,8 @@ def test_gradle_projects(name: str) -> None:
     assert not any("__" in name for name in kotlin)
     opened = f"TokenLoop(pack, {facts.engine}Engine(pack))" if facts.chats == "loop" else f"{facts.engine}Chat(pack)"
     assert files[home + "Engine.kt"].decode().rstrip().endswith(f"fun openChat(pack: ModelPack): Chat = {opened}")
+    assert f'("org.jetbrains.kotlin.android") version "{facts.kotlin}"' in files["build.gradle.kts"].decode()
+    assert f"gradle-{facts.gradle}-bin.zip" in files["gradle/wrapper/gradle-wrapper.properties"].decode()
     settings = files["settings.gradle.kts"].decode()
     assert ("ivy(" in settings) == (name == "onnxruntime-genai")
     if name == "onnxruntime-genai":
@@ -204,6 +211,9 @@ def test_every_artifact_has_a_runtime_on_phones() -> None:
         assert project.system_of(name, "ipa" if facts.os == "ios" else "apk") in ("android", "ios")
     pinned = project.pinned(project.runtimes()["executorch-qnn"], {"onnxruntime-qnn": "2.5.0", "executorch": "1.4.1"})
     assert pinned == {"executorch": "1.4.1", "onnxruntime-qnn": "2.5.0", "qnn": "2.49.0"}
+    assert project.pinned(project.runtimes()["litert-lm"], {"litert-lm-api": "0.18.1"}) == {
+        "litertlm-android": "0.18.0"
+    }
 
 
 def test_projects_of_runtimes_without_a_version_or_system() -> None:

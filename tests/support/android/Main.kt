@@ -32,6 +32,7 @@ fun answer() {
 fun openChat(pack: ModelPack): Chat = when (System.getProperty("engine")) {
     "Onnx" -> openOnnx(pack)
     "GenAi" -> openGenAi(pack)
+    "LiteRtLm" -> openLiteRtLm(pack)
     "ExecuTorch" -> openExecuTorch(pack)
     "ExecuTorchStatic" -> openExecuTorchStatic(pack)
     else -> openLiteRt(pack)

@@ -119,6 +119,37 @@ def genai(path: Path) -> Run:
     return run
 
 
+def litert_lm(path: Path) -> Run:
+    lm: Any = importlib.import_module("litert_lm")
+    engine = lm.Engine(str(path), backend=lm.Backend.CPU(), cache_dir=":nocache")
+    held: dict[str, Any] = {}
+
+    def begun(top_k: np.ndarray, top_p: np.ndarray, temperature: np.ndarray) -> None:
+        drawn = {"top_p": float(read(top_p)), "temperature": float(read(temperature))}
+        held["talk"] = engine.create_conversation(sampler_config=lm.SamplerConfig(top_k=int(top_k[0]), **drawn))
+
+    def sent(text: np.ndarray) -> list[np.ndarray]:
+        said, error = list[str](), ""
+        try:
+            for message in held["talk"].send_message_async(read(text)):
+                said.append("".join(part["text"] for part in message["content"]))
+        except RuntimeError as refused:
+            error = str(refused)
+        return [written(piece) for piece in [*said, error]]
+
+    steps: dict[str, Callable[..., list[np.ndarray] | None]] = {
+        "begin": begun,
+        "count": lambda: [np.array([held["talk"].token_count], np.int32)],
+        "send": sent,
+        "end": lambda: held.pop("talk").close(),
+    }
+
+    def run(method: str, inputs: Arrays) -> Arrays:
+        return {str(index): array for index, array in enumerate(steps[method](*inputs.values()) or ())}
+
+    return run
+
+
 def litert(path: Path) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
@@ -147,7 +178,7 @@ def written(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), np.uint8)
 
 
-RUNTIMES = {"": genai, ".onnx": onnx, ".pte": executorch, ".tflite": litert}
+RUNTIMES = {"": genai, ".onnx": onnx, ".pte": executorch, ".tflite": litert, ".litertlm": litert_lm}
 
 
 def read_text(file: BinaryIO) -> str:
