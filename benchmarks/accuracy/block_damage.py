@@ -31,6 +31,7 @@ from compress.engine import quantize
 from compress.recipe import Recipe
 from eval import heldout
 from eval.accuracy.compare import block_errors
+from export.coreai import export as coreai
 from export.coreml import export as coreml
 from export.executorch import coreml as executorch_coreml
 from export.executorch import xnnpack as executorch
@@ -72,6 +73,7 @@ MAKERS: dict[str, Maker] = {
     "litert": lambda q, f: litert.export(q, f, context=CONTEXT, chunk=CHUNK),
     "gguf": lambda q, f: gguf_file.export(q, f, context=CONTEXT),
     "mlx": lambda q, f: mlx.export(q, f, context=CONTEXT),
+    "coreai": lambda q, f: coreai.export(q, f, context=CONTEXT),
     "coreml": lambda q, f: coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
     "executorch-coreml": lambda q, f: executorch_coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
     "executorch-xnnpack": lambda q, f: executorch.export(q, f, context=CONTEXT, chunk=CHUNK),

@@ -24,6 +24,7 @@ from eval.budget import budget_file
 from eval.budget.budget import Check, Verdict, judge
 from eval.budget.limits import Budget
 from export.artifacts.artifact import Artifact, Format
+from export.coreai import export as coreai
 from export.coreml import export as coreml
 from export.executorch import coreml as executorch_coreml
 from export.executorch import xnnpack as executorch
@@ -115,6 +116,7 @@ class Bench:
             "litert": lambda: litert.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "gguf": lambda: gguf_file.export(source, folder, context=CONTEXT),
             "mlx": lambda: mlx.export(source, folder, context=CONTEXT),
+            "coreai": lambda: coreai.export(source, folder, context=CONTEXT),
             "executorch-xnnpack": lambda: executorch.export(source, folder, kv_bits=32, context=CONTEXT, chunk=CHUNK),
             "executorch-coreml": lambda: executorch_coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "coreml": lambda: coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),

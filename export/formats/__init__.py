@@ -24,7 +24,7 @@ Numbers = Literal[8, 16, 32]
 Arithmetic = Literal["float32", "float16", "16-bit activations", "8-bit activations"]
 SpeedClass = Literal["cpu", "gpu", "npu", "ane"]
 Blocks = Literal["rewritten", "runtime", "built again", "source"]
-MODULES = ("onnx", "qnn", "coreml", "executorch", "litert", "gguf", "mlx")
+MODULES = ("onnx", "qnn", "coreml", "executorch", "litert", "gguf", "mlx", "coreai")
 
 
 @dataclass(frozen=True)

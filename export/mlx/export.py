@@ -33,8 +33,8 @@ from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.artifacts.mobile import complete_weights
 from export.mlx import FOLDER
-from export.mlx.tokenizer import write_tokenizer
 from export.readback.items import vector_names
+from export.tokenizer.fast import write_tokenizer
 
 GROUPS = (32, 64, 128)
 """Columns that share a scale, as MLX has kernels for."""

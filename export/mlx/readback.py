@@ -18,10 +18,10 @@ from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.mlx import FOLDER
-from export.mlx.readback_tokenizer import faults as tokenizer_faults
 from export.mlx.reader import MlxFiles, effective
 from export.readback import items
 from export.readback.items import Finding
+from export.tokenizer.readback_fast import faults as tokenizer_faults
 
 PLACES = {"max_position_embeddings": items.CONTEXT, "rope_theta": items.ROPE, "rope_scaling": items.ROPE}
 """Items of config.json's keys; all others are the model's operations, or what it tells."""
@@ -53,7 +53,7 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[Fin
     faults = _config_faults(config, quantized.config, artifact.context)
     faults[items.GRAPH] += [f"{name} is none of this model's" for name in sorted(files.names - known)]
     faults[items.ROPE] += _turn_faults(config, quantized.config, artifact.context)
-    faults[items.TELLS] += [*tokenizer_faults(artifact, quantized), *_card_faults(folder, artifact.about)]
+    faults[items.TELLS] += [*tokenizer_faults(folder, artifact, quantized), *_card_faults(folder, artifact.about)]
     for item in (items.GRAPH, items.CONTEXT, items.ROPE, items.TELLS):
         yield from items.checked(item, faults[item])
     for name in items.norm_names(quantized):

@@ -55,3 +55,13 @@ def litert_lm(artifact: Artifact, wanted: Set[int]) -> str | None:
     found = {token for ids in told for token in ids}
     same = all(len(ids) == 1 for ids in told) and wanted <= found <= wanted | {own}
     return None if same else f"model.litertlm says {told}, the checkpoint {sorted(wanted)}"
+
+
+def coreai(artifact: Artifact, wanted: Set[int]) -> str | None:
+    """By the rules of Apple's program, all of them and no others but the tokenizer's own."""
+    from export.coreai.stops import stops
+
+    told = stops(artifact.folder / "model" / "tokenizer")
+    own = Tokenizer.from_folder(artifact.folder).eos
+    same = wanted <= told <= wanted | {own}
+    return None if same else f"Core AI's folder says {sorted(told)}, the checkpoint {sorted(wanted)}"

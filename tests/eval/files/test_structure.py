@@ -16,6 +16,7 @@ from eval import heldout
 from eval.budget.budget import Verdict, judge
 from eval.budget.limits import Budget
 from export.artifacts.artifact import Artifact, Format
+from export.coreai import export as coreai
 from export.coreml import export as coreml
 from export.gguf import export as gguf_file
 from export.litert import export as litert
@@ -41,6 +42,7 @@ EXPORTERS: dict[str, Callable[..., Artifact]] = {
     "gguf": lambda q, folder: gguf_file.export(q, folder, context=CONTEXT),
     "mlx": lambda q, folder: mlx.export(q, folder, context=CONTEXT),
     "litert-lm": lambda q, folder: litert_lm.export(q, folder, context=CONTEXT),
+    "coreai": lambda q, folder: coreai.export(q, folder, context=CONTEXT),
     "onnx-genai": lambda q, folder: onnx_genai.export(q, folder, context=CONTEXT),
     "coreml": lambda q, folder: coreml.export(q, folder, context=CONTEXT, chunk=CHUNK),
 }

@@ -22,6 +22,7 @@ from bluelm.system.files import demo_checkpoint
 from compress.checkpoint.store import QuantizedCheckpoint
 from eval.files import compiled, size_plan
 from export.artifacts.artifact import Artifact
+from export.coreai import export as coreai
 from export.coreml import export as coreml
 from export.executorch import coreml as executorch_coreml
 from export.executorch import xnnpack as executorch
@@ -60,6 +61,7 @@ EXPORTERS: dict[str, Make] = {
     "onnx-genai": _steps(onnx_genai.export),
     "gguf": lambda source, folder: gguf_file.export(source, folder, context=CONTEXT),
     "mlx": lambda source, folder: mlx.export(source, folder, context=CONTEXT),
+    "coreai": lambda source, folder: coreai.export(source, folder, context=CONTEXT),
     "litert": _steps(litert.export),
     "litert-lm": _steps(litert_lm.export),
     "coreml": _steps(coreml.export),
@@ -116,7 +118,7 @@ def refusal(model: str, width: str, kind: str) -> str | None:
         return "begins a text with one token"
     if width == "w8-g32" and narrow:
         return "no groups for 8-bit weights"
-    if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "gguf", "mlx")):
+    if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "gguf", "mlx", "coreai")):
         return "zero points"
     return None
 

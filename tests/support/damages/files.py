@@ -15,7 +15,7 @@ from export.coreml.package import Package
 from export.executorch.reader import read_program
 from tests.support import damage
 from tests.support.damages.record import Damage
-from tests.support.edits import coreml, litert, litert_lm, xnnpack
+from tests.support.edits import coreai, coreml, litert, litert_lm, xnnpack
 
 Files = Callable[[Artifact], Artifact]
 
@@ -48,6 +48,14 @@ def in_program(change: Any) -> Files:
     return files
 
 
+def in_aimodel(change: Any) -> Files:
+    def files(artifact: Artifact) -> Artifact:
+        coreai.rewritten(artifact.folder / "model" / "model.aimodel", change)
+        return damage.again(artifact)
+
+    return files
+
+
 NORM, FACTOR, COSINES = "model.layers.1.post_attention_layernorm", "layers.1.q_scaled.factor", "rope.cos.table"
 SCALE, SEEN, ENDS = Double(double_val=0.3), "custom_sdpa", "get_eos_ids"
 LITERT: tuple[Format, ...] = ("litert",)
@@ -60,6 +68,12 @@ TFLITE: dict[str, litert.Change] = {
     "tflite: one cosine": litert.number(COSINES, -3, lambda x: np.float32(x + 0.1)),
     "tflite: softer softmax": litert.operator(litert.Op.SOFTMAX, 1, litert.soft),
 }
+COREAI: tuple[Format, ...] = ("coreai",)
+DEMO = {"scale": 32**-0.5, "eps": 1e-6}  # of the demo's attention and norms
+SOFTER = coreai.both(
+    coreai.scalar("attention", DEMO["scale"], 1.02 * DEMO["scale"]), coreai.told("attention", scale=0.18031223)
+)
+WIDER = coreai.both(coreai.scalar("rms_norm_256", DEMO["eps"], 1e-2), coreai.told("rms_norm_256", eps=1e-2))
 ROWS = (
     *(Damage(name, LITERT, files=in_tflite(change)) for name, change in TFLITE.items()),
     *(Damage(name, ("litert-lm",), files=litert_lm.graph(change)) for name, change in TFLITE.items()),
@@ -69,5 +83,15 @@ ROWS = (
     Damage("mlpackage: slots seen", COREML, files=in_package(coreml.blob("mask_seen_x_0", 8, 1))),
     Damage("pte: attention scale", XNNPACK, files=in_program(xnnpack.argument(SEEN, 7, SCALE))),
     Damage("pte: another end token", XNNPACK, files=in_program(xnnpack.answer(ENDS, 7))),
+    Damage("aimodel: attention scale", COREAI, files=in_aimodel(SOFTER)),
+    Damage("aimodel: eps 1e-2", COREAI, files=in_aimodel(WIDER)),
+    Damage("aimodel: another scale is told", COREAI, files=in_aimodel(coreai.told("attention", scale=0.3))),
+    Damage("aimodel: a window is told", COREAI, files=in_aimodel(coreai.told("attention", window_size=64))),
+    Damage("aimodel: no mask is told", COREAI, files=in_aimodel(coreai.told("attention", is_causal="false"))),
+    Damage("aimodel: a weak mask", COREAI, files=in_aimodel(coreai.scalar("attention", -1e4, -4.0))),
+    Damage("aimodel: one cosine", COREAI, files=in_aimodel(coreai.number("rope.cos", 901, 0x40))),
+    Damage("aimodel: a norm's number", COREAI, files=in_aimodel(coreai.number("model.norm.weight", 7, 0x04))),
+    Damage("aimodel: product for sum", COREAI, files=in_aimodel(coreai.product_for_sum)),
+    Damage("aimodel: sigmoid for silu", COREAI, files=in_aimodel(coreai.sigmoid_for_silu)),
     Damage("pte: product for sum", XNNPACK, files=in_program(xnnpack.inside(1, xnnpack.product_for_sum))),
 )  # fmt: skip

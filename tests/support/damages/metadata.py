@@ -132,6 +132,16 @@ def mlx(name: str = "config", **values: Any) -> Callable[[Artifact], Artifact]:
     return edited(f"model/{name}.json", lambda table: table.update(values))
 
 
+def coreai(**values: Any) -> Callable[[Artifact], Artifact]:
+    """What Core AI's folder says of the language model, with other values."""
+    return edited("model/metadata.json", lambda table: table["language"].update(values))
+
+
+def settings(**values: Any) -> Callable[[Artifact], Artifact]:
+    """tokenizer_config.json of Core AI's folder with other values."""
+    return edited("model/tokenizer/tokenizer_config.json", lambda table: table.update(values))
+
+
 ROWS = (
     Damage("tokenizer", ALL, files=damage.shift_tokenizer),
     Damage("artifact.json: another end token", ALL, files=described(eos_token_ids=[7])),
@@ -162,6 +172,18 @@ ROWS = (
     Damage("mlx: generation's end token", ("mlx",), files=mlx("generation_config", eos_token_id=[7])),
     Damage("mlx: another begin token", ("mlx",), files=mlx(bos_token_id=5)),
     Damage("mlx: bits of another width", ("mlx",), files=mlx(quantization={"group_size": 32, "bits": 2})),
+    Damage("coreai: another vocabulary", ("coreai",), files=coreai(vocab_size=4096)),
+    Damage("coreai: another context", ("coreai",), files=coreai(max_context_length=4096)),
+    Damage("coreai: another tokenizer", ("coreai",), files=coreai(embedded_tokenizer=False)),
+    Damage("coreai: another function", ("coreai",), files=coreai(function_map={"main": ["other"]})),
+    Damage("coreai: one more end token", ("coreai",), files=settings(additional_special_tokens=["<s>"])),
+    Damage("coreai: another end token", ("coreai",), files=settings(eos_token="<s>")),
+    Damage("coreai: an end token by its words", ("coreai",), files=settings(im_end="<s>")),
+    Damage("coreai: another begin token", ("coreai",), files=settings(bos_token="</s>")),
+    Damage(
+        "coreai: another checkpoint's", ("coreai",),
+        files=edited("model/model.aimodel/metadata.json", lambda t: t["creatorDefinedMetadata"].update(quantized="")),
+    ),
     Damage(
         "mlx: groups of 64", ("mlx",),
         files=edited("model/config.json", lambda table: table["quantization"].update(group_size=64)),

@@ -25,11 +25,16 @@ FROM = 0.55  # of the context: where a table freezes, a share that the windows o
 DECODE_FROM = 0.3  # of the context: from there on decode turns by wrong angles
 SLOTS = (0.4, 0.5)  # of the context: slots that decode forgets
 SHIFT = 7
-TABLES = ("export.executorch.model", "export.executorch.static", "export.lowering.decoder", "export.onnx.genai")
+TABLES = (
+    "export.coreai.program", "export.executorch.model", "export.executorch.static", "export.lowering.decoder",
+    "export.onnx.genai",
+)  # fmt: skip
 GRAPHS: tuple[Format, ...] = ("onnx-cpu", "onnx-npu")
 HOST_CACHED: tuple[Format, ...] = ("onnx-cpu", "onnx-npu", "litert", "executorch-coreml", *COMPILED)
 """Formats whose host keeps the cache and gives positions and mask: a graph that errs is stood for by other inputs."""
-OWN_CACHE: dict[Format, str] = {"executorch-xnnpack": "_held", "litert-lm": "_held", "coreml": "_position"}
+OWN_CACHE: dict[Format, str] = {
+    "executorch-xnnpack": "_held", "litert-lm": "_held", "coreml": "_position", "coreai": "_held",
+}  # fmt: skip
 """Formats that keep the cache themselves; where their runtimes count its tokens."""
 
 

@@ -202,4 +202,15 @@ SEEN: dict[str, tuple[str, str, Files]] = {
     "lm: a signature's name": (LM, REFUSED, litert_lm.graph(another_signature)),
 }  # fmt: skip
 """By name: the format, the figure, and what is done."""
-ROWS = tuple(Damage(name, (kind,), files=change) for name, (kind, _, change) in SEEN.items())
+COREAI: dict[str, Files] = {
+    "marks of a plain kind": edited("model/tokenizer/tokenizer.json", unmarked),
+    "swapped merges": edited("model/tokenizer/tokenizer.json", swapped_merges),
+    "nothing begins a text": edited("model/tokenizer/tokenizer.json", lambda t: t.update(post_processor=None)),
+    "no template": template(None, "model/tokenizer/chat_template.jinja"),
+    "another template": template(CONTENTS, "model/tokenizer/chat_template.jinja"),
+}
+"""Where no program reads them here, reading back must tell."""
+ROWS = (
+    *(Damage(name, (kind,), files=change) for name, (kind, _, change) in SEEN.items()),
+    *(Damage(f"coreai: {name}", ("coreai",), files=change) for name, change in COREAI.items()),
+)

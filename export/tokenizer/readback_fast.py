@@ -1,8 +1,8 @@
-"""The tokenizer's files of MLX's folder, held against the checkpoint's own."""
+"""The tokenizer's files of a folder that Hugging Face's library reads, held against the checkpoint's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from bluelm.errors import InputError
@@ -12,7 +12,6 @@ from bluelm.text.sentencepieces import SentencePieces
 from bluelm.text.tokenizer import Tokenizer, tokenizer_files
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
-from export.mlx import FOLDER
 from export.tokenizer.readback import begin_faults, differing, settings_wanted, table_faults
 
 CLASS = "PreTrainedTokenizerFast"
@@ -26,9 +25,12 @@ MADE = {
 }
 
 
-def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
-    """What they say otherwise, a clause each."""
-    folder, source = artifact.folder / FOLDER, quantized.folder
+def faults(
+    folder: Path, artifact: Artifact, quantized: QuantizedCheckpoint, apart: Collection[str] = ()
+) -> Iterator[str]:
+    """What those in `folder` say otherwise, a clause each; keys of tokenizer_config.json that are `apart` are not
+    looked at."""
+    source = quantized.folder
     if not any((source / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         return
     tokenizer = Tokenizer.from_folder(source)
@@ -42,7 +44,9 @@ def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
             yield from _copied(folder, source, "tokenizer.json")
             wanted = optional_json(source, "tokenizer_config.json")
         wanted = {key: value for key, value in wanted.items() if key != "auto_map"} | {"tokenizer_class": CLASS}
-        yield from differing("tokenizer_config.json", read_json(folder / "tokenizer_config.json"), wanted)
+        settings = read_json(folder / "tokenizer_config.json")
+        sides = ({key: value for key, value in side.items() if key not in apart} for side in (settings, wanted))
+        yield from differing("tokenizer_config.json", *sides)
         config = quantized.config
         ids = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
         ids |= {"eos_token_id": list(config.eos_token_ids)}

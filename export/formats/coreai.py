@@ -1,0 +1,51 @@
+"""Core AI's folders."""
+
+from __future__ import annotations
+
+from export.formats import Lowering, Record, Run, Sizes, Speed, Without
+from export.formats.reasons import ANY_CHIP, FLOATS, NO_LEVELS, NOT_EXECUTORCH
+
+COREAI = Record(
+    name="coreai",
+    targets=("apple",),
+    tools=("coreai-core",),
+    package="coreai-core",
+    backend="targets.apple.coreai:CoreaiBackend",
+    cache_widths=(16,),
+    ranges="never",
+    runs={
+        "cpu": Run(
+            "targets.apple.coreai:open_coreai",
+            "coreai-core",
+            "Apple's CPU kernels, products in float32, in place of those of GPUs",
+            weight_bytes=2,
+        ),
+    },
+    runs_as_shipped=True,
+    one_chip=ANY_CHIP,
+    runner=Without("CoreAILanguageModel and swift-transformers run on Apple devices alone"),
+    reader="export.coreai.readback:findings",
+    ends="export.readback.ends:coreai",
+    made=Without("the tokenizer in its folder is read back with it; those beside that are the checkpoint's own"),
+    arithmetic="float16",
+    levels=NO_LEVELS,
+    encodings=FLOATS,
+    block_error=0.005,
+    sizes=Sizes(vector=2, rope=2, structure=9_000, tied=True),
+    lowering=Lowering(0.5, 0.05),
+    speed=Speed("gpu"),
+    blocks="runtime",
+    blocks_in_runs=True,
+    inside=Without("its operators are fused, so it is looked at as a whole"),
+    host_cache=Without("the program keeps the cache in states"),
+    reorders=Without("the program has no order of inputs"),
+    delegate=NOT_EXECUTORCH,
+    app="coreai",
+    device_program=Without("Apple's llm-benchmark runs on Macs alone"),
+    untold=(
+        "what swift-transformers makes of the tokenizer's files: they are read back and held against the checkpoint's",
+        "what a GPU or the Neural Engine computes: Apple's runtime has neither off a Mac",
+    ),
+)
+
+RECORDS = (COREAI,)

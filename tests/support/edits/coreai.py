@@ -1,0 +1,123 @@
+"""Changes of a Core AI program, one place at a time, through Apple's own package."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Graph = Any
+Change = Callable[[dict[str, Graph]], None]
+"""Is given the graphs by name."""
+
+
+def rewritten(asset: Path, change: Change) -> None:
+    """The .aimodel with another program; what it says of itself stays."""
+    import coreai.authoring as authoring
+    from coreai._compiler.ir import Location
+
+    program = authoring.AIModelAsset.load(asset).program
+    with program._module._mlir_module.context, Location.unknown():
+        change({op.sym_name.value: op for op in program._module._body.operations})
+    other = asset.with_name("other.aimodel")
+    program.save_asset(other)
+    for name in ("main.mlirb", "main.hash"):
+        shutil.move(other / name, asset / name)
+    shutil.rmtree(other)
+
+
+def told(graph: str, **values: object) -> Change:
+    """Numbers of a composite as it declares them, and nothing else."""
+
+    def change(graphs: dict[str, Graph]) -> None:
+        from coreai._compiler.ir import Attribute
+
+        attributes = graphs[graph].operation.attributes
+        text = str(attributes["composite_decl"])
+        for key, value in values.items():
+            text, count = re.subn(rf"\b{key} = [^,:}}]+", f"{key} = {value} ", text)
+            assert count == 1, (key, text)
+        attributes["composite_decl"] = Attribute.parse(text)
+
+    return change
+
+
+def scalar(graph: str, old: float, new: float) -> Change:
+    """The float32 number of a graph that was `old`."""
+
+    def change(graphs: dict[str, Graph]) -> None:
+        from coreai._compiler.dialects import coreai as ops
+        from coreai._compiler.ir import DenseElementsAttr
+
+        for op in _constants(graphs[graph]):
+            value = op.operation.attributes["value"]
+            if str(value.type) == "tensor<f32>" and np.isclose(float(np.array(DenseElementsAttr(value))), old):
+                op.operation.attributes["value"] = ops.create_constant_attr(np.array(new, np.float32))
+                return
+        raise AssertionError(f"{graph} has no {old}")
+
+    return change
+
+
+def number(name: str, place: int, value: int) -> Change:
+    """A byte of a weight's part or of a table, by its name in the file."""
+
+    def change(graphs: dict[str, Graph]) -> None:
+        from coreai._compiler._mlir_libs._coreaiIR._bindings.compiler import copy_constant_value_to_array
+        from coreai._compiler.ir import DenseResourceElementsAttr
+
+        for op in _constants(graphs["main"]):
+            held = op.operation.attributes["value"]
+            if DenseResourceElementsAttr.isinstance(held) and f"dense_resource<{name}>" in str(held):
+                raw = np.zeros(_bytes(held.type), np.uint8)
+                copy_constant_value_to_array(constant_op=op.operation, destination=raw)
+                raw[place] ^= value
+                made = DenseResourceElementsAttr.get_from_buffer(raw, "other", held.type)
+                op.operation.attributes["value"] = made
+                return
+        raise AssertionError(f"there is no {name}")
+
+    return change
+
+
+def product_for_sum(graphs: dict[str, Graph]) -> None:
+    """Where the last residual is added."""
+    _replace(graphs["main"], "coreai.decomposable.broadcasting_add", -1, "broadcasting_mul")
+
+
+def sigmoid_for_silu(graphs: dict[str, Graph]) -> None:
+    """In the last block."""
+    _replace(graphs["main"], "coreai.silu", -1, "sigmoid")
+
+
+def both(*changes: Change) -> Change:
+    """One after the other."""
+
+    def change(graphs: dict[str, Graph]) -> None:
+        for one in changes:
+            one(graphs)
+
+    return change
+
+
+def _replace(graph: Graph, name: str, place: int, other: str) -> None:
+    from coreai._compiler.dialects import coreai as ops
+    from coreai._compiler.ir import InsertionPoint
+
+    one = [op for op in graph.entry_block.operations if op.operation.name == name][place]
+    with InsertionPoint(one):
+        one.results[0].replace_all_uses_with(getattr(ops, other)(*one.operands))
+    one.operation.erase()
+
+
+def _constants(graph: Graph) -> list[Any]:
+    return [op for op in graph.entry_block.operations if op.operation.name == "coreai.constant"]
+
+
+def _bytes(kind: Any) -> int:
+    width = {"si4": 4, "si8": 8, "f16": 16}[str(kind.element_type)]
+    return int(np.prod(kind.shape)) * width // 8
