@@ -1,7 +1,4 @@
-"""A Core AI program as it is written: one graph after another, by the operations of Apple's dialect.
-
-Apple's package has no public way to write integers of 4 bits, states or composites, so its dialect is used as it is.
-"""
+"""A Core AI program as it is written: one graph after another, by the operations of Apple's dialect."""
 
 from __future__ import annotations
 
@@ -10,28 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import coreai.authoring as authoring  # before its dialect, which it imports in turn
 import numpy as np
-from coreai._compiler.dialects import coreai as ops
-from coreai._compiler.ir import (
-    ArrayAttr,
-    Attribute,
-    DenseResourceElementsAttr,
-    DictAttr,
-    F16Type,
-    F32Type,
-    InsertionPoint,
-    IntegerType,
-    Location,
-    RankedTensorType,
-    ShapedType,
-    StringAttr,
-    Type,
-)
 
-AIProgram = authoring.AIProgram
-Value = Any
-"""Of Apple's binding, which has no annotations: a tensor, whose type tells shape and numbers."""
+from export.coreai.dialect import Program, Value, authoring, ir, ops
+
+Type = Any  # of the binding
 FREE = -1
 """In a shape: of any length."""
 TO_THE_END = 2**31 - 1
@@ -50,25 +30,25 @@ class Composite:
     inputs: tuple[str, ...]
     attributes: Mapping[str, bool | int | float]
 
-    def attribute(self) -> Attribute:
+    def attribute(self) -> Any:
         """As the graph declares it."""
         told = ", ".join(f"{key} = {_literal(value)}" for key, value in sorted(self.attributes.items()))
         names = ", ".join(f'"{name}"' for name in self.inputs)
         declared = f'{{input_names = [{names}], op_attrs = {{{told}}}, output_names = ["output"]}}'
-        return Attribute.parse(f'#coreai.composite_declaration<"{self.name}" = {declared}>')
+        return ir.Attribute.parse(f'#coreai.composite_declaration<"{self.name}" = {declared}>')
 
 
-class Program:
+class Written:
     """A module that is being written; `graph` adds one, `finish` ends it."""
 
     def __init__(self) -> None:
-        with authoring.Context(), Location.unknown():  # else the file names the place of this line
+        with authoring.Context(), ir.Location.unknown():  # else the file names the place of this line
             self._module = authoring.Module.create()
 
     @contextmanager
-    def open(self) -> Iterator[Program]:
+    def open(self) -> Iterator[Written]:
         """Graphs are added inside; behind it Apple's rewriting of what was written has run."""
-        with self._module, Location.unknown():
+        with self._module, ir.Location.unknown():
             yield self
 
     def graph(
@@ -91,35 +71,35 @@ class Program:
             name, list(inputs.values()), [], list(inputs), private=private, no_inline=private,
             composite_decl=composite.attribute() if composite else None,
         )  # fmt: skip
-        with InsertionPoint(made.entry_block):
+        with ir.InsertionPoint(made.entry_block):
             made.outputs_spec = list(body(*made.arguments).items())
         told = [{key.name: key.attr for key in one} for one in made.arg_attrs]
         for one, key in zip(told, inputs, strict=True):
-            one |= {"MutableBuffers.buffer_mutation": StringAttr.get(key)} if key in states else {}
-        made.arg_attrs = ArrayAttr.get([DictAttr.get(one) for one in told])
+            one |= {"MutableBuffers.buffer_mutation": ir.StringAttr.get(key)} if key in states else {}
+        made.arg_attrs = ir.ArrayAttr.get([ir.DictAttr.get(one) for one in told])
         return lambda *values: made(*values)[0]
 
-    def finish(self) -> AIProgram:
+    def finish(self) -> Program:
         """The program, to be saved."""
-        return AIProgram(self._module)
+        return authoring.AIProgram(self._module)
 
 
 def tensor(shape: Sequence[int], kind: Type) -> Type:
     """Of numbers of this kind."""
-    sizes = [ShapedType.get_dynamic_size() if size == FREE else size for size in shape]
-    return RankedTensorType.get(sizes, kind)
+    sizes = [ir.ShapedType.get_dynamic_size() if size == FREE else size for size in shape]
+    return ir.RankedTensorType.get(sizes, kind)
 
 
 def half() -> Type:
-    return F16Type.get()
+    return ir.F16Type.get()
 
 
 def single() -> Type:
-    return F32Type.get()
+    return ir.F32Type.get()
 
 
 def signed(bits: int) -> Type:
-    return IntegerType.get_signed(bits)
+    return ir.IntegerType.get_signed(bits)
 
 
 def constant(array: np.ndarray, name: str) -> Value:
@@ -153,7 +133,7 @@ def zeros(shape: Sequence[int], kind: Type) -> Value:
 
 
 def _held(array: np.ndarray, name: str, kind: Type) -> Value:
-    return ops.ConstantOp(value=DenseResourceElementsAttr.get_from_buffer(array, name, kind)).result
+    return ops.ConstantOp(value=ir.DenseResourceElementsAttr.get_from_buffer(array, name, kind)).result
 
 
 def _literal(value: bool | int | float) -> str:

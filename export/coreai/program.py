@@ -21,7 +21,8 @@ from bluelm.rope import rope_table
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.coreai import builder as b
-from export.coreai.builder import FREE, TO_THE_END, AIProgram, Composite, Program, Value, ops
+from export.coreai.builder import FREE, TO_THE_END, Composite, Written
+from export.coreai.dialect import Program, Value, ops
 
 MAIN = "main"
 TOKENS, POSITIONS, KEYS, VALUES, LOGITS = "input_ids", "position_ids", "keyCache", "valueCache", "logits"
@@ -29,7 +30,7 @@ HIDDEN_SCORE = -1e4
 """Added to the score of a token that is not seen, as Apple's composite does."""
 
 
-def build(quantized: QuantizedCheckpoint, context: int) -> AIProgram:
+def build(quantized: QuantizedCheckpoint, context: int) -> Program:
     """The whole program; weights are read one by one.
 
     Args:
@@ -38,7 +39,7 @@ def build(quantized: QuantizedCheckpoint, context: int) -> AIProgram:
     Raises:
         TargetError: float16 does not hold a vector or a scale.
     """
-    config, program = quantized.config, Program()
+    config, program = quantized.config, Written()
     cache = (config.num_layers, 1, config.num_kv_heads, FREE, config.head_dim)
     with program.open():
         inputs = {name: b.tensor((1, FREE), b.signed(32)) for name in (TOKENS, POSITIONS)}
@@ -62,7 +63,7 @@ class _Step:
 class _Decoder:
     """Writes `main`; composites are graphs before it, one for each form of their inputs."""
 
-    def __init__(self, quantized: QuantizedCheckpoint, context: int, program: Program) -> None:
+    def __init__(self, quantized: QuantizedCheckpoint, context: int, program: Written) -> None:
         self._quantized, self._config = quantized, quantized.config
         tables = (table.half().numpy() for table in rope_table(self._config, context))  # [context, head_dim]
         self._tables = dict(zip(("rope.cos", "rope.sin"), tables, strict=True))
@@ -204,7 +205,7 @@ def _normed(norm: Norm, described: Block) -> tuple[int, ...]:
     return (1, FREE, norm.size) if heads is None else (1, heads, FREE, norm.size)
 
 
-def _norm_graph(program: Program, shape: tuple[int, ...], eps: float) -> Callable[..., Value]:
+def _norm_graph(program: Written, shape: tuple[int, ...], eps: float) -> Callable[..., Value]:
     """x / sqrt(mean(x**2) + eps) * scale over the last axis; squares in float32."""
     axis = len(shape) - 1
 
@@ -220,7 +221,7 @@ def _norm_graph(program: Program, shape: tuple[int, ...], eps: float) -> Callabl
     return program.graph(name, inputs, body, composite=told)
 
 
-def _attention_graph(program: Program, one: Attend) -> Callable[..., Value]:
+def _attention_graph(program: Written, one: Attend) -> Callable[..., Value]:
     """softmax(scale q kᵀ + mask) v in float32; the last query sees every key, each one before it one less."""
     shared = one.heads != one.kv_heads
 

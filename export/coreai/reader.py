@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import coreai.authoring as authoring
 import numpy as np
-from coreai._compiler._mlir_libs._coreaiIR._bindings.compiler import copy_constant_value_to_array
-from coreai._compiler.ir import DenseElementsAttr, DictAttr
 
 from bluelm.errors import InputError
+from export.coreai.dialect import authoring, ir, raw
 
 PREFIXES = ("coreai.decomposable.broadcasting_", "coreai.")
 WIDTHS = {"f32": 32, "f16": 16, "si32": 32, "ui32": 32, "si8": 8, "si4": 4}
@@ -149,7 +147,7 @@ def _composite(op: Any, told: set[str]) -> tuple[str, dict[str, Any]] | None:
         return None
     text = str(op.operation.attributes["composite_decl"])
     name, rest = text.split('"')[1], text[text.index("{") : text.rindex(">")]
-    declared = {one.name: one.attr for one in DictAttr.parse(rest, context=op.operation.context)}
+    declared = {one.name: one.attr for one in ir.DictAttr.parse(rest, context=op.operation.context)}
     numbers = {one.name: one.attr.value for one in declared.pop("op_attrs")}
     return name, numbers | {key: [str(each)[1:-1] for each in value] for key, value in declared.items()}
 
@@ -164,16 +162,15 @@ def _numbers(op: Any, kind: str, shape: tuple[int | None, ...]) -> np.ndarray:
     value = op.operation.attributes["value"]
     if kind not in WIDTHS:
         raise InputError(f"a constant of {kind}")
-    if DenseElementsAttr.isinstance(value) and kind != "si4":
-        return np.array(DenseElementsAttr(value), KINDS[kind]).reshape(sizes)
-    if DenseElementsAttr.isinstance(value):
-        splat = DenseElementsAttr(value)
+    if ir.DenseElementsAttr.isinstance(value) and kind != "si4":
+        return np.array(ir.DenseElementsAttr(value), KINDS[kind]).reshape(sizes)
+    if ir.DenseElementsAttr.isinstance(value):
+        splat = ir.DenseElementsAttr(value)
         if not splat.is_splat or int(splat.get_splat_value().value) != 0:
             raise InputError("4-bit numbers that are no codes")
         return np.zeros(sizes, np.int8)
-    raw = np.zeros((int(np.prod(sizes)) * WIDTHS[kind] + 7) // 8, np.uint8)
-    copy_constant_value_to_array(constant_op=op.operation, destination=raw)
+    held = raw(op, (int(np.prod(sizes)) * WIDTHS[kind] + 7) // 8)
     if kind != "si4":
-        return raw.view(KINDS[kind]).reshape(sizes)
-    pairs = np.stack([raw & 15, raw >> 4], axis=-1).reshape(sizes)
+        return held.view(KINDS[kind]).reshape(sizes)
+    pairs = np.stack([held & 15, held >> 4], axis=-1).reshape(sizes)
     return (pairs ^ 8).astype(np.int8) - np.int8(8)

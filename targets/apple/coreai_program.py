@@ -9,21 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import coreai.authoring as authoring
 import numpy as np
-from coreai._compiler.dialects import coreai as ops
-from coreai._compiler.ir import (
-    ArrayAttr,
-    DictAttr,
-    F16Type,
-    FunctionType,
-    InsertionPoint,
-    Location,
-    StringAttr,
-    TypeAttr,
-)
 
 from bluelm.errors import InputError
+from export.coreai.dialect import Program, ir, ops
 
 PRODUCT, UNPACK = "coreai.decomposable.broadcasting_batch_matmul", "coreai.blockwise_shift_scale"
 CALL, NORM = "coreai.invoke", "rms_norm"
@@ -31,7 +20,7 @@ STREAM, WEIGHTS = "stream", "weights"
 Graph = Any  # of Apple's binding, which has no annotations
 
 
-def prepared(program: authoring.AIProgram, name: str, norms: int) -> authoring.AIProgram:
+def prepared(program: Program, name: str, norms: int) -> Program:
     """The program with products in float32, with more outputs, and with weights as inputs.
 
     Args:
@@ -44,7 +33,7 @@ def prepared(program: authoring.AIProgram, name: str, norms: int) -> authoring.A
     graph = program._get_graph(name)
     if graph is None:
         raise InputError(f"the program has no function {name!r}", fix="export it again")
-    with graph.operation.context, Location.unknown():
+    with graph.operation.context, ir.Location.unknown():
         _widen(graph)
         _show(graph, norms)
         _unpack_once(program, graph)
@@ -54,9 +43,9 @@ def prepared(program: authoring.AIProgram, name: str, norms: int) -> authoring.A
 def _widen(graph: Graph) -> None:
     for one in _operations(graph, PRODUCT):
         x, y = one.operands
-        if not isinstance(x.type.element_type, F16Type):
+        if not isinstance(x.type.element_type, ir.F16Type):
             continue
-        with InsertionPoint(one):
+        with ir.InsertionPoint(one):
             made = ops.broadcasting_batch_matmul(ops.cast(x, np.float32), ops.cast(y, np.float32))
             one.results[0].replace_all_uses_with(ops.cast(made, np.float16))
         one.operation.erase()
@@ -66,30 +55,30 @@ def _show(graph: Graph, norms: int) -> None:
     """Norms of whole tokens, not of heads, are those of the stream."""
     calls = [call for call in _operations(graph, CALL) if NORM in str(call.operation.attributes["callee"])]
     streams = [call.operands[0] for call in calls if len(call.operands[0].type.shape) == 3][::norms]
-    with InsertionPoint(graph.entry_block):
+    with ir.InsertionPoint(graph.entry_block):
         graph.outputs_spec = [*graph.outputs_spec, *((f"{STREAM}.{i}", value) for i, value in enumerate(streams))]
 
 
-def _unpack_once(program: authoring.AIProgram, graph: Graph) -> None:
+def _unpack_once(program: Program, graph: Graph) -> None:
     held = _operations(graph, UNPACK)
-    with InsertionPoint(program._module._body):
+    with ir.InsertionPoint(program._module._body):
         made = ops.GraphOp(WEIGHTS, [], [], [])
     outputs: list[tuple[str, Any]] = []
     names = [{one.name: one.attr for one in told} for told in graph.arg_attrs]
     for one in held:
         name = f"{WEIGHTS}.{len(outputs)}"
-        with InsertionPoint(made.entry_block):
-            parts = [value.owner.clone(ip=InsertionPoint.current).results[0] for value in one.operands]
+        with ir.InsertionPoint(made.entry_block):
+            parts = [value.owner.clone(ip=ir.InsertionPoint.current).results[0] for value in one.operands]
             outputs.append((name, ops.blockwise_shift_scale(*parts)))
-        given = graph.entry_block.add_argument(one.results[0].type, Location.unknown())
-        names.append({"coreai.name": StringAttr.get(name)})
+        given = graph.entry_block.add_argument(one.results[0].type, ir.Location.unknown())
+        names.append({"coreai.name": ir.StringAttr.get(name)})
         one.results[0].replace_all_uses_with(given)
         one.operation.erase()
-    with InsertionPoint(made.entry_block):
+    with ir.InsertionPoint(made.entry_block):
         made.outputs_spec = outputs
-    types = FunctionType.get(inputs=[one.type for one in graph.arguments], results=list(graph.type.results))
-    graph.function_type = TypeAttr.get(types)
-    graph.arg_attrs = ArrayAttr.get([DictAttr.get(one) for one in names])
+    types = ir.FunctionType.get(inputs=[one.type for one in graph.arguments], results=list(graph.type.results))
+    graph.function_type = ir.TypeAttr.get(types)
+    graph.arg_attrs = ir.ArrayAttr.get([ir.DictAttr.get(one) for one in names])
 
 
 def _operations(graph: Graph, name: str) -> list[Any]:

@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import coreai.authoring as authoring
 import numpy as np
 from coreai.runtime import NDArray
 
 from bluelm.errors import InputError, TargetError
+from export.coreai.dialect import authoring
 from targets.apple.coreai_messages import Open, Opened, Step, Stepped
 from targets.apple.coreai_program import STREAM, WEIGHTS, prepared
 from targets.host.child import serve
@@ -31,7 +31,7 @@ class Held:
             model = self._loop.run_until_complete(self._stack.enter_async_context(asset.executable()))
             self._function: Any = model.load_function(message.function)
             unpack = model.load_function(WEIGHTS)
-            self._weights: dict[str, NDArray] = self._loop.run_until_complete(unpack())
+            self._weights: dict[str, Any] = self._loop.run_until_complete(unpack())
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise TargetError(f"Core AI refuses the program: {error}", where=message.path) from None
         told = self._function.desc

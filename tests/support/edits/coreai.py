@@ -17,11 +17,10 @@ Change = Callable[[dict[str, Graph]], None]
 
 def rewritten(asset: Path, change: Change) -> None:
     """The .aimodel with another program; what it says of itself stays."""
-    import coreai.authoring as authoring
-    from coreai._compiler.ir import Location
+    from export.coreai.dialect import authoring, ir
 
     program = authoring.AIModelAsset.load(asset).program
-    with program._module._mlir_module.context, Location.unknown():
+    with program._module._mlir_module.context, ir.Location.unknown():
         change({op.sym_name.value: op for op in program._module._body.operations})
     other = asset.with_name("other.aimodel")
     program.save_asset(other)
@@ -34,14 +33,14 @@ def told(graph: str, **values: object) -> Change:
     """Numbers of a composite as it declares them, and nothing else."""
 
     def change(graphs: dict[str, Graph]) -> None:
-        from coreai._compiler.ir import Attribute
+        from export.coreai.dialect import ir
 
         attributes = graphs[graph].operation.attributes
         text = str(attributes["composite_decl"])
         for key, value in values.items():
             text, count = re.subn(rf"\b{key} = [^,:}}]+", f"{key} = {value} ", text)
             assert count == 1, (key, text)
-        attributes["composite_decl"] = Attribute.parse(text)
+        attributes["composite_decl"] = ir.Attribute.parse(text)
 
     return change
 
@@ -50,12 +49,11 @@ def scalar(graph: str, old: float, new: float) -> Change:
     """The float32 number of a graph that was `old`."""
 
     def change(graphs: dict[str, Graph]) -> None:
-        from coreai._compiler.dialects import coreai as ops
-        from coreai._compiler.ir import DenseElementsAttr
+        from export.coreai.dialect import ir, ops
 
         for op in _constants(graphs[graph]):
             value = op.operation.attributes["value"]
-            if str(value.type) == "tensor<f32>" and np.isclose(float(np.array(DenseElementsAttr(value))), old):
+            if str(value.type) == "tensor<f32>" and np.isclose(float(np.array(ir.DenseElementsAttr(value))), old):
                 op.operation.attributes["value"] = ops.create_constant_attr(np.array(new, np.float32))
                 return
         raise AssertionError(f"{graph} has no {old}")
@@ -67,16 +65,14 @@ def number(name: str, place: int, value: int) -> Change:
     """A byte of a weight's part or of a table, by its name in the file."""
 
     def change(graphs: dict[str, Graph]) -> None:
-        from coreai._compiler._mlir_libs._coreaiIR._bindings.compiler import copy_constant_value_to_array
-        from coreai._compiler.ir import DenseResourceElementsAttr
+        from export.coreai.dialect import ir, raw
 
         for op in _constants(graphs["main"]):
             held = op.operation.attributes["value"]
-            if DenseResourceElementsAttr.isinstance(held) and f"dense_resource<{name}>" in str(held):
-                raw = np.zeros(_bytes(held.type), np.uint8)
-                copy_constant_value_to_array(constant_op=op.operation, destination=raw)
-                raw[place] ^= value
-                made = DenseResourceElementsAttr.get_from_buffer(raw, "other", held.type)
+            if ir.DenseResourceElementsAttr.isinstance(held) and f"dense_resource<{name}>" in str(held):
+                numbers = raw(op, _bytes(held.type))
+                numbers[place] ^= value
+                made = ir.DenseResourceElementsAttr.get_from_buffer(numbers, "other", held.type)
                 op.operation.attributes["value"] = made
                 return
         raise AssertionError(f"there is no {name}")
@@ -105,11 +101,10 @@ def both(*changes: Change) -> Change:
 
 
 def _replace(graph: Graph, name: str, place: int, other: str) -> None:
-    from coreai._compiler.dialects import coreai as ops
-    from coreai._compiler.ir import InsertionPoint
+    from export.coreai.dialect import ir, ops
 
     one = [op for op in graph.entry_block.operations if op.operation.name == name][place]
-    with InsertionPoint(one):
+    with ir.InsertionPoint(one):
         one.results[0].replace_all_uses_with(getattr(ops, other)(*one.operands))
     one.operation.erase()
 
