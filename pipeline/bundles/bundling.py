@@ -67,7 +67,7 @@ def bundle(run: Path, choice: Choice, progress: Progress | None = None) -> Path:
         fix = "add --format ipa, or omit --runner"
         raise InputError(f"--runner would change nothing: it is for an ipa, and this is a bundle of {format_}", fix=fix)
     if format_ in ("gradle", "xcode"):
-        check_app(Tokenizer.from_folder(artifact.folder), project.runtime_of(artifact.format)[1])
+        check_app(Tokenizer.from_folder(artifact.folder), project.runtime_of(artifact.format)[1], format_)
     draft = manifest_draft(run, report, artifact, format_, choice)
     out = choice.out or run / "bundle" / draft.name
     options = build.Options(runner=choice.runner)

@@ -188,11 +188,11 @@ def test_a_bad_generation_config_is_named(tmp_path: Path) -> None:
     ("kind", "more", "why"),
     [
         ("model", {}, None),
-        ("model", {"add_bos_token": False}, "begins chats with bos"),
+        ("model", {"add_bos_token": False}, "chats have another"),
         ("llama-bpe", {}, "reads tokenizer.model"),
     ],
 )
-def test_the_app_is_refused_where_it_would_begin_chats_otherwise(
+def test_the_swift_app_is_refused_where_it_would_begin_chats_otherwise(
     kind: str, more: dict[str, Any], why: str | None, tmp_path: Path
 ) -> None:
     if kind == "model":
@@ -201,9 +201,9 @@ def test_the_app_is_refused_where_it_would_begin_chats_otherwise(
         write_tokenizer(tmp_path, kind)
     settings(tmp_path, "config.json", model_type="BlueLM")
     tokenizer = Tokenizer.from_folder(settings(tmp_path, **more))
-    facts = runtimes()["onnxruntime"]
+    check_app(tokenizer, runtimes()["onnxruntime"], "gradle")  # the Kotlin app's own tokenizer reads each
     if why is None:
-        check_app(tokenizer, facts)
+        check_app(tokenizer, runtimes()["coreml"], "xcode")
         return
     with pytest.raises(TargetError, match=why):
-        check_app(tokenizer, facts)
+        check_app(tokenizer, runtimes()["coreml"], "xcode")

@@ -3,16 +3,17 @@ package org.bluelm.chat
 import android.content.Context
 import java.io.File
 
-/** `tokens MODEL`: each line's tokens, plain and as chat. `answer`: the app's answers to the lines. */
+/** `tokens FILE FIRST ANSWER`: each line's tokens, as data alone and between the two texts. `answer`: the app's answers to the lines. */
 fun main(args: Array<String>) {
-    if (args[0] == "tokens") tokens(File(args[1])) else answer()
+    if (args[0] == "tokens") tokens(File(args[1]), args[2], args[3]) else answer()
 }
 
-fun tokens(model: File) {
-    val tokenizer = Tokenizer(model.readBytes())
+fun tokens(file: File, first: String, answer: String) {
+    val tokenizer = readTokenizer(file.name, file.readBytes())
     for (line in generateSequence(::readLine)) {
-        val text = line.replace("\\n", "\n")
-        println(tokenizer.encode(text).joinToString(",") + "|" + tokenizer.chat(text, 1).joinToString(","))
+        val data = Part(line.replace("\\n", "\n"), true)
+        val chat = tokenizer.encode(listOf(Part(first, false), data, Part(answer, false)))
+        println(tokenizer.encode(listOf(data)).joinToString(",") + "|" + chat.joinToString(","))
     }
 }
 

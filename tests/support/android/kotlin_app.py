@@ -34,7 +34,7 @@ class App:
         command = ["java", *options, "-cp", path, "org.bluelm.chat.MainKt", *words]
         done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
+        return done.stdout.removesuffix("\n").split("\n")  # a text may hold other ends of lines
 
     def answer(self, questions: Sequence[str], engine: str, pack: Path, files: Path) -> list[str]:
         """What the app answers, one conversation.

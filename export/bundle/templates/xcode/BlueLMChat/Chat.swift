@@ -6,11 +6,11 @@ protocol Chat: AnyObject, Sendable {
     func answer(_ question: String, show: @escaping (String) -> Void) async throws -> String
 }
 
-/// Tokens and seconds since it was made, as a chat tells them.
+/// What was said, and the seconds since this was made, as a chat tells them.
 struct Speed {
     private let started = Date()
 
-    func tell(_ tokens: Int) -> String {
-        String(format: "%d tokens, %.1f tokens/s", tokens, Double(tokens) / -started.timeIntervalSinceNow)
+    func tell(_ count: Int, of what: String = "tokens") -> String {
+        String(format: "%d %@, %.1f %@/s", count, what, Double(count) / -started.timeIntervalSinceNow, what)
     }
 }

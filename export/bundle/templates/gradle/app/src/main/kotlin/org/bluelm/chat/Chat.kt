@@ -8,9 +8,10 @@ interface Chat {
     fun close()
 }
 
-/** Tokens and seconds since it was made, as a chat tells them. */
+/** What was said, and the seconds since this was made, as a chat tells them. */
 class Speed {
     private val started = System.nanoTime()
 
-    fun tell(tokens: Int) = "%d tokens, %.1f tokens/s".format(tokens, tokens / ((System.nanoTime() - started) / 1e9))
+    fun tell(count: Int, what: String = "tokens") =
+        "%d %s, %.1f %s/s".format(count, what, count / ((System.nanoTime() - started) / 1e9), what)
 }

@@ -39,7 +39,7 @@ class LiteRtLmChat(pack: ModelPack) : Chat {
             forget() // it is of no use behind an answer that failed
             throw IllegalStateException(it)
         }
-        return answer.speed.tell(answer.pieces)
+        return answer.speed.tell(answer.pieces, "pieces")
     }
 
     private fun forget() {
@@ -52,7 +52,7 @@ class LiteRtLmChat(pack: ModelPack) : Chat {
         engine.close()
     }
 
-    /** It tells pieces of text, mostly a token each, from a thread of its own. */
+    /** It tells pieces of text from a thread of its own. */
     private class Answer(private val show: (String) -> Unit) : MessageCallback {
         val end = CountDownLatch(1)
         var speed = Speed()

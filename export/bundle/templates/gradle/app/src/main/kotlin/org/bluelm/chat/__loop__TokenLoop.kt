@@ -3,15 +3,16 @@ package org.bluelm.chat
 /** A conversation through an engine of tokens, with a tokenizer of the app's own. */
 class TokenLoop(pack: ModelPack, private val engine: Engine) : Chat {
     private val about = pack.manifest.getJSONObject("tokenizer")
-    private val tokenizer = Tokenizer(pack.read(pack.tokenizer("tokenizer.model")))
-    private val bos = about.getInt("bos_token_id")
+    private val file = pack.tokenizer(if (about.getString("kind") == "sentencepiece") "tokenizer.model" else "tokenizer.json")
+    private val tokenizer = readTokenizer(file, pack.read(file))
+    private val turns = Turns(pack.manifest)
     private val ends = about.getJSONArray("eos_token_ids").let { a -> (0 until a.length()).map { a.getInt(it) } }
 
     override fun answer(question: String, show: (String) -> Unit): String {
-        var prompt = if (engine.position == 0) tokenizer.chat(question, bos) else tokenizer.turn(question)
-        if (engine.position + prompt.size + RESERVE > engine.context) {
+        var prompt = tokenizer.encode(turns.parts(question, engine.position == 0))
+        if (engine.position > 0 && engine.position + prompt.size + RESERVE > engine.context) {
             engine.reset()
-            prompt = tokenizer.chat(question, bos)
+            prompt = tokenizer.encode(turns.parts(question, true))
         }
         val stream = TextStream(tokenizer)
         var logits = engine.advance(prompt)
@@ -19,8 +20,8 @@ class TokenLoop(pack: ModelPack, private val engine: Engine) : Chat {
         var count = 0
         while (engine.position < engine.context) {
             val token = best(logits)
+            if (token in ends) break // the next turn begins with the text of one
             logits = engine.advance(intArrayOf(token))
-            if (token in ends) break
             show(stream.push(token))
             count++
         }
