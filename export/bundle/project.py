@@ -47,7 +47,7 @@ class SwiftPackage(BaseModel):
 
     Attributes:
         branch, version_of: each version is a branch of its own, and the artifact's is taken.
-        version: else this one.
+        version, revision: else this one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +55,7 @@ class SwiftPackage(BaseModel):
     branch: str | None = None
     version_of: str | None = None
     version: str | None = None
+    revision: str | None = None
     products: tuple[str, ...]
 
 
@@ -222,14 +223,13 @@ def _values(manifest: BundleManifest, facts: RuntimeFacts) -> dict[str, Any]:
 
 def _package(package: SwiftPackage, versions: Mapping[str, str]) -> dict[str, Any]:
     """As Xcode's project file names a package, and as people do."""
-    if package.branch is None or package.version_of is None:
-        requirement = {"kind": "exactVersion", "version": package.version}
+    if package.branch is not None and package.version_of is not None:
+        kind, name, at = "branch", "branch", package.branch.format(version=_version(package.version_of, versions))
+    elif package.revision is not None:
+        kind, name, at = "revision", "revision", package.revision
     else:
-        requirement = {
-            "kind": "branch",
-            "branch": package.branch.format(version=_version(package.version_of, versions)),
-        }
-    at = requirement.get("branch") or requirement.get("version")
+        kind, name, at = "exactVersion", "version", package.version
+    requirement = {"kind": kind, name: at}
     return {"url": package.url, "at": at, "products": package.products, "requirement": requirement}
 
 

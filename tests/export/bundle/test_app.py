@@ -216,5 +216,7 @@ def test_the_app_of_a_model_with_a_tokenizer_json_and_a_template_of_its_own(
     assert line == "".join(map(stream.decode, found.tokens)) and len(line) > 10
     own = onnx_cpu.export(quantized, tmp_path / "own", context=64, chunk=CHUNK)
     (line,) = app.answer(("Tell me",), "Onnx", pack(own, tmp_path / "loop"), tmp_path / "files")
-    (wanted,) = (text.replace("\ufffd", "") for text in expected(own, ("Tell me",)))  # Java counts half characters otherwise
+    (wanted,) = (
+        text.replace("\ufffd", "") for text in expected(own, ("Tell me",))
+    )  # Java counts half characters otherwise
     assert len(line) > 10 and wanted == line.replace("\ufffd", "")
