@@ -12,6 +12,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -266,6 +267,36 @@ def test_the_swift_of_the_app_parses() -> None:
     assert len(paths) > 5
     for path in paths:
         assert _mistakes(parser.parse(path.read_bytes()).root_node) == [], path
+
+
+APIS = yaml.safe_load(Path("tests/support/apple/apis.yaml").read_text())
+
+
+@pytest.mark.parametrize("engine", APIS)
+def test_the_swift_app_calls_what_the_runtimes_declare(engine: str) -> None:
+    """Every call of a runtime's API has the labels of its declaration, and no other one is made."""
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
+    source = (project.TEMPLATES / "xcode" / "BlueLMChat" / f"__engine_{engine}__Engine.swift").read_bytes()
+    made = set(_calls(parser.parse(source).root_node))
+    declared = set(APIS[engine]["calls"])
+    theirs = {call.partition("(")[0].partition(".")[0] for call in declared}
+    assert {call for call in made if call.partition("(")[0].partition(".")[0] in theirs} == declared
+
+
+def _calls(node: tree_sitter.Node) -> Iterator[str]:
+    """Calls as their declarations are written, e.g. `runner.generate(_:_:{})`."""
+    if node.type == "call_expression":
+        labels = ""
+        for suffix in node.children[1].children:
+            if suffix.type == "lambda_literal":
+                labels += "{}"
+            for argument in suffix.children if suffix.type == "value_arguments" else ():
+                if argument.type == "value_argument":
+                    first = argument.children[0]
+                    labels += f"{(first.text or b'').decode()}:" if first.type == "value_argument_label" else "_:"
+        yield f"{(node.children[0].text or b'').decode()}({labels})"
+    for child in node.children:
+        yield from _calls(child)
 
 
 def _openstep_to_yaml(text: str) -> str:
