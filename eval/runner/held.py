@@ -69,7 +69,7 @@ def not_judged(artifact: Artifact, figures: Iterable[Measurement]) -> list[str]:
 
 def left_out(runner: StandardRunner) -> list[str]:
     """What a runner cannot do, and so is not held to."""
-    found: list[str] = []
+    found = [f"{runner.name} stands in for {runner.stands_in}"] if runner.stands_in else list[str]()
     if not runner.begins:
         found.append(f"texts were compared in {runner.name} without what begins them: {runner.begins.reason}")
     if not runner.continues:
@@ -102,7 +102,8 @@ def figures(artifact: Artifact, expected: Expected, subject: str) -> list[Measur
             found += _figures(runner, told, artifact, expected)
     except TargetError as error:
         found = [Measurement(REFUSALS, 1, "", "measured", note=error.problem), *found]
-    return [replace(figure, subject=subject, by=figure.by or name) for figure in found]
+    how = {"how": "emulated"} if told.stands_in else {}
+    return [replace(figure, subject=subject, by=figure.by or name, **how) for figure in found]
 
 
 def _figures(runner: Runner, told: StandardRunner, artifact: Artifact, expected: Expected) -> Iterator[Measurement]:

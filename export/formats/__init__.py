@@ -115,7 +115,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class StandardRunner:
-    """The program that users open an artifact with, run here as it is.
+    """The program that users open an artifact with, run here as it is, or what stands in for it.
 
     Attributes:
         name: in `--with` and reports.
@@ -131,6 +131,7 @@ class StandardRunner:
         probabilities: whether it tells any; else the format's own runtime does, on the same file, and what the program
             says must be likeliest there. scores: it tells those of a text's tokens, which must be the runtime's.
         ends_at_once: whether an answer may end with its first token; else it must with its second.
+        stands_in: what this is in place of, and why, a clause; it makes the figures emulated. "": it is that program.
     """
 
     name: str
@@ -146,6 +147,7 @@ class StandardRunner:
     probabilities: Literal[True] | Without = True
     scores: bool = False
     ends_at_once: Literal[True] | Without = True
+    stands_in: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from export.formats import Lowering, Record, Run, Sizes, Speed, Without
+from export.formats import Lowering, Record, Run, Sizes, Speed, StandardRunner, Without
 from export.formats.reasons import ANY_CHIP, FLOATS, NO_LEVELS, NOT_EXECUTORCH
 
 COREAI = Record(
     name="coreai",
     targets=("apple",),
     tools=("coreai-core",),
+    optional_tools=("transformers",),
     package="coreai-core",
     backend="targets.apple.coreai:CoreaiBackend",
     cache_widths=(16,),
@@ -23,7 +24,14 @@ COREAI = Record(
     },
     runs_as_shipped=True,
     one_chip=ANY_CHIP,
-    runner=Without("CoreAILanguageModel and swift-transformers run on Apple devices alone"),
+    runner=StandardRunner(
+        "transformers and Core AI",
+        "targets.runners.coreai:open_folder",
+        "coreai-core",
+        needs=("transformers",),
+        stands_in="CoreAILanguageModel and swift-transformers, which run on Apple devices alone; answers end by the "
+        "rules that Apple published",
+    ),
     reader="export.coreai.readback:findings",
     ends="export.readback.ends:coreai",
     made=Without("the tokenizer in its folder is read back with it; those beside that are the checkpoint's own"),
@@ -43,7 +51,7 @@ COREAI = Record(
     app="coreai",
     device_program=Without("Apple's llm-benchmark runs on Macs alone"),
     untold=(
-        "what swift-transformers makes of the tokenizer's files: they are read back and held against the checkpoint's",
+        "what CoreAILanguageModel and swift-transformers make of the folder: they run on Apple devices alone",
         "what a GPU or the Neural Engine computes: Apple's runtime has neither off a Mac",
     ),
 )

@@ -17,6 +17,7 @@ from bluelm.system.reading import read_json
 from targets.apple.mlx_model import choose, prepared
 from targets.host.child import serve
 from targets.runners import messages as m
+from targets.runners.hugging_face import prompted
 
 CERTAIN = 1e4  # added to a token's logit
 UNIT = "cpu"
@@ -40,16 +41,7 @@ def _tokens(text: str) -> list[int]:
 
 
 def _chat(message: m.Chat) -> m.Prompted:
-    """An answer at the end is continued."""
-    ends = {"add_generation_prompt": True} if message.messages[-1]["role"] != "assistant" else {}
-    ends = ends or {"add_generation_prompt": False, "continue_final_message": True}
-    template = _held["tokenizer"].apply_chat_template
-    try:
-        text = template(list(message.messages), tokenize=False, **ends)
-        tokens = [int(token) for token in template(list(message.messages), tokenize=True, return_dict=False, **ends)]
-    except Exception as error:  # noqa: BLE001
-        raise InputError(f"mlx-lm refuses the chat: {error}") from None
-    return m.Prompted(text, tokens, None)
+    return prompted(_held["tokenizer"], message, "mlx-lm")
 
 
 def _distribute(message: m.Distribute) -> m.Distributed:

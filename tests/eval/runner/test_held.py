@@ -18,6 +18,7 @@ from eval.measurement import Measurement
 from eval.runner import held
 from eval.runner.held import Expected
 from export.artifacts.artifact import Artifact
+from export.coreai import export as coreai
 from export.executorch import xnnpack as executorch
 from export.gguf import export as gguf_file
 from export.litert_lm import export as litert_lm
@@ -37,10 +38,11 @@ TEXTS = ("The sea is wide and the sky is blue.", "你好，今天天气怎么样
 NAMES = {
     "gguf": "llama.cpp of xllamacpp 20", "onnx-genai": "onnxruntime-genai 0.", "mlx": "mlx-lm 0.",
     "executorch-xnnpack": "TextLLMRunner of executorch 1.", "litert-lm": "LiteRT-LM of litert-lm-api 0.",
+    "coreai": "transformers and Core AI",
 }  # fmt: skip
 RUNTIMES = {"executorch-xnnpack": "executorch 1.", "litert-lm": "ai-edge-litert 2."}
 """What tells probabilities where the runner does not."""
-SLOW_TO_START = {f"targets.runners.{name}_worker" for name in ("text_llm_runner", "litert_lm")}
+SLOW_TO_START = {f"targets.runners.{name}_worker" for name in ("text_llm_runner", "litert_lm", "coreai")}
 PROBABILITIES = ("runner_kl", "runner_kl_excess", "runner_top1_agreement")
 
 
@@ -76,6 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         "mlx": mlx.export(quantized, place / "mlx", context=CONTEXT),
         "executorch-xnnpack": executorch.export(quantized, place / "pte", context=CONTEXT),
         "litert-lm": litert_lm.export(quantized, place / "litertlm", context=CONTEXT),
+        "coreai": coreai.export(quantized, place / "coreai", context=CONTEXT),
     }
     tokenizer = quantized.tokenizer()
     prompts = [tokenizer.encode(text * 3, bos=True)[:24] for text in TEXTS]
@@ -118,14 +121,21 @@ def faults(kind: str, found: Iterable[Measurement]) -> dict[str, float]:
     figures = list(found)
     for figure in figures:
         tells = RUNTIMES.get(kind, NAMES[kind]) if figure.name in PROBABILITIES else NAMES[kind]
-        assert figure.by.startswith(tells) and figure.how == "measured"
+        assert figure.by.startswith(tells) and figure.how == ("emulated" if kind == "coreai" else "measured")
     return {f.name: f.value for f in figures if f.name in STRUCTURE and f.value > STRUCTURE[f.name][0]}
 
 
 @pytest.mark.parametrize(
     ("kind", "largest"),
-    [("gguf", 3e-4), ("onnx-genai", 1e-9), ("mlx", 1e-6), ("executorch-xnnpack", 3e-4), ("litert-lm", 3e-4)],
-)
+    [
+        ("gguf", 3e-4),
+        ("onnx-genai", 1e-9),
+        ("mlx", 1e-6),
+        ("executorch-xnnpack", 3e-4),
+        ("litert-lm", 3e-4),
+        ("coreai", 1e-5),
+    ],
+)  # fmt: skip
 def test_what_was_written_is_read_as_the_checkpoint_says(kind: str, largest: float, made: Made) -> None:
     by_name = {figure.name: figure for figure in held.figures(made.artifacts[kind], made.expected, "cpu")}
     assert faults(kind, by_name.values()) == {}

@@ -17,7 +17,7 @@ from bluelm.rope import rope_table
 from export.artifacts.artifact import Artifact
 from tests.support import damage
 from tests.support.damages.files import in_program
-from tests.support.damages.metadata import attributes, decoder, edited, mlx, model
+from tests.support.damages.metadata import attributes, coreai, decoder, edited, mlx, model, settings
 from tests.support.damages.record import Damage
 from tests.support.edits import litert, litert_lm, xnnpack
 from tests.support.files.gguf_files import rewrite
@@ -33,6 +33,7 @@ PARTS = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}
 BASE = 500.0  # of rope
 GGML = "tokenizer.ggml."
 PTE, LM = "executorch-xnnpack", "litert-lm"
+COREAI = "model/tokenizer"
 
 
 def gguf(**values: Any) -> Files:
@@ -176,6 +177,17 @@ SEEN: dict[str, tuple[str, str, Files]] = {
     "mlx: eps 0.1": ("mlx", KL, mlx(rms_norm_eps=0.1)),
     "mlx: rope base 500": ("mlx", KL, mlx(rope_theta=BASE)),
     "mlx: another context": ("mlx", REFUSED, mlx(max_position_embeddings=4096)),
+    "coreai: marks of a plain kind": ("coreai", TOKENS, edited(f"{COREAI}/tokenizer.json", unmarked)),
+    "coreai: swapped merges": ("coreai", TOKENS, edited(f"{COREAI}/tokenizer.json", swapped_merges)),
+    "coreai: nothing begins a text": (
+        "coreai", TOKENS, edited(f"{COREAI}/tokenizer.json", lambda t: t.update(post_processor=None))
+    ),
+    "coreai: no template": ("coreai", CHATS, template(None, f"{COREAI}/chat_template.jinja")),
+    "coreai: another template": ("coreai", CHATS, template(CONTENTS, f"{COREAI}/chat_template.jinja")),
+    "coreai: one end token of two": ("coreai", ENDS, settings(additional_special_tokens=[])),
+    "coreai: another context": ("coreai", REFUSED, coreai(max_context_length=4096)),
+    "coreai: another vocabulary": ("coreai", REFUSED, coreai(vocab_size=4096)),
+    "coreai: another function": ("coreai", REFUSED, coreai(function_map={"main": ["other"]})),
     "pte: marks of a plain kind": (PTE, TOKENS, edited("tokenizer.json", unmarked)),
     "pte: swapped merges": (PTE, TOKENS, edited("tokenizer.json", swapped_merges)),
     "pte: nothing begins a text": (PTE, TOKENS, edited("tokenizer.json", lambda t: t.update(post_processor=None))),
@@ -202,15 +214,4 @@ SEEN: dict[str, tuple[str, str, Files]] = {
     "lm: a signature's name": (LM, REFUSED, litert_lm.graph(another_signature)),
 }  # fmt: skip
 """By name: the format, the figure, and what is done."""
-COREAI: dict[str, Files] = {
-    "marks of a plain kind": edited("model/tokenizer/tokenizer.json", unmarked),
-    "swapped merges": edited("model/tokenizer/tokenizer.json", swapped_merges),
-    "nothing begins a text": edited("model/tokenizer/tokenizer.json", lambda t: t.update(post_processor=None)),
-    "no template": template(None, "model/tokenizer/chat_template.jinja"),
-    "another template": template(CONTENTS, "model/tokenizer/chat_template.jinja"),
-}
-"""Where no program reads them here, reading back must tell."""
-ROWS = (
-    *(Damage(name, (kind,), files=change) for name, (kind, _, change) in SEEN.items()),
-    *(Damage(f"coreai: {name}", ("coreai",), files=change) for name, change in COREAI.items()),
-)
+ROWS = tuple(Damage(name, (kind,), files=change) for name, (kind, _, change) in SEEN.items())
