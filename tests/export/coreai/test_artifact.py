@@ -121,6 +121,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(
 
 
 DAMAGES = [row for row in (*metadata.ROWS, *runners.ROWS, *files.ROWS) if row.formats == ("coreai",)]
+DAMAGES = [row for row in DAMAGES if row.name != "coreai: one end token of two"]  # there is one
 
 
 @pytest.mark.parametrize("row", DAMAGES, ids=lambda row: row.name)
