@@ -174,10 +174,14 @@ class Report(BaseModel):
         return path
 
 
-def tool_versions() -> dict[str, str]:
-    """Versions of Python, the system and the packages that shape a result."""
+def tool_versions(*more: str) -> dict[str, str]:
+    """Versions of Python, the system and the packages that shape a result.
+
+    Args:
+        more: packages beside `TOOLS`.
+    """
     versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for tool in TOOLS:
+    for tool in (*TOOLS, *more):
         try:
             versions[tool] = version(tool)
         except PackageNotFoundError:

@@ -27,6 +27,7 @@ from eval.measurement import Measurement
 from eval.report import TOOLS, Built, Report, show, tool_versions
 from eval.tasks.tasks import TaskRequest
 from export.artifacts.artifact import Artifact
+from export.formats import StandardRunner
 from export.lowering.ranges import Ranges, calibrate
 from export.onnx import cpu as onnx_cpu
 from pipeline.commands.bundle import bundle_passed
@@ -167,7 +168,7 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
             "evaluation": plan.held_out.digest,
             "quantized": quantized.digest(),
         },
-        versions=tool_versions(),
+        versions=tool_versions(*_runners(subjects)),
         stages=tuple(stages.done),
         measurements=tuple(figures),
         budget=plan.budget.model_dump(mode="json", exclude_none=True),
@@ -176,6 +177,12 @@ def _do(plan: Plan, stages: Stages, progress: Progress, peak: PeakMemory, phone:
         details={**_details(plan, quantized, subjects, figures), **chosen, "runtimes": judged.runtimes},
         warnings=(*plan.warnings, *([no_room] if no_room else [])),
     )
+
+
+def _runners(subjects: Sequence[Subject]) -> set[str]:
+    """Packages of the programs that artifacts are judged in: an app's must have their versions."""
+    found = (subject.artifact.record.runner for subject in subjects)
+    return {runner.package for runner in found if isinstance(runner, StandardRunner)}
 
 
 def _choose_widths(plan: Plan, stages: Stages, progress: Progress) -> tuple[Plan, dict[str, Any]]:

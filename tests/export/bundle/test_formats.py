@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelm.errors import InputError, TargetError
+from eval.report import TOOLS
 from export import formats
 from export.bundle import build, manifest, mlbom, project, runner, zip32
 from export.bundle.android import apk, axml
@@ -214,6 +215,16 @@ def test_every_artifact_has_a_runtime_on_phones() -> None:
     assert project.pinned(project.runtimes()["litert-lm"], {"litert-lm-api": "0.18.1"}) == {
         "litertlm-android": "0.18.0"
     }
+
+
+def test_a_run_tells_the_version_of_every_library_of_an_app() -> None:
+    for kind in formats.names():
+        record, facts = formats.record(kind), project.runtime_of(kind)[1]
+        told = {*TOOLS, record.package, *(name for more in facts.implies.values() for name in more)}
+        if isinstance(record.runner, formats.StandardRunner):
+            told.add(record.runner.package)  # pipeline.run.run adds it
+        needed = {library.version_of for library in (*facts.android, *facts.swift_packages)} - {None}
+        assert needed <= told, kind
 
 
 def test_projects_of_runtimes_without_a_version_or_system() -> None:
