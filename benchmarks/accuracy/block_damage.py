@@ -37,6 +37,7 @@ from export.executorch import coreml as executorch_coreml
 from export.executorch import xnnpack as executorch
 from export.gguf import export as gguf_file
 from export.litert import export as litert
+from export.litert_lm import export as litert_lm
 from export.lowering.ranges import calibrate
 from export.mlx import export as mlx
 from export.onnx import cpu as onnx_cpu
@@ -71,6 +72,7 @@ MAKERS: dict[str, Maker] = {
     "qnn-context": _compiled,
     "onnx-genai": lambda q, f: onnx_genai.export(q, f, context=CONTEXT, accuracy_level=4),
     "litert": lambda q, f: litert.export(q, f, context=CONTEXT, chunk=CHUNK),
+    "litert-lm": lambda q, f: litert_lm.export(q, f, context=CONTEXT, chunk=CHUNK),
     "gguf": lambda q, f: gguf_file.export(q, f, context=CONTEXT),
     "mlx": lambda q, f: mlx.export(q, f, context=CONTEXT),
     "coreai": lambda q, f: coreai.export(q, f, context=CONTEXT),

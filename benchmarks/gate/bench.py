@@ -31,6 +31,7 @@ from export.executorch import xnnpack as executorch
 from export.formats import record
 from export.gguf import export as gguf_file
 from export.litert import export as litert
+from export.litert_lm import export as litert_lm
 from export.lowering.ranges import Ranges, calibrate
 from export.mlx import export as mlx
 from export.onnx import cpu as onnx_cpu
@@ -114,6 +115,7 @@ class Bench:
             "onnx-cpu": lambda: onnx_cpu.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "onnx-genai": lambda: onnx_genai.export(source, folder, context=CONTEXT),
             "litert": lambda: litert.export(source, folder, context=CONTEXT, chunk=CHUNK),
+            "litert-lm": lambda: litert_lm.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "gguf": lambda: gguf_file.export(source, folder, context=CONTEXT),
             "mlx": lambda: mlx.export(source, folder, context=CONTEXT),
             "coreai": lambda: coreai.export(source, folder, context=CONTEXT),
