@@ -146,6 +146,7 @@ def _plain(name: str) -> str:
 
 
 _DISTRIBUTIONS = {
+    "litert_lm": "litert-lm-api",
     "OpenSSL": "pyOpenSSL",
     "cyclonedx": "cyclonedx-python-lib",
     "mlflow": "mlflow-skinny",

@@ -80,7 +80,7 @@ LITERT_LM = Record(
     levels=NO_LEVELS,
     encodings=ROUNDED_AT_RUN_TIME,
     block_error=0.04,
-    sizes=Sizes(row_scale=4, structure=65_000, tied=True),
+    sizes=Sizes(row_scale=12, structure=65_000, tied=True),
     lowering=Lowering(0.5, 0.1),
     speed=Speed("cpu", "LiteRT / MediaPipe"),
     blocks="rewritten",
