@@ -132,6 +132,7 @@ def save_rows(
     *,
     names: Iterable[str] | None = None,
     key: int = 1,
+    beside: Mapping[str, Any] | None = None,
     **about: Any,
 ) -> None:
     """Put rows into the table of a part, each in place of the one of its name: its first `key` cells.
@@ -142,6 +143,7 @@ def save_rows(
     Args:
         rows: all that this call has made so far.
         names: of every row that the command can make, in the page's order; others go. None: as they came.
+        beside: fields of the part that say nothing of how rows were measured, so that they stay when these change.
         about: what holds for all rows, e.g. a text's name; fields of the part.
     """
     parts = results(name) if results_file(name).is_file() else {}
@@ -157,7 +159,7 @@ def save_rows(
     made_of = {"columns": [*columns], "rows": [row for row, _ in chosen]}
     if earlier:
         made_of["ages"] = [0 if stamped is None else 1 + earlier.index(stamped) for _, stamped in chosen]
-    new = {**about, "table": made_of, "made": stamp(), **({"earlier": earlier} if earlier else {})}
+    new = {**about, **(beside or {}), "table": made_of, "made": stamp(), **({"earlier": earlier} if earlier else {})}
     save(name, {**parts, part: new})
 
 

@@ -111,7 +111,7 @@ def main() -> None:
             rows.append(row(model, bench, kind))
             print(rows[-1], flush=True)
             pages.save_rows("runners", "runners", COLUMNS, rows, names=names, key=2, answers=ANSWERS, length=LENGTH,
-                            prompts=held.PROMPTS, without=without, left=left)  # fmt: skip
+                            prompts=held.PROMPTS, beside={"without": without, "left": left})  # fmt: skip
 
 
 if __name__ == "__main__":
