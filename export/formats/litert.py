@@ -66,7 +66,7 @@ LITERT_LM = Record(
     one_chip=ANY_CHIP,
     runner=StandardRunner(
         "LiteRT-LM",
-        "targets.runners.litert_lm:open_litert_lm",
+        "targets.runners.litert_lm.program:open_litert_lm",
         "litert-lm-api",
         continues=Without("it asks for an answer behind every message"),
         asks_always=True,

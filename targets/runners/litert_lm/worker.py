@@ -26,7 +26,7 @@ from export.litert_lm.reader import LitertLmFile
 from targets.arm64.litert_lm import LitertLmRuntime, open_litert_lm
 from targets.host.child import serve
 from targets.runners import messages as m
-from targets.runners.litert_lm_constant import write_constant
+from targets.runners.litert_lm.constant import write_constant
 from targets.runners.spelling import spelled
 
 lm: Any = importlib.import_module("litert_lm")

@@ -21,7 +21,7 @@ def open_litert_lm(artifact: Artifact, runner: StandardRunner) -> Runner:
         TargetError: LiteRT-LM refuses it, or dies of it; with its words.
     """
     load = Load(str(artifact.path("model").resolve()))
-    return ChildRunner("targets.runners.litert_lm_worker", load, named(runner), words=_refusal)
+    return ChildRunner("targets.runners.litert_lm.worker", load, named(runner), words=_refusal)
 
 
 def _refusal(tail: str) -> str:

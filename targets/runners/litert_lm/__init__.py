@@ -1,0 +1,1 @@
+"""LiteRT-LM, run here as it is."""
