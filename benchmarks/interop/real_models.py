@@ -25,6 +25,7 @@ RUNS: dict[str, str] = {
     "onnx-genai": "--target generic-arm64",
     "gguf": "--target generic-arm64 --runtime gguf",
     "litert": "--target generic-arm64 --runtime litert",
+    "litert-lm": "--target generic-arm64 --runtime litert-lm",
     "executorch-xnnpack": "--target generic-arm64 --runtime executorch-xnnpack",
     "qnn-context": "--target snapdragon",
     "dimensity": "--target dimensity",

@@ -141,12 +141,18 @@ def _answer_faults(runner: Runner, told: StandardRunner, artifact: Artifact, exp
 
 def _score_faults(runner: Runner, told: StandardRunner, tokens: Sequence[int]) -> Iterator[str]:
     """Tokens of a text that it scores otherwise than its file's runtime, whose probabilities are the weights'."""
-    prefilled = max(2, len(tokens) - DECODED)
-    rows = runner.distributions(tokens, prefilled)
-    for at, (score, row) in enumerate(zip(runner.scores(tokens, prefilled), rows, strict=False), prefilled):
-        wanted = float(row[tokens[at]])
-        if not abs(float(score) - wanted) <= SAME_SCORE:
-            yield f"{told.name} scores token {at} of {len(tokens)} {score:.4g}, its file's runtime {wanted:.4g}"
+    for prefilled in range(len(tokens) - DECODED, 1, -1):  # behind some tokens a text cannot be cut
+        try:
+            scores = runner.scores(tokens, prefilled)
+        except InputError:
+            continue
+        rows = runner.distributions(tokens, prefilled)
+        for at, (score, row) in enumerate(zip(scores, rows, strict=False), prefilled):
+            wanted = float(row[tokens[at]])
+            if not abs(float(score) - wanted) <= SAME_SCORE:
+                yield f"{told.name} scores token {at} of {len(tokens)} {score:.4g}, its file's runtime {wanted:.4g}"
+        return
+    yield f"{told.name} scores no part of a text"
 
 
 def _token_faults(runner: Runner, told: StandardRunner, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[str]:

@@ -132,14 +132,16 @@ def _score(message: m.Score) -> m.Scored:
     `run_text_scoring` of 0.18.1 puts a prompt's last token in the place of the one before it, so it is given twice.
     """
     front, at = len(_held["front"]), message.prefilled
-    before, last, behind = message.tokens[front : at - 1], message.tokens[at - 1 : at], message.tokens[at:]
+    _whole("engine")
+    parts = (message.tokens[front : at - 1], message.tokens[at - 1 : at], message.tokens[at:])
+    before, last, behind = map(_text, parts)
     with _session({}, 1) as session, _told("a text that it is to score"):
         for part in (before, last, last):
             if part:
-                session.run_prefill([_text(part)])
-        found = session.run_text_scoring([_text(behind)], store_token_lengths=True)
-    if len(found.token_scores) != 1 or len(found.token_scores[0]) != len(behind):
-        raise TargetError(f"{PROGRAM} scores {found.token_lengths} tokens instead of {len(behind)}")
+                session.run_prefill([part])
+        found = session.run_text_scoring([behind], store_token_lengths=True)
+    if len(found.token_scores) != 1 or len(found.token_scores[0]) != len(parts[-1]):
+        raise TargetError(f"{PROGRAM} scores {found.token_lengths} tokens instead of {len(parts[-1])}")
     return m.Scored(np.array(found.token_scores[0], np.float32))
 
 

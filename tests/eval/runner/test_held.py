@@ -27,6 +27,7 @@ from export.onnx import genai
 from targets.host.child import Child
 from targets.host.torch_runtime import TorchRuntime
 from targets.runners import child as runners
+from targets.runners.child import ChildRunner
 from targets.runners.runner import open_runner
 from tests.support.checkpoints.rounded import rounded
 from tests.support.checkpoints.shapes import shortened, write_checkpoint
@@ -197,3 +198,11 @@ def test_a_tokenizer_json_and_its_template_in_litert_lm(tmp_path: Path) -> None:
     found = {figure.name: figure for figure in held.figures(artifact, expected, "cpu")}
     assert faults("litert-lm", found.values()) == {}
     assert found["runner_chat_mismatches"].n == 10 and found["runner_kl"].value < 1e-3
+
+
+def test_scores_that_are_not_those_of_the_file_are_told(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = ChildRunner.scores
+    monkeypatch.setattr(ChildRunner, "scores", lambda *asked: told(*asked) + 0.1)
+    expected = replace(made.expected, texts=TEXTS[:1], weights=None)
+    found = {figure.name: figure for figure in held.figures(made.artifacts["litert-lm"], expected, "cpu")}
+    assert found[held.REFUSALS].value == 2 * held.DECODED and "scores token" in found[held.REFUSALS].note
