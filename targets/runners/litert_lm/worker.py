@@ -8,7 +8,6 @@ them as likely as any. All weights are held once: either LiteRT-LM has them or t
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -50,7 +49,7 @@ def _load(message: m.Load) -> m.Loaded:
         _held["context"] = int(lm.ModelInfo(str(path)).max_context_tokens)
     engine = _whole("engine")
     file = LitertLmFile(path)
-    marks = {token["id"] for token in json.loads(file.tokenizer())["added_tokens"]}
+    marks = {token["id"] for token in file.table().get("added_tokens", ())}
     begin = engine.bos_token_id
     ends = {ids[0] for ids in engine.eos_token_ids if len(ids) == 1}
     logits = file.model().output("decode", "logits")
