@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from benchmarks import pages
 from tests.eval.budget import test_coverage as simulation
@@ -36,7 +37,7 @@ def main() -> None:
             shares["by window"].append(by_window)
             if documents != OUTWEIGHED:
                 shares[population].append(ours)
-    told = {
+    told: dict[str, Any] = {
         "normal": _range(share for pair in shares["normal"] for share in pair),
         "skewed_upper": _range(upper for upper, _ in shares["skewed"]),
         "by_window": _range(share for pair in shares["by window"] for share in pair),

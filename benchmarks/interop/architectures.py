@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def main(work: Path, kinds: list[str]) -> None:
         for name in MODELS:
             rows.append(row(work / name, name, kind))
             print(rows[-1], flush=True)
-    shape = {"tokens": len(TOKENS), "chunk": CHUNK, "decoded": DECODED}
+    shape: dict[str, Any] = {"tokens": len(TOKENS), "chunk": CHUNK, "decoded": DECODED}
     names = [f"{kind}, {name}" for kind in FORMATS for name in MODELS]
     pages.save_rows("architectures", "demo", COLUMNS, rows, names=names, key=2, **shape)
 
