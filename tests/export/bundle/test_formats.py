@@ -212,7 +212,7 @@ def test_every_artifact_has_a_runtime_on_phones() -> None:
         assert project.system_of(name, "ipa" if facts.os == "ios" else "apk") in ("android", "ios")
     pinned = project.pinned(project.runtimes()["executorch-qnn"], {"onnxruntime-qnn": "2.5.0", "executorch": "1.4.1"})
     assert pinned == {"executorch": "1.4.1", "onnxruntime-qnn": "2.5.0", "qnn": "2.49.0"}
-    assert project.pinned(project.runtimes()["litert-lm"], {"litert-lm-builder": "0.18.1"}) == {
+    assert project.pinned(project.runtimes()["litert-lm"], {"litert-lm-api": "0.18.1"}) == {
         "litertlm-android": "0.18.0"
     }
 
