@@ -21,6 +21,7 @@ from calibration.walk import KEPT_BYTES, Split
 from compress.layers import ROWS, searches
 from compress.methods.protocol import SolvingCost
 from compress.methods.refine import BATCH_TOKENS
+from compress.methods.rotate import quantized_config
 from compress.recipe import HEAD, Recipe, Widths
 
 FLOAT = 4
@@ -59,9 +60,10 @@ def cost(checkpoint: Checkpoint, recipe: Recipe, *, on_disk: bool, ranks: int = 
         on_disk: see `engine.quantize`.
         rate: float32 operations a second of a large matrix product. Default: measured now.
     """
-    shape = _Shape(checkpoint.config, recipe, ranks)
+    config = quantized_config(checkpoint.config, recipe)
+    shape = _Shape(config, recipe, ranks)
     kept = shape.streams + max(shape.mixed, shape.gated if on_disk else 0)
-    size = finished_size(checkpoint.config, recipe)
+    size = finished_size(config, recipe)
     states = 2 * shape.streams  # the new state is written before the old one goes
     return Cost(
         memory=LIBRARIES + max(_embedding(checkpoint, shape, on_disk), shape.block(on_disk), shape.head(on_disk)),
@@ -74,7 +76,7 @@ def cost(checkpoint: Checkpoint, recipe: Recipe, *, on_disk: bool, ranks: int = 
 
 
 def finished_size(config: ModelConfig, recipe: Recipe) -> float:
-    """Bytes of codes, scales and zero points of all weights."""
+    """Bytes of codes, scales and zero points of all weights of a quantized checkpoint's config."""
     total = 0.0
     for index in range(config.num_layers):
         for name, linear in block_of(config).linears.items():

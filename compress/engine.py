@@ -99,7 +99,7 @@ def quantize(
         def publish() -> store.QuantizedCheckpoint:
             _check_inputs(checkpoint, work)
             work.check_pieces()
-            store.finish(work.folder, checkpoint.config, recipe, checkpoint.folder, described)
+            store.finish(work.folder, run.config, recipe, checkpoint.folder, described)
             work.publish(out)
             return store.QuantizedCheckpoint.open(out)
 

@@ -7,7 +7,7 @@ import difflib
 from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.errors import InputError
-from compress.methods.rotate import check as check_rotation
+from compress.methods.rotate import quantized_config
 from compress.recipe import HEAD, Recipe
 
 
@@ -22,12 +22,11 @@ def check(config: ModelConfig, recipe: Recipe) -> None:
         raise InputError(
             "the widths of this recipe are to be chosen yet", fix="choose them with compress.widths.allocate"
         )
+    config = quantized_config(config, recipe)
     columns_of = {name: linear.columns for name, linear in block_of(config).linears.items()}
     groups = {name: (recipe.group_size, columns) for name, columns in columns_of.items()}
     groups[HEAD] = (recipe.head_group_size, config.hidden_size)
     groups |= {name: (recipe.layers[name].group_size, width) for name, width in _named_widths(config, recipe).items()}
-    if recipe.rotate:
-        check_rotation(config)
     for name, (size, columns) in groups.items():
         if size != -1 and columns % size:
             fitting = [str(fit) for fit in (128, 64, 32) if not any(width % fit for width in columns_of.values())]

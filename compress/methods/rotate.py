@@ -11,13 +11,16 @@ and the values of each head by another Q, undone by o_proj: v -> Qᵀ v, o_h -> 
 embedding does not commute with Q; what down_proj reads stays, as silu does not.
 
 R is a Hadamard matrix with random signs. Where the width is no power of two, its odd factor is a cosine transform.
+
+Embedding and head that are one table E part: the head becomes E diag(g) R with the last norm's weight g in it, which
+cannot stand in the embedding E R.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +29,6 @@ from torch import Tensor
 from bluelm.block import Block, Linear, block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
-from bluelm.errors import InputError
 from bluelm.tensorfiles import TensorInfo
 from compress.recipe import Recipe
 
@@ -99,13 +101,12 @@ class Rotated:
     values: Rotation = field(init=False)
 
     def __post_init__(self) -> None:
-        check(self.source.config)
         object.__setattr__(self, "stream", Rotation.of(self.config.hidden_size, self.seed))
         object.__setattr__(self, "values", Rotation.of(self.config.head_dim, self.seed + 1))
 
     @property
     def config(self) -> ModelConfig:
-        return self.source.config
+        return parted(self.source.config)
 
     @property
     def folder(self) -> Path:
@@ -145,13 +146,14 @@ def as_quantized(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint | Rotated
     return Rotated(checkpoint) if recipe.rotate else checkpoint
 
 
-def check(config: ModelConfig) -> None:
-    """InputError for a model that cannot be turned: its last norm's weight would have to be in a shared table."""
-    if config.shares_table:
-        raise InputError(
-            "embedding and head of this model are one table, which cannot be rotated for both",
-            fix="omit --rotate",
-        )
+def quantized_config(config: ModelConfig, recipe: Recipe) -> ModelConfig:
+    """Of the weights that the codes of a recipe stand for."""
+    return parted(config) if recipe.rotate else config
+
+
+def parted(config: ModelConfig) -> ModelConfig:
+    """With a head of its own."""
+    return replace(config, tie_word_embeddings=False) if config.shares_table else config
 
 
 def rotate_block(block: Block, tensors: Mapping[str, Tensor], stream: Rotation, values: Rotation) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from rich.table import Table
 from bluelm.checkpoint import Checkpoint, file_shapes
 from bluelm.errors import InputError, UnavailableError
 from compress.cost import Cost, cost, matmul_rate, table_size
+from compress.methods.rotate import quantized_config
 from compress.recipe import Recipe, parse_size
 from eval.accuracy.positions import ROWS
 from eval.heldout import LENGTH
@@ -104,7 +105,7 @@ def plan_run(
         InputError: quantizing or lowering does not fit into the memory, or the limit is not a size.
     """
     quantizing = plan_quantizing(checkpoint, recipe, max_memory)
-    config, limit = checkpoint.config, quantizing.limit
+    config, limit = quantized_config(checkpoint.config, recipe), quantizing.limit
     size = quantizing.quantizing.size
     kind = record(runtime)
     if config.shares_table and not (isinstance(kind.sizes, Sizes) and kind.sizes.tied):

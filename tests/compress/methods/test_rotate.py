@@ -12,16 +12,16 @@ from torch import Tensor
 from bluelm.block import block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.config import ModelConfig
-from bluelm.errors import InputError
 from bluelm.model import Decoder, DecoderBlock
 from bluelm.system.files import demo_checkpoint
 from calibration.samples import load_samples
+from compress.cost import finished_size
 from compress.engine import quantize
 from compress.fit import check
 from compress.methods.rotate import Rotated, Rotation, cosines, rotate_block
 from compress.methods.rtn import round_to_nearest
 from compress.recipe import Recipe
-from tests.support.checkpoints.shapes import shortened
+from tests.support.checkpoints.shapes import shortened, write_checkpoint
 
 
 @pytest.mark.parametrize("width", [1, 2, 12, 64, 80, 96, 320])
@@ -104,7 +104,17 @@ def test_quantizing_turned_weights(tmp_path: Path) -> None:
     assert (weight - expected).square().mean() < 1e-4 * expected.square().mean()
 
 
-def test_a_shared_table_is_refused() -> None:
-    config = replace(Checkpoint.open(demo_checkpoint()).config, tie_word_embeddings=True, embedding_layer_norm=False)
-    with pytest.raises(InputError, match="one table"):
-        check(config, Recipe.make({"rotate": True, "head_bits": 8}))
+def test_a_shared_table_is_parted(tmp_path: Path) -> None:
+    """The last norm's weight has to be in the head, and cannot be in the embedding."""
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "tied", layers=1, tied=True, layer_norm=False))
+    assert checkpoint.config.shares_table
+    recipe = Recipe.make({"method": "rtn", "bits": 8, "rotate": True})
+    quantized = quantize(checkpoint, None, recipe, tmp_path / "q")
+    assert not quantized.config.shares_table and not ModelConfig.from_folder(quantized.folder).shares_table
+    tokens = torch.arange(24).view(1, -1)
+    plain, turned, rounded = (Decoder.from_weights(w)(tokens) for w in (checkpoint, Rotated(checkpoint), quantized))
+    assert (plain - turned).abs().max() < 1e-4 * plain.abs().max()
+    assert (plain - rounded).square().mean() < 1e-3 * plain.square().mean()
+    size = sum(file.stat().st_size for file in quantized.folder.glob("*.safetensors"))
+    assert abs(size / finished_size(quantized.config, recipe) - 1) < 0.1
+    check(checkpoint.config, recipe.model_copy(update={"head_group_size": 32}))  # widths of its own
