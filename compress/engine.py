@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping, Set
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bluelm.block import block_of
+from bluelm.block import Stage, block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.errors import ChangedInputError, InputError
 from bluelm.model import DecoderBlock
@@ -35,6 +36,7 @@ from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.work import Work, finished
 from compress.fit import check
 from compress.layers import Solved, round_plainly, solve_stage, solve_without_text
+from compress.methods.balance import Balance, divided
 from compress.methods.protocol import FloatBlock
 from compress.methods.refine import refine
 from compress.methods.rotate import Rotated, as_quantized
@@ -235,30 +237,49 @@ class _Run:
                 solved[name] = solve_without_text(tensors[f"{name}.weight"], widths[name], self.recipe)
         else:
             exact = DecoderBlock.from_weights(self.config, tensors)
-            scalings: Mapping[str, dict[str, Any]] = {}
+            scalings: dict[str, dict[str, Any]] = {}
             unclipped: Set[str] = frozenset()
             if self.recipe.statistics.float_block:
                 found = FloatBlock(self.config, tensors, exact, streams, widths, self.recipe.grid == "mse")
                 folded = self.recipe.quantizer.fold(found, self.recipe.quantizer_options)
-                tensors, scalings, unclipped = folded.tensors, folded.notes, folded.unclipped
+                tensors, scalings, unclipped = folded.tensors, dict(folded.notes), folded.unclipped
             block = DecoderBlock.from_weights(self.config, tensors)
             inputs = streams.copy() if self.recipe.refine else None
             watch = _Watch(f"block {index}")
             for stage, moments in moments_in_order(streams, block, exact):
                 give_back()
                 watch.lap(f"moments of {stage.name}")
+                balance = self._balance(stage, moments, solved)
+                if balance is not None:
+                    moments, tensors = balance.moments(moments), balance.tensors(tensors)
+                    scalings[stage.name] = balance.note
                 weights = {name: tensors[f"{name}.weight"] for name in stage.linears}
                 for name, result in solve_stage(weights, moments, widths, self.recipe, self.ranks, unclipped).items():
                     result.note.update(scalings.get(stage.name, {}))
                     solved[name] = result
-                    _install(block, name, result.weight)
+                    _install(block, name, result.weight, balance)
                 del moments  # before the next ones are summed
                 watch.lap(f"codes of {stage.name}")
             watch.lap("stream behind the block")
             if inputs is not None:
+                block = DecoderBlock.from_weights(self.config, tensors)
+                for name, result in solved.items():
+                    _install(block, name, result.weight)
                 self._refine(block, tensors, solved, streams, inputs)
                 watch.lap("learned rounding")
         return solved, {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}
+
+    def _balance(self, stage: Stage, moments: Moments, solved: dict[str, Solved]) -> Balance | None:
+        """What the stage's inputs are balanced by; the linear that makes them is changed in `solved`."""
+        if not self.recipe.balance or self.recipe.statistics.float_block:  # then the method has moved scales itself
+            return None
+        move = next((move for move in block_of(self.config).moves if move.stage == stage), None)
+        if move is None or move.before not in solved:
+            return None
+        before = solved[move.before]
+        balance = Balance.of(moments.hessian, move, before.weight)
+        solved[move.before] = replace(before, weight=divided(before.weight, balance.rows))
+        return balance
 
     def _refine(
         self,
@@ -320,11 +341,13 @@ class _Watch:
         self._began, self._cpu = now, cpu
 
 
-def _install(block: DecoderBlock, name: str, weight: QuantizedTensor) -> None:
-    """Let a linear of the block compute with the quantized weight."""
+def _install(block: DecoderBlock, name: str, weight: QuantizedTensor, balance: Balance | None = None) -> None:
+    """Let a linear of the block compute with the quantized weight; `balance`: of inputs that are not balanced."""
     linear = block.get_submodule(name)
     assert isinstance(linear, nn.Linear)
-    linear.weight = nn.Parameter(weight.to(linear.weight.device).dequantize(), requires_grad=False)
+    values = weight.to(linear.weight.device).dequantize()
+    values = values if balance is None else values.div_(balance.columns.to(values.device))
+    linear.weight = nn.Parameter(values, requires_grad=False)
 
 
 def _rows(table: QuantizedTensor, row: Tensor) -> Tensor:

@@ -69,7 +69,9 @@ class Recipe(BaseModel):
         embed_bits: the embedding table, one scale a row, symmetric.
         options: of the methods, by the section that they stand under; see the `Options` of each.
         rotate: turn the stream and the values of each head by Hadamard rotations folded into the weights: spreads
-            outliers, costs nothing at run time.
+            outliers, costs nothing at run time. Embedding and head that are one table part.
+        balance: bring loud and quiet channels of what down_proj and o_proj read nearer each other, by powers of two
+            in the scales of the linears before them (`compress/methods/balance.py`); costs nothing at run time.
         refine: steps of learned rounding a block behind a method that reads text, 0 for none; 200 are plenty.
         activations: how those of the calibration set are kept between blocks: float32, or bfloat16 in half the room.
         samples, length, seed: calibration windows, tokens in each, and the seed that picks them.
@@ -87,6 +89,7 @@ class Recipe(BaseModel):
     embed_bits: TableBits = 8
     options: dict[str, Options] = Field(default_factory=dict)
     rotate: bool = False
+    balance: bool = False
     refine: int = Field(default=0, ge=0, le=10**6)
     activations: Literal["float32", "bfloat16"] = "float32"
     samples: int = Field(default=128, ge=1, le=10**9)

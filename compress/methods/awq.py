@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bluelm.block import Move, block_of
+from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from calibration.walk import collect_hessians
+from compress.methods.folding import fold
 from compress.methods.grid import choose_grid
 from compress.methods.probe import Judge, Probe, output_judge
 from compress.methods.protocol import FloatBlock, Folded, Method, Options, SolvingCost, Statistics
@@ -134,22 +135,6 @@ def search_clips(
         else:
             chosen[place] = kept
     return clips
-
-
-def fold(tensors: Mapping[str, Tensor], place: Move, scales: Tensor, reads: Tensor) -> dict[str, Tensor]:
-    """The tensors of a block, columns of the stage's linears times the scales, rows before them divided.
-
-    The block computes the same function, up to rounding in float32.
-    """
-    folded = dict(tensors)
-    for kind in ("weight", "bias"):
-        name = f"{place.before}.{kind}"
-        if name in folded:
-            tensor = folded[name]
-            folded[name] = tensor / (scales if tensor.ndim == 1 else scales.unsqueeze(1))
-    for linear in place.stage.linears:
-        folded[f"{linear}.weight"] = folded[f"{linear}.weight"] * scales[reads]
-    return folded
 
 
 def fold_block(
