@@ -32,7 +32,7 @@ from bluelm.config import ModelConfig
 from bluelm.tensorfiles import TensorInfo
 from compress.recipe import Recipe
 
-ROWS = 4096  # rows turned at a time: bounds the memory of the table in float64
+ROWS = 1024  # turned at a time: bounds the memory of a table in float64
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,13 @@ class Rotation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x float32 [..., width] -> x R, float32 of the same shape."""
-        flat = x.reshape(-1, x.shape[-1])
-        turned = [self._turn(rows.double() * self.signs).float() for rows in flat.split(ROWS)]
-        return torch.cat(turned).view(x.shape)
+        return self.in_place(x.reshape(-1, x.shape[-1]).clone()).view(x.shape)
+
+    def in_place(self, x: Tensor) -> Tensor:
+        """The same of x [rows, width], which is overwritten and given back: a table is held once."""
+        for rows in x.split(ROWS):
+            rows.copy_(self._turn(rows.double() * self.signs))
+        return x
 
     def rows(self, weight: Tensor) -> Tensor:
         """Rᵀ W, float32 [width, in]."""
@@ -130,7 +134,7 @@ class Rotated:
 
     def embedding(self) -> Tensor:
         """float32 [rows, hidden]."""
-        return self.stream(self.source.embedding())
+        return self.stream.in_place(self.source.embedding())
 
     def final_norm(self) -> Tensor:
         """Ones, float32 [hidden]."""
@@ -138,7 +142,7 @@ class Rotated:
 
     def head(self) -> Tensor:
         """float32 [rows, hidden]."""
-        return self.stream(self.source.head() * self.source.final_norm())
+        return self.stream.in_place(self.source.head().mul_(self.source.final_norm()))
 
 
 def as_quantized(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint | Rotated:

@@ -195,7 +195,7 @@ Rotate = Annotated[
     typer.Option(
         "--rotate/--no-rotate",
         help="Fold Hadamard rotations into the weights: spreads outliers, free at run time.",
-        show_default="the recipe's: not",
+        show_default="the recipe's: all presets do",
         rich_help_panel=QUANTIZE,
     ),
 ]
