@@ -93,7 +93,7 @@ def test_the_documented_recipe_is_the_default_with_one_linear_otherwise() -> Non
     values = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
     documented = Recipe.make(values)
     assert set(values) == set(Recipe.keys()) - {"auto", "size", "max_kl", "activations", "gptq"}
-    assert documented.model_copy(update={"layers": {}}) == Recipe()
+    assert documented.model_copy(update={"layers": {}}) == Recipe.load("w4-g32")
     assert documented.widths("model.layers.0.mlp.down_proj").bits == 8
     for name in presets():
         assert f"`{name}`" in page

@@ -25,7 +25,7 @@ from pipeline.errors import guard
 
 checkpoint = Checkpoint.open(sys.argv[1])
 samples = load_samples(None, checkpoint.tokenizer(), 16, 32, 0)
-recipe = Recipe.make({"samples": 16, "length": 32})
+recipe = Recipe.load("w4-g32", samples=16, length=32)
 sys.exit(guard(lambda: engine.quantize(checkpoint, samples, recipe, sys.argv[2]) and None, "again"))
 """  # the command would see beforehand that there is no room
 

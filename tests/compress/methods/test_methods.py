@@ -261,7 +261,7 @@ def test_it_is_planned_run_and_reported(place: Path, capfd: pytest.CaptureFixtur
 
 def test_its_name_says_its_options_only_where_they_are_unusual() -> None:
     with methods.added(ENTRY):
-        plain, other = (Recipe.make({"method": "toy", "toy": {"share": share}}) for share in (0.9, 0.8))
+        plain, other = (Recipe.load("w4-g32", method="toy", toy={"share": share}) for share in (0.9, 0.8))
         assert (slug(plain), unusual(plain, {})) == ("toy-w4-g32", "")
         assert len(unusual(other, {})) == 6 and plain.digest() != other.digest()
         assert Recipe.make(other.model_dump(mode="json")) == other

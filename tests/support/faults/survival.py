@@ -29,7 +29,7 @@ MOST_KILLS = 12
 def main(model: Path, out: Path, seed: int) -> None:
     torch.set_num_threads(1)  # threads do not survive a fork
     checkpoint = Checkpoint.open(model)
-    recipe = Recipe.make({"samples": 16, "length": 32})
+    recipe = Recipe.load("w4-g32", samples=16, length=32)
     samples = load_samples(None, checkpoint.tokenizer(), 16, 32, 0)
     journal = Path(tempfile.mkdtemp()) / "begun"
     journal.touch()
