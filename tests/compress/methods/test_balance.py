@@ -68,8 +68,8 @@ def test_scales_that_cannot_be_divided_exactly_stay() -> None:
 def test_quantized_with_balance(refine: int, bias: bool, tmp_path: Path) -> None:
     """The quantized model is the float one's function; what reads loud channels no longer does; a second run that
     goes on from its blocks gives the same bytes."""
-    folder = write_checkpoint(tmp_path / "model", layers=2, **({"architecture": "Qwen2ForCausalLM"} if bias else {}))
-    checkpoint = Checkpoint.open(folder)
+    architecture = "Qwen2ForCausalLM" if bias else "BlueLMForCausalLM"
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model", layers=2, architecture=architecture))
     samples = load_samples(None, checkpoint.tokenizer(), 8, 32, 0)
     common = {"bits": 8, "samples": 8, "length": 32, "refine": refine}
     found = {}
