@@ -1,7 +1,7 @@
 """Projects to build a chat app from: Gradle (Kotlin) and Xcode (SwiftUI), rendered from templates.
 
 Templates lie in `templates/<format>/`; a name that ends in `.j2` is rendered by Jinja, the rest is copied.
-A name with `__engine_X__` is taken for engine X alone, one with `__loop__` for runtimes that have no API for
+A name with `__engine_X__` is taken for engine X alone, what lies in a folder `__loop__` for runtimes that have no API for
 language models, so that the app has a tokenizer and a loop of its own. Runtimes and their versions come from
 `data/runtimes.yaml` and from the versions that made and judged the artifact.
 """
@@ -154,12 +154,15 @@ def render(manifest: BundleManifest) -> dict[str, bytes]:
 
 def _name(template: str, facts: RuntimeFacts) -> str | None:
     """A template's name in the project of a runtime; None where it is not part of it."""
-    folder, _, name = template.rpartition("/")
-    if name.startswith("__"):
-        kind, name = name[2:].split("__", 1)
-        if kind not in (f"engine_{facts.engine}", facts.chats):
-            return None
-    return f"{folder}/{name}" if folder else name
+    kept: list[str] = []
+    for part in template.split("/"):
+        if part.startswith("__"):
+            kind, part = part[2:].split("__", 1)
+            if kind not in (f"engine_{facts.engine}", facts.chats):
+                return None
+        if part:  # a folder may be named by its kind alone
+            kept.append(part)
+    return "/".join(kept)
 
 
 def system_of(name: str, format_: Format) -> str:

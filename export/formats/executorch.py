@@ -25,7 +25,7 @@ XNNPACK = Record(
     one_chip=ANY_CHIP,
     runner=StandardRunner(
         "TextLLMRunner",
-        "targets.runners.text_llm_runner:open_text_llm_runner",
+        "targets.runners.text_llm_runner.program:open_text_llm_runner",
         "executorch",
         needs=("transformers",),
         probabilities=Without("it gives text alone"),

@@ -43,7 +43,7 @@ NAMES = {
 }  # fmt: skip
 RUNTIMES = {"executorch-xnnpack": "executorch 1.", "litert-lm": "ai-edge-litert 2."}
 """What tells probabilities where the runner does not."""
-SLOW_TO_START = {f"targets.runners.{name}worker" for name in ("text_llm_runner_", "litert_lm.", "coreai_")}
+SLOW_TO_START = {f"targets.runners.{name}worker" for name in ("text_llm_runner.", "litert_lm.", "coreai_")}
 PROBABILITIES = ("runner_kl", "runner_kl_excess", "runner_top1_agreement")
 
 

@@ -27,10 +27,10 @@ from export.bundle import build, keys
 from export.bundle.manifest import BundleManifest
 from export.gguf import export as gguf_file
 from pipeline.bundles import bundle_check
-from pipeline.cli import main
 from pipeline.commands.bundle import bundle_passed
 from tests.support import bundles
 from tests.support.checkpoints.shapes import tiny_checkpoint
+from tests.support.command_line import call
 from tests.support.phones.phone import FakePhone, running_phone
 
 SMALL = ["--method", "rtn", "--samples", "4", "--length", "32", "--eval-tokens", "256", "--context", "64"]
@@ -44,13 +44,6 @@ case "$1" in
   install-commit) echo Success ;;
 esac
 """
-
-
-def call(*words: object) -> int:
-    """Exit code of a command line."""
-    with pytest.raises(SystemExit) as left:
-        main([str(word) for word in words])
-    return int(left.value.code or 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,9 +71,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def apk(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("apk") / "good"
-    assert call("bundle", runs / "good", "--out", out, "--package", "com.example.pack") == 0
-    return out.with_name("good.apk")
+    apk = tmp_path_factory.mktemp("apk") / "good.apk"
+    assert call("bundle", runs / "good", "--out", apk.with_suffix(""), "--package", "com.example.pack") == 0
+    return apk
 
 
 def test_a_bundle_is_verified_and_its_artifact_answers(apk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def build(home: Path, kotlinc: Sequence[str] = ("kotlinc",)) -> App:
     sources.mkdir()
     java = [str(path) for path in sorted(STAND_INS.rglob("*.java"))]
     subprocess.run(["javac", "-d", str(classes), *java], check=True, capture_output=True)
-    for path in (*APP.glob("*.kt"), *STAND_INS.rglob("*.kt")):
+    for path in (*APP.rglob("*.kt"), *STAND_INS.rglob("*.kt")):
         text, name = path.read_text(), path.name
         if name.startswith("__engine_"):  # each is the app's only one: they differ in name here
             engine = name.split("__")[1].removeprefix("engine_")

@@ -16,4 +16,4 @@ def open_text_llm_runner(artifact: Artifact, runner: StandardRunner) -> Runner:
         TargetError: TextLLMRunner refuses it, or dies of it; with its words.
     """
     load = Load(str(artifact.path("model").resolve()))
-    return ChildRunner("targets.runners.text_llm_runner_worker", load, named(runner))
+    return ChildRunner("targets.runners.text_llm_runner.worker", load, named(runner))

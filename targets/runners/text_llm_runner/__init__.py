@@ -1,0 +1,1 @@
+"""ExecuTorch's TextLLMRunner, run here as it is."""
