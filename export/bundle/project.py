@@ -1,8 +1,8 @@
 """Projects to build a chat app from: Gradle (Kotlin) and Xcode (SwiftUI), rendered from templates.
 
 Templates lie in `templates/<format>/`; a name that ends in `.j2` is rendered by Jinja, the rest is copied.
-A name with `__engine_X__` is taken for engine X alone, what lies in a folder `__loop__` for runtimes that have no API for
-language models, so that the app has a tokenizer and a loop of its own. Runtimes and their versions come from
+A name with `__engine_X__` is taken for engine X alone, what lies in a folder `__loop__` for runtimes that have no API
+for language models, so that the app has a tokenizer and a loop of its own. Runtimes and their versions come from
 `data/runtimes.yaml` and from the versions that made and judged the artifact.
 """
 
