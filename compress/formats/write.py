@@ -7,7 +7,7 @@ such checkpoints have them; the embedding LayerNorm is folded in, so that a Blue
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -82,11 +82,14 @@ def write(
     out: Path,
     kind: Kind,
     progress: Progress | None = None,
+    *,
+    complete: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the folder `out`.
 
     Args:
         checkpoint: what `quantized` was made of; embedding and head come from it in float.
+        complete: adds what else the folder is to hold, before it stands there.
 
     Raises:
         InputError: `out` is there already, or the format cannot hold a weight.
@@ -122,6 +125,8 @@ def write(
         if kind == "gptq":  # AutoGPTQ and GPTQModel look here first
             write_text(folder / "quantize_config.json", json.dumps(settings, indent=2) + "\n")
         write_tokenizer(quantized.folder, folder, quantized.config)
+        if complete is not None:
+            complete(folder)
 
 
 def who_cannot_load(quantized: QuantizedCheckpoint, kind: Kind) -> str | None:

@@ -268,18 +268,30 @@ def _choose_codes(
 
 def _write_format(job: Job, source: Source, quantized: QuantizedCheckpoint, progress: Progress) -> None:
     """The folder for other tools, and ours away."""
+    from bluelm.errors import TargetError
+    from bluelm.rope import max_context
     from compress.formats.write import who_cannot_load, write
+    from export.tokenizer.fast import write_tokenizer
     from pipeline.run import widths
 
     if job.format is None:
         return
-    write(quantized, source.checkpoint, job.out, job.format, progress)  # an error leaves the codes for the next call
+    notes: list[str] = []
+
+    def complete(folder: Path) -> None:
+        """With what servers read: tokenizer.json, and the template."""
+        try:
+            write_tokenizer(quantized, folder, max_context(quantized.config))
+        except TargetError as error:
+            notes.append(f"no tokenizer.json was made, which servers ask for: {error.problem}")
+
+    # an error leaves the codes for the next call
+    write(quantized, source.checkpoint, job.out, job.format, progress, complete=complete)
     for name in (widths.RECIPE, widths.TABLE):  # of --bits auto
         if (job.codes / name).exists():
             shutil.copyfile(job.codes / name, job.out / name)
     shutil.rmtree(job.codes)
-    note = who_cannot_load(quantized, job.format)
-    if note is not None:
+    for note in filter(None, (who_cannot_load(quantized, job.format), *notes)):
         _tell(console(error=True), f"Note: {note}")
 
 
