@@ -146,6 +146,7 @@ def _plain(name: str) -> str:
 
 
 _DISTRIBUTIONS = {
+    "coreai": "coreai-core",
     "litert_lm": "litert-lm-api",
     "OpenSSL": "pyOpenSSL",
     "cyclonedx": "cyclonedx-python-lib",

@@ -68,7 +68,7 @@ def test_commands_that_name_a_version_name_the_pinned_one(name: str) -> None:
 def test_a_module_that_is_missing_leads_to_the_extra_that_brings_it() -> None:
     """Of all that the product imports and that an extra installs."""
     extras = PROJECT["optional-dependencies"]
-    bring = {canonicalize_name(Requirement(row).name): extra for extra, rows in extras.items() for row in rows
+    bring = {canonicalize_name(Requirement(row).name): extra for extra, rows in reversed(extras.items()) for row in rows
              if extra not in ("all", "docs", "test")}  # fmt: skip
     imported = {name for layer in LAYERS for path in Path(layer).rglob("*.py") for name in top_level(path)}
     brought: dict[str, str] = {}
