@@ -30,6 +30,7 @@ RUNS: dict[str, str] = {
     "qnn-context": "--target snapdragon",
     "dimensity": "--target dimensity",
     "coreml": "--target apple",
+    "coreai": "--target apple --runtime coreai",
     "mlx": "--target apple --runtime mlx",
 }
 """What is run: options behind the model's, by the name of the row."""
