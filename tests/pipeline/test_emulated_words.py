@@ -139,7 +139,9 @@ def test_every_place_that_an_artifact_runs_at_is_the_runtime_or_a_stand_in() -> 
     on_a_mac = {(kind, on) for kind in ("coreml", "executorch-coreml") for on in ("cpu", "gpu", "ane")} | {
         ("mlx", "gpu")
     }
-    itself = {(kind, "cpu") for kind in ("onnx-cpu", "onnx-genai", "executorch-xnnpack", "litert")} | on_a_mac
+    itself = {
+        (kind, "cpu") for kind in ("onnx-cpu", "onnx-genai", "executorch-xnnpack", "litert", "litert-lm")
+    } | on_a_mac
     assert {place for place, run in places.items() if not run.stands_in} == itself
 
 

@@ -114,12 +114,12 @@ def refusal(model: str, width: str, kind: str) -> str | None:
         return "no Llama turns 8 of 16 dimensions"
     if model == "inner_172" and kind in ("gguf", "mlx"):
         return "172"
-    if kind == "litert-lm" and model == "glm":
-        return "begins a text with one token"
     if width == "w8-g32" and narrow:
         return "no groups for 8-bit weights"
     if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "gguf", "mlx", "coreai")):
         return "zero points"
+    if kind == "litert-lm" and model == "glm":
+        return "begins a text with one token"
     return None
 
 
