@@ -262,9 +262,10 @@ class _Run:
                 watch.lap(f"codes of {stage.name}")
             watch.lap("stream behind the block")
             if inputs is not None:
-                block = DecoderBlock.from_weights(self.config, tensors)
-                for name, result in solved.items():
-                    _install(block, name, result.weight)
+                if self.recipe.balance:  # what reads balanced inputs was installed for those that are not
+                    block = DecoderBlock.from_weights(self.config, tensors)
+                    for name, result in solved.items():
+                        _install(block, name, result.weight)
                 self._refine(block, tensors, solved, streams, inputs)
                 watch.lap("learned rounding")
         return solved, {name: tensor for name, tensor in tensors.items() if tensor.ndim == 1}

@@ -71,7 +71,8 @@ class Recipe(BaseModel):
         rotate: turn the stream and the values of each head by Hadamard rotations folded into the weights: spreads
             outliers, costs nothing at run time. Embedding and head that are one table part.
         balance: bring loud and quiet channels of what down_proj and o_proj read nearer each other, by powers of two
-            in the scales of the linears before them (`compress/methods/balance.py`); costs nothing at run time.
+            in the scales of the linears before them (`compress/methods/balance.py`); costs nothing at run time. Methods
+            that read no text, or choose such scales by themselves, leave it.
         refine: steps of learned rounding a block behind a method that reads text, 0 for none; 200 are plenty.
         activations: how those of the calibration set are kept between blocks: float32, or bfloat16 in half the room.
         samples, length, seed: calibration windows, tokens in each, and the seed that picks them.

@@ -83,13 +83,13 @@ def write(
     kind: Kind,
     progress: Progress | None = None,
     *,
-    complete: Callable[[Path], None] | None = None,
+    tokenizer: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the folder `out`.
 
     Args:
         checkpoint: what `quantized` was made of; embedding and head come from it in float.
-        complete: adds what else the folder is to hold, before it stands there.
+        tokenizer: writes its files into the folder. Default: those of `quantized`, as transformers reads them.
 
     Raises:
         InputError: `out` is there already, or the format cannot hold a weight.
@@ -124,9 +124,10 @@ def write(
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         if kind == "gptq":  # AutoGPTQ and GPTQModel look here first
             write_text(folder / "quantize_config.json", json.dumps(settings, indent=2) + "\n")
-        write_tokenizer(quantized.folder, folder, quantized.config)
-        if complete is not None:
-            complete(folder)
+        if tokenizer is None:
+            write_tokenizer(quantized.folder, folder, quantized.config)
+        else:
+            tokenizer(folder)
 
 
 def who_cannot_load(quantized: QuantizedCheckpoint, kind: Kind) -> str | None:

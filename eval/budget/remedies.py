@@ -32,7 +32,8 @@ def remedy(key: str, limit: float, subject: str, figures: Mapping[tuple[str, str
         return ""
     parts = f"of {kl.value:.2g} nats a token the runtime's arithmetic costs {own.value:.2g} at most"
     if own.value > kl.value / 2:
-        return f"{parts}: finer activations help (--activation-bits, --rotate, another --runtime), more bits do not"
+        finer = "a recipe that rotates, as presets do, --activation-bits, another --runtime"
+        return f"{parts}: finer activations help ({finer}), more bits do not"
     aim = SAFE * _aim(key, limit, kl.value)
     finer = f"more than 4 bits help (--bits auto --max-kl {aim:.1g}, --bits 8)"
     return f"{parts}, the weights the rest: {finer}, and --refine 200"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluelm.block import STREAM, Add, Attend, Linear, Norm, Product, Silu, Step, block_of
+from bluelm.block import Add, Attend, Linear, Norm, Product, Silu, Step, block_of
 from bluelm.errors import InputError
 from bluelm.rope import rope_table
 from compress.checkpoint.quantized import QuantizedTensor
@@ -23,6 +23,7 @@ from export.coreai import ASSET, FOLDER
 from export.coreai.readback_tells import faults as tell_faults
 from export.onnx.reader import HeldWeight
 from export.readback import items
+from export.readback.backwards import stream_before
 from export.readback.held import faults
 from export.readback.trail import OtherProgramError, Trail
 
@@ -102,13 +103,10 @@ class Walk:
             raise OtherProgramError(f"{name} is {node.kind} {node.shape} instead of {kind} {shape}")
 
     def block(self, node: Node, layer: int) -> Node:
-        """The stream before a block, from that behind it: its steps, the last one first."""
-        described = block_of(self._config)
-        values = {described.stream[-1]: node}
-        for step in reversed(described.steps):
-            for name, found in zip(step.inputs, self.inputs(step, values[step.makes], layer), strict=True):
-                self.alike(found, values.setdefault(name, found), f"{name}, read by what makes {step.makes},")
-        return values[STREAM]
+        """The stream before a block, from that behind it."""
+        return stream_before(
+            block_of(self._config), node, lambda step, made: self.inputs(step, made, layer), self.alike
+        )
 
     def inputs(self, step: Step, node: Node, layer: int) -> tuple[Node, ...]:
         """What a step that makes `node` is made of."""

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluelm.block import STREAM, Add, Attend, Linear, Norm, Product, Silu, Step, block_of
+from bluelm.block import Add, Attend, Linear, Norm, Product, Silu, Step, block_of
 from bluelm.errors import ExportError
 from compress.checkpoint.store import HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.onnx.readback_constants import HIDDEN_SCORE, Constants
 from export.onnx.reader import HeldWeight
 from export.readback import items
+from export.readback.backwards import stream_before
 from export.readback.held import faults, table
 from export.readback.trail import OtherProgramError, Trail
 
@@ -115,13 +116,10 @@ class Walk:
                 self.trail.see(items.CACHE, "" if there == self._artifact.cache else f"{named.name} is {there}")
 
     def block(self, node: str, layer: int, new: list[str]) -> str:
-        """The stream before a block, from that behind it: its steps, the last one first."""
-        described = block_of(self._config)
-        values = {described.stream[-1]: node}
-        for step in reversed(described.steps):
-            for name, found in zip(step.inputs, self.made_of(step, values[step.makes], layer, new), strict=True):
-                self.alike(found, values.setdefault(name, found), f"{name}, read by what makes {step.makes},")
-        return values[STREAM]
+        """The stream before a block, from that behind it."""
+        return stream_before(
+            block_of(self._config), node, lambda step, made: self.made_of(step, made, layer, new), self.alike
+        )
 
     def made_of(self, step: Step, node: str, layer: int, new: list[str]) -> tuple[str, ...]:
         """What a step that makes `node` is made of."""

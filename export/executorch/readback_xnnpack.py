@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluelm.block import STREAM, Add, Attend, Linear, Norm, Product, Silu, Step, block_of
+from bluelm.block import Add, Attend, Linear, Norm, Product, Silu, Step, block_of
 from bluelm.errors import ExportError
 from bluelm.rope import rope_table
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.onnx.reader import HeldWeight
 from export.readback import items
+from export.readback.backwards import stream_before
 from export.readback.held import faults
 from export.readback.trail import OtherProgramError, Trail
 from export.tokenizer import readback_llm_runner as readback_tokenizer
@@ -99,13 +100,10 @@ class Walk:
         self.embedding(x)
 
     def block(self, node: Any, layer: int) -> Node:
-        """The stream before a block, from that behind it: its steps, the last one first."""
-        described = block_of(self._config)
-        values = {described.stream[-1]: node}
-        for step in reversed(described.steps):
-            for name, found in zip(step.inputs, self.inputs(step, values[step.makes], layer), strict=True):
-                self.alike(found, values.setdefault(name, found), f"{name}, read by what makes {step.makes},")
-        return values[STREAM]
+        """The stream before a block, from that behind it."""
+        return stream_before(
+            block_of(self._config), node, lambda step, made: self.inputs(step, made, layer), self.alike
+        )
 
     def inputs(self, step: Step, node: Any, layer: int) -> tuple[Node, ...]:
         """What a step that makes `node` is made of."""

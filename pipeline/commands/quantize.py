@@ -270,23 +270,25 @@ def _write_format(job: Job, source: Source, quantized: QuantizedCheckpoint, prog
     """The folder for other tools, and ours away."""
     from bluelm.errors import TargetError
     from bluelm.rope import max_context
+    from compress.formats.plain import write_tokenizer
     from compress.formats.write import who_cannot_load, write
-    from export.tokenizer.fast import write_tokenizer
+    from export.tokenizer import fast
     from pipeline.run import widths
 
     if job.format is None:
         return
     notes: list[str] = []
 
-    def complete(folder: Path) -> None:
-        """With what servers read: tokenizer.json, and the template."""
+    def tokenizer(folder: Path) -> None:
+        """As servers read it: tokenizer.json, and the template; where that cannot be, as it is."""
         try:
-            write_tokenizer(quantized, folder, max_context(quantized.config))
+            fast.write_tokenizer(quantized, folder, max_context(quantized.config))
         except TargetError as error:
             notes.append(f"no tokenizer.json was made, which servers ask for: {error.problem}")
+            write_tokenizer(quantized.folder, folder, quantized.config)
 
     # an error leaves the codes for the next call
-    write(quantized, source.checkpoint, job.out, job.format, progress, complete=complete)
+    write(quantized, source.checkpoint, job.out, job.format, progress, tokenizer=tokenizer)
     for name in (widths.RECIPE, widths.TABLE):  # of --bits auto
         if (job.codes / name).exists():
             shutil.copyfile(job.codes / name, job.out / name)

@@ -10,6 +10,7 @@ import pytest
 
 from bluelm.system.files import demo_checkpoint
 from bluelm.text.tokenizer import Tokenizer
+from tests.support.checkpoints.shapes import train_tokenizer, write_checkpoint
 from tests.support.command_line import call
 
 CHAT = (
@@ -49,3 +50,15 @@ def test_the_folder_is_read_again_with_the_same_tokens(folder: Path) -> None:
     for text in TEXTS:
         assert again.encode(text, bos=True, marks=True) == ours.encode(text, bos=True, marks=True), text
     assert again.chat(list(CHAT)) == ours.chat(list(CHAT))
+
+
+def test_a_tokenizer_that_tokenizer_json_cannot_hold_goes_along_as_it_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = write_checkpoint(tmp_path / "model", layers=1)
+    (model / "tokenizer.model").write_bytes(train_tokenizer(model_type="unigram"))
+    assert call("quantize", model, tmp_path / "out", "--method", "rtn", "--format", "gptq") == 0
+    assert "no tokenizer.json was made, which servers ask for" in capfd.readouterr().err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"tokenizer.model", "tokenizer_config.json", "generation_config.json"} <= names
+    assert "tokenizer.json" not in names
