@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from bluelm.block import block_of
 from bluelm.checkpoint import Checkpoint
 from bluelm.model import Decoder
 from bluelm.system.files import demo_checkpoint
+from bluelm.system.memory import peak
 from bluelm.text.tokenizer import Tokenizer
 
 WORKERS = Path(__file__).parents[1] / "peers"
@@ -232,7 +232,7 @@ def ours(model: Path, tokens: Path, out: Path, values: dict[str, Any]) -> None:
     figures = {
         "seconds": time.perf_counter() - begin,
         "cpu_seconds": time.process_time() - cpu,
-        "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "MiB": peak() / 2**20,
     }
     config = checkpoint.config
     names = [f"model.layers.{layer}.{name}" for layer in range(config.num_layers) for name in block_of(config).linears]

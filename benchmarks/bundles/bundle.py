@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks import pages
+from bluelm.system.memory import peak
 
 STEPS = {
     "import": "import of the code alone",
@@ -59,7 +59,7 @@ def step(name: str, artifact: Path, out: Path) -> None:
 
     signing = bundles.development_keys(out.parent)
     inputs = [Input(f"artifact/{p.name}", "file", FileSource(p)) for p in sorted(artifact.iterdir())]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     started = time.perf_counter()
     if name == "copy":
         for path in sorted(artifact.iterdir()):
@@ -72,8 +72,7 @@ def step(name: str, artifact: Path, out: Path) -> None:
         build.make(bundles.draft(name), inputs, signing, out)
     os.sync()
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": seconds, "peak_mb": peak * 1024 / 1e6, "before_mb": before * 1024 / 1e6}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak() / 1e6, "before_mb": before / 1e6}))
 
 
 def measure(name: str, artifact: Path, out: Path) -> dict[str, float]:

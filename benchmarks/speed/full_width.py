@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from benchmarks import pages
 from bluelm.checkpoint import Checkpoint, model_shapes
 from bluelm.config import ModelConfig
 from bluelm.system.files import demo_checkpoint
+from bluelm.system.memory import peak
 from calibration.samples import CalibrationReport, Samples
 from compress.engine import quantize
 from compress.recipe import Recipe
@@ -119,12 +118,12 @@ def run(options: argparse.Namespace) -> None:
     log.addHandler(watch)
     begin, on_disk = time.monotonic(), planned.quantizing.on_disk
     quantize(checkpoint, Samples(tokens, about), recipe, options.out, on_disk=on_disk)
-    print(how_far_off(planned, _peak(), time.monotonic() - begin), flush=True)
+    print(how_far_off(planned, peak(), time.monotonic() - begin), flush=True)
     config = checkpoint.config
     shape = f"{config.hidden_size} wide, {config.num_layers} blocks, {count} x {length}"
     name = ", ".join([shape, "on disk" if on_disk else "in RAM", *options.set])
     stages = [[name, stage, watch.seconds(stage)] for stage in watch.laps]
-    memory = [f"{size / 1e9:.2f} GB" for size in (planned.memory, watch.first_peak, _peak())]
+    memory = [f"{size / 1e9:.2f} GB" for size in (planned.memory, watch.first_peak, peak())]
     pages.save_rows("full_width", "stages", STAGES, stages, key=2)
     pages.save_rows("full_width", "memory", MEMORY, [[name, *memory]])
 
@@ -139,22 +138,18 @@ class _Watch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         held = psutil.Process().memory_info().rss
-        print(f"{record.getMessage()}; {held / 1e9:.2f} GB, peak {_peak() / 1e9:.2f} GB", flush=True)
+        print(f"{record.getMessage()}; {held / 1e9:.2f} GB, peak {peak() / 1e9:.2f} GB", flush=True)
         if isinstance(record.args, tuple) and len(record.args) == 4:  # what, stage, seconds, CPU seconds
             block, stage, _, cpu = record.args
             if str(block).startswith("block "):
                 self.laps.setdefault(str(stage), []).append(float(str(cpu)))
             if block == "block 0":
-                self.first_peak = _peak()
+                self.first_peak = peak()
 
     def seconds(self, stage: str) -> str:
         """From the fastest block to the slowest."""
         ends = [f"{seconds:.2g}" for seconds in (min(self.laps[stage]), max(self.laps[stage]))]
         return " to ".join(dict.fromkeys(ends))
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:

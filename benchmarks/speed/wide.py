@@ -24,6 +24,7 @@ from benchmarks import pages
 from bluelm.block import block_of
 from bluelm.config import ModelConfig
 from bluelm.system.files import demo_checkpoint
+from bluelm.system.memory import peak
 from compress.checkpoint.pieces import Piece, write_piece
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, EMBEDDING_FILE, HEAD, HEAD_FILE, QuantizedCheckpoint, block_file, finish
@@ -108,12 +109,6 @@ def lower(runtime: str, source: Path, out: Path) -> list[str]:
     grown, size = peak() - before, artifact.bytes
     sizes = [f"{size / 1e9:.2f}", f"{grown / 1e9:.2f}"]
     return [runtime, str(quantized.config.num_layers), *seconds, *sizes, "yes" if grown <= size + 2e9 else "**no**"]
-
-
-def peak() -> int:
-    """Peak resident memory of this process in bytes. (ru_maxrss would begin with the parent's.)"""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def any_ranges(quantized: QuantizedCheckpoint) -> Ranges:

@@ -1,4 +1,4 @@
-"""This machine's memory: returning freed memory to the system, and the error when there is not enough."""
+"""This machine's memory: what a process has held, giving freed memory back, and the error when there is not enough."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def peak() -> int:
+    """The most bytes that this process has held. On Linux getrusage would begin with its parent's."""
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def free() -> int:

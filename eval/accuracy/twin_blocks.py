@@ -31,7 +31,7 @@ from targets.host.cached_runtime import Feeds, step_mask
 
 NOISE = 3.5e-4
 """Of a product of matrices on HTP, relative to its row: keys and values of first blocks are 2.4e-4 to 3.5e-4 from their
-twins in every model tried (benchmarks/accuracy/htp_trials.md)."""
+twins in every model tried (benchmarks/npu/htp_trials.md)."""
 DECODE = 3  # positions that the decode graph is tried at
 AGAIN = 3  # rows of a chunk that it computes again
 SPREAD = 4.5  # standard deviations of a cached value up to the end of its range

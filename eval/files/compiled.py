@@ -28,7 +28,7 @@ from targets.socs import find_soc
 MISMATCHES, EXCESS = "compiled_mismatches", "twin_block_excess"
 LIMIT = 6.0
 """Of `twin_blocks.Apart.ratio`. Sound graphs lie below it (4.0 at most, SmolLM2-135M's:
-benchmarks/accuracy/htp_trials.md); with the codes of any column drawn anew those of a small model lie above it
+benchmarks/npu/htp_trials.md); with the codes of any column drawn anew those of a small model lie above it
 (tests/eval/files/test_compiled.py)."""
 
 

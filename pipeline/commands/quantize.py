@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -148,6 +146,7 @@ class Job:
 
 def run(job: Job, output: Console, messages: Console) -> int:
     """Open everything, say what it takes, quantize, say where it lies and what it took."""
+    from bluelm.system.memory import peak
     from bluelm.system.progress import Silent
     from calibration.ranks import join
     from pipeline.progress import show_progress, working
@@ -186,7 +185,7 @@ def run(job: Job, output: Console, messages: Console) -> int:
         if ranks.leads:
             _tell(messages, f"Quantized checkpoint: {job.out}{f' ({job.format})' if job.format else ''}")
             if is_new and planned is not None and not source.recipe.auto:  # the estimate is of quantizing alone
-                _tell(messages, resources.how_far_off(planned, _peak(), time.monotonic() - begin))
+                _tell(messages, resources.how_far_off(planned, peak(), time.monotonic() - begin))
     return 0
 
 
@@ -300,11 +299,6 @@ def _write_format(job: Job, source: Source, quantized: QuantizedCheckpoint, prog
 def _unfinished(folder: Path) -> tuple[Path, Path]:
     """Where an interrupted run leaves what the next one goes on from."""
     return folder, folder.with_name(f"{folder.name}.partial")
-
-
-def _peak() -> int:
-    """Peak resident bytes of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _tell(messages: Console, text: Any) -> None:

@@ -1,6 +1,6 @@
 """Snapdragons: onnx-npu graphs compiled to QNN context binaries for the Hexagon Tensor Processor (HTP).
 
-What HTP takes was found by trial with QNN 2.49 on all four chips of the table (benchmarks/accuracy/htp_trials.md):
+What HTP takes was found by trial with QNN 2.49 on all four chips of the table (benchmarks/npu/htp_trials.md):
 symmetric int4 and int8, in blocks of 32, 64 or 128 or one scale a row, agree with float arithmetic within
 4e-4. Weights with zero points do not: per row they are refused, in int4 blocks they compile and are then
 ignored (relative error 1.2), so they are refused here.

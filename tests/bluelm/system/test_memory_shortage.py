@@ -188,3 +188,13 @@ def test_a_run_of_a_sweep_that_dies_is_a_row(
     program.write_text("#!/bin/sh\nkill -TERM $$\n")
     with pytest.raises(KeyboardInterrupt):
         sweep.do_variant(variant, tmp_path, [])
+
+
+@pytest.mark.linux
+def test_a_peak_is_of_this_process_and_not_of_the_one_that_started_it() -> None:
+    held = np.ones(100_000_000)  # 800 MB
+    code = "import numpy\nfrom bluelm.system.memory import peak\nprint(peak())\nnumpy.ones(50_000_000)\nprint(peak())"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, behind = map(int, ran.stdout.split())
+    assert before < 0.5 * held.nbytes <= behind - before + 50e6
+    assert memory.peak() > held.nbytes

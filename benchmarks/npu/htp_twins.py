@@ -1,11 +1,11 @@
 """How far blocks that Qualcomm's compiler made lie from their twins in torch, on the simulator.
 
-    python -m benchmarks.accuracy.htp_twins OUT [random] [demo] [FOLDER ...] [--blocks 4]
+    python -m benchmarks.npu.htp_twins OUT [random] [demo] [FOLDER ...] [--blocks 4]
 
 The twins are those of `eval/accuracy/twin_blocks.py`. "random" is a model of two blocks, 64 wide; "demo" the demo
 checkpoint; a FOLDER holds any checkpoint, of which the first blocks are taken. Each is rounded to 4 bits in groups of
 32, lowered and compiled for SM8650, and compiled once more with block outputs. Writes the part "twins" of
-results/accuracy/htp_trials.json and the page; models that are not named keep their rows.
+results/npu/htp_trials.json and the page; models that are not named keep their rows.
 """
 
 from __future__ import annotations

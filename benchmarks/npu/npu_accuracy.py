@@ -1,9 +1,9 @@
 """What the way to the NPU costs: dequantized weights, 16-bit twin and artifact on the simulator, against float32.
 
-    python -m benchmarks.accuracy.npu_accuracy OUT [--tokens 1500] [method ...]
+    python -m benchmarks.npu.npu_accuracy OUT [--tokens 1500] [method ...]
 
 The demo checkpoint, default recipe of each method, bundled held-out text: mean KL divergences in nats a token. A run on
-the simulator takes about 6 s of one core for 128 tokens. Writes results/accuracy/npu_accuracy.json and the page;
+the simulator takes about 6 s of one core for 128 tokens. Writes results/npu/npu_accuracy.json and the page;
 methods and numbers of tokens that are not run again keep their rows.
 """
 

@@ -1,9 +1,9 @@
 """What Qualcomm's HTP compiler takes, and how exactly its simulator computes it: small graphs, one idea each.
 
-    python -m benchmarks.accuracy.htp_trials [--soc SM8650 ...]
+    python -m benchmarks.npu.htp_trials [--soc SM8650 ...]
 
 Each trial is one MatMul between 16-bit activations, compiled with CPU fallback forbidden; the error is the
-relative L2 distance to float64. Writes the part "trials" of results/accuracy/htp_trials.json, and the page.
+relative L2 distance to float64. Writes the part "trials" of results/npu/htp_trials.json, and the page.
 """
 
 from __future__ import annotations
