@@ -28,7 +28,7 @@ class Tool(BaseModel):
         kind: `package` is installed by pip (version: the one that works with the others), `program` lies on the
             PATH, `module` is a vendor's Python module that no public index has, `library` is one of the system's
             that a package loads and does not bring.
-        fix: how to get it.
+        fix: how to get it. wheel: how pip is asked for it, where that is not its name alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +38,7 @@ class Tool(BaseModel):
     version: str | None = None
     purpose: str
     fix: str
+    wheel: str | None = None
 
 
 State = Literal["ok", "missing", "other version"]
@@ -59,8 +60,12 @@ def tools() -> tuple[Tool, ...]:
     return tuple(Tool.model_validate(row) for row in rows)
 
 
-def examine(tool: Tool) -> FoundTool:
-    """Look for one tool; nothing is imported or run, a library is loaded."""
+def examine(tool: Tool, beside: Path | None = None) -> FoundTool:
+    """Look for one tool; nothing is imported or run, a library is loaded.
+
+    Args:
+        beside: packages that come before those here, of an environment with these behind it.
+    """
     if tool.kind == "program":
         path = shutil.which(tool.name)
         return FoundTool(tool, "ok" if path else "missing", path)
@@ -70,11 +75,16 @@ def examine(tool: Tool) -> FoundTool:
     if tool.kind == "library":
         return FoundTool(tool, "ok" if loads(tool.name) else "missing", None)
     try:
-        found = importlib.metadata.version(tool.name)
+        found = _version(tool.name, beside)
     except importlib.metadata.PackageNotFoundError:
         return FoundTool(tool, "missing", None)
     same = tool.version is None or found.split("+")[0] == tool.version
     return FoundTool(tool, "ok" if same else "other version", found)
+
+
+def _version(package: str, beside: Path | None) -> str:
+    there = () if beside is None else importlib.metadata.distributions(name=package, path=[str(beside)])
+    return next((found.version for found in there), None) or importlib.metadata.version(package)
 
 
 def loads(library: str) -> bool:

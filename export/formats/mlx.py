@@ -19,7 +19,7 @@ MLX = Record(
     },
     runs_as_shipped=True,
     one_chip=ANY_CHIP,
-    runner=StandardRunner("mlx-lm", "targets.runners.mlx:open_mlx_lm", "mlx-lm"),
+    runner=StandardRunner("mlx-lm", "targets.runners.mlx:open_mlx_lm", "mlx-lm", needs=("mlx",)),
     reader="export.mlx.readback:findings",
     ends="export.readback.ends:mlx",
     made=Without("the tokenizer in its folder is read back with it; those beside that are the checkpoint's own"),

@@ -30,9 +30,27 @@ def doctor(
         str | None, typer.Option(help="Only what this target needs; missing tools then end with code 5.")
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="Only what this runtime needs.")] = None,
+    setup: Annotated[
+        str | None,
+        typer.Option(metavar="RUNNER", help="First install this runner, e.g. llama.cpp, in an environment of its own."),
+    ] = None,
 ) -> None:
     """Check the versions of the compilers and runtimes here, and say what to install."""
-    leave(lambda: examine_machine(target, runtime, console()))
+
+    def work() -> int:
+        if setup is not None:
+            _set_up(setup)
+        return examine_machine(target, runtime, console())
+
+    leave(work)
+
+
+def _set_up(runner: str) -> None:
+    from pipeline.progress import working
+    from targets.runners.environment import set_up
+
+    with working(console(error=True), f"install {runner}"):
+        set_up(runner)
 
 
 def examine_machine(target: str | None, runtime: str | None, console: Console) -> int:
@@ -62,11 +80,27 @@ def examine_machine(target: str | None, runtime: str | None, console: Console) -
     lacking = [one for one in found if one.state != "ok"]
     for one in lacking:
         console.print(f"{one.tool.name}: {one.tool.fix}", soft_wrap=True, markup=False, highlight=False)
+    _tell_of_runners(console)
     needed = [one.tool for one in lacking if one.state == "missing" and one.tool.name not in optional]
     if wanted is not None and needed:
         names = ", ".join(tool.name for tool in needed)
         raise UnavailableError(f"missing here: {names}", fix=needed[0].fix)
     return 0
+
+
+def _tell_of_runners(console: Console) -> None:
+    """Those in environments of their own, and how to get those that are not here."""
+    from targets.runners.environment import folder, quoted, runners, site
+    from targets.runners.runner import named, version_of
+
+    missing = [quoted(name) for name, runner in runners().items() if version_of(runner) is None]
+    for runner in runners().values():
+        if site(runner) is not None:
+            told = f"{named(runner)} runs in an environment of its own: {folder(runner)}"
+            console.print(told, soft_wrap=True, markup=False, highlight=False)
+    if missing:
+        told = f"in an environment of its own: bluelm-export doctor --setup {' | '.join(missing)}"
+        console.print(told, soft_wrap=True, markup=False, highlight=False)
 
 
 def _tools_of(target: str | None, runtime: str | None) -> tuple[set[str] | None, set[str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bluelm.errors import UnavailableError
 from bluelm.system.children import run
-from bluelm.system.files import atomic_folder
+from bluelm.system.files import atomic_folder, user_cache
 
 SUITE, PYTHON = "bookworm", "3.11"  # of one Debian release, so that counts do not move with the host
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")
@@ -59,7 +59,7 @@ def userland(wheels: Sequence[str]) -> Path:
         UnavailableError: not a Debian-like host, or no network.
     """
     digest = hashlib.sha256(repr((SUITE, PACKAGES, CPUINFO, sorted(wheels))).encode()).hexdigest()[:12]
-    root = _cache() / f"arm64-{digest}"
+    root = user_cache() / f"arm64-{digest}"
     if root.is_dir():
         return root
     for tool, package in (("apt-get", "apt"), ("dpkg-deb", "dpkg")):
@@ -76,11 +76,6 @@ def userland(wheels: Sequence[str]) -> Path:
         shutil.rmtree(work)
         _describe_cpu(temporary)
     return root
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "bluelm-export"
 
 
 def _unpack_packages(work: Path, root: Path) -> None:

@@ -49,12 +49,19 @@ class Child:
     """
 
     def __init__(
-        self, module: str, log: Path, *, environment: dict[str, str] | None = None, core: int | None = None
+        self,
+        module: str,
+        log: Path,
+        *,
+        environment: dict[str, str] | None = None,
+        core: int | None = None,
+        python: str = sys.executable,
     ) -> None:
         """Start it.
 
         Args:
             core: the one that all its threads share. Default: any.
+            python: the interpreter that runs it, of the same version as this one.
         """
         self.log = log
         self._module = module
@@ -63,7 +70,7 @@ class Child:
         settings["PYTHONPATH"] = os.pathsep.join(filter(None, [settings.get("PYTHONPATH"), str(ROOT)]))
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())],
+                [python, "-m", module, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

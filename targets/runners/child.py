@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluelm.errors import ExportError, TargetError
+from export.formats import StandardRunner
 from targets.host.child import Child
 from targets.runners import messages as m
-from targets.runners.runner import Continued, Prompt
+from targets.runners.environment import python
+from targets.runners.runner import Continued, Prompt, named
 
 LOAD_S, ASK_S = 600.0, 1800.0
 TAIL = 40  # lines of the log in which a program tells why it refuses a file
@@ -25,7 +27,7 @@ class ChildRunner:
     Args:
         module: of the child, which answers `targets.runners.messages`.
         load: opens the artifact.
-        name: of the program, with its version.
+        runner: whose program it is; it runs in the environment of its own where it has one.
         drawn: its options where it draws an answer, for those of its defaults that leave tokens out.
         words: why it refused a file, from the end of its log; "" where that does not tell.
 
@@ -37,14 +39,15 @@ class ChildRunner:
         self,
         module: str,
         load: m.Load,
-        name: str,
+        runner: StandardRunner,
         *,
         drawn: Mapping[str, Any] | None = None,
         words: Callable[[str], str] = lambda tail: "",
     ) -> None:
-        self.name, self._drawn = name, dict(drawn or {})
+        self.name, self._drawn = named(runner), dict(drawn or {})
         self._scratch = tempfile.TemporaryDirectory(prefix="bluelm-runner-")
-        self._child = Child(module, Path(self._scratch.name) / "log.txt")
+        log = Path(self._scratch.name) / "log.txt"
+        self._child = Child(module, log, python=python(runner))
         try:
             loaded: m.Loaded = self._child.call(load, LOAD_S)
         except ExportError as error:

@@ -8,7 +8,7 @@ from export.coreai import FOLDER
 from export.formats import StandardRunner
 from targets.runners.child import ChildRunner
 from targets.runners.messages import Load
-from targets.runners.runner import Runner, version_of
+from targets.runners.runner import Runner
 
 
 def open_folder(artifact: Artifact, runner: StandardRunner) -> Runner:
@@ -18,4 +18,4 @@ def open_folder(artifact: Artifact, runner: StandardRunner) -> Runner:
         TargetError: one of the two refuses it, or dies of it; with its words.
     """
     load = Load(str((artifact.folder / FOLDER).resolve()))
-    return ChildRunner("targets.runners.coreai_worker", load, f"{runner.name} {version_of(runner)}")
+    return ChildRunner("targets.runners.coreai_worker", load, runner)

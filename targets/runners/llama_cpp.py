@@ -8,7 +8,7 @@ from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner
 from targets.runners.child import ChildRunner
 from targets.runners.messages import Load
-from targets.runners.runner import Runner, named
+from targets.runners.runner import Runner
 
 THREADS = 2
 DRAWN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -21,7 +21,7 @@ def open_llama_cpp(artifact: Artifact, runner: StandardRunner) -> Runner:
         TargetError: llama.cpp refuses it, or dies of it; with its words.
     """
     load = Load(str(artifact.path("model").resolve()), _threads())
-    return ChildRunner("targets.runners.llama_cpp_worker", load, named(runner), drawn=DRAWN, words=_refusal)
+    return ChildRunner("targets.runners.llama_cpp_worker", load, runner, drawn=DRAWN, words=_refusal)
 
 
 def _refusal(tail: str) -> str:

@@ -7,7 +7,7 @@ from export.formats import StandardRunner
 from export.mlx import FOLDER
 from targets.runners.child import ChildRunner
 from targets.runners.messages import Load
-from targets.runners.runner import Runner, version_of
+from targets.runners.runner import Runner
 
 
 def open_mlx_lm(artifact: Artifact, runner: StandardRunner) -> Runner:
@@ -17,4 +17,4 @@ def open_mlx_lm(artifact: Artifact, runner: StandardRunner) -> Runner:
         TargetError: mlx-lm refuses it, or dies of it; with its words.
     """
     load = Load(str((artifact.folder / FOLDER).resolve()))
-    return ChildRunner("targets.runners.mlx_worker", load, f"{runner.name} {version_of(runner)}")
+    return ChildRunner("targets.runners.mlx_worker", load, runner)

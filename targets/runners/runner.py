@@ -12,10 +12,11 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bluelm.errors import InputError
+from bluelm.errors import InputError, UnavailableError
 from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner, function
-from targets.tools import FoundTool, examine, require, tools
+from targets.runners.environment import parts, quoted, site
+from targets.tools import FoundTool, examine
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,14 @@ def named(runner: StandardRunner) -> str:
 def fix_of(runner: StandardRunner) -> str:
     """How to get the program."""
     found = _parts(runner)
-    return next((part.tool.fix for part in found if part.state == "missing"), found[0].tool.fix)
+    fix = next((part.tool.fix for part in found if part.state == "missing"), found[0].tool.fix)
+    return f"{fix}, or in an environment of its own: bluelm-export doctor --setup {quoted(runner.name)}"
 
 
 def _parts(runner: StandardRunner) -> list[FoundTool]:
-    """What brings the program, and then what that needs."""
-    rows = {tool.name: tool for tool in tools()}
-    return [examine(rows[name]) for name in (runner.package, *runner.needs)]
+    """What brings the program, and then what that needs, as it is found where the program runs."""
+    place = site(runner)
+    return [examine(tool, place) for tool in parts(runner)]
 
 
 def runner_of(artifact: Artifact, name: str | None = None) -> StandardRunner:
@@ -146,6 +148,8 @@ def open_runner(artifact: Artifact, name: str | None = None) -> Runner:
         TargetError: it refuses the artifact.
     """
     found = runner_of(artifact, name)
-    require(found.package, *found.needs)
+    missing = [part.tool.name for part in _parts(found) if part.state == "missing"]
+    if missing:
+        raise UnavailableError(f"not installed: {', '.join(missing)}", fix=fix_of(found))
     opened: Callable[[Artifact, StandardRunner], Runner] = function(found.opener)
     return opened(artifact, found)

@@ -8,7 +8,7 @@ from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner
 from targets.runners.child import ChildRunner
 from targets.runners.messages import Load
-from targets.runners.runner import Runner, named
+from targets.runners.runner import Runner
 
 ERROR = re.compile(r"^[EF]\d{4} .*?\] (?P<told>.+)$", re.MULTILINE)
 """A line of its log that tells of an error."""
@@ -21,7 +21,7 @@ def open_litert_lm(artifact: Artifact, runner: StandardRunner) -> Runner:
         TargetError: LiteRT-LM refuses it, or dies of it; with its words.
     """
     load = Load(str(artifact.path("model").resolve()))
-    return ChildRunner("targets.runners.litert_lm.worker", load, named(runner), words=_refusal)
+    return ChildRunner("targets.runners.litert_lm.worker", load, runner, words=_refusal)
 
 
 def _refusal(tail: str) -> str:

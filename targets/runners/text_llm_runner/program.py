@@ -6,7 +6,7 @@ from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner
 from targets.runners.child import ChildRunner
 from targets.runners.messages import Load
-from targets.runners.runner import Runner, named
+from targets.runners.runner import Runner
 
 
 def open_text_llm_runner(artifact: Artifact, runner: StandardRunner) -> Runner:
@@ -16,4 +16,4 @@ def open_text_llm_runner(artifact: Artifact, runner: StandardRunner) -> Runner:
         TargetError: TextLLMRunner refuses it, or dies of it; with its words.
     """
     load = Load(str(artifact.path("model").resolve()))
-    return ChildRunner("targets.runners.text_llm_runner.worker", load, named(runner))
+    return ChildRunner("targets.runners.text_llm_runner.worker", load, runner)
