@@ -19,6 +19,7 @@ from bluelm.errors import ExportError
 from bluelm.system.files import sha256
 from bluelm.text.tokenizer import Message, Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
+from compress.methods.rotate import quantized_config
 from eval.accuracy.compare import BlockErrors
 from eval.budget.limits import NOT_KNOWN
 from eval.files import compiled, size_plan
@@ -72,7 +73,8 @@ def files(
         return [*found, Measurement(name, 1, "items", "measured", note=note, subject=subject)]
     found += _sizes(artifact, quantized, subject)
     held = read_back(artifact, quantized)
-    wrong = [f"the quantized checkpoint's {fault}" for fault in config_faults(quantized.config, config)]
+    stands_for = quantized_config(config, quantized.recipe)
+    wrong = [f"the quantized checkpoint's {fault}" for fault in config_faults(quantized.config, stands_for)]
     found.append(_faults("weight_mismatches", [*wrong, *map(str, held.wrong)], subject, "items"))
     name, note = f"{NOT_KNOWN}@{artifact.format}", "; ".join(held.sentences)
     found.append(Measurement(name, len(held.untold), "items", "measured", note=note, subject=subject))

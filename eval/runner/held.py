@@ -19,7 +19,7 @@ from eval.accuracy import metrics
 from eval.accuracy.positions import Allowance
 from eval.files.origin import origin
 from eval.measurement import Measurement
-from eval.runner.texts import CHATS, HARD, long_text
+from eval.runner.texts import HARD, chats, long_text
 from eval.runner.twin import of_format
 from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner, function
@@ -172,19 +172,22 @@ def _chats(runner: Runner, told: StandardRunner, tokenizer: Tokenizer) -> list[M
     """[] where the checkpoint has no template: then what the program takes instead is its own affair."""
     if tokenizer.template is None:
         return []
-    return [_faults("runner_chat_mismatches", _chat_faults(runner, told, tokenizer), "chats", len(CHATS))]
+    faults = _chat_faults(runner, told, tokenizer)
+    return [_faults("runner_chat_mismatches", faults, "chats", len([*chats(tokenizer)]))]
 
 
 def _chat_faults(runner: Runner, told: StandardRunner, tokenizer: Tokenizer) -> Iterator[str]:
-    for messages in CHATS:
+    for messages, tools in chats(tokenizer):
         goes_on = messages[-1].role == "assistant" and bool(told.continues)
         try:
             asks = True if told.asks_always else None
-            wanted = tokenizer.chat(messages, continue_final_message=goes_on, add_generation_prompt=asks)
+            wanted = tokenizer.chat(
+                messages, tools=tools or None, continue_final_message=goes_on, add_generation_prompt=asks
+            )
         except InputError:
             wanted = None  # the template refuses it, so the program must
         try:
-            prompt = runner.chat([{"role": m.role, "content": m.content} for m in messages])
+            prompt = runner.chat([{"role": m.role, "content": m.content} for m in messages], tools)
         except InputError as error:
             if wanted is not None:
                 yield f"{messages[-1].content[:20]!r}: {error.problem[:80]}"

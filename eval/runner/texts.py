@@ -5,9 +5,11 @@ All are in Unicode's composed form: llama.cpp does not compose what a user typed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from bluelm.text.tokenizer import Message
+from bluelm.errors import InputError
+from bluelm.text.tokenizer import Message, Tokenizer
 
 HARD = (
     "",
@@ -56,3 +58,43 @@ CHATS = (
     _chat("What is it?", "It is a test.", "Of what?", system="You answer in one line.\nNever two."),
     _chat("Name three colours.", "Red, green and"),  # an answer that is continued
 )
+
+TOOLS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather of a <city>, “天气”, in °C & km/h.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "description": "a city's name"},
+                    "days": {"type": "integer", "minimum": 1},
+                },
+                "required": ["city"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {"name": "now", "description": "The time", "parameters": {"type": "object", "properties": {}}},
+    },
+)
+WITH_TOOLS = (
+    _chat("How warm is 北京 tomorrow?"),
+    _chat("What time is it?", system="You answer in one line."),
+)
+
+
+def chats(tokenizer: Tokenizer) -> Iterator[tuple[tuple[Message, ...], Sequence[Mapping[str, Any]]]]:
+    """Chats to compare, each with the tools that it is given: those with tools where the template knows them."""
+    yield from ((chat, ()) for chat in CHATS)
+    yield from ((chat, TOOLS) for chat in WITH_TOOLS if _tells(tokenizer, chat))
+
+
+def _tells(tokenizer: Tokenizer, chat: Sequence[Message]) -> bool:
+    """Whether the template says something of tools."""
+    try:
+        return tokenizer.chat(chat, tools=TOOLS) != tokenizer.chat(chat)
+    except InputError:
+        return False

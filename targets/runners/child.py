@@ -60,8 +60,8 @@ class ChildRunner:
         found: m.Tokenized = self._child.call(m.Tokenize(tuple(texts)), ASK_S)
         return found.tokens
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
-        found: m.Prompted = self._child.call(m.Chat(tuple(map(dict, messages))), ASK_S)
+    def chat(self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+        found: m.Prompted = self._child.call(m.Chat(tuple(map(dict, messages)), tuple(map(dict, tools))), ASK_S)
         return Prompt(found.text, tuple(found.tokens), found.counted)
 
     def distributions(self, tokens: Sequence[int], prefilled: int) -> NDArray[np.float32]:

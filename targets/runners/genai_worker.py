@@ -43,7 +43,8 @@ def _chat(message: messages.Chat) -> messages.Prompted:
     answers = message.messages[-1]["role"] != "assistant"
     try:
         given = json.dumps(list(message.messages), ensure_ascii=False)
-        text = _held["tokenizer"].apply_chat_template(given, add_generation_prompt=answers)
+        tools = json.dumps(list(message.tools), ensure_ascii=False) if message.tools else None
+        text = _held["tokenizer"].apply_chat_template(given, tools=tools, add_generation_prompt=answers)
     except Exception as error:  # noqa: BLE001
         raise InputError(f"onnxruntime-genai refuses the chat: {error}") from None
     tokens = _tokens(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from bluelm.errors import InputError
@@ -16,7 +17,7 @@ def prompted(tokenizer: Any, message: m.Chat, program: str) -> m.Prompted:
     """
     continues = message.messages[-1]["role"] == "assistant"
     ends = {"add_generation_prompt": not continues, "continue_final_message": continues}
-    template = tokenizer.apply_chat_template
+    template = partial(tokenizer.apply_chat_template, tools=list(message.tools) or None)
     try:
         text = template(list(message.messages), tokenize=False, **ends)
         tokens = [int(token) for token in template(list(message.messages), tokenize=True, return_dict=False, **ends)]

@@ -47,7 +47,9 @@ def _tokens(text: str) -> list[int]:
 
 
 def _chat(message: messages.Chat) -> messages.Prompted:
-    chat = {"messages": list(message.messages)}
+    chat: dict[str, Any] = {"messages": list(message.messages)}
+    if message.tools:
+        chat["tools"] = list(message.tools)
     text = _ask("POST", "/apply-template", chat)["prompt"]
     tokens = _tokens(text)
     if len(tokens) >= _held["context"]:

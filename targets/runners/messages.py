@@ -41,9 +41,10 @@ class Tokenized:
 
 @dataclass(frozen=True)
 class Chat:
-    """`messages`: role and content of each."""
+    """`messages`: role and content of each. `tools`: JSON schemas of functions, as templates take them."""
 
     messages: tuple[dict[str, str], ...]
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +62,11 @@ class Runner(Protocol):
         """Each text as a prompt is read: what begins a text in front, marks in it count."""
         ...
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
+    def chat(self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """A chat in the artifact's template; behind a last answer it is to be continued.
+
+        Args:
+            tools: JSON schemas of functions that the model may call.
 
         Raises:
             InputError: the template refuses it, or there is none.

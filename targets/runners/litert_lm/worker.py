@@ -103,7 +103,13 @@ def _chat(message: m.Chat) -> m.Prompted:
     before, last = list(message.messages[:-1]), message.messages[-1]
     engine = _whole("engine")
     try:
-        with engine.create_conversation(messages=before, sampler_config=_sampler({}), max_output_tokens=1) as talk:
+        with engine.create_conversation(
+            messages=before,
+            tools=list(map(_tool, message.tools)) or None,
+            automatic_tool_calling=False,
+            sampler_config=_sampler({}),
+            max_output_tokens=1,
+        ) as talk:
             text = talk.render_message_to_string(last)
             if not text:
                 raise InputError(f"{PROGRAM} refuses the chat: its template gives no text")
@@ -115,6 +121,12 @@ def _chat(message: m.Chat) -> m.Prompted:
     except RuntimeError as error:
         raise InputError(f"{PROGRAM} refuses the chat: {error}") from None
     return m.Prompted(text, tokens, int(counted))
+
+
+def _tool(schema: dict[str, Any]) -> Any:
+    """A tool that is told of and never called."""
+    methods = {"get_tool_description": lambda self: schema, "execute": lambda self, param: None}
+    return type("Told", (lm.Tool,), methods)()
 
 
 def _distribute(message: m.Distribute) -> m.Distributed:

@@ -82,8 +82,9 @@ def _chat(message: m.Chat) -> m.Prompted:
     """An answer at the end is continued."""
     answered = message.messages[-1]["role"] == "assistant"
     ends = {"add_generation_prompt": not answered, "continue_final_message": answered}
+    told = {"tools": list(message.tools) or None, **ends}
     try:
-        text = _transformers().apply_chat_template(list(message.messages), tokenize=False, **ends)
+        text = _transformers().apply_chat_template(list(message.messages), tokenize=False, **told)
     except Exception as error:  # noqa: BLE001  (of Jinja and of transformers, each with its own kinds)
         raise InputError(f"the template beside the program does not give the chat: {error}") from None
     tokens = _tokens(text, begins=False)

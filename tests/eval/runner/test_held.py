@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,7 +104,8 @@ def shared() -> Iterator[None]:
     """A process that imports for seconds opens one artifact after another."""
     held: dict[str, Child] = {}
 
-    def child(module: str, log: Path) -> Child | Shared:
+    def child(module: str, log: Path, python: str) -> Child | Shared:
+        assert python == sys.executable
         if module not in SLOW_TO_START:
             return Child(module, log)
         if module not in held or held[module].failed:
@@ -198,6 +200,51 @@ def test_a_tokenizer_json_and_its_template_in_litert_lm(tmp_path: Path) -> None:
     found = {figure.name: figure for figure in held.figures(artifact, expected, "cpu")}
     assert faults("litert-lm", found.values()) == {}
     assert found["runner_chat_mismatches"].n == 10 and found["runner_kl"].value < 1e-3
+
+
+BEGIN = "{{ bos_token }}"
+TOLD = "{% if tools %}{% for tool in tools %}<tool>{{ tool | tojson }}</tool>\n{% endfor %}{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def with_tools(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizedCheckpoint, Expected]:
+    """One block with a template that knows tools."""
+    place = tmp_path_factory.mktemp("tools")
+    source = write_checkpoint(place / "float", tokenizer=False, vocab=384, layers=1, bos_token_id=None, **LLAMA)
+    write_tokenizer(source, "llama-bpe")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    told = {"chat_template": TEMPLATE.replace(BEGIN, BEGIN + TOLD)}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | told))
+    quantized = rounded(place / "quantized", source=source)
+    tokenizer = quantized.tokenizer()
+    return quantized, Expected(quantized.config, tokenizer, TEXTS[:1], [tokenizer.encode(TEXTS[0] * 3)[:40]], None)
+
+
+EXPORTS: dict[str, Callable[..., Artifact]] = {
+    "gguf": gguf_file.export, "onnx-genai": genai.export, "mlx": mlx.export, "executorch-xnnpack": executorch.export,
+    "litert-lm": litert_lm.export, "coreai": coreai.export,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_tools_are_told_as_the_template_tells_them(
+    kind: str, with_tools: tuple[QuantizedCheckpoint, Expected], tmp_path: Path
+) -> None:
+    quantized, expected = with_tools
+    artifact = EXPORTS[kind](quantized, tmp_path / "a", context=CONTEXT)
+    found = {figure.name: figure for figure in held.figures(artifact, expected, "cpu")}
+    assert faults(kind, found.values()) == {} and found["runner_chat_mismatches"].n == 12
+
+
+def test_tools_that_a_template_leaves_out_are_missed(
+    with_tools: tuple[QuantizedCheckpoint, Expected], tmp_path: Path
+) -> None:
+    quantized, expected = with_tools
+    artifact = genai.export(quantized, tmp_path / "a", context=CONTEXT)
+    template = artifact.folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{% if tools %}", "{% if false %}"))
+    found = {figure.name: figure for figure in held.figures(artifact, expected, "cpu")}
+    assert found["runner_chat_mismatches"].value == 2 and "How warm" in found["runner_chat_mismatches"].note
 
 
 def test_scores_that_are_not_those_of_the_file_are_told(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
