@@ -23,6 +23,13 @@ from export.tokenizer.table import ROLE, SETTINGS, TABLE, check_pieces, tokenize
 
 LONGEST, BLANKS, SPACES = 500, 256, 63  # most bytes of a run; blanks in front of one; more of them as `SPACE`
 CLASS = "LlamaTokenizer"  # its word for SentencePiece's BPE; it refuses names that it does not know
+FAST = "PreTrainedTokenizerFast"  # tokenizer.json as it is
+CLASSES = {
+    "BaichuanTokenizer", "CLIPTokenizer", "ChatGLMTokenizer", "CodeGenTokenizer", "CodeLlamaTokenizer", "GPT2Tokenizer",
+    "GPTNeoXTokenizer", "GemmaTokenizer", "InternLM2Tokenizer", "LlamaTokenizer", "Phi3Tokenizer",
+    "PreTrainedTokenizer", "Qwen2Tokenizer", "TokenizersBackend",
+}  # fmt: skip
+"""Of decoders, and their "Fast" ones: what onnxruntime-extensions takes beside tokenizer.json."""
 _REST = "[\\u0080-\\u00BF]{0,3}"  # of a character, where bytes are matched
 _MORE = rf"{SPACE}(?:{SPACE}|\n){{0,{SPACES}}}"
 RUNS = "|".join((
@@ -46,7 +53,7 @@ def write_tokenizer(folder: Path, source: Path, context: int) -> dict[str, str]:
         InputError: it cannot be read.
     """
     if (source / TABLE).is_file():
-        return _write_cuts(folder, source)
+        return _write_cuts(folder, source) | _write_class(folder, source)
     if not (source / "tokenizer.model").is_file():
         return {}
     tokenizer = Tokenizer.from_folder(source)
@@ -66,6 +73,18 @@ def _write_cuts(folder: Path, source: Path) -> dict[str, str]:
     table |= {"truncation": None, "padding": None, "pre_tokenizer": cuts}
     write_text(folder / TABLE, json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n")
     return {TABLE: ROLE}
+
+
+def _write_class(folder: Path, source: Path) -> dict[str, str]:
+    """tokenizer_config.json with a class that genai knows; {} where it knows the checkpoint's.
+
+    Where there is none it reads no template; others it refuses.
+    """
+    settings = optional_json(source, SETTINGS)
+    if str(settings.get("tokenizer_class")).removesuffix("Fast") in CLASSES:
+        return {}
+    write_text(folder / SETTINGS, json.dumps(settings | {"tokenizer_class": FAST}, indent=1) + "\n")
+    return {SETTINGS: ROLE}
 
 
 def check_tokenizer(source: Path) -> None:

@@ -19,6 +19,7 @@ from bluelm.text.tokenizer import Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 
+ANY, SETTINGS = "PreTrainedTokenizerFast", "tokenizer_config.json"
 KINDS = {"LlamaTokenizer"}  # that take SentencePiece's BPE from tokenizer.json
 BLANKS = " ▁\n"
 CUT = f"  def f(x):\n    return 'a1'\n\n \n你好，世界 {'x' * 300} é\tb  1\n\n23 4.5\n\n\n6'll x7  "
@@ -35,19 +36,33 @@ def faults(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[str]:
     source, theirs = (quantized.folder / name for name in ("tokenizer.model", "tokenizer.json"))
     made = [path.name for path in artifact.paths("runner")]
     if theirs.exists() or not source.exists():
-        yield from (f"{name} is not the checkpoint's" for name in made if name != theirs.name)
+        yield from (f"{name} is not the checkpoint's" for name in made if name not in ("tokenizer.json", SETTINGS))
         if theirs.name in made:
             yield from _cut_faults(artifact.folder / theirs.name, theirs)
+        if SETTINGS in made:
+            yield from _class_faults(artifact.folder, quantized.folder)
         return
     try:
         table = read_json(artifact.folder / "tokenizer.json", MOST_TABLE_BYTES)
-        settings = read_json(artifact.folder / "tokenizer_config.json")
+        settings = read_json(artifact.folder / SETTINGS)
         yield from table_faults(table, source)
         yield from _settings_faults(settings, quantized, artifact.context)
     except InputError as error:
         yield str(error)
     except (KeyError, TypeError, AttributeError) as error:
         yield f"tokenizer.json cannot be followed: {error!r}"
+
+
+def _class_faults(mine: Path, theirs: Path) -> Iterator[str]:
+    """Of a tokenizer_config.json that names another class, of those that take any tokenizer.json."""
+    try:
+        found, wanted = read_json(mine / SETTINGS), optional_json(theirs, SETTINGS)
+    except InputError as error:
+        yield str(error)
+        return
+    if found.get("tokenizer_class") != ANY:
+        yield f"{SETTINGS} names the class {found.get('tokenizer_class')!r}"
+    yield from differing(SETTINGS, found | {"tokenizer_class": ANY}, wanted | {"tokenizer_class": ANY})
 
 
 def _cut_faults(mine: Path, theirs: Path) -> Iterator[str]:

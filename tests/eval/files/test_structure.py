@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from bluelm.checkpoint import Checkpoint
+from bluelm.config import ModelConfig
 from bluelm.errors import InputError
 from bluelm.system.progress import Silent
 from compress.checkpoint.store import EMBED, QuantizedCheckpoint
 from eval import heldout
 from eval.budget.budget import Verdict, judge
 from eval.budget.limits import Budget
+from eval.files.structure import files
+from eval.measurement import Measurement
 from export.artifacts.artifact import Artifact, Format
 from export.coreai import export as coreai
 from export.coreml import export as coreml
@@ -32,6 +35,7 @@ from pipeline.judge.judging import Subject
 from targets.runtime import Place, open_runtime
 from tests.support import damage
 from tests.support.checkpoints.rounded import rounded
+from tests.support.checkpoints.shapes import write_checkpoint
 from tests.support.damages import ALL, DAMAGES, Damage, copied, damaged, graphs, judged_as, metadata
 
 CONTEXT, CHUNK, TOKENS = 128, 32, 384
@@ -47,6 +51,7 @@ EXPORTERS: dict[str, Callable[..., Artifact]] = {
     "coreml": lambda q, folder: coreml.export(q, folder, context=CONTEXT, chunk=CHUNK),
 }
 PLACES: dict[str, Place] = {"coreml": "interpreter"}
+LLAMA = "LlamaForCausalLM"
 QUICK: tuple[Format, ...] = ("onnx-cpu", "onnx-genai")
 
 
@@ -190,3 +195,20 @@ def test_end_tokens_are_held_against_the_files_that_name_them(bench: Bench) -> N
             figure = end_token(artifact, bench.checkpoint.config, runtime, [1, 2, 3], "cpu")
         assert figure.value >= 1
         assert "artifact.json says [7]" in figure.note
+
+
+@pytest.mark.parametrize("rotate", [True, False])
+def test_a_tied_model_that_was_turned_has_a_head_of_its_own(rotate: bool, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "float", layers=1, tied=True, layer_norm=False, architecture=LLAMA)
+    checkpoint = Checkpoint.open(source)
+    quantized = rounded(tmp_path / "q", source=source, rotate=rotate)
+    assert quantized.config.tie_word_embeddings is not rotate
+    artifact = gguf_file.export(quantized, tmp_path / "a", context=CONTEXT)
+
+    def wrong(config: ModelConfig) -> Measurement:
+        found = files(artifact, config, checkpoint.tokenizer(), quantized, [], "cpu")
+        return next(figure for figure in found if figure.name == "weight_mismatches")
+
+    assert wrong(checkpoint.config).value == 0
+    other = wrong(replace(checkpoint.config, rms_norm_eps=1e-3))
+    assert other.value == 1 and "the quantized checkpoint's rms_norm_eps" in other.note

@@ -81,3 +81,25 @@ def test_what_genai_has_no_words_for_is_refused() -> None:
     with pytest.raises(TargetError, match="cuts no text as the tokenizer's Punctuation does"):
         respelled({"type": "Sequence", "pretokenizers": parts})
     assert respelled(None) is None and respelled({"type": "ByteLevel", "use_regex": True}) is None
+
+
+@pytest.mark.parametrize("named", [None, "CohereTokenizerFast"])
+def test_a_class_that_genai_does_not_know_is_one_that_it_knows(
+    named: str | None, quantized: QuantizedCheckpoint, tmp_path: Path
+) -> None:
+    shutil.copytree(quantized.folder, tmp_path / "q")
+    path = tmp_path / "q" / "tokenizer_config.json"
+    theirs = {**json.loads(path.read_text()), "chat_template": "{{ bos_token }}{{ messages[0].content }}"}
+    del theirs["tokenizer_class"]
+    path.write_text(json.dumps(theirs | ({} if named is None else {"tokenizer_class": named})))
+    other = QuantizedCheckpoint.open(tmp_path / "q")
+    made = genai.export(other, tmp_path / "a", context=64)
+    with open_genai(made, RUNNER) as runner:
+        assert runner.chat([{"role": "user", "content": "the sea"}]).text == "<s>the sea"
+    assert not read_back(made, other).wrong
+    settings = made.folder / "tokenizer_config.json"
+    for hurt in ({"tokenizer_class": "GPT2Tokenizer"}, {"chat_template": "{{ messages[0].content }}"}):
+        written = settings.read_text()
+        settings.write_text(json.dumps(json.loads(written) | hurt))
+        assert any("tokenizer_config.json" in str(fault) for fault in read_back(made, other).wrong)
+        settings.write_text(written)
