@@ -223,10 +223,11 @@ def _probabilities(runner: Runner, told: StandardRunner, artifact: Artifact, exp
     costs: Callable[..., Allowance] = (
         partial(of_format, artifact) if told.allowance is None else function(told.allowance)
     )
-    most = costs(expected.weights, expected.prompts, DECODED + 1)
+    prompts = expected.prompts[: told.prompts]
+    most = costs(expected.weights, prompts, DECODED + 1)
     kl: list[NDArray[np.float64]] = []
     same: list[NDArray[np.float64]] = []
-    for tokens in expected.prompts:
+    for tokens in prompts:
         prefilled = max(1, len(tokens) - DECODED)
         right = metrics.log_softmax(expected.weights.logits(tokens)[prefilled - 1 :])  # [decoded + 1, vocab]
         found = metrics.log_softmax(runner.distributions(tokens, prefilled))

@@ -17,6 +17,8 @@ from bluelm.system.reading import check_regular, parse_json
 from compress.checkpoint.quantized import QuantizedTensor
 from export.artifacts.packing import pack, unpack
 
+MOST_HEADER = 1 << 16  # bytes; three tensors take a few hundred
+
 
 def write_embedding(path: Path, table: QuantizedTensor) -> None:
     """Safetensors: codes uint8 [rows, bytes a row], scales float16 [rows, groups], zeros uint8 [rows,
@@ -32,6 +34,22 @@ def write_embedding(path: Path, table: QuantizedTensor) -> None:
     }
     about = json.dumps({"bits": table.bits, "hidden": table.shape[1]})
     save_file(tensors, path, metadata={"bluelm": about})  # one key: safetensors writes several in any order
+
+
+def places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where in the file each tensor lies: the first byte and the number of bytes.
+
+    Raises:
+        InputError: it is no safetensors file.
+    """
+    try:
+        with check_regular(path).open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = parse_json(file.read(min(size, MOST_HEADER)).decode("utf-8"), path)
+        spans = {name: about["data_offsets"] for name, about in header.items() if name != "__metadata__"}
+        return {name: (8 + size + start, stop - start) for name, (start, stop) in spans.items()}
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"not an embedding table: {error}", where=path) from None
 
 
 @dataclass(frozen=True)

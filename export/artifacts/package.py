@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,9 +28,14 @@ def complete(
     mask_value: float,
     parts: int = 1,
     cache: Cache = "float32",
+    more: Mapping[str, str] | None = None,
 ) -> Artifact:
-    """Complete a folder that holds the graphs and weights of an ONNX artifact."""
-    roles: dict[str, str] = {}
+    """Complete a folder that holds the graphs and weights of an ONNX artifact.
+
+    Args:
+        more: path -> role of other files that it holds already.
+    """
+    roles = dict(more or {})
     for index in range(parts):
         roles |= {part_file(f"{name}.onnx", index, parts): name for name in GRAPHS}
         roles[part_file(WEIGHTS, index, parts)] = "weights"
@@ -40,7 +46,7 @@ def complete(
     config = json.dumps(quantized.config.to_dict(), indent=1) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
     roles["config.json"] = "config"
-    roles |= dict.fromkeys(copy_files(quantized.folder, folder), "tokenizer")
+    roles |= dict.fromkeys(copy_files(quantized.folder, folder, but=more or ()), "tokenizer")
     parameters = parameter_count(quantized.config)
     files = list_files(folder, roles)
     artifact = Artifact(

@@ -131,6 +131,8 @@ class StandardRunner:
         probabilities: whether it tells any; else the format's own runtime does, on the same file, and what the program
             says must be likeliest there. scores: it tells those of a text's tokens, which must be the runtime's.
         ends_at_once: whether an answer may end with its first token; else it must with its second.
+        prompts: on how many prompts its probabilities are told at most; few where a step takes seconds.
+        fills_up: it fills a prompt up to whole chunks, which count among the context's tokens.
         stands_in: what this is in place of, and why, a clause; it makes the figures emulated. "": it is that program.
     """
 
@@ -147,6 +149,8 @@ class StandardRunner:
     probabilities: Literal[True] | Without = True
     scores: bool = False
     ends_at_once: Literal[True] | Without = True
+    prompts: int | None = None
+    fills_up: bool = False
     stands_in: str = ""
 
 

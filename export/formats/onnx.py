@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypedDict
+
 from export.formats import Lowering, Record, Run, Sizes, Speed, StandardRunner, Without
 from export.formats.reasons import ANY_CHIP, FLOATS, NO_LEVELS, NOT_EXECUTORCH, NOTHING_MORE, TOKENIZER_AS_IT_IS
+
+
+class GenaiReads(TypedDict):
+    """How onnxruntime-genai reads texts and chats, of every format that it opens."""
+
+    begins: Without
+    continues: Without
+    leaves_out: str
+    misreads: str
+
 
 QEMU = "qemu-aarch64 on this machine"
 SIMULATOR = "Qualcomm's HTP simulator on x86"
 GRAPHS = ("prefill", "decode")
 _TOOLS = ("onnx", "onnxruntime")
 _PHONE_TOOLS = ("qemu-aarch64", "cc", "adb")
+MADE_FOR_GENAI = ("tokenizer.json", "tokenizer_config.json")
+READS_AS_GENAI = GenaiReads(
+    begins=Without("its encode puts nothing in front of a text: the template does, or the app"),
+    continues=Without("its template cannot leave an answer open"),
+    leaves_out="eval.runner.limits:for_genai",
+    misreads="by the patterns of Llama 3 and Qwen it cuts lines that hold blanks alone otherwise",
+)
 _NO_ENDS = Without("the graph alone holds no tokens")
 
 CPU = Record(
@@ -89,6 +109,28 @@ NPU = Record(
     untold=NOTHING_MORE,
 )
 
+NPU_GENAI = replace(  # its graphs but for the cache, which slides inside them, and the stage in front
+    NPU,
+    name="onnx-npu-genai",
+    optional_tools=("onnxruntime-genai",),
+    runs={
+        "cpu": Run("targets.arm64.onnx:open_sliding", "onnxruntime", "CPU kernels in place of the NPU's"),
+        "htp": Run("targets.qualcomm.runtime:open_sliding", "onnxruntime-qnn", SIMULATOR),
+    },
+    runner=StandardRunner(
+        "onnxruntime-genai",
+        "targets.runners.genai:open_genai",
+        "onnxruntime-genai",
+        **READS_AS_GENAI,
+        fills_up=True,
+        stands_in="what is compiled for the NPU: CPU kernels run its stages",
+    ),
+    reader="export.npu_genai.readback:findings",
+    ends="export.readback.ends:genai",
+    made=MADE_FOR_GENAI,
+    app=Without("what is compiled of it ships"),
+)
+
 GENAI = Record(
     name="onnx-genai",
     targets=("generic-arm64",),
@@ -108,14 +150,11 @@ GENAI = Record(
         "onnxruntime-genai",
         "targets.runners.genai:open_genai",
         "onnxruntime-genai",
-        begins=Without("its encode puts nothing in front of a text: the template does, or the app"),
-        continues=Without("its template cannot leave an answer open"),
-        leaves_out="eval.runner.limits:for_genai",
-        misreads="by the patterns of Llama 3 and Qwen it cuts lines that hold blanks alone otherwise",
+        **READS_AS_GENAI,
     ),
     reader="export.onnx.readback_genai:findings",
     ends="export.readback.ends:genai",
-    made=("tokenizer.json", "tokenizer_config.json"),
+    made=MADE_FOR_GENAI,
     arithmetic="float32",
     levels=True,
     encodings=FLOATS,
@@ -136,4 +175,4 @@ GENAI = Record(
     untold=NOTHING_MORE,
 )
 
-RECORDS = (CPU, NPU, GENAI)
+RECORDS = (CPU, NPU, NPU_GENAI, GENAI)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from export.formats import Lowering, Record, Run, Sizes, Speed, Without
-from export.formats.onnx import SIMULATOR
+from dataclasses import replace
+
+from export.formats import Lowering, Record, Run, Sizes, Speed, StandardRunner, Without
+from export.formats.onnx import MADE_FOR_GENAI, READS_AS_GENAI, SIMULATOR
 from export.formats.reasons import NO_LEVELS, NOT_EXECUTORCH, TOKENIZER_AS_IT_IS
 
 QNN_CONTEXT = Record(
@@ -45,4 +47,28 @@ QNN_CONTEXT = Record(
     ),
 )
 
-RECORDS = (QNN_CONTEXT,)
+QNN_GENAI = replace(  # the same compiler's contexts, as stages that onnxruntime-genai runs
+    QNN_CONTEXT,
+    name="qnn-genai",
+    optional_tools=("adb", "onnxruntime-genai"),
+    backend="targets.qualcomm.genai:PipelineBackend",
+    compiled_from="onnx-npu-genai",
+    runs={"htp": Run("targets.qualcomm.runtime:open_sliding", "onnxruntime-qnn", SIMULATOR)},
+    runner=StandardRunner(
+        "onnxruntime-genai",
+        "targets.qualcomm.genai:open_simulated",
+        "onnxruntime-genai",
+        needs=("onnxruntime-qnn", "libatomic.so.1"),
+        **READS_AS_GENAI,
+        prompts=2,
+        fills_up=True,
+        stands_in=f"onnxruntime-genai on a phone: it runs the stages, compiled one by one, on {SIMULATOR}",
+    ),
+    reader="export.npu_genai.readback:compiled_findings",
+    ends="export.readback.ends:genai",
+    made=MADE_FOR_GENAI,
+    app=Without("no app of ours registers Qualcomm's plug-in with onnxruntime-genai"),
+    device_program=Without("nobody publishes a benchmark program of onnxruntime-genai for the NPU"),
+)
+
+RECORDS = (QNN_CONTEXT, QNN_GENAI)

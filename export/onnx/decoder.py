@@ -23,13 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from onnx import TensorProto
 
 from bluelm.config import ModelConfig
 from bluelm.system.progress import Progress
 from export.lowering import decoder as lowered
-from export.lowering.decoder import KeysValues
+from export.lowering.decoder import KeysValues, Past
 from export.lowering.encoding import Encoding
 from export.lowering.parts import Part, whole
 from export.onnx.graph import OnnxGraph, WeightFile
@@ -41,6 +42,44 @@ WEIGHTS = "weights.bin"
 GRAPHS = ("prefill", "decode")
 
 
+class Border(Protocol):
+    """How a layer's cache comes into a graph, and goes out of it."""
+
+    def past(self, ops: OnnxOps, config: ModelConfig, layer: int, tokens: int, context: int) -> Past[Symbol] | None:
+        """What a step of `tokens` finds of the layer; None: nothing is cached before it."""
+        ...
+
+    def give(
+        self, ops: OnnxOps, config: ModelConfig, layer: int, past: Past[Symbol] | None, new: KeysValues[Symbol]
+    ) -> None:
+        """Make outputs of what the next step has to find; `new` are the step's own keys and values."""
+        ...
+
+
+class HostKept:
+    """The host keeps the cache: the first C - T slots come in, a step's own keys and values go out."""
+
+    def past(
+        self, ops: OnnxOps, config: ModelConfig, layer: int, tokens: int, context: int
+    ) -> KeysValues[Symbol] | None:
+        heads, size, slots = config.num_kv_heads, config.head_dim, context - tokens
+        if slots == 0:
+            return None
+        return KeysValues(
+            ops.cache_input(f"past_keys.{layer}", (1, heads, size, slots), f"layers.{layer}.keys"),
+            ops.cache_input(f"past_values.{layer}", (1, heads, slots, size), f"layers.{layer}.values"),
+        )
+
+    def give(
+        self, ops: OnnxOps, config: ModelConfig, layer: int, past: Past[Symbol] | None, new: KeysValues[Symbol]
+    ) -> None:
+        ops.cache_output(new.keys, f"keys.{layer}")
+        ops.cache_output(new.values, f"values.{layer}")
+
+
+HOST_KEPT = HostKept()
+
+
 def write_graphs(
     folder: Path,
     config: ModelConfig,
@@ -50,13 +89,14 @@ def write_graphs(
     backend: Callable[[OnnxGraph], OnnxOps],
     progress: Progress,
     parts: Sequence[Part] = (),
+    border: Border = HOST_KEPT,
 ) -> None:
     """Write the graphs of each part (default: the whole model) and the weights that they point at into `folder`."""
     parts = parts or [whole(config.num_layers)]
     with progress.task("lower to ONNX", len(GRAPHS) * len(parts)) as task:
         for index, part in enumerate(parts):
             with WeightFile(folder / part_file(WEIGHTS, index, len(parts))) as weights:
-                for graph in emitted(weights, config, part, context, chunk, mask_value, backend):
+                for graph in emitted(weights, config, part, context, chunk, mask_value, backend, border):
                     file = part_file(f"{graph.name}.onnx", index, len(parts))
                     task.advance(note=file)
                     graph.save(folder / file, OPSETS, IR_VERSION)
@@ -70,11 +110,12 @@ def emitted(
     chunk: int,
     mask_value: float,
     backend: Callable[[OnnxGraph], OnnxOps],
+    border: Border = HOST_KEPT,
 ) -> Iterator[OnnxGraph]:
     """Prefill and decode of one part; both point into `weights`."""
     for name, tokens in zip(GRAPHS, (chunk, 1), strict=True):
         graph = OnnxGraph(name, weights)
-        _emit(backend(graph), config, part, tokens, context, mask_value)
+        _emit(backend(graph), config, part, tokens, context, mask_value, border)
         yield graph
 
 
@@ -84,7 +125,9 @@ def part_file(name: str, index: int, parts: int) -> str:
     return name if parts == 1 else f"{stem}_{index + 1}{dot}{suffix}"
 
 
-def _emit(ops: OnnxOps, config: ModelConfig, part: Part, tokens: int, context: int, mask_value: float) -> None:
+def _emit(
+    ops: OnnxOps, config: ModelConfig, part: Part, tokens: int, context: int, mask_value: float, border: Border
+) -> None:
     name = "hidden" if part.embeds else lowered.block_output(part.first - 1)
     x = ops.activation_input(name, (1, tokens, config.hidden_size))
     if part.layers:
@@ -92,19 +135,9 @@ def _emit(ops: OnnxOps, config: ModelConfig, part: Part, tokens: int, context: i
         mask = ops.activation_input("mask", (1, 1, tokens, context), Encoding.of_range(mask_value, 0.0))
     else:
         mask = x  # a head alone has no attention
-    slots = context - tokens
-    past = [_past(ops, config, layer, slots) if slots else None for layer in part.layers]
+    past = [border.past(ops, config, layer, tokens, context) for layer in part.layers]
     positions = Symbol("positions", (tokens,))
     out, new = lowered.part(ops, config, part, x, positions, mask, past, context)
     ops.activation_output(out, "logits" if part.heads else lowered.block_output(part.last - 1))
-    for layer, keys_values in zip(part.layers, new, strict=True):
-        ops.cache_output(keys_values.keys, f"keys.{layer}")
-        ops.cache_output(keys_values.values, f"values.{layer}")
-
-
-def _past(ops: OnnxOps, config: ModelConfig, layer: int, slots: int) -> KeysValues[Symbol]:
-    heads, size = config.num_kv_heads, config.head_dim
-    return KeysValues(
-        ops.cache_input(f"past_keys.{layer}", (1, heads, size, slots), f"layers.{layer}.keys"),
-        ops.cache_input(f"past_values.{layer}", (1, heads, slots, size), f"layers.{layer}.values"),
-    )
+    for layer, before, own in zip(part.layers, past, new, strict=True):
+        border.give(ops, config, layer, before, own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, cast
 
 import numpy as np
@@ -17,7 +17,16 @@ from export.lowering.parts import Part
 from export.lowering.ranges import Ranges
 from export.onnx import cpu as onnx_cpu
 from export.onnx import npu as onnx_npu
-from export.onnx.decoder import GRAPHS, IR_VERSION, OPSETS, WEIGHTS, emitted, part_file
+from export.onnx.decoder import (
+    GRAPHS,
+    HOST_KEPT,
+    IR_VERSION,
+    OPSETS,
+    WEIGHTS,
+    Border,
+    emitted,
+    part_file,
+)
 from export.onnx.graph import NoFile
 from export.onnx.readback_constants import HIDDEN_SCORE, Code, Constants, Encodings, codes
 from export.onnx.readback_structure import structure_faults
@@ -36,10 +45,26 @@ TYPES = {
 }
 
 
+Slots = Callable[[list[int], int, int], dict[str, list[int]]]
+"""(shape, tokens, context) -> the shape that it has to be, by what a tensor of the cache is called."""
+
+
 def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[items.Finding]:
     """What is right and wrong in it."""
+    yield from graph_findings(artifact, quantized, HOST_KEPT, _kept_by_host)
+    yield from items.right(items.TELLS)  # the graphs tell none but what the graph's comparison holds
+
+
+def graph_findings(
+    artifact: Artifact, quantized: QuantizedCheckpoint, border: Border, slots: Slots
+) -> Iterator[items.Finding]:
+    """All but what files tell a runner.
+
+    Args:
+        border: of the cache, as the graphs are emitted again. slots: of it.
+    """
     files = {role: [OnnxFile(path) for path in artifact.paths(role)] for role in GRAPHS}
-    integer = artifact.format == "onnx-npu"
+    integer = bool(artifact.record.encodings)
     constants = Constants(quantized, artifact.context)
     encodings = None
     if artifact.paths("ranges"):
@@ -49,14 +74,13 @@ def findings(artifact: Artifact, quantized: QuantizedCheckpoint) -> Iterator[ite
     yield from held.table(artifact, quantized)
     yield from _numbers(files, constants, integer)
     yield from _epsilons(files, constants)
-    yield from _border(artifact, files)
+    yield from _border(artifact, files, slots)
     yield from _encodings(artifact, quantized, files, encodings)
     if integer and encodings is not None:
         yield from items.equal(items.MASK, artifact.mask_value, encodings.mask_value)
     elif not integer:
         yield from items.equal(items.MASK, artifact.mask_value, HIDDEN_SCORE)
-    yield from _graph(artifact, quantized, files, None if encodings is None else encodings.ranges)
-    yield from items.right(items.TELLS)  # the graphs tell none but what the graph's comparison holds
+    yield from _graph(artifact, quantized, files, None if encodings is None else encodings.ranges, border)
 
 
 Files = dict[str, list[OnnxFile]]
@@ -162,7 +186,12 @@ def told(value: object) -> str:
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
-def _border(artifact: Artifact, files: Files) -> Iterator[items.Finding]:
+def _kept_by_host(shape: list[int], tokens: int, context: int) -> dict[str, list[int]]:
+    slots = context - tokens
+    return {"past_keys": [*shape[:3], slots], "past_values": [*shape[:2], slots, *shape[3:]]}
+
+
+def _border(artifact: Artifact, files: Files, slots: Slots) -> Iterator[items.Finding]:
     """Sizes and types of inputs and outputs: positions, mask, caches."""
     context, sizes, kinds = artifact.context, [], []
     for role, tokens in zip(GRAPHS, (artifact.chunk, 1), strict=True):
@@ -173,8 +202,7 @@ def _border(artifact: Artifact, files: Files) -> Iterator[items.Finding]:
                 wanted = {
                     "positions": [tokens],
                     "mask": [1, 1, tokens, context],
-                    "past_keys": [*shape[:3], context - tokens],
-                    "past_values": [*shape[:2], context - tokens, *shape[3:]],
+                    **slots(shape, tokens, context),
                 }.get(stem, shape)
                 if shape != wanted:
                     sizes.append(f"{name} is {shape} instead of {wanted}")
@@ -189,7 +217,7 @@ def _encodings(
 ) -> Iterator[items.Finding]:
     """Of every QuantizeLinear and DequantizeLinear of an activation, against the ranges beside the graphs."""
     if encodings is None:
-        if artifact.format == "onnx-npu" or artifact.cache == "int8":
+        if artifact.record.encodings or artifact.cache == "int8":
             yield from items.untold("the ranges that they were made of do not lie beside the graphs", items.ENCODINGS)
         return
     faults: list[str] = []
@@ -222,20 +250,20 @@ def _code_faults(file: OnnxFile, node: NodeProto, wanted: Code | None) -> Iterat
 
 
 def _graph(
-    artifact: Artifact, quantized: QuantizedCheckpoint, files: Files, ranges: Ranges | None
+    artifact: Artifact, quantized: QuantizedCheckpoint, files: Files, ranges: Ranges | None, border: Border
 ) -> Iterator[items.Finding]:
     """Both graphs against what is emitted for this model, part by part."""
-    parts = [_part(file) for file in files["prefill"]]
+    parts = [part_of(file) for file in files["prefill"]]
     ends = [0, *(part.last for part in parts)]
     whole = [part.first for part in parts] == ends[:-1] and ends[-1] == quantized.config.num_layers
     if not whole or len(files["decode"]) != len(parts):
         yield items.Finding(items.GRAPH, "wrong", "the parts do not make up the model's blocks, one after another")
         return
-    if ranges is None and (artifact.format == "onnx-npu" or artifact.cache == "int8"):
+    if ranges is None and (artifact.record.encodings or artifact.cache == "int8"):
         yield from items.untold("they cannot be emitted again without the ranges", items.GRAPH)
         return
     try:
-        if artifact.format == "onnx-npu":
+        if artifact.record.encodings:
             assert ranges is not None
             cache_bits = 8 if artifact.cache == "int8" else 16
             backend = onnx_npu.backend(quantized, ranges.model_copy(update={"cache_bits": cache_bits}))
@@ -245,9 +273,8 @@ def _graph(
         faults: list[str] = []
         for index, part in enumerate(parts):
             weights = NoFile(artifact.folder / part_file(WEIGHTS, index, len(parts)))
-            graphs = emitted(
-                weights, quantized.config, part, artifact.context, artifact.chunk, artifact.mask_value, backend
-            )
+            sizes = artifact.context, artifact.chunk, artifact.mask_value
+            graphs = emitted(weights, quantized.config, part, *sizes, backend, border)
             for role, graph in zip(GRAPHS, graphs, strict=True):
                 faults += structure_faults(files[role][index], graph.model(OPSETS, IR_VERSION))
     except (ExportError, StopIteration) as error:
@@ -261,7 +288,7 @@ def accuracy_level(files: Sequence[OnnxFile]) -> Literal[0, 4]:
     return 4 if found == {4} else 0
 
 
-def _part(file: OnnxFile) -> Part:
+def part_of(file: OnnxFile) -> Part:
     """Which blocks a part's graph gives keys of."""
     names = [value.name for value in file.graph.output]
     numbers = [name.removeprefix("keys.") for name in names]

@@ -227,24 +227,24 @@ def _graph(
 def _config_faults(artifact: Artifact, config: ModelConfig) -> Iterator[str]:
     """genai_config.json, every field: one that is not expected changes what genai does."""
     try:
-        found = _flat(read_json(artifact.path("genai")))
+        found = flat(read_json(artifact.path("genai")))
     except InputError as error:
         yield str(error)
         return
-    wanted = _flat(_wanted_config(artifact, config))
+    wanted = flat(_wanted_config(artifact, config))
     for key in sorted(found.keys() | wanted.keys()):
         mine, theirs = (repr(side.get(key, "nothing")) for side in (found, wanted))
         if mine != theirs:
             yield f"genai_config.json says {key} {mine} instead of {theirs}"
 
 
-def _flat(value: object, at: str = "") -> dict[str, object]:
+def flat(value: object, at: str = "") -> dict[str, object]:
     """Leaves by their path; an empty object or a list is a leaf."""
     if not isinstance(value, Mapping) or not value:
         return {at: value}
     found: dict[str, object] = {}
     for key, below in cast(Mapping[str, Any], value).items():
-        found |= _flat(below, f"{at}.{key}" if at else str(key))
+        found |= flat(below, f"{at}.{key}" if at else str(key))
     return found
 
 

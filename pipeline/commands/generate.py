@@ -12,6 +12,7 @@ from bluelm.errors import InputError
 from bluelm.text.tokenizer import NO_TEMPLATE, Message, Tokenizer
 from eval.files.origin import origin
 from export.artifacts.artifact import MANIFEST, Artifact
+from export.formats import StandardRunner
 from pipeline.run.binding import open_run
 from pipeline.terminal import Answer, say
 from targets.host.generation import ends, generate, until
@@ -77,7 +78,7 @@ def answer_through(
         InputError: no finished run, none of its artifacts is opened by that runner, an empty prompt or one longer than
             the context. UnavailableError: the runner is not installed.
     """
-    artifact = Artifact.open(artifact_folder(run, "cpu"))
+    artifact = Artifact.open(_opened_by(run, name))
     if not prompt.strip():
         raise InputError("the prompt is empty", fix='give one: --prompt "…"')
     if chat and Tokenizer.from_folder(artifact.folder).template is None:
@@ -88,10 +89,11 @@ def answer_through(
             tokens = list(runner.chat([{"role": "user", "content": prompt}]).tokens)
         else:
             (tokens,) = runner.tokens([prompt])
-        room = runner.context - len(tokens)
+        room = runner.room(len(tokens))
         if room < 1:
             raise InputError(
-                f"the prompt is {len(tokens)} tokens long, the artifact's context holds {runner.context}",
+                f"the prompt is {len(tokens)} tokens long, which leaves no room in the artifact's context of "
+                f"{runner.context}",
                 fix="shorten the prompt, or export with a larger --context",
             )
         found = runner.answer(tokens, min(max_tokens, room), seed=seed, temperature=temperature)
@@ -101,6 +103,16 @@ def answer_through(
         full = not found.ended and len(found.tokens) == room
         told = f"(the context of {runner.context} tokens is full; {runner.name})" if full else f"({runner.name})"
         say(told, error=True)
+
+
+def _opened_by(run: Path, name: str) -> Path:
+    """Folder of the run's artifact that the runner opens; else of the one for CPUs, which says why not."""
+    if not (run / MANIFEST).exists():
+        for built in open_run(run).artifacts.values():
+            runner = Artifact.open(run / built.folder).record.runner
+            if isinstance(runner, StandardRunner) and runner.name == name:
+                return run / built.folder
+    return artifact_folder(run, "cpu")
 
 
 def artifact_folder(run: Path, on: Place) -> Path:

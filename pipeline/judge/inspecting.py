@@ -27,6 +27,7 @@ from eval.runner import held
 from export.artifacts.artifact import Artifact, find_source
 from targets.block_outputs import open_blocks
 from targets.host.torch_runtime import TorchRuntime
+from targets.runners.runner import runner_of
 from targets.runtime import Place, Runtime
 
 BLOCK_TOKENS = 64
@@ -102,7 +103,8 @@ class Inspector:
         if held.installed_version(artifact) is None:
             return []
         windows = self.held_out.windows[: held.PROMPTS]
-        room = artifact.context - 1  # for an answer
+        told = runner_of(artifact)
+        room = artifact.context - 1 - (artifact.chunk if told.fills_up else 0)  # for an answer
         lengths = [min(n, room) for n in (held.LONG, *[held.PREFILLED + held.DECODED] * (held.PROMPTS - 1))]
         prompts = [window.tokens[:length].tolist() for window, length in zip(windows, lengths, strict=False)]
         weights = TorchRuntime(self.quantized, max(lengths)) if self.room and self.quantized is not None else None

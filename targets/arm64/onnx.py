@@ -12,7 +12,8 @@ from bluelm.errors import InputError
 from export.artifacts.artifact import Artifact
 from export.onnx.decoder import GRAPHS
 from targets.arm64.ort_errors import ORT_ERRORS
-from targets.host.cached_runtime import CachedRuntime, Feeds, chain
+from targets.host.cached_runtime import CachedRuntime, Feeds, Step, chain
+from targets.host.sliding import kept_by_host
 
 
 def open_cpu(artifact: Artifact) -> CachedRuntime:
@@ -21,8 +22,21 @@ def open_cpu(artifact: Artifact) -> CachedRuntime:
     Raises:
         InputError: a graph is damaged.
     """
+    return _opened(artifact, lambda step: step)
+
+
+def open_sliding(artifact: Artifact) -> CachedRuntime:
+    """The same of graphs whose cache slides inside them.
+
+    Raises:
+        InputError: a graph is damaged.
+    """
+    return _opened(artifact, kept_by_host)
+
+
+def _opened(artifact: Artifact, adapted: Callable[[Step], Step]) -> CachedRuntime:
     name = f"{artifact.format} in onnxruntime {onnxruntime.__version__}"
-    steps = [chain([session_step(path) for path in artifact.paths(graph)]) for graph in GRAPHS]
+    steps = [adapted(chain([session_step(path) for path in artifact.paths(graph)])) for graph in GRAPHS]
     return CachedRuntime(name, artifact, *steps)
 
 

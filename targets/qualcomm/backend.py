@@ -8,6 +8,7 @@ ignored (relative error 1.2), so they are refused here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from bluelm.config import ModelConfig
@@ -42,22 +43,29 @@ class HtpBackend(Uncompiled):
         _check_size(soc, config, recipe)
 
     def lower(self, job: LoweringJob) -> Artifact:
-        if job.ranges is None:
-            raise InputError("16-bit activations need activation ranges", fix="calibrate them first")
-        limit = part_limit(job.soc)
-        ranges = job.ranges.model_copy(update={"cache_bits": job.kv_bits})
-        return onnx_npu.export(
-            job.quantized,
-            ranges,
-            job.folder,
-            context=job.context,
-            chunk=job.chunk,
-            part_bytes=limit,
-            progress=job.progress,
-        )
+        return lowered(job, onnx_npu.export)
 
     def compile(self, artifact: Artifact, target: str, soc: Soc, folder: Path, progress: Progress | None) -> Artifact:
         return compile_contexts(artifact, chip_of(soc), target, soc.id, folder, progress)
+
+
+def lowered(job: LoweringJob, export: Callable[..., Artifact]) -> Artifact:
+    """The job by an exporter of quantized graphs, in parts that fit a binary.
+
+    Raises:
+        InputError: it has no ranges.
+    """
+    if job.ranges is None:
+        raise InputError("16-bit activations need activation ranges", fix="calibrate them first")
+    return export(
+        job.quantized,
+        job.ranges.model_copy(update={"cache_bits": job.kv_bits}),
+        job.folder,
+        context=job.context,
+        chunk=job.chunk,
+        part_bytes=part_limit(job.soc),
+        progress=job.progress,
+    )
 
 
 def chip_of(soc: Soc) -> Chip:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -32,10 +32,26 @@ NOTE = (
     "The shipped context binary holds both graphs and the weights once. The x86 simulator cannot load such a "
     "binary, so the simulator's files hold the same graphs compiled one by one."
 )
-CARRIED = ("embedding", "tokenizer", "config")
+CARRIED = ("embedding", "tokenizer", "config", "front", "runner")
 GIVEN = "simulator-given"
 """Role of the dumps of what the compiler was given, graph by graph; `GIVEN`-shipped of the form that ships, where the
 simulator has another."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A format of contexts that onnxruntime loads.
+
+    Attributes:
+        name: of its record.
+        more: (what was compiled, the new folder, the compiler's settings) -> role by path of files that it writes.
+    """
+
+    name: str
+    more: Callable[[Artifact, Path, Mapping[str, str]], dict[str, str]]
+
+
+CONTEXT = Form("qnn-context", lambda artifact, folder, settings: {})
 
 
 @dataclass
@@ -59,9 +75,13 @@ def compile_contexts(
     folder: Path,
     progress: Progress | None = None,
     limit_s: float = COMPILE_LIMIT_S,
+    form: Form = CONTEXT,
 ) -> Artifact:
     """Compile both graphs of every part; a new artifact in `folder`. The compiler's log stays beside it,
     `<folder>.compile.log`.
+
+    Args:
+        form: what becomes of the contexts.
 
     Raises:
         TargetError: the NPU refused nodes (they are named, with the compiler's reasons), the compiler crashed
@@ -77,7 +97,7 @@ def compile_contexts(
         (temporary / "simulator").mkdir()
         simulator = compile_graphs(artifact, chip, temporary / "simulator", log, task, limit_s=limit_s)
         shipped = compile_graphs(artifact, chip, temporary, log, task, share=True, limit_s=limit_s)
-        _complete(artifact, temporary, target, soc, shipped, simulator)
+        _complete(artifact, temporary, target, soc, shipped, simulator, form)
     return Artifact.open(folder)
 
 
@@ -210,7 +230,9 @@ def refusal_reasons(log: str) -> dict[str, str]:
     return reasons
 
 
-def _complete(artifact: Artifact, temporary: Path, target: str, soc: str, shipped: Made, simulator: Made) -> None:
+def _complete(
+    artifact: Artifact, temporary: Path, target: str, soc: str, shipped: Made, simulator: Made, form: Form
+) -> None:
     """Check what the compiler wrote, bring the host's files along, write artifact.json."""
     roles: dict[str, str] = {}
     graphs = {file.path: file.role for file in artifact.files if file.role in GRAPHS}
@@ -224,13 +246,14 @@ def _complete(artifact: Artifact, temporary: Path, target: str, soc: str, shippe
     for path in shipped.dumps:
         moved = path.rename(temporary.resolve() / "simulator" / f"{path.stem}.shipped.json")
         dumps[str(moved.relative_to(temporary.resolve()))] = f"{GIVEN}-shipped"
-    files = (*made, *list_files(temporary, carry(artifact, temporary) | dumps))
+    carried = carry(artifact, temporary) | form.more(artifact, temporary, shipped.settings)
+    files = (*made, *list_files(temporary, carried | dumps))
     contents = binary_contents([temporary / file.path for file in made if file.role.endswith("context")])
     (compiler,) = {told.compiler for told in contents}
     settings = {"shipped": shipped.settings, "simulator": simulator.settings}
     record = given(artifact, compiler, settings, made)
     notes = (*artifact.notes, NOTE)
-    about = {"format": "qnn-context", "target": target, "soc": soc, "nodes": shipped.nodes, "notes": notes}
+    about = {"format": form.name, "target": target, "soc": soc, "nodes": shipped.nodes, "notes": notes}
     compiled_from(artifact, files, ("onnxruntime", "onnxruntime-qnn"), given=record, **about).save(temporary)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from export.artifacts.artifact import Artifact
 from export.onnx.decoder import GRAPHS
 from targets.host.cached_runtime import CachedRuntime, Feeds, Step, chain
 from targets.host.child import Child, next_core
+from targets.host.sliding import kept_by_host
 from targets.qualcomm.backend import chip_of
 from targets.qualcomm.messages import Chip, GraphRan, GraphsLoaded, LoadGraphs, RunGraph
 from targets.socs import DEFAULT_SNAPDRAGON, find_soc
@@ -24,9 +25,16 @@ STEP_LIMIT_S = 900.0
 class QnnRuntime(CachedRuntime):
     """Keeps one child with both graphs of every part loaded; a step takes seconds, whatever its number of rows."""
 
-    def __init__(self, artifact: Artifact, child: Child, paths: Mapping[str, Sequence[Path]], chip: Chip) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        child: Child,
+        paths: Mapping[str, Sequence[Path]],
+        chip: Chip,
+        adapted: Callable[[Step], Step],
+    ) -> None:
         self._child = child
-        steps = [chain([self._load(path, chip) for path in paths[graph]]) for graph in GRAPHS]
+        steps = [adapted(chain([self._load(path, chip) for path in paths[graph]])) for graph in GRAPHS]
         super().__init__(f"{artifact.format} on the HTP simulator", artifact, *steps)
 
     def close(self) -> None:
@@ -47,8 +55,16 @@ class QnnRuntime(CachedRuntime):
         return run
 
 
-def open_htp(artifact: Artifact) -> QnnRuntime:
+def open_sliding(artifact: Artifact) -> QnnRuntime:
+    """`open_htp` for graphs whose cache slides inside them."""
+    return open_htp(artifact, kept_by_host)
+
+
+def open_htp(artifact: Artifact, adapted: Callable[[Step], Step] = lambda step: step) -> QnnRuntime:
     """Load the graphs on the simulator; an onnx-npu artifact is compiled in memory first.
+
+    Args:
+        adapted: makes a graph's step one of a host that keeps the cache.
 
     Raises:
         UnavailableError: onnxruntime-qnn is not installed.
@@ -61,7 +77,7 @@ def open_htp(artifact: Artifact) -> QnnRuntime:
         # the simulator's threads hand over to each other: on several cores they take longer than on one
         child = Child(WORKER, Path(log.name), core=next_core())
     try:
-        return QnnRuntime(artifact, child, paths, chip_of(soc))
+        return QnnRuntime(artifact, child, paths, chip_of(soc), adapted)
     except BaseException:
         child.close()
         raise

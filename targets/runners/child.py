@@ -30,6 +30,7 @@ class ChildRunner:
         runner: whose program it is; it runs in the environment of its own where it has one.
         drawn: its options where it draws an answer, for those of its defaults that leave tokens out.
         words: why it refused a file, from the end of its log; "" where that does not tell.
+        core: the one that all of its threads share. Default: any.
 
     Raises:
         TargetError: it refuses the artifact, or dies of it; with its words.
@@ -43,18 +44,22 @@ class ChildRunner:
         *,
         drawn: Mapping[str, Any] | None = None,
         words: Callable[[str], str] = lambda tail: "",
+        core: int | None = None,
     ) -> None:
         self.name, self._drawn = named(runner), dict(drawn or {})
         self._scratch = tempfile.TemporaryDirectory(prefix="bluelm-runner-")
         log = Path(self._scratch.name) / "log.txt"
-        self._child = Child(module, log, python=python(runner))
+        self._child = Child(module, log, python=python(runner), core=core)
         try:
             loaded: m.Loaded = self._child.call(load, LOAD_S)
         except ExportError as error:
             told = words(self._child.tail(TAIL))
             self.close()
             raise TargetError(told or error.problem, where=load.path, fix="export it again") from None
-        self.context, self.vocab_size = loaded.context, loaded.vocab_size
+        self.context, self.vocab_size, self._window = loaded.context, loaded.vocab_size, loaded.window
+
+    def room(self, tokens: int) -> int:
+        return self.context - -(-tokens // self._window) * self._window
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         found: m.Tokenized = self._child.call(m.Tokenize(tuple(texts)), ASK_S)

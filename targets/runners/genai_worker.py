@@ -18,6 +18,7 @@ from targets.host.child import serve
 from targets.runners import messages
 
 og: Any = importlib.import_module("onnxruntime_genai")  # has no annotations
+CONFIG = "genai_config.json"
 CERTAIN = 1e4  # added to a token's logit
 _held: dict[str, Any] = {}
 
@@ -28,11 +29,15 @@ _told = partial(messages.refused, "onnxruntime-genai", Exception)
 def _load(message: messages.Load) -> messages.Loaded:
     """`path` is the folder."""
     with _told("the folder"):
+        if '"QNN"' in (Path(message.path) / CONFIG).read_text(encoding="utf-8"):
+            qnn: Any = importlib.import_module("onnxruntime_qnn")
+            og.register_execution_provider_library(qnn.get_ep_name(), qnn.get_library_path())
         model = og.Model(message.path)
         _held.update(model=model, tokenizer=og.Tokenizer(model))
-    told = read_json(Path(message.path) / "genai_config.json")["model"]
-    _held["context"] = int(told["context_length"])
-    return messages.Loaded(_held["context"], int(told["vocab_size"]))
+    told = read_json(Path(message.path) / CONFIG)["model"]
+    window = int(told["decoder"].get("sliding_window", {}).get("window_size", 1))
+    _held.update(context=int(told["context_length"]), window=window)
+    return messages.Loaded(_held["context"], int(told["vocab_size"]), window)
 
 
 def _tokens(text: str) -> list[int]:
@@ -69,11 +74,28 @@ def _distribute(message: messages.Distribute) -> messages.Distributed:
     generator = _generator(message.tokens[: message.prefilled], do_sample=False)
     rows = [_logits(generator)]
     for token in message.tokens[message.prefilled :]:
-        generator.append_tokens([token])
+        if _held["window"] == 1:
+            generator.append_tokens([token])
+        else:  # what is appended would be a prompt once more, filled up to a window
+            _say(generator, token)
         rows.append(_logits(generator))
     logits = np.stack(rows).astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
     return messages.Distributed((logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32))
+
+
+def _say(generator: Any, token: int) -> None:
+    """Let it generate this token."""
+    _favour(generator, token)
+    generator.generate_next_token()
+    if generator.is_done():
+        raise InputError(f"onnxruntime-genai takes token {token} for the end of the text")
+
+
+def _favour(generator: Any, token: int) -> None:
+    logits = np.asarray(generator.get_logits(), np.float32).copy()
+    logits[..., token] += CERTAIN
+    generator.set_logits(logits)
 
 
 def _answer(message: messages.Answer) -> messages.Answered:
@@ -82,17 +104,16 @@ def _answer(message: messages.Answer) -> messages.Answered:
     drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     most = 1 if message.begin is not None else message.most
     seed = {"random_seed": int(message.options.get("seed", 0))} if temperature else {}
-    length = min(len(message.tokens) + most + 1, _held["context"])  # with room for one more, it is done at an end alone
+    prompt = -(-len(message.tokens) // _held["window"]) * _held["window"]
+    length = min(prompt + most + 1, _held["context"])  # with room for one more, it is done at an end alone
     generator = _generator(message.tokens, max_length=length, **drawn, **seed)
     if message.begin is not None:
-        logits = np.asarray(generator.get_logits(), np.float32).copy()
-        logits[..., message.begin] += CERTAIN
-        generator.set_logits(logits)
+        _favour(generator, message.begin)
     said: list[int] = []
     while len(said) < most and not generator.is_done():
         generator.generate_next_token()
         said.append(int(generator.get_next_tokens()[0]))
-    ended = generator.is_done() and len(message.tokens) + len(said) < length
+    ended = generator.is_done() and prompt + len(said) < length
     return messages.Answered(_held["tokenizer"].decode(said[:-1] if ended else said), said, ended)
 
 

@@ -23,10 +23,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the program says of it: tokens that the model is made for, tokens that it knows."""
+    """What the program says of it: tokens that the model is made for, tokens that it knows; a prompt is filled up to
+    whole windows."""
 
     context: int
     vocab_size: int
+    window: int = 1
 
 
 @dataclass(frozen=True)

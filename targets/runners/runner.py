@@ -86,6 +86,10 @@ class Runner(Protocol):
         """
         ...
 
+    def room(self, tokens: int) -> int:
+        """How many tokens an answer to a prompt of so many may have at most; none where it is below 1."""
+        ...
+
     def answer(self, tokens: Sequence[int], most: int, *, begin: int | None = None, seed: int = 0,
                temperature: float = 0.0) -> Continued:  # fmt: skip
         """The likeliest continuation (or a draw), at most `most` tokens, until an end token.
