@@ -89,7 +89,7 @@ def _say(generator: Any, token: int) -> None:
     _favour(generator, token)
     generator.generate_next_token()
     if generator.is_done():
-        raise InputError(f"onnxruntime-genai takes token {token} for the end of the text")
+        raise InputError(f"onnxruntime-genai ends the text behind token {token}")
 
 
 def _favour(generator: Any, token: int) -> None:
