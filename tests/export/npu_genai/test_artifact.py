@@ -1,4 +1,4 @@
-"""onnx-npu-genai: the graphs compute what onnx-npu's do, the files say what genai has to be told, and no damage passes."""
+"""onnx-npu-genai: it computes what onnx-npu does, its files say what genai has to be told, and no damage passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""onnxruntime-genai runs the stages, as they are on the CPU and compiled on Qualcomm's simulator, as the weights say."""
+"""onnxruntime-genai runs the stages as the weights say: as they are, on the CPU, and compiled, on the simulator."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_damage_does_not_pass_in_genai(change: Callable[[dict[str, Any]], None],
 
 
 def test_a_stage_that_is_not_there_is_refused_by_name(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match="onnxruntime-genai refuses the folder: .*decode_3"):
+    with pytest.raises(TargetError, match=r"onnxruntime-genai refuses the folder: .*decode_3"):
         open_runner(hurt(made, tmp_path, missing_stage))
 
 
