@@ -58,7 +58,6 @@ QNN_GENAI = replace(  # the same compiler's contexts, as stages that onnxruntime
         "onnxruntime-genai",
         "targets.qualcomm.genai:open_simulated",
         "onnxruntime-genai",
-        needs=("onnxruntime-qnn", "libatomic.so.1"),
         **READS_AS_GENAI,
         prompts=2,
         fills_up=True,

@@ -32,8 +32,9 @@ from targets.qualcomm.backend import HtpBackend, chip_of, lowered
 from targets.qualcomm.compile import Form, compile_contexts
 from targets.runners.child import ChildRunner
 from targets.runners.messages import Load
-from targets.runners.runner import Runner, named
+from targets.runners.runner import Runner
 from targets.socs import Soc
+from targets.tools import require
 
 SIMULATED, PLUGIN = "simulator-", "onnxruntime-qnn"
 BESIDE = ("front", "embedding", "tokenizer", "runner", "config", "genai")
@@ -78,8 +79,10 @@ def open_simulated(artifact: Artifact, runner: StandardRunner) -> Runner:
     """The artifact's folder as it ships, but for the contexts, which are those that the simulator loads.
 
     Raises:
+        UnavailableError: the plug-in is not installed.
         TargetError: onnxruntime-genai or the plug-in refuses it, or dies of it; with its words.
     """
+    require(PLUGIN, "libatomic.so.1")
     with tempfile.TemporaryDirectory(prefix="bluelm-genai-") as scratch:
         for file in artifact.files:
             role = file.role.removeprefix(SIMULATED)
@@ -87,8 +90,9 @@ def open_simulated(artifact: Artifact, runner: StandardRunner) -> Runner:
             if simulated or file.role in BESIDE:
                 place = file.path.removeprefix("simulator/") if simulated else file.path
                 _link((artifact.folder / file.path).resolve(), Path(scratch) / place)
-        name = f"{named(runner)} with {PLUGIN} {version(PLUGIN)}"
-        return ChildRunner("targets.runners.genai_worker", Load(scratch), name, core=next_core())
+        opened = ChildRunner("targets.runners.genai_worker", Load(scratch), runner, core=next_core())
+        opened.name += f" with {PLUGIN} {version(PLUGIN)}"
+        return opened
 
 
 def _link(source: Path, target: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_first_stage_makes_of_a_step_what_a_host_would(made: tuple[Quantized
             "position_ids": np.array([[0] * pads + list(range(held, held + tokens))], np.int32),
             "attention_mask": np.array([[0] * (CONTEXT - held - tokens) + [1] * (held + tokens)], np.int32),
         }
-        hidden, positions, mask = session.run(["hidden", "positions", "mask"], given)
+        hidden, positions, mask = map(np.asarray, session.run(["hidden", "positions", "mask"], given))
         np.testing.assert_array_equal(hidden[0, pads:], table.rows(real))
         assert positions.tolist() == given["position_ids"][0].tolist()
         wanted = np.full((tokens, CONTEXT), artifact.mask_value, np.float32)
@@ -96,7 +96,7 @@ def test_the_first_stage_makes_of_a_step_what_a_host_would(made: tuple[Quantized
         "position_ids": np.arange(CHUNK, dtype=np.int32)[None],
         "attention_mask": np.array([[0] * (CONTEXT - CHUNK) + [1] * CHUNK], np.int32),
     }
-    np.testing.assert_array_equal(session.run(["mask"], given)[0], first)
+    np.testing.assert_array_equal(np.asarray(session.run(["mask"], given)[0]), first)
 
 
 Told = dict[str, Any]
