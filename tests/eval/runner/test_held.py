@@ -104,8 +104,8 @@ def shared() -> Iterator[None]:
     """A process that imports for seconds opens one artifact after another."""
     held: dict[str, Child] = {}
 
-    def child(module: str, log: Path, python: str) -> Child | Shared:
-        assert python == sys.executable
+    def child(module: str, log: Path, python: str, core: int | None) -> Child | Shared:
+        assert python == sys.executable and core is None
         if module not in SLOW_TO_START:
             return Child(module, log)
         if module not in held or held[module].failed:

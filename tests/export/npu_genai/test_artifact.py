@@ -57,9 +57,8 @@ def test_it_computes_what_the_graphs_of_a_host_do(bits: Literal[8, 16], part_byt
     """Bit for bit, at every length, in one part and in several; all of it is read back."""
     quantized = lowering.quantized()
     ranges = lowering.ranges().model_copy(update={"cache_bits": bits})
-    sizes = {"context": 32, "chunk": 8}
-    whole = npu.export(quantized, ranges, tmp_path / "npu", **sizes)
-    slid = export(quantized, ranges, tmp_path / "slid", part_bytes=part_bytes, **sizes)
+    whole = npu.export(quantized, ranges, tmp_path / "npu", context=32, chunk=8)
+    slid = export(quantized, ranges, tmp_path / "slid", context=32, chunk=8, part_bytes=part_bytes)
     assert len(slid.paths("prefill")) == (2 if part_bytes is None else 3)
     assert read_back(slid, quantized).wrong == () and read_back(slid, quantized).untold == ()
     tokens = lowering.tokens(32)
