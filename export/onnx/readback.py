@@ -253,7 +253,7 @@ def _graph(
     artifact: Artifact, quantized: QuantizedCheckpoint, files: Files, ranges: Ranges | None, border: Border
 ) -> Iterator[items.Finding]:
     """Both graphs against what is emitted for this model, part by part."""
-    parts = [part_of(file) for file in files["prefill"]]
+    parts = [_part(file) for file in files["prefill"]]
     ends = [0, *(part.last for part in parts)]
     whole = [part.first for part in parts] == ends[:-1] and ends[-1] == quantized.config.num_layers
     if not whole or len(files["decode"]) != len(parts):
@@ -288,7 +288,7 @@ def accuracy_level(files: Sequence[OnnxFile]) -> Literal[0, 4]:
     return 4 if found == {4} else 0
 
 
-def part_of(file: OnnxFile) -> Part:
+def _part(file: OnnxFile) -> Part:
     """Which blocks a part's graph gives keys of."""
     names = [value.name for value in file.graph.output]
     numbers = [name.removeprefix("keys.") for name in names]
