@@ -77,7 +77,7 @@ def export(
 def tokenizer_of(quantized: QuantizedCheckpoint) -> Tokenizer | None:
     """The checkpoint's, if it has one."""
     there = any((quantized.folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
-    return quantized.tokenizer() if there else None
+    return Tokenizer.from_folder(quantized.folder) if there else None
 
 
 def check_window(context: int, chunk: int) -> None:

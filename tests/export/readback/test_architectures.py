@@ -26,11 +26,13 @@ from export.coreai import export as coreai
 from export.coreml import export as coreml
 from export.executorch import coreml as executorch_coreml
 from export.executorch import xnnpack as executorch
+from export.formats import record
 from export.gguf import export as gguf_file
 from export.litert import export as litert
 from export.litert_lm import export as litert_lm
 from export.lowering.ranges import calibrate
 from export.mlx import export as mlx
+from export.npu_genai import export as npu_genai
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
@@ -46,9 +48,9 @@ CONTEXT, CHUNK = 64, 16
 Make = Callable[[QuantizedCheckpoint, Path], Artifact]
 
 
-def _npu(source: QuantizedCheckpoint, folder: Path) -> Artifact:
+def _npu(export: Callable[..., Artifact]) -> Make:
     tokens = torch.arange(5, 45).unsqueeze(0)
-    return onnx_npu.export(source, calibrate(source, tokens), folder, context=CONTEXT, chunk=CHUNK)
+    return lambda source, folder: export(source, calibrate(source, tokens), folder, context=CONTEXT, chunk=CHUNK)
 
 
 def _steps(export: Callable[..., Artifact], **options: Any) -> Make:
@@ -57,7 +59,8 @@ def _steps(export: Callable[..., Artifact], **options: Any) -> Make:
 
 EXPORTERS: dict[str, Make] = {
     "onnx-cpu": _steps(onnx_cpu.export),
-    "onnx-npu": _npu,
+    "onnx-npu": _npu(onnx_npu.export),
+    "onnx-npu-genai": _npu(npu_genai.export),
     "onnx-genai": _steps(onnx_genai.export),
     "gguf": lambda source, folder: gguf_file.export(source, folder, context=CONTEXT),
     "mlx": lambda source, folder: mlx.export(source, folder, context=CONTEXT),
@@ -116,7 +119,7 @@ def refusal(model: str, width: str, kind: str) -> str | None:
         return "172"
     if width == "w8-g32" and narrow:
         return "no groups for 8-bit weights"
-    if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "gguf", "mlx", "coreai")):
+    if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "onnx-npu-genai", "gguf", "mlx", "coreai")):
         return "zero points"
     if kind == "litert-lm" and model == "glm":
         return "begins a text with one token"
@@ -170,6 +173,7 @@ def test_a_family_that_slow_formats_leave_out_has_anothers_block(name: str, othe
 
 COMPILED = {
     "qnn-context": [name for name in MODELS if name not in (*ALIKE, "inner_172")],  # HTP takes no row of 172
+    "qnn-genai": ["qwen3"],
     "executorch-qnn": ["glm"],  # packs the same compiler's binaries
 }
 
@@ -179,7 +183,7 @@ COMPILED = {
 def test_a_sound_compiled_artifact_has_no_fault(model: str, runtime: str, tmp_path: Path) -> None:
     """One block through Qualcomm's compiler."""
     held = source(model, "w8-row", True)
-    graphs = _npu(held, tmp_path / "npu")
+    graphs = EXPORTERS[record(runtime).lowered_as](held, tmp_path / "npu")
     artifact = find("snapdragon", runtime=runtime).compile(graphs, tmp_path / "compiled")
     assert not compiled.mismatches(artifact, "npu").note
     found = read_back(artifact, held)
