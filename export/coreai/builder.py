@@ -102,13 +102,25 @@ def signed(bits: int) -> Type:
     return ir.IntegerType.get_signed(bits)
 
 
+def unsigned(bits: int) -> Type:
+    return ir.IntegerType.get_unsigned(bits)
+
+
+def layout(interleave: Sequence[int], alignments: Sequence[int]) -> Any:
+    """How a tensor that a chip and its host share lies in memory: numbers along an axis that lie side by side, and
+    multiples of bytes that each axis begins at, with the interleaved one last."""
+    return authoring.HardwareConstraints(
+        authoring.AllocationType.IOSurface, interleave=list(interleave), alignments=list(alignments)
+    )
+
+
 def constant(array: np.ndarray, name: str) -> Value:
     """float16 numbers as they are; the file calls them by this name, and else by one of chance."""
     return _held(np.ascontiguousarray(array), name, tensor(array.shape, half()))
 
 
 def codes(array: np.ndarray, bits: int, name: str) -> Value:
-    """Integers int8 [rows, columns] that need 4 or 8 bits; two of 4 are a byte, the first below."""
+    """Integers int8 that need 4 or 8 bits; two of 4 are a byte, the first below."""
     held = np.ascontiguousarray(array)
     if bits == 4:
         pairs = held.view(np.uint8).reshape(-1, 2) & 15

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bluelm.block import STREAM, Add, Attend, Block, Linear, Norm, Product, Silu, block_of
-from bluelm.errors import TargetError
 from bluelm.rope import rope_table
-from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.coreai import builder as b
 from export.coreai.builder import FREE, TO_THE_END, Composite, Written
 from export.coreai.dialect import Program, Value, ops
+from export.coreai.weights import Weight, half
 
 MAIN = "main"
 TOKENS, POSITIONS, KEYS, VALUES, LOGITS = "input_ids", "position_ids", "keyCache", "valueCache", "logits"
@@ -90,7 +89,7 @@ class _Decoder:
     def _embedded(self, tokens: Value) -> Value:
         """Rows of the table, [1, T, hidden]: codes and scales are gathered, then multiplied."""
         table, at = self._quantized.embed(), ops.expand_dims(tokens, [2])
-        parts = _Weight(table, EMBED)
+        parts = Weight(table, EMBED)
         picked = ops.cast(ops.gather_nd(parts.codes, at), np.float16)
         return ops.broadcasting_mul(picked, ops.gather_nd(parts.scales, at))
 
@@ -130,48 +129,17 @@ class _Decoder:
         return ops.reshape(mixed, [1, FREE, one.heads * one.size]), keys, values
 
     def _norm(self, x: Value, weight: str) -> Value:
-        gamma = _half(self._quantized.vector(weight).numpy(), weight)
+        gamma = half(self._quantized.vector(weight).numpy(), weight)
         shape = tuple(FREE if size < 0 else size for size in x.type.shape)
         return self._norms[shape](x, b.constant(gamma, weight))
 
     def _linear(self, x: Value, name: str, biased: bool = False) -> Value:
-        parts = _Weight(self._quantized.linear(name), name)
+        parts = Weight(self._quantized.linear(name), name)
         made = ops.broadcasting_batch_matmul(x, b.transposed(parts.dequantized(), [1, 0]))
         if not biased:
             return made
-        bias = _half(self._quantized.vector(f"{name}.bias").numpy(), f"{name}.bias")
+        bias = half(self._quantized.vector(f"{name}.bias").numpy(), f"{name}.bias")
         return ops.broadcasting_add(made, b.constant(bias, f"{name}.bias"))
-
-
-class _Weight:
-    """Codes and scales of a symmetric weight as constants."""
-
-    def __init__(self, weight: QuantizedTensor, name: str) -> None:
-        check_weight(weight, name)
-        self.codes = b.codes(weight.signed_codes().numpy(), weight.bits, f"{name}.codes")
-        self.scales = b.constant(weight.scales.numpy(), f"{name}.scales")
-        self._bits, self._groups = weight.bits, tuple(weight.scales.shape)
-
-    def dequantized(self) -> Value:
-        """scale * (code - 0) + 0, float16 [out, in]."""
-        nothing = b.zeros(self._groups, b.signed(self._bits)), b.zeros(self._groups, b.half())
-        return ops.blockwise_shift_scale(self.codes, self.scales, *nothing)
-
-
-def check_weight(weight: QuantizedTensor, name: str) -> None:
-    """TargetError unless the program holds the weight exactly."""
-    if not weight.symmetric:
-        raise TargetError("the program has no zero points for weights", where=name, fix="use a symmetric recipe")
-    if str(weight.scales.dtype) != "torch.float16":
-        problem = "the program computes in float16, and these scales have more digits"
-        raise TargetError(problem, where=name, fix="use --runtime onnx-cpu, or quantize the float checkpoint here")
-
-
-def _half(array: np.ndarray, name: str) -> np.ndarray:
-    found = array.astype(np.float16)
-    if not np.isfinite(found).all():
-        raise TargetError("values beyond float16", where=name, fix="use --runtime coreml --activation-bits 32")
-    return found
 
 
 def _length(value: Value, axis: int = 1) -> Value:
