@@ -81,8 +81,8 @@ def check_lengths(config: ModelConfig, context: int, chunk: int) -> None:
         raise TargetError(f"a context of {context} tokens: positions have 16 bits", fix=f"--context {MOST_POSITIONS}")
     if context < (longest := max(channels, config.num_layers)):
         raise TargetError(
-            f"a context of {context} tokens beside caches of {channels} channels and {config.num_layers} layers: Apple's "
-            "engine takes the longest axis of a cache for the context",
+            f"a context of {context} tokens beside caches of {channels} channels and {config.num_layers} layers: "
+            "Apple's engine takes the longest axis of a cache for the context",
             fix=f"choose --context {-(-longest // chunk) * chunk} or more, or --runtime coreai",
         )
     if channels % INTERLEAVE:

@@ -1,4 +1,4 @@
-"""The folder that Apple's `CoreAILanguageModel(resourcesAt:)` opens:
+"""The folder that Apple's `CoreAILanguageModel(resourcesAt:)` opens, with a program of either form:
 
     model/metadata.json         what it is: vocabulary, context, where program and tokenizer lie
     model/model.aimodel/        the program with its weights, as Apple's package writes it
@@ -10,7 +10,8 @@ Form: `coreai_models.export.bundle` and `ModelBundle.swift` of github.com/apple/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from bluelm.system.progress import Progress, Silent
 from bluelm.system.reading import read_json
 from bluelm.text.tokenizer import Tokenizer
 from compress.checkpoint.store import QuantizedCheckpoint
-from export.artifacts.artifact import Artifact
-from export.artifacts.mobile import complete_weights
+from export.artifacts.artifact import Artifact, Format
+from export.artifacts.mobile import complete
 from export.coreai import ASSET, FOLDER, METADATA, TOKENIZER
 from export.coreai.stops import with_stops
 from export.tokenizer.fast import write_tokenizer
@@ -39,7 +40,7 @@ def export(
     about: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Write the artifact `folder`; what Apple's runtime opens is `model` in it.
+    """Write the artifact `folder` for GPUs: one function for lengths of any kind.
 
     Args:
         context: the longest sequence.
@@ -50,17 +51,58 @@ def export(
     """
     from export.coreai.program import build
 
+    return _written("coreai", partial(build, quantized, context), quantized, folder, context, context, about, progress)
+
+
+def export_static(
+    quantized: QuantizedCheckpoint,
+    folder: Path,
+    *,
+    context: int = 512,
+    chunk: int = 128,
+    about: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Write the artifact `folder` for the Neural Engine: functions for fixed lengths.
+
+    Args:
+        context: slots of the caches. chunk: tokens of a prompt in one call. about: as for `export`.
+
+    Raises:
+        TargetError: as `export`; or Apple's engine opens no program of these lengths.
+    """
+    from export.coreai.static_program import build
+
+    program = partial(build, quantized, context, chunk)
+    return _written("coreai-ane", program, quantized, folder, context, chunk, about, progress)
+
+
+def _written(
+    kind: Format,
+    program: Callable[[], Any],
+    quantized: QuantizedCheckpoint,
+    folder: Path,
+    context: int,
+    chunk: int,
+    about: Mapping[str, str] | None,
+    progress: Progress | None,
+) -> Artifact:
+    """The artifact; what Apple's runtime opens is `model` in it."""
     about = about or {}
     with atomic_folder(folder) as temporary, (progress or Silent()).task("write Core AI", 1) as task:
         bundle = temporary / FOLDER
         bundle.mkdir()
-        build(quantized, context).save_asset(bundle / ASSET)
+        program().save_asset(bundle / ASSET)
         _write(bundle / ASSET / METADATA, asset_metadata(quantized, about))
         _write(bundle / METADATA, bundle_metadata(quantized, context, about))
         written = _tokenizer(quantized, bundle / TOKENIZER, context)
         roles = {f"{FOLDER}/{ASSET}/main.mlirb": "model", f"{FOLDER}/{ASSET}/main.hash": "hash"}
         roles |= {f"{FOLDER}/{path}": "runner" for path in (f"{ASSET}/{METADATA}", METADATA, *written)}
-        complete_weights(temporary, "coreai", quantized, roles, context, PACKAGE, about, notes=(NOTE,))
+        told = {PACKAGE: version(PACKAGE)}
+        complete(
+            temporary, kind, quantized, roles, context=context, chunk=chunk, kv_bits=16, producers=told, notes=(NOTE,),
+            about=about,
+        )  # fmt: skip
         task.advance(note=ASSET)
     return Artifact.open(folder)
 

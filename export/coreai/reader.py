@@ -17,7 +17,7 @@ import numpy as np
 from bluelm.errors import InputError
 from export.coreai.dialect import authoring, ir, raw
 
-PREFIXES = ("coreai.decomposable.broadcasting_", "coreai.")
+PREFIXES = ("coreai.decomposable.broadcasting_", "coreai.", "coreaix.")
 WIDTHS = {"f32": 32, "f16": 16, "si32": 32, "ui32": 32, "si8": 8, "si4": 4}
 KINDS = {"f32": np.float32, "f16": np.float16, "si32": np.int32, "ui32": np.uint32, "si8": np.int8}
 
@@ -30,6 +30,7 @@ class Node:
         op: what computes it, without the dialect's name; `input`, `state`.
         kind, shape: of its numbers, `f16`; None: free.
         extra: name of an input, graph that is called.
+        layout: in memory, as the program says it of what is shared with a host; "" where it does not.
         array: numbers of a constant; int4 are int8 here.
     """
 
@@ -38,6 +39,7 @@ class Node:
     kind: str = ""
     shape: tuple[int | None, ...] = ()
     extra: str = ""
+    layout: str = ""
     array: Callable[[], np.ndarray] | None = None
 
 
@@ -104,8 +106,8 @@ def _input(name: str, value: Any) -> Node:
     text = str(value.type)
     if text.startswith("!coreai.handle"):
         inner = value.type.inner_type
-        return Node("handle", (), str(inner.element_type), _shape(inner), name)
-    return Node("input", (), str(value.type.element_type), _shape(value.type), name)
+        return Node("handle", (), str(inner.element_type), _shape(inner), name, _layout(inner))
+    return Node("input", (), str(value.type.element_type), _shape(value.type), name, _layout(value.type))
 
 
 def _node(one: Any, result: Any, place: int, inputs: tuple[Node, ...]) -> Node:
@@ -120,13 +122,13 @@ def _node(one: Any, result: Any, place: int, inputs: tuple[Node, ...]) -> Node:
     if op == "constant":
         return Node(op, (), kind, shape, array=lambda: _numbers(one, kind, shape))
     extra = str(one.operation.attributes["callee"]).split("@")[1].split(">")[0] if op == "invoke" else ""
-    return Node(op, inputs, kind, shape, extra)
+    return Node(op, inputs, kind, shape, extra, _layout(result.type))
 
 
 def _read(handle: Node, token: Node) -> Node:
     """What a handle holds after what the token stands for."""
     if token.op == "token" and not token.inputs:
-        return Node("state", (), handle.kind, handle.shape, handle.extra)
+        return Node("state", (), handle.kind, handle.shape, handle.extra, handle.layout)
     return _written(token, handle)
 
 
@@ -154,6 +156,10 @@ def _composite(op: Any, told: set[str]) -> tuple[str, dict[str, Any]] | None:
 
 def _shape(kind: Any) -> tuple[int | None, ...]:
     return tuple(None if size < 0 else int(size) for size in kind.shape)
+
+
+def _layout(kind: Any) -> str:
+    return "" if kind.encoding is None else str(kind.encoding)
 
 
 def _numbers(op: Any, kind: str, shape: tuple[int | None, ...]) -> np.ndarray:

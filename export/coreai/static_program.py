@@ -1,7 +1,7 @@
-"""The decoder as a Core AI program of fixed lengths for the Neural Engine; functions as `export/coreai/contract.py` has.
+"""The decoder as a Core AI program of fixed lengths for the Neural Engine: the functions of `export/coreai/contract.py`.
 
-Values are [1, channels, 1, tokens], linears 1x1 convolutions, all numbers float16, heads are attended to one by one, and
-a softmax is taken over channels: so Apple's rules for authors want it (github.com/apple/coreai-models 86b363d,
+Values are [1, channels, 1, tokens], linears 1x1 convolutions, all numbers float16, heads are attended to one by one,
+and a softmax is taken over channels: so Apple's rules for authors want it (github.com/apple/coreai-models 86b363d,
 neural_engine_rules.md). Codes and scales are constants; every function that reads a weight reads the same bytes.
 
     norm(x)  x / m * rsqrt(mean((x / m)²) + (e / m)²) * scale, m = max(e, largest |x|), e = sqrt(eps): no square of a
@@ -23,7 +23,7 @@ from export.coreai import builder as b
 from export.coreai import contract as c
 from export.coreai.builder import Type, Written
 from export.coreai.dialect import Program, Value, ops
-from export.coreai.weights import Weight, half
+from export.coreai.weights import Weight, check_weight, half
 
 ONE = np.array([1, 1], np.uint32)
 
@@ -84,8 +84,11 @@ class _Decoder:
 
     def table(self) -> dict[str, Value]:
         """Codes of the embedding, int8 also where they have 4 bits."""
-        codes = Weight(self._quantized.embed(), EMBED, rows=self._rows).codes
-        return {c.TABLE: ops.expand_dims(ops.cast(codes, np.int8), [1])}
+        table = self._quantized.embed()
+        check_weight(table, EMBED)
+        codes = table.signed_codes().numpy()
+        codes = np.pad(codes, ((0, self._rows - len(codes)), (0, 0)))
+        return {c.TABLE: b.codes(codes[:, None], 8, f"{EMBED}.codes")}
 
     def gathers(self, tokens: int) -> dict[str, Type]:
         """Inputs of `gathered`."""

@@ -15,17 +15,14 @@ class Weight:
 
     Args:
         kernel: as those of a 1x1 convolution, [out, in, 1, 1]; else [out, in].
-        rows: so many codes' rows, those beyond the weight's own of zeros.
 
     Raises:
         TargetError: the program cannot hold it exactly.
     """
 
-    def __init__(self, weight: QuantizedTensor, name: str, *, kernel: bool = False, rows: int | None = None) -> None:
+    def __init__(self, weight: QuantizedTensor, name: str, *, kernel: bool = False) -> None:
         check_weight(weight, name)
         codes, scales = weight.signed_codes().numpy(), weight.scales.numpy()
-        if rows is not None and rows > len(codes):
-            codes = np.pad(codes, ((0, rows - len(codes)), (0, 0)))
         more = (1, 1) if kernel else ()
         self.codes = b.codes(codes.reshape(*codes.shape, *more), weight.bits, f"{name}.codes")
         self.scales = b.constant(scales.reshape(*scales.shape, *more), f"{name}.scales")

@@ -1,6 +1,8 @@
-"""Core AI's folders."""
+"""Core AI's folders: of programs for lengths of any kind, which GPUs run, and of fixed ones, for the Neural Engine."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from export.formats import Lowering, Record, Run, Sizes, Speed, StandardRunner, Without
 from export.formats.reasons import ANY_CHIP, FLOATS, NO_LEVELS, NOT_EXECUTORCH
@@ -56,4 +58,26 @@ COREAI = Record(
     ),
 )
 
-RECORDS = (COREAI,)
+COREAI_ANE = replace(
+    COREAI,
+    name="coreai-ane",
+    backend="targets.apple.coreai:CoreaiAneBackend",
+    runs={
+        "cpu": Run(
+            "targets.apple.coreai:open_coreai",
+            "coreai-core",
+            "Apple's CPU kernels, sums in float32, in place of the Neural Engine's",
+            weight_bytes=2,
+        ),
+    },
+    reader="export.coreai.static_readback:findings",
+    sizes=Sizes(vector=2, rope=2, structure=120_000),
+    speed=Speed("ane"),
+    untold=(
+        "what CoreAILanguageModel and swift-transformers make of the folder: they run on Apple devices alone",
+        "whether a Neural Engine takes the program, and what it computes: no part of it ran on one, Apple's CPU runtime "
+        "ran all of it",
+    ),
+)
+
+RECORDS = (COREAI, COREAI_ANE)

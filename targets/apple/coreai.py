@@ -14,6 +14,7 @@ from bluelm.errors import ExportError, TargetError
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.coreai import ASSET, FOLDER
+from export.coreai.contract import check_lengths
 from targets.apple.coreai_messages import Open, Step, Stepped
 from targets.backend import LoweringJob, Uncompiled
 from targets.host.child import Child
@@ -40,8 +41,23 @@ class CoreaiBackend(Uncompiled):
         return export(job.quantized, job.folder, context=job.context, about=job.about, progress=job.progress)
 
 
+class CoreaiAneBackend(CoreaiBackend):
+    """Lengths that Apple's engine for the Neural Engine takes, too."""
+
+    def check(self, soc: Soc, config: ModelConfig, recipe: Recipe, context: int, chunk: int) -> None:
+        super().check(soc, config, recipe, context, chunk)
+        check_lengths(config, context, chunk)
+
+    def lower(self, job: LoweringJob) -> Artifact:
+        from export.coreai.export import export_static
+
+        return export_static(
+            job.quantized, job.folder, context=job.context, chunk=job.chunk, about=job.about, progress=job.progress
+        )
+
+
 class CoreaiRuntime(RuntimeBase):
-    """The artifact's `main` in Apple's runtime.
+    """The artifact's program in Apple's runtime: `main`, or the functions that Apple's engine would call.
 
     Raises:
         TargetError: Core AI refuses the program, or its process dies of it.
@@ -81,7 +97,7 @@ class CoreaiRuntime(RuntimeBase):
         made: list[Stepped] = []
         for start in range(0, len(tokens), CHUNK):
             part = [int(token) for token in tokens[start : start + CHUNK]]
-            made.append(self._child.call(Step(part, self._held, shown), STEP_S))
+            made.append(self._child.call(Step(part, self._held, shown=shown), STEP_S))
             self._held += len(part)
         return made
 

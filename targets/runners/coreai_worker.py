@@ -17,7 +17,7 @@ from bluelm.system.reading import read_json
 from export.coreai import METADATA, TOKENIZER
 from export.coreai.stops import stops
 from targets.apple.coreai_messages import Open, Step
-from targets.apple.coreai_worker import Held
+from targets.apple.coreai_worker import opened
 from targets.host.child import serve
 from targets.runners import messages as m
 from targets.runners.hugging_face import prompted
@@ -37,7 +37,7 @@ def _load(message: m.Load) -> m.Loaded:
     except Exception as error:  # noqa: BLE001  (of two libraries, each with its own kinds)
         raise InputError(f"{PROGRAM} refuses the tokenizer: {error}", where=folder / TOKENIZER) from None
     program = Open(str(folder / told["assets"]["main"]), language["function_map"]["main"][0], context, norms=1)
-    _held.update(tokenizer=tokenizer, program=Held(program), stops=stops(folder / TOKENIZER))
+    _held.update(tokenizer=tokenizer, program=opened(program), stops=stops(folder / TOKENIZER))
     return m.Loaded(context, vocabulary)
 
 
@@ -51,7 +51,7 @@ def _chat(message: m.Chat) -> m.Prompted:
 
 def _behind(tokens: list[int], held: int) -> np.ndarray:
     """Log-probabilities float32 [vocab] behind the last of some more tokens."""
-    logits = _held["program"].step(Step(tokens, held, shown=False)).logits[-1].astype(np.float64)
+    logits = _held["program"].step(Step(tokens, held, last=True)).logits[-1].astype(np.float64)
     logits -= logits.max()
     return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
 
