@@ -71,7 +71,7 @@ def export_static(
     Raises:
         TargetError: as `export`; or Apple's engine opens no program of these lengths.
     """
-    from export.coreai.static_program import build
+    from export.coreai.static.program import build
 
     program = partial(build, quantized, context, chunk)
     return _written("coreai-ane", program, quantized, folder, context, chunk, about, progress)

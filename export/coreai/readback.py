@@ -16,15 +16,13 @@ import numpy as np
 from bluelm.block import Add, Attend, Linear, Norm, Product, Silu, Step, block_of
 from bluelm.errors import InputError
 from bluelm.rope import rope_table
-from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.coreai import ASSET, FOLDER
+from export.coreai.nodes import Weights, constant, formed, take
 from export.coreai.readback_tells import faults as tell_faults
-from export.onnx.reader import HeldWeight
 from export.readback import items
 from export.readback.backwards import stream_before
-from export.readback.held import faults
 from export.readback.trail import OtherProgramError, Trail
 
 if TYPE_CHECKING:
@@ -58,6 +56,7 @@ class Walk:
 
     def __init__(self, program: SavedProgram, artifact: Artifact, quantized: QuantizedCheckpoint) -> None:
         self.trail = Trail()
+        self._weights = Weights(self.trail, quantized)
         self._program, self._artifact = program, artifact
         self._quantized, self._config = quantized, quantized.config
         self._tables = [table.half().numpy() for table in rope_table(self._config, artifact.context)]
@@ -91,16 +90,12 @@ class Walk:
         if list(inputs) != [TOKENS, POSITIONS, KEYS, VALUES]:
             raise OtherProgramError(f"main takes {', '.join(inputs)}")
         for name in (TOKENS, POSITIONS):
-            self.formed(inputs[name], name, "si32", (1, None))
+            formed(inputs[name], name, "si32", (1, None))
         shape = (config.num_layers, 1, config.num_kv_heads, None, config.head_dim)
         for name in (KEYS, VALUES):
-            self.formed(inputs[name], name, inputs[name].kind, shape)
+            formed(inputs[name], name, inputs[name].kind, shape)
             kind = {"f16": "float16", "f32": "float32"}.get(inputs[name].kind, inputs[name].kind)
             self.trail.see(items.CACHE, "" if kind == self._artifact.cache else f"{name} is {kind}")
-
-    def formed(self, node: Node, name: str, kind: str, shape: tuple[int | None, ...]) -> None:
-        if (node.kind, node.shape) != (kind, shape):
-            raise OtherProgramError(f"{name} is {node.kind} {node.shape} instead of {kind} {shape}")
 
     def block(self, node: Node, layer: int) -> Node:
         """The stream before a block, from that behind it."""
@@ -123,11 +118,11 @@ class Walk:
             case Attend():
                 return self.attention(step, node, layer)
             case Silu():
-                return self.take(node, "silu", 1)
+                return take(node, "silu", 1)
             case Product():
-                return self.take(node, "mul", 2)
+                return take(node, "mul", 2)
             case Add():
-                return self.take(node, "add", 2)
+                return take(node, "add", 2)
 
     def attention(self, step: Attend, node: Node, layer: int) -> tuple[Node, Node, Node]:
         """Queries, keys and values [1, heads, T, size], before rope."""
@@ -150,7 +145,7 @@ class Walk:
         """The step's own keys or values, of those that are attended to."""
         held = self.cut(self.squeezed(node), (layer, 0, 0, 0, 0), stop := self.stop(layer))
         self.alike(held, self._caches[cache], f"{cache} of layer {layer}")
-        before, start, end, strides, new = self.take(held, "slice_update", 5)
+        before, start, end, strides, new = take(held, "slice_update", 5)
         begin = (layer, 0, 0, ("less", self.length(POSITIONS), self.length(TOKENS)), 0)
         if (self.indices(start), self.indices(end), self.indices(strides)) != (begin, stop, (1,) * 5):
             raise OtherProgramError(f"{cache} of layer {layer} is put into other slots")
@@ -165,12 +160,12 @@ class Walk:
         return ("length", id(self._inputs[name]), 1)
 
     def rotated(self, node: Node) -> Node:
-        straight, turned = self.take(node, "add", 2)
-        x, cos = self.take(straight, "mul", 2)
-        swapped, sin = self.take(turned, "mul", 2)
-        axis, negative, first = self.take(swapped, "concat", 3)
-        second, minus = self.take(negative, "mul", 2)
-        if self.indices(axis) != (3,) or float(self.constant(minus)) != -1.0:
+        straight, turned = take(node, "add", 2)
+        x, cos = take(straight, "mul", 2)
+        swapped, sin = take(turned, "mul", 2)
+        axis, negative, first = take(swapped, "concat", 3)
+        second, minus = take(negative, "mul", 2)
+        if self.indices(axis) != (3,) or float(constant(minus)) != -1.0:
             raise OtherProgramError("rope turns otherwise than halves")
         half, none = self._config.head_dim // 2, (0, 0, 0)
         self.alike(self.cut(first, (*none, 0), (END, END, END, half)), x, "rope")
@@ -181,45 +176,36 @@ class Walk:
 
     def rows(self, node: Node, table: np.ndarray) -> None:
         """Those of the step's positions, the last T that are given."""
-        held, places = self.take(node, "gather_nd", 2)
+        held, places = take(node, "gather_nd", 2)
         start = (0, ("less", self.length(POSITIONS), self.length(TOKENS)))
         taken = self.cut(self.widened(places, 2), start, (END, self.length(POSITIONS)))
         self.alike(taken, self._inputs[POSITIONS], "the rows of a rope table")
         if id(held) not in self._seen:
             self._seen.add(id(held))
-            found = self.constant(held)
+            found = constant(held)
             self.trail.see(items.CONTEXT, "" if len(found) == self._artifact.context else f"{len(found)} positions")
             self.trail.array(items.ROPE, found, table)
 
     def linear(self, node: Node, name: str, biased: bool = False) -> Node:
         """The input of a linear."""
         if biased:
-            node, bias = self.take(node, "add", 2)
-            self.vector(f"{name}.bias", bias)
-        x, turned = self.take(node, "batch_matmul", 2)
-        codes, scales, *nothing = self.take(self.transposed(turned, (1, 0)), "blockwise_shift_scale", 4)
-        if any(np.any(self.constant(part)) for part in nothing):
-            raise OtherProgramError(f"{name} has zero points")
-        self.weight(name, codes, scales, self._quantized.linear(name))
+            node, bias = take(node, "add", 2)
+            self._weights.vector(f"{name}.bias", bias)
+        x, turned = take(node, "batch_matmul", 2)
+        self._weights.linear(self.transposed(turned, (1, 0)), name)
         return x
 
-    def weight(self, name: str, codes: Node, scales: Node, wanted: QuantizedTensor) -> None:
-        """Signed codes and scales."""
-        bits = {"si4": 4, "si8": 8}.get(codes.kind)
-        if bits is None or scales.kind != "f16":
-            self.trail.see(name, f"codes are {codes.kind}, scales {scales.kind}")
-            return
-        shifted = (self.constant(codes).view(np.uint8) + np.uint8(2 ** (bits - 1))).astype(np.uint8)
-        held = HeldWeight(shifted, self.constant(scales), None, bits)
-        self.trail.see(name, ", ".join(faults(wanted, held)))
-
     def embedding(self, node: Node) -> None:
-        picked, scale = self.take(node, "mul", 2)
-        (picked,) = self.take(picked, "cast", 1)
-        (codes, first), (scales, second) = (self.take(part, "gather_nd", 2) for part in (picked, scale))
+        picked, scale = take(node, "mul", 2)
+        (picked,) = take(picked, "cast", 1)
+        (codes, first), (scales, second) = (take(part, "gather_nd", 2) for part in (picked, scale))
         for rows in (first, second):
             self.alike(self.widened(rows, 2), self._inputs[TOKENS], "the rows of the embedding")
-        self.weight(EMBED, codes, scales, self._quantized.embed())
+        table = self._quantized.embed()
+        if (codes.kind, scales.kind) != (f"si{table.bits}", "f16"):
+            self.trail.see(EMBED, f"codes are {codes.kind}, scales {scales.kind}")
+        else:
+            self._weights.held(EMBED, constant(codes), constant(scales), table.bits, table)
 
     def norm(self, node: Node, name: str, size: int) -> Node:
         from export.coreai.readback_bodies import norm
@@ -231,7 +217,7 @@ class Walk:
         wanted = float(np.float32(self._config.rms_norm_eps))
         same = told["eps"] == wanted
         self.trail.see(items.eps(f"{name}.weight"), "" if same else f"{told['eps']} instead of {wanted}")
-        self.vector(f"{name}.weight", gamma)
+        self._weights.vector(f"{name}.weight", gamma)
         if x.shape[-1] != size:
             raise OtherProgramError(f"{name} is taken over {x.shape[-1]} numbers")
         return x
@@ -256,14 +242,6 @@ class Walk:
         if other := first_other(body(self._program.graphs[node.extra]), wanted):
             raise OtherProgramError(f"{node.extra} computes otherwise: {other}")
 
-    def vector(self, name: str, node: Node) -> None:
-        self.trail.array(name, self.constant(node), self._quantized.vector(name).half().numpy())
-
-    def constant(self, node: Node) -> np.ndarray:
-        if node.array is None:
-            raise OtherProgramError("something computed stands in a constant's place")
-        return node.array()
-
     def indices(self, node: Node) -> Indices:
         """Integers, and lengths of inputs, of a vector that is put together of them."""
         if node.array is not None:
@@ -272,49 +250,43 @@ class Walk:
             return tuple(each for part in node.inputs[1:] for each in self.indices(part))
         if node.op == "sub":
             return (("less", *(each for part in node.inputs for each in self.indices(part))),)
-        whole, start, stop, strides = self.take(node, "slice", 4)
-        (shape,) = self.take(whole, "cast", 1)
+        whole, start, stop, strides = take(node, "slice", 4)
+        (shape,) = take(whole, "cast", 1)
         (first,), (last,) = self.indices(start), self.indices(stop)
         if last != first + 1 or self.indices(strides) != (1,):
             raise OtherProgramError("a length of several axes")
-        return (("length", id(self.take(shape, "get_shape", 1)[0]), first),)
+        return (("length", id(take(shape, "get_shape", 1)[0]), first),)
 
     def cut(self, node: Node, start: Indices, stop: Indices) -> Node:
         """What is cut from `start` to before `stop`."""
-        x, first, last, strides = self.take(node, "slice", 4)
+        x, first, last, strides = take(node, "slice", 4)
         if (self.indices(first), self.indices(last), self.indices(strides)) != (start, stop, (1,) * len(start)):
             raise OtherProgramError(f"a part of another place than {start}")
         return x
 
     def squeezed(self, node: Node) -> Node:
-        x, axes = self.take(node, "shrink_dims", 2)
+        x, axes = take(node, "shrink_dims", 2)
         if self.indices(axes) != (0,):
             raise OtherProgramError("another axis is left out")
         return x
 
     def widened(self, node: Node, axis: int) -> Node:
-        x, axes = self.take(node, "expand_dims", 2)
+        x, axes = take(node, "expand_dims", 2)
         if self.indices(axes) != (axis,):
             raise OtherProgramError(f"an axis {self.indices(axes)} is added instead of {axis}")
         return x
 
     def reshaped(self, node: Node, shape: tuple[int, ...]) -> Node:
-        x, sizes = self.take(node, "reshape", 2)
+        x, sizes = take(node, "reshape", 2)
         if self.indices(sizes) != shape:
             raise OtherProgramError(f"a shape {self.indices(sizes)} instead of {shape}")
         return x
 
     def transposed(self, node: Node, order: tuple[int, ...]) -> Node:
-        x, found = self.take(node, "transpose", 2)
+        x, found = take(node, "transpose", 2)
         if self.indices(found) != order:
             raise OtherProgramError(f"axes {self.indices(found)} instead of {order}")
         return x
-
-    def take(self, node: Node, op: str, count: int) -> tuple[Node, ...]:
-        """The inputs of a node that must be an `op` with `count` of them."""
-        if node.op != op or len(node.inputs) != count:
-            raise OtherProgramError(f"{node.op} of {len(node.inputs)} values instead of {op} of {count}")
-        return node.inputs
 
     def alike(self, found: Node, wanted: Node, what: str) -> None:
         if found is not wanted:

@@ -70,13 +70,13 @@ COREAI_ANE = replace(
             weight_bytes=2,
         ),
     },
-    reader="export.coreai.static_readback:findings",
+    reader="export.coreai.static.readback:findings",
     sizes=Sizes(vector=2, rope=2, structure=120_000),
     speed=Speed("ane"),
     untold=(
         "what CoreAILanguageModel and swift-transformers make of the folder: they run on Apple devices alone",
-        "whether a Neural Engine takes the program, and what it computes: no part of it ran on one, Apple's CPU runtime "
-        "ran all of it",
+        "whether a Neural Engine takes the program, and what it computes: nothing ran on one, Apple's CPU runtime ran "
+        "all of it",
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from bluelm.block import STREAM, Block, Step
@@ -22,8 +22,19 @@ def stream_before(
         inputs: what a step that makes a node is made of, in the order of `Step.inputs`.
         alike: raises unless two nodes, which are to be the same value, are; the last argument says of which.
     """
-    values = {block.stream[-1]: behind}
+    return stream_of(block, {block.stream[-1]: behind}, inputs, alike)
+
+
+def stream_of(
+    block: Block,
+    made: Mapping[str, NodeT],
+    inputs: Callable[[Step, NodeT], Sequence[NodeT]],
+    alike: Callable[[NodeT, NodeT, str], None],
+) -> NodeT:
+    """The stream before a block, from some of its values by name; steps that none of them needs are left out."""
+    values = dict(made)
     for step in reversed(block.steps):
-        for name, found in zip(step.inputs, inputs(step, values[step.makes]), strict=True):
-            alike(found, values.setdefault(name, found), f"{name}, read by what makes {step.makes},")
+        if step.makes in values:
+            for name, found in zip(step.inputs, inputs(step, values[step.makes]), strict=True):
+                alike(found, values.setdefault(name, found), f"{name}, read by what makes {step.makes},")
     return values[STREAM]

@@ -14,7 +14,7 @@ from bluelm.errors import ExportError, TargetError
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.coreai import ASSET, FOLDER
-from export.coreai.contract import check_lengths
+from export.coreai.static.contract import check_lengths
 from targets.apple.coreai_messages import Open, Step, Stepped
 from targets.backend import LoweringJob, Uncompiled
 from targets.host.child import Child

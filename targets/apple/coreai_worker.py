@@ -14,8 +14,8 @@ import numpy as np
 from coreai.runtime import NDArray
 
 from bluelm.errors import InputError, TargetError
-from export.coreai import contract as c
 from export.coreai.dialect import authoring
+from export.coreai.static import contract as c
 from targets.apple.coreai_messages import Open, Opened, Step, Stepped
 from targets.apple.coreai_program import STREAM, WEIGHTS, functions, prepared
 from targets.host.child import serve
@@ -82,7 +82,7 @@ class Dynamic:
 
 
 class Static:
-    """A program of functions for fixed lengths, called as Apple's engine does: `export/coreai/contract.py`."""
+    """A program of functions for fixed lengths, called as Apple's engine does: `export/coreai/static/contract.py`."""
 
     def __init__(self, held: Functions, message: Open) -> None:
         self._held, self._context, self._tokens = held, message.slots, list[int]()

@@ -1,4 +1,4 @@
-"""The decoder as a Core AI program of fixed lengths for the Neural Engine: the functions of `export/coreai/contract.py`.
+"""The decoder as a Core AI program of fixed lengths for the Neural Engine, as `export/coreai/static/contract.py` says.
 
 Values are [1, channels, 1, tokens], linears 1x1 convolutions, all numbers float16, heads are attended to one by one,
 and a softmax is taken over channels: so Apple's rules for authors want it (github.com/apple/coreai-models 86b363d,
@@ -20,9 +20,9 @@ from bluelm.block import STREAM, Add, Attend, Linear, Norm, Product, Silu, block
 from bluelm.rope import rope_table
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.coreai import builder as b
-from export.coreai import contract as c
 from export.coreai.builder import Type, Written
 from export.coreai.dialect import Program, Value, ops
+from export.coreai.static import contract as c
 from export.coreai.weights import Weight, check_weight, half
 
 ONE = np.array([1, 1], np.uint32)
