@@ -71,7 +71,7 @@ COREAI_ANE = replace(
         ),
     },
     reader="export.coreai.static.readback:findings",
-    sizes=Sizes(vector=2, rope=2, structure=120_000),
+    sizes=Sizes(vector=2, rope=2, structure=40_000, tied=True),
     speed=Speed("ane"),
     untold=(
         "what CoreAILanguageModel and swift-transformers make of the folder: they run on Apple devices alone",

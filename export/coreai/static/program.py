@@ -83,12 +83,13 @@ class _Decoder:
         self._rows = c.table_rows(self._config.vocab_size)
 
     def table(self) -> dict[str, Value]:
-        """Codes of the embedding, int8 also where they have 4 bits."""
+        """Codes of the embedding, int8 also where the file has 4 bits of each."""
         table = self._quantized.embed()
         check_weight(table, EMBED)
         codes = table.signed_codes().numpy()
         codes = np.pad(codes, ((0, self._rows - len(codes)), (0, 0)))
-        return {c.TABLE: b.codes(codes[:, None], 8, f"{EMBED}.codes")}
+        held = b.codes(codes[:, None], table.bits, f"{EMBED}.codes")
+        return {c.TABLE: held if table.bits == 8 else ops.cast(held, np.int8)}
 
     def gathers(self, tokens: int) -> dict[str, Type]:
         """Inputs of `gathered`."""

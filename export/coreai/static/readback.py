@@ -86,8 +86,11 @@ class _Embedding:
         if load.inputs or list(load.outputs) != [c.TABLE]:
             raise OtherProgramError(f"{c.LOAD} takes {', '.join(load.inputs)} and gives {', '.join(load.outputs)}")
         self._table(load.outputs[c.TABLE])
-        held = constant(shown(load.outputs[c.TABLE], unchanged, c.TABLE))[:, 0]
-        self._codes, rest = np.split(held, [quantized.config.vocab_size])
+        held, bits = shown(load.outputs[c.TABLE], unchanged, c.TABLE), quantized.embed().bits
+        if bits != 8:
+            (held,) = take(held, "cast", 1)
+        formed(held, "the codes of the embedding", f"si{bits}", load.outputs[c.TABLE].shape)
+        self._codes, rest = np.split(constant(held)[:, 0], [quantized.config.vocab_size])
         if rest.any():
             raise OtherProgramError("rows behind the vocabulary are not empty")
 
