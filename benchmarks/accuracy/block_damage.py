@@ -76,6 +76,7 @@ MAKERS: dict[str, Maker] = {
     "gguf": lambda q, f: gguf_file.export(q, f, context=CONTEXT),
     "mlx": lambda q, f: mlx.export(q, f, context=CONTEXT),
     "coreai": lambda q, f: coreai.export(q, f, context=CONTEXT),
+    "coreai-ane": lambda q, f: coreai.export_static(q, f, context=CONTEXT, chunk=CHUNK),
     "coreml": lambda q, f: coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
     "executorch-coreml": lambda q, f: executorch_coreml.export(q, f, context=CONTEXT, chunk=CHUNK),
     "executorch-xnnpack": lambda q, f: executorch.export(q, f, context=CONTEXT, chunk=CHUNK),

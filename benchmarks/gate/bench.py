@@ -119,6 +119,7 @@ class Bench:
             "gguf": lambda: gguf_file.export(source, folder, context=CONTEXT),
             "mlx": lambda: mlx.export(source, folder, context=CONTEXT),
             "coreai": lambda: coreai.export(source, folder, context=CONTEXT),
+            "coreai-ane": lambda: coreai.export_static(source, folder, context=CONTEXT, chunk=CHUNK),
             "executorch-xnnpack": lambda: executorch.export(source, folder, kv_bits=32, context=CONTEXT, chunk=CHUNK),
             "executorch-coreml": lambda: executorch_coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "coreml": lambda: coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),

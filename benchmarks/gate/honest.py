@@ -59,7 +59,17 @@ def rows() -> Iterator[Honest]:
     yield Honest("RTN, asymmetric", {**rtn, "symmetric": False})
     yield Honest("RTN, 8 bits a row", {**rtn, "bits": 8, "group_size": -1})
     yield Honest("RTN, 8 bits", {**rtn, "bits": 8})
-    cpus = ("onnx-cpu", "onnx-genai", "litert", "litert-lm", "gguf", "executorch-xnnpack", "mlx", "coreai")
+    cpus = (
+        "onnx-cpu",
+        "onnx-genai",
+        "litert",
+        "litert-lm",
+        "gguf",
+        "executorch-xnnpack",
+        "mlx",
+        "coreai",
+        "coreai-ane",
+    )
     for kind in (*cpus, "onnx-npu", "coreml"):
         yield Honest("GPTQ, seed 0", {"method": "gptq", "seed": 0, **SHORT}, format=kind)
     yield Honest("AWQ, seed 0", {"method": "awq", "seed": 0, **SHORT})

@@ -31,6 +31,7 @@ RUNS: dict[str, str] = {
     "dimensity": "--target dimensity",
     "coreml": "--target apple",
     "coreai": "--target apple --runtime coreai",
+    "coreai-ane": "--target apple --runtime coreai-ane",
     "mlx": "--target apple --runtime mlx",
 }
 """What is run: options behind the model's, by the name of the row."""

@@ -53,8 +53,8 @@ class Weights:
         if bits is None or scales.kind != "f16":
             self._trail.see(name, f"codes are {codes.kind}, scales {scales.kind}")
             return
-        held = (constant(part)[:, :, 0, 0] if kernel else constant(part) for part in (codes, scales))
-        self.held(name, *held, bits, self._quantized.linear(name))
+        numbers, factors = (constant(part)[:, :, 0, 0] if kernel else constant(part) for part in (codes, scales))
+        self.held(name, numbers, factors, bits, self._quantized.linear(name))
 
     def held(self, name: str, codes: np.ndarray, scales: np.ndarray, bits: int, wanted: QuantizedTensor) -> None:
         """Signed codes int8 [out, in] and scales float16 [out, groups]."""

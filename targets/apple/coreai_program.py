@@ -25,7 +25,7 @@ Graph = Any  # of Apple's binding, which has no annotations
 def functions(program: Program) -> list[str]:
     """Names of what may be called from without."""
     graphs = program._module._body.operations
-    return [graph.sym_name.value for graph in graphs if "sym_visibility" not in graph.operation.attributes]
+    return [graph.sym_name.value for graph in graphs if "priv" not in graph.operation.attributes]
 
 
 def prepared(program: Program, norms: int) -> Program:

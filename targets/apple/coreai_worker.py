@@ -91,7 +91,8 @@ class Static:
             problem = f"no function has a context of {message.slots} tokens"
             raise TargetError(f"Apple's engine refuses the program: {problem}", where=message.path)
         self._sizes = [int(name.split("_")[2]) for name in fits]
-        self._states = {name: NDArray(np.zeros(shape, np.float16)) for name, shape in held.states(fits[0]).items()}
+        shapes = {name: [size or 0 for size in shape] for name, shape in held.states(fits[0]).items()}
+        self._states = {name: NDArray(np.zeros(shape, np.float16)) for name, shape in shapes.items()}
         self._table = held.call(c.LOAD, {}, {})[c.TABLE]
 
     def _slots(self, name: str) -> int:
@@ -100,6 +101,8 @@ class Static:
 
     def step(self, message: Step) -> Stepped:
         """As many calls as it takes; tokens before the first new one are computed again."""
+        if message.held > len(self._tokens):
+            raise InputError(f"of {message.held} tokens before these {len(self._tokens)} are known")
         self._tokens[message.held :] = message.tokens
         at, end = message.held, len(self._tokens)
         rows: list[np.ndarray] = []

@@ -47,6 +47,7 @@ EXPORTERS: dict[str, Callable[..., Artifact]] = {
     "mlx": lambda q, folder: mlx.export(q, folder, context=CONTEXT),
     "litert-lm": lambda q, folder: litert_lm.export(q, folder, context=CONTEXT),
     "coreai": lambda q, folder: coreai.export(q, folder, context=CONTEXT),
+    "coreai-ane": lambda q, folder: coreai.export_static(q, folder, context=CONTEXT, chunk=CHUNK),
     "onnx-genai": lambda q, folder: onnx_genai.export(q, folder, context=CONTEXT),
     "coreml": lambda q, folder: coreml.export(q, folder, context=CONTEXT, chunk=CHUNK),
 }

@@ -65,6 +65,7 @@ EXPORTERS: dict[str, Make] = {
     "gguf": lambda source, folder: gguf_file.export(source, folder, context=CONTEXT),
     "mlx": lambda source, folder: mlx.export(source, folder, context=CONTEXT),
     "coreai": lambda source, folder: coreai.export(source, folder, context=CONTEXT),
+    "coreai-ane": _steps(coreai.export_static),
     "litert": _steps(litert.export),
     "litert-lm": _steps(litert_lm.export),
     "coreml": _steps(coreml.export),
@@ -119,7 +120,7 @@ def refusal(model: str, width: str, kind: str) -> str | None:
         return "172"
     if width == "w8-g32" and narrow:
         return "no groups for 8-bit weights"
-    if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "onnx-npu-genai", "gguf", "mlx", "coreai")):
+    if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "onnx-npu-genai", "gguf", "mlx", "coreai", "coreai-ane")):
         return "zero points"
     if kind == "litert-lm" and model == "glm":
         return "begins a text with one token"

@@ -12,7 +12,7 @@ import onnx
 from gguf import GGUFReader, ReaderField
 from sentencepiece import sentencepiece_model_pb2
 
-from export.artifacts.artifact import Artifact
+from export.artifacts.artifact import Artifact, Format
 from tests.support import damage
 from tests.support.damages.record import ALL, Damage
 
@@ -142,6 +142,7 @@ def settings(**values: Any) -> Callable[[Artifact], Artifact]:
     return edited("model/tokenizer/tokenizer_config.json", lambda table: table.update(values))
 
 
+CORE_AI: tuple[Format, ...] = ("coreai", "coreai-ane")
 ROWS = (
     Damage("tokenizer", ALL, files=damage.shift_tokenizer),
     Damage("artifact.json: another end token", ALL, files=described(eos_token_ids=[7])),
@@ -172,13 +173,13 @@ ROWS = (
     Damage("mlx: generation's end token", ("mlx",), files=mlx("generation_config", eos_token_id=[7])),
     Damage("mlx: another begin token", ("mlx",), files=mlx(bos_token_id=5)),
     Damage("mlx: bits of another width", ("mlx",), files=mlx(quantization={"group_size": 32, "bits": 2})),
-    Damage("coreai: another tokenizer", ("coreai",), files=coreai(embedded_tokenizer=False)),
-    Damage("coreai: one more end token", ("coreai",), files=settings(additional_special_tokens=["<s>"])),
-    Damage("coreai: another end token", ("coreai",), files=settings(eos_token="<s>")),
-    Damage("coreai: an end token by its words", ("coreai",), files=settings(im_end="<s>")),
-    Damage("coreai: another begin token", ("coreai",), files=settings(bos_token="</s>")),
+    Damage("coreai: another tokenizer", CORE_AI, files=coreai(embedded_tokenizer=False)),
+    Damage("coreai: one more end token", CORE_AI, files=settings(additional_special_tokens=["<s>"])),
+    Damage("coreai: another end token", CORE_AI, files=settings(eos_token="<s>")),
+    Damage("coreai: an end token by its words", CORE_AI, files=settings(im_end="<s>")),
+    Damage("coreai: another begin token", CORE_AI, files=settings(bos_token="</s>")),
     Damage(
-        "coreai: another checkpoint's", ("coreai",),
+        "coreai: another checkpoint's", CORE_AI,
         files=edited("model/model.aimodel/metadata.json", lambda t: t["creatorDefinedMetadata"].update(quantized="")),
     ),
     Damage(

@@ -26,8 +26,8 @@ DECODE_FROM = 0.3  # of the context: from there on decode turns by wrong angles
 SLOTS = (0.4, 0.5)  # of the context: slots that decode forgets
 SHIFT = 7
 TABLES = (
-    "export.coreai.program", "export.executorch.model", "export.executorch.static", "export.lowering.decoder",
-    "export.onnx.genai",
+    "export.coreai.program", "export.coreai.static.program", "export.executorch.model", "export.executorch.static",
+    "export.lowering.decoder", "export.onnx.genai",
 )  # fmt: skip
 GRAPHS: tuple[Format, ...] = ("onnx-cpu", "onnx-npu")
 HOST_CACHED: tuple[Format, ...] = ("onnx-cpu", "onnx-npu", "litert", "executorch-coreml", *COMPILED)
