@@ -72,6 +72,7 @@ COREAI_ANE = replace(
     },
     reader="export.coreai.static.readback:findings",
     sizes=Sizes(vector=2, rope=2, structure=40_000, tied=True),
+    lowering=Lowering(0.5, 0.2),
     speed=Speed("ane"),
     untold=(
         "what CoreAILanguageModel and swift-transformers make of the folder: they run on Apple devices alone",

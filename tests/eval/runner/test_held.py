@@ -41,6 +41,7 @@ NAMES = {
     "gguf": "llama.cpp of xllamacpp 20", "onnx-genai": "onnxruntime-genai 0.", "mlx": "mlx-lm 0.",
     "executorch-xnnpack": "TextLLMRunner of executorch 1.", "litert-lm": "LiteRT-LM of litert-lm-api 0.",
     "coreai": "transformers and Core AI",
+    "coreai-ane": "transformers and Core AI",
 }  # fmt: skip
 RUNTIMES = {"executorch-xnnpack": "executorch 1.", "litert-lm": "ai-edge-litert 2."}
 """What tells probabilities where the runner does not."""
@@ -81,6 +82,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         "executorch-xnnpack": executorch.export(quantized, place / "pte", context=CONTEXT),
         "litert-lm": litert_lm.export(quantized, place / "litertlm", context=CONTEXT),
         "coreai": coreai.export(quantized, place / "coreai", context=CONTEXT),
+        "coreai-ane": coreai.export_static(quantized, place / "coreai-ane", context=CONTEXT, chunk=32),
     }
     tokenizer = quantized.tokenizer()
     prompts = [tokenizer.encode(text * 3, bos=True)[:24] for text in TEXTS]
@@ -124,7 +126,7 @@ def faults(kind: str, found: Iterable[Measurement]) -> dict[str, float]:
     figures = list(found)
     for figure in figures:
         tells = RUNTIMES.get(kind, NAMES[kind]) if figure.name in PROBABILITIES else NAMES[kind]
-        assert figure.by.startswith(tells) and figure.how == ("emulated" if kind == "coreai" else "measured")
+        assert figure.by.startswith(tells) and figure.how == ("emulated" if kind.startswith("coreai") else "measured")
     return {f.name: f.value for f in figures if f.name in STRUCTURE and f.value > STRUCTURE[f.name][0]}
 
 
@@ -137,6 +139,7 @@ def faults(kind: str, found: Iterable[Measurement]) -> dict[str, float]:
         ("executorch-xnnpack", 3e-4),
         ("litert-lm", 3e-4),
         ("coreai", 1e-5),
+        ("coreai-ane", 1e-5),
     ],
 )  # fmt: skip
 def test_what_was_written_is_read_as_the_checkpoint_says(kind: str, largest: float, made: Made) -> None:
