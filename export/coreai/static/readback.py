@@ -164,6 +164,7 @@ class _Walk:
             raise OtherProgramError(f"it takes {', '.join(inputs)}")
         for name, form in wanted.items():
             formed(inputs[name], name, *form)
+        self._trail.see(items.CONTEXT)
         for name in (c.KEYS, c.VALUES):
             laid_out(inputs[name], name, (1, 1, c.INTERLEAVE, 1, 1), (1, 1, 1, 1, c.INTERLEAVE * context, 1))
             kind = {"f16": "float16"}.get(inputs[name].kind, inputs[name].kind)
@@ -254,33 +255,30 @@ class _Walk:
     def _attention(self, one: Attend, node: Node, layer: int) -> tuple[Node, Node, Node]:
         """Queries and keys before rope, and values."""
         group, size, mixed = one.heads // one.kv_heads, one.size, self._joined(node, one.heads, 1)
-        keys, values = self._caches[c.KEYS], self._caches[c.VALUES]
         products = [take(shown(part, _swap, "a head's mixed values"), "batch_matmul", 2) for part in mixed]
         shares = shown_by_all([share for _, share in products], lambda x, at: _swap(x[:, :, at : at + 1]), "shares")
-        masked, axis = take(shares, "softmax", 2)
-        summed, mask = take(masked, "add", 2)
-        same(mask, self._graph.inputs[c.MASK], unchanged, "the mask")
-        self._trail.see(items.MASK)  # the engine makes it
-        self._trail.see(items.CONTEXT, "" if constant(axis).ravel().tolist() == [1] else "shares of another axis")
-        turned = [
-            shown(part, lambda x: x.transpose(0, 3, 1, 2), "scores") for part in self._joined(summed, one.heads, 2)
-        ]
-        scores = [take(part, "batch_matmul", 2) for part in turned]
-
-        def headed(x: View, at: int) -> View:
-            return x.reshape(1, -1, 1, x.shape[-1], copy=False)[:, at * size : (at + 1) * size]
-
+        scores = self._scores(shares, one.heads)
         for head, ((value, _), (_, key)) in enumerate(zip(products, scores, strict=True)):
-            for part, cache in ((value, values), (key, keys)):
-                same(part, cache, lambda x, at=head // group: _swap(headed(x[layer], at)), "what a head attends to")
-        query = shown_by_all(
-            [part for part, _ in scores], lambda x, at: headed(x, at).transpose(0, 2, 3, 1), "a head's queries"
-        )
-        return (
-            self._query(query, one, layer),
-            self._turned(self._kept(c.KEYS, layer), one.kv_heads),
-            self._kept(c.VALUES, layer),
-        )
+            for part, cache in ((value, c.VALUES), (key, c.KEYS)):
+                held, at = self._caches[cache], head // group
+                same(part, held, lambda x, at=at: _swap(_headed(x[layer], at, size)), "what a head attends to")
+        queries = [query for query, _ in scores]
+        scaled = shown_by_all(queries, lambda x, at: _headed(x, at, size).transpose(0, 2, 3, 1), "a head's queries")
+        keys, values = (self._kept(cache, layer) for cache in (c.KEYS, c.VALUES))
+        return self._query(scaled, one, layer), self._turned(keys, one.kv_heads), values
+
+    def _scores(self, shares: Node, heads: int) -> list[tuple[Node, ...]]:
+        """Queries and keys of each head, from the softmax over all slots."""
+        masked, axis = take(shares, "softmax", 2)
+        if constant(axis).ravel().tolist() != [1]:
+            raise OtherProgramError("shares are not those of a token's slots")
+        summed, mask = take(masked, "add", 2)
+        formed(mask, "the mask", "f16", (1, self._artifact.context, 1, self._tokens))
+        same(mask, self._graph.inputs[c.MASK], unchanged, "the mask")
+        self._trail.see(items.MASK)  # what it adds, the engine says
+        parts = self._joined(summed, heads, 2)
+        turned = [shown(part, lambda x: x.transpose(0, 3, 1, 2), "a head's scores") for part in parts]
+        return [take(part, "batch_matmul", 2) for part in turned]
 
     def _joined(self, node: Node, count: int, axis: int) -> tuple[Node, ...]:
         """The parts of a value, one a head."""
@@ -338,6 +336,9 @@ class _Walk:
 
     def _rows(self, node: Node, table: np.ndarray) -> None:
         """Those of the step's positions."""
+        shape = (1,) * (4 - len(node.shape)) + node.shape
+        if shape != (1, 1, self._config.head_dim, self._tokens):
+            raise OtherProgramError(f"rope's factors are {node.shape}")
         held, at = take(shown(node, lambda x: x.transpose(0, 2, 1), "rope's factors"), "gather_nd", 2)
         (places,) = take(shown(at, unchanged, "positions"), "cast", 1)
         same(places, self._graph.inputs[c.POSITIONS], unchanged, "positions")
@@ -353,6 +354,11 @@ def shown_by_all(parts: list[Node], change: Change, what: str) -> Node:
     if any(base is not bases[0] for base in bases):
         raise OtherProgramError(f"{what} are of several values")
     return bases[0]
+
+
+def _headed(x: View, at: int, size: int) -> View:
+    """Channels of one head, [1, size, 1, n]."""
+    return x.reshape(1, -1, 1, x.shape[-1], copy=False)[:, at * size : (at + 1) * size]
 
 
 def _swap(x: View) -> View:
