@@ -225,7 +225,7 @@ def with_tools(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizedCheck
 
 EXPORTS: dict[str, Callable[..., Artifact]] = {
     "gguf": gguf_file.export, "onnx-genai": genai.export, "mlx": mlx.export, "executorch-xnnpack": executorch.export,
-    "litert-lm": litert_lm.export, "coreai": coreai.export,
+    "litert-lm": litert_lm.export, "coreai": coreai.export, "coreai-ane": coreai.export_static,
 }  # fmt: skip
 
 
