@@ -5,8 +5,11 @@ No Neural Engine runs here.
 
 from __future__ import annotations
 
-import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from export.coreai.export import export_static
 from export.coreai.static import contract
 from export.readback import items, read_back
 from targets.apple.coreai import CoreaiRuntime
+from targets.apple.coreai_messages import Open, Step
+from targets.host.child import Child
 from targets.host.torch_runtime import TorchRuntime
 from targets.runtime import open_runtime
 from tests.support.checkpoints.families import llama, qwen2, qwen3
@@ -52,32 +57,44 @@ def runtime(artifact: Artifact) -> Iterator[CoreaiRuntime]:
         yield opened
 
 
-def test_apples_package_reads_what_apples_engine_asks_for(artifact: Artifact) -> None:
-    """Names, types and shapes of StaticShapeEngine.swift, as the runtime itself tells them."""
-    from export.coreai.dialect import authoring
+TELLS = """
+import asyncio, json, sys
+from export.coreai.dialect import authoring
+def form(one):
+    return [str(one.dtype), *one.shape]
+def told(one):
+    inputs, states, outputs = one.input_descriptor, one.state_descriptor, one.output_descriptor
+    return [{name: form(find(name)) for name in names} for names, find in
+            ((one.input_names, inputs), (one.state_names, states), (one.output_names, outputs))]
+async def main():
+    async with authoring.AIModelAsset.load(sys.argv[1]).executable() as model:
+        print(json.dumps({name: told(model.load_function(name).desc) for name in model.function_names}))
+asyncio.run(main())
+"""
 
-    async def told() -> dict[str, Any]:
-        async with authoring.AIModelAsset.load(artifact.folder / ASSET).executable() as model:
-            return {name: model.load_function(name).desc for name in model.function_names}
 
-    found = asyncio.run(told())
+def test_apples_runtime_tells_what_apples_engine_asks_for(artifact: Artifact) -> None:
+    """Names, types and shapes of StaticShapeEngine.swift."""
+    command = [sys.executable, "-c", TELLS, str(artifact.folder / ASSET)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
     gathers = ["gather_embeddings_1", "gather_embeddings_32"]
     assert sorted(found) == sorted(["load_embeddings", *gathers, DECODE, PREFILL, PROMPT])
-    assert tuple(found["load_embeddings"].output_descriptor("embedding_table").shape) == (6144, 1, 256)
+    table = {"embedding_table": ["int8", 6144, 1, 256]}
+    assert found["load_embeddings"] == [{}, {}, table]
+    cache = ["float16", 2, 1, 128, 1, CONTEXT]  # the longest axis, which the engine takes for the context
     for name, tokens in ((DECODE, 1), (PREFILL, 32), (PROMPT, 32)):
-        one = found[name]
-        shapes = {each: tuple(one.input_descriptor(each).shape) for each in one.input_names}
-        assert shapes == {
-            "transformer_input": (1, tokens, 1, 256),
-            "position_ids": (1, tokens),
-            "in_step": (1,),
-            "causal_mask": (1, CONTEXT, 1, tokens),
+        inputs, states, outputs = found[name]
+        assert inputs == {
+            "transformer_input": ["float16", 1, tokens, 1, 256],
+            "position_ids": ["uint16", 1, tokens],
+            "in_step": ["int32", 1],
+            "causal_mask": ["float16", 1, CONTEXT, 1, tokens],
         }
-        assert {str(one.input_descriptor(each).dtype) for each in shapes} == {"float16", "uint16", "int32"}
-        states = {each: tuple(one.state_descriptor(each).shape) for each in one.state_names}
-        assert states == dict.fromkeys(["key_cache", "value_cache"], (2, 1, 128, 1, CONTEXT))
-        assert max(states["key_cache"]) == CONTEXT  # which the engine takes for the context
-    assert tuple(found[PREFILL].output_descriptor("out_logits").shape) == (1, 1, 32, 6144)
+        assert states == {"key_cache": cache, "value_cache": cache}
+        assert name == PROMPT or outputs == {"out_logits": ["float16", 1, 1, tokens, 6144]}
+    ids = {"in_new_token_ids": ["int32", 1, 32], **table}
+    assert found["gather_embeddings_32"] == [ids, {}, {"gathered_embeddings": ["float16", 1, 32, 1, 256]}]
 
 
 def test_our_numbers_are_in_every_function_and_once_in_the_file(
@@ -115,24 +132,32 @@ def test_apples_runtime_answers_as_the_dequantized_model(
     assert np.abs(stream[0] - quantized.embedding()[tokens[:40]].numpy()).max() < 2e-3
 
 
+@pytest.fixture
+def child(tmp_path: Path) -> Iterator[Child]:
+    """Apple's runtime, to be asked step by step."""
+    with closing(Child("targets.apple.coreai_worker", tmp_path / "log.txt")) as made:
+        yield made
+
+
+def asked(child: Child, *steps: Step) -> np.ndarray:
+    """Logits of the last of some steps."""
+    return [child.call(step, 600).logits for step in steps][-1]
+
+
 def test_prompts_go_through_the_function_that_gives_no_logits(
-    quantized: QuantizedCheckpoint, artifact: Artifact
+    quantized: QuantizedCheckpoint, artifact: Artifact, child: Child
 ) -> None:
     """As the engine calls them: three chunks by `prompt_opt`, the rest by `extend`."""
-    from targets.apple.coreai_messages import Open, Step
-    from targets.apple.coreai_worker import Static, opened
-
     tokens = np.random.default_rng(1).integers(10, 6000, 110).tolist()
     wanted = TorchRuntime(quantized, CONTEXT).logits(tokens)
-    held = opened(Open(str(artifact.folder / ASSET), "main", CONTEXT, 2))
-    assert isinstance(held, Static)
-    found = held.step(Step(tokens, 0, last=True)).logits
+    child.call(Open(str(artifact.folder / ASSET), "main", CONTEXT, 2), 600)
+    found = asked(child, Step(tokens, 0, last=True))
     assert found.shape == (110 - 3 * CHUNK, 6144)
     assert np.abs(found - wanted[3 * CHUNK :]).max() < 2e-3 * np.abs(wanted).max()
     with pytest.raises(InputError, match="of 115 tokens before these 110 are known"):
-        held.step(Step([5], 115))
+        asked(child, Step([5], 115))
     with pytest.raises(TargetError, match="no function has a context of 128 tokens"):
-        opened(Open(str(artifact.folder / ASSET), "main", 128, 2))
+        child.call(Open(str(artifact.folder / ASSET), "main", 128, 2), 600)
 
 
 @pytest.mark.parametrize("family", [llama, qwen2, qwen3], ids=lambda make: make.__name__)
@@ -205,22 +230,19 @@ SEEN = [
 
 @pytest.mark.parametrize(("graph", "change"), SEEN, ids=["keys for values", "no mask", "a scale"])
 def test_answers_tell_of_a_damage_to_one_function(
-    graph: str, change: Any, quantized: QuantizedCheckpoint, artifact: Artifact, tmp_path: Path
+    graph: str, change: Any, quantized: QuantizedCheckpoint, artifact: Artifact, tmp_path: Path, child: Child
 ) -> None:
     """That function alone ran where they are others."""
-    from targets.apple.coreai_messages import Open, Step
-    from targets.apple.coreai_worker import opened
-
     hurt = copied(artifact, tmp_path / "a")
     coreai.rewritten(hurt.folder / ASSET, change)
     tokens = np.random.default_rng(2).integers(10, 6000, 70).tolist()
     wanted = TorchRuntime(quantized, CONTEXT).logits(tokens)
-    held = opened(Open(str(hurt.folder / ASSET), "main", CONTEXT, 2))
-    found = held.step(Step(tokens[:-1], 0)).logits  # by `extend` of a chunk alone
+    child.call(Open(str(hurt.folder / ASSET), "main", CONTEXT, 2), 600)
+    found = asked(child, Step(tokens[:-1], 0))  # by `extend` of a chunk alone
     near = 2e-3 * np.abs(wanted).max()
     assert np.abs(found - wanted[:-1]).max() < near
     step = Step(tokens, 0, last=True) if graph == PROMPT else Step(tokens[-1:], 69)
-    assert np.abs(held.step(step).logits[-1] - wanted[-1]).max() > 1.5 * near
+    assert np.abs(asked(child, step)[-1] - wanted[-1]).max() > 1.5 * near
 
 
 def test_buffers_that_are_laid_out_otherwise_are_named(
