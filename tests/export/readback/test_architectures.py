@@ -111,6 +111,9 @@ CASES = [
 ]
 
 
+SYMMETRIC = ("onnx-npu", "onnx-npu-genai", "gguf", "mlx", "coreai", "coreai-ane")
+
+
 def refusal(model: str, width: str, kind: str) -> str | None:
     """What an exporter says of what its format cannot hold; None where it must write it."""
     narrow = kind in ("litert", "litert-lm", "executorch-xnnpack")
@@ -120,7 +123,7 @@ def refusal(model: str, width: str, kind: str) -> str | None:
         return "172"
     if width == "w8-g32" and narrow:
         return "no groups for 8-bit weights"
-    if width == "w4-g32-asymmetric" and (narrow or kind in ("onnx-npu", "onnx-npu-genai", "gguf", "mlx", "coreai", "coreai-ane")):
+    if width == "w4-g32-asymmetric" and (narrow or kind in SYMMETRIC):
         return "zero points"
     if kind == "litert-lm" and model == "glm":
         return "begins a text with one token"
