@@ -34,6 +34,7 @@ from export.litert import export as litert
 from export.litert_lm import export as litert_lm
 from export.lowering.ranges import Ranges, calibrate
 from export.mlx import export as mlx
+from export.npu_genai import export as npu_genai
 from export.onnx import cpu as onnx_cpu
 from export.onnx import genai as onnx_genai
 from export.onnx import npu as onnx_npu
@@ -124,6 +125,7 @@ class Bench:
             "executorch-coreml": lambda: executorch_coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "coreml": lambda: coreml.export(source, folder, context=CONTEXT, chunk=CHUNK),
             "onnx-npu": lambda: onnx_npu.export(source, self._ranges(), folder, context=CONTEXT, chunk=CHUNK),
+            "onnx-npu-genai": lambda: npu_genai.export(source, self._ranges(), folder, context=CONTEXT, chunk=CHUNK),
         }
         first = record(kind).compiled_from
         if first is not None:

@@ -28,6 +28,7 @@ RUNS: dict[str, str] = {
     "litert-lm": "--target generic-arm64 --runtime litert-lm",
     "executorch-xnnpack": "--target generic-arm64 --runtime executorch-xnnpack",
     "qnn-context": "--target snapdragon",
+    "qnn-genai": "--target snapdragon --runtime qnn-genai",
     "dimensity": "--target dimensity",
     "coreml": "--target apple",
     "coreai": "--target apple --runtime coreai",

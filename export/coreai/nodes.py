@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bluelm.block import Add, Product, Silu
 from compress.checkpoint.quantized import QuantizedTensor
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.onnx.reader import HeldWeight
@@ -21,6 +22,17 @@ def take(node: Node, op: str, count: int) -> tuple[Node, ...]:
     if node.op != op or len(node.inputs) != count:
         raise OtherProgramError(f"{node.op} of {len(node.inputs)} values instead of {op} of {count}")
     return node.inputs
+
+
+def pointwise(step: Silu | Product | Add, node: Node) -> tuple[Node, ...]:
+    """What goes value by value into the step that makes a node."""
+    match step:
+        case Silu():
+            return take(node, "silu", 1)
+        case Product():
+            return take(node, "mul", 2)
+        case Add():
+            return take(node, "add", 2)
 
 
 def constant(node: Node) -> np.ndarray:

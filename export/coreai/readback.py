@@ -19,7 +19,7 @@ from bluelm.rope import rope_table
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.coreai import ASSET, FOLDER
-from export.coreai.nodes import Weights, constant, formed, take
+from export.coreai.nodes import Weights, constant, formed, pointwise, take
 from export.coreai.readback_tells import faults as tell_faults
 from export.readback import items
 from export.readback.backwards import stream_before
@@ -117,12 +117,8 @@ class Walk:
                 return (self.linear(node, f"{at}.{step.weight}", step.biased),)
             case Attend():
                 return self.attention(step, node, layer)
-            case Silu():
-                return take(node, "silu", 1)
-            case Product():
-                return take(node, "mul", 2)
-            case Add():
-                return take(node, "add", 2)
+            case Silu() | Product() | Add():
+                return pointwise(step, node)
 
     def attention(self, step: Attend, node: Node, layer: int) -> tuple[Node, Node, Node]:
         """Queries, keys and values [1, heads, T, size], before rope."""

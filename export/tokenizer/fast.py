@@ -12,10 +12,8 @@ from bluelm.text.sentencepieces import SentencePieces
 from bluelm.text.tokenizer import Tokenizer, copy_own
 from compress.checkpoint.store import QuantizedCheckpoint
 from export.tokenizer.genai import CUT
-from export.tokenizer.table import SETTINGS, TABLE, beginning, tokenizer_config, tokenizer_json
+from export.tokenizer.table import FAST, SETTINGS, TABLE, beginning, tokenizer_config, tokenizer_json
 
-CLASS = "PreTrainedTokenizerFast"
-"""Takes tokenizer.json as it is; LlamaTokenizer would cut text in its own way."""
 GENERATION = "generation_config.json"
 
 
@@ -38,7 +36,7 @@ def write_tokenizer(quantized: QuantizedCheckpoint, folder: Path, context: int) 
         _write(folder / SETTINGS, tokenizer_config(tokenizer, optional_json(source, SETTINGS), context))
     settings = optional_json(folder, SETTINGS)
     settings.pop("auto_map", None)
-    _write(folder / SETTINGS, settings | {"tokenizer_class": CLASS})
+    _write(folder / SETTINGS, settings | {"tokenizer_class": FAST})
     config = quantized.config
     ends = {
         "bos_token_id": config.bos_token_id,

@@ -19,11 +19,10 @@ from bluelm.text.added_tokens import optional_json
 from bluelm.text.sentencepieces import SPACE, SentencePieces
 from bluelm.text.tokenizer import Tokenizer
 from export.tokenizer.genai_cuts import respelled
-from export.tokenizer.table import ROLE, SETTINGS, TABLE, check_pieces, tokenizer_config, tokenizer_json
+from export.tokenizer.table import FAST, ROLE, SETTINGS, TABLE, check_pieces, tokenizer_config, tokenizer_json
 
 LONGEST, BLANKS, SPACES = 500, 256, 63  # most bytes of a run; blanks in front of one; more of them as `SPACE`
 CLASS = "LlamaTokenizer"  # its word for SentencePiece's BPE; it refuses names that it does not know
-FAST = "PreTrainedTokenizerFast"  # tokenizer.json as it is
 CLASSES = {
     "BaichuanTokenizer", "CLIPTokenizer", "ChatGLMTokenizer", "CodeGenTokenizer", "CodeLlamaTokenizer", "GPT2Tokenizer",
     "GPTNeoXTokenizer", "GemmaTokenizer", "InternLM2Tokenizer", "LlamaTokenizer", "Phi3Tokenizer",

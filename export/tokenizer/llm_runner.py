@@ -20,9 +20,17 @@ from bluelm.system.reading import MOST_TABLE_BYTES, read_json
 from bluelm.text.added_tokens import optional_json
 from bluelm.text.sentencepieces import SentencePieces
 from bluelm.text.tokenizer import Tokenizer
-from export.tokenizer.table import ROLE, SETTINGS, TABLE, beginning, check_pieces, tokenizer_config, tokenizer_json
+from export.tokenizer.table import (
+    FAST,
+    ROLE,
+    SETTINGS,
+    TABLE,
+    beginning,
+    check_pieces,
+    tokenizer_config,
+    tokenizer_json,
+)
 
-CLASS = "PreTrainedTokenizerFast"  # to transformers, which renders chats for it: tokenizer.json as it is
 READ = {
     "model": {"BPE"},
     "normalizer": {"Sequence", "Replace", "Prepend", "NFC"},
@@ -51,7 +59,7 @@ def write_tokenizer(folder: Path, source: Path, context: int) -> dict[str, str]:
     settings.pop("auto_map", None)
     table = runner_table(tokenizer)
     write_text(folder / TABLE, json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n")
-    write_text(folder / SETTINGS, json.dumps(settings | {"tokenizer_class": CLASS}, indent=1) + "\n")
+    write_text(folder / SETTINGS, json.dumps(settings | {"tokenizer_class": FAST}, indent=1) + "\n")
     return {TABLE: ROLE, SETTINGS: ROLE}
 
 

@@ -12,6 +12,8 @@ from bluelm.text.sentencepieces import CONTROL, SPACE, UNKNOWN, USER_DEFINED, Se
 from bluelm.text.tokenizer import Tokenizer
 
 TABLE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+FAST = "PreTrainedTokenizerFast"
+"""The class that takes tokenizer.json as it is; LlamaTokenizer would cut text in its own way."""
 ROLE = "runner"
 """Of files that are made for the standard runner and that the checkpoint does not bring."""
 NORMAL, BPE = 1, 2  # ModelProto.SentencePiece.Type, ModelProto.TrainerSpec.ModelType

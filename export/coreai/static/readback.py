@@ -21,7 +21,7 @@ from bluelm.rope import rope_table
 from compress.checkpoint.store import EMBED, HEAD, QuantizedCheckpoint
 from export.artifacts.artifact import Artifact
 from export.coreai import ASSET, FOLDER
-from export.coreai.nodes import Weights, constant, formed, take
+from export.coreai.nodes import Weights, constant, formed, pointwise, take
 from export.coreai.readback_tells import faults as tell_faults
 from export.coreai.static import contract as c
 from export.coreai.static.views import View, same, shown, unchanged
@@ -202,12 +202,8 @@ class _Walk:
                 return (self._linear(node, step, f"{at}.{step.weight}"),)
             case Attend():
                 return self._attention(step, node, layer)
-            case Silu():
-                return take(node, "silu", 1)
-            case Product():
-                return take(node, "mul", 2)
-            case Add():
-                return take(node, "add", 2)
+            case Silu() | Product() | Add():
+                return pointwise(step, node)
 
     def _linear(self, node: Node, step: Linear, name: str) -> Node:
         if step.biased:

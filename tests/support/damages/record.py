@@ -22,7 +22,7 @@ from targets.runtime import Runtime
 ALL: tuple[Format, ...] = (
     "onnx-cpu", "onnx-genai", "litert", "gguf", "coreml", "onnx-npu", "executorch-xnnpack", "executorch-coreml",
     "qnn-context", "executorch-qnn", "mlx", "litert-lm", "coreai",
-    "coreai-ane",
+    "coreai-ane", "onnx-npu-genai",
 )  # fmt: skip
 COMPILED: tuple[Format, ...] = ("qnn-context", "executorch-qnn")
 
