@@ -34,7 +34,7 @@ def pipeline_config(
     """
     ends = list(config.eos_token_ids)
     decoder = {
-        "session_options": {"log_id": LOG, "provider_options": []},
+        "session_options": session(None),
         "head_size": config.head_dim,
         "hidden_size": config.hidden_size,
         "num_attention_heads": config.num_heads,
@@ -70,6 +70,11 @@ def pipeline_config(
     return {"model": model, "search": search}
 
 
+def session(provider: Mapping[str, str] | None) -> dict[str, Any]:
+    """Options of a stage's session: on the NPU with these of Qualcomm's plug-in, or on the CPU."""
+    return {"log_id": LOG, "provider_options": [] if provider is None else [{"QNN": dict(provider)}]}
+
+
 def stages(parts: Sequence[Part], provider: Mapping[str, str] | None) -> dict[str, Any]:
     """By name: the first stage, then for each part of the model prefill, which runs on prompts, and decode."""
     inputs, outputs = ["input_ids", "position_ids", "attention_mask"], ["hidden", "positions", "mask"]
@@ -82,7 +87,7 @@ def stages(parts: Sequence[Part], provider: Mapping[str, str] | None) -> dict[st
             if not part.layers:
                 stage["is_lm_head"] = True  # only the last window of a prompt asks for logits
             if provider is not None:
-                stage["session_options"] = {"log_id": LOG, "provider_options": [{"QNN": dict(provider)}]}
+                stage["session_options"] = session(provider)
             found[file.removesuffix(".onnx")] = stage
     return found
 

@@ -22,7 +22,7 @@ from bluelm.text.tokenizer import Tokenizer
 from compress.recipe import Recipe
 from export.artifacts.artifact import Artifact
 from export.formats import StandardRunner
-from export.npu_genai.config import CONFIG, padding
+from export.npu_genai.config import CONFIG, FRONT, padding, session
 from export.npu_genai.export import check_window, export
 from export.npu_genai.provider import provider_options
 from export.tokenizer.genai import check_tokenizer
@@ -64,10 +64,9 @@ def _told(artifact: Artifact, folder: Path, settings: Mapping[str, str]) -> dict
     told = json.loads(artifact.path("genai").read_text(encoding="utf-8"))
     provider = provider_options(int(settings["soc_model"]), int(settings["htp_arch"]))
     (stages,) = told["model"]["decoder"]["pipeline"]
-    for name, stage in stages.items():
-        if name != "front":
-            options = {"log_id": "onnxruntime-genai", "provider_options": [{"QNN": provider}]}
-            stage["session_options"] = options
+    for stage in stages.values():
+        if stage["filename"] != FRONT:
+            stage["session_options"] = session(provider)
     (folder / CONFIG).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return {CONFIG: "genai"}
 
