@@ -50,7 +50,7 @@ QNN_CONTEXT = Record(
 QNN_GENAI = replace(  # the same compiler's contexts, as stages that onnxruntime-genai runs
     QNN_CONTEXT,
     name="qnn-genai",
-    optional_tools=("adb", "onnxruntime-genai"),
+    optional_tools=("onnxruntime-genai",),
     backend="targets.qualcomm.genai:PipelineBackend",
     compiled_from="onnx-npu-genai",
     runs={"htp": Run("targets.qualcomm.runtime:open_sliding", "onnxruntime-qnn", SIMULATOR)},

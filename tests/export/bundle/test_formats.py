@@ -206,8 +206,20 @@ def test_gradle_projects(name: str) -> None:
     assert "{{" not in "".join(data.decode() for data in files.values())
 
 
+WITHOUT_APP = ("onnx-npu-genai", "qnn-genai")
+SHIPPED = [kind for kind in formats.names() if kind not in WITHOUT_APP]
+
+
+@pytest.mark.parametrize("kind", WITHOUT_APP)
+def test_an_artifact_that_no_app_of_ours_runs_is_refused_with_the_reason(kind: str) -> None:
+    app = formats.record(kind).app
+    assert isinstance(app, formats.Without)
+    with pytest.raises(TargetError, match=f"no runtime on a phone executes '{kind}': {app.reason}"):
+        project.runtime_of(kind)
+
+
 def test_every_artifact_has_a_runtime_on_phones() -> None:
-    for kind in formats.names():
+    for kind in SHIPPED:
         name, facts = project.runtime_of(kind)
         assert project.system_of(name, "ipa" if facts.os == "ios" else "apk") in ("android", "ios")
     pinned = project.pinned(project.runtimes()["executorch-qnn"], {"onnxruntime-qnn": "2.5.0", "executorch": "1.4.1"})
@@ -218,7 +230,7 @@ def test_every_artifact_has_a_runtime_on_phones() -> None:
 
 
 def test_a_run_tells_the_version_of_every_library_of_an_app() -> None:
-    for kind in formats.names():
+    for kind in SHIPPED:
         record, facts = formats.record(kind), project.runtime_of(kind)[1]
         told = {*TOOLS, record.package, *(name for more in facts.implies.values() for name in more)}
         if isinstance(record.runner, formats.StandardRunner):

@@ -63,7 +63,7 @@ def test_it_answers_as_the_checkpoint_does(
 
 
 def test_what_it_cannot_answer_is_bad_input(made: tuple[QuantizedCheckpoint, Artifact]) -> None:
-    with pytest.raises(InputError, match="context holds 64"):
+    with pytest.raises(InputError, match="no room in the artifact's context of 64"):
         asked(made[1], "very long " * 80)
     with pytest.raises(InputError, match="the prompt is empty"):
         asked(made[1], " ")
