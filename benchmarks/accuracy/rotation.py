@@ -40,11 +40,11 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 """Preset and what is laid over it, by the name of the row; a head as w4-g32's, so that tied models take it."""
 SAMPLES, LENGTH, TOKENS = 32, 512, 4096
 BLOCK = 32  # activations that share a scale in onnxruntime at level 4, beside such groups
-COLUMNS = ("recipe", "KL of the codes", "with a range a token", "with blocks of 32", "memory and time")
+COLUMNS = ("recipe", "KL of the codes", "with a range a token", "with blocks of 32")
 
 
-def quantized(out: Path, name: str, model: Path) -> tuple[QuantizedCheckpoint, str]:
-    """Codes by the command line, and what it said of its plan."""
+def quantized(out: Path, name: str, model: Path) -> QuantizedCheckpoint:
+    """Codes by the command line."""
     folder = out / re.sub(r"\W+", "-", name)
     preset, values = RECIPES[name]
     recipe = out / f"{folder.name}.yaml"
@@ -54,8 +54,7 @@ def quantized(out: Path, name: str, model: Path) -> tuple[QuantizedCheckpoint, s
     done = subprocess.run([sys.executable, "-m", "pipeline", *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
-    planned = re.search(r"Planned.*", done.stdout + done.stderr)
-    return QuantizedCheckpoint.open(folder), "" if planned is None else planned[0]
+    return QuantizedCheckpoint.open(folder)
 
 
 @cache
@@ -88,8 +87,7 @@ def mean_kl(decoder: Decoder, texts: Sequence[Tensor], wanted: Sequence[Tensor])
 
 def row(out: Path, name: str, model: Path) -> list[str]:
     """Three figures of one recipe."""
-    codes, planned = quantized(out, name, model)
-    decoder = Decoder.from_weights(codes)
+    decoder = Decoder.from_weights(quantized(out, name, model))
     roundings: tuple[Rounding | None, ...] = (None, by_token, lambda x: in_blocks(x, BLOCK))
     cells: list[str] = []
     for rounding in roundings:
@@ -99,7 +97,7 @@ def row(out: Path, name: str, model: Path) -> list[str]:
             with rounding_inputs(decoder, rounding):
                 found = mean_kl(decoder, windows(model), exact(model))
         cells.append(f"{found:.4f}")
-    return [name, *cells, planned]
+    return [name, *cells]
 
 
 def main() -> None:
